@@ -1,0 +1,40 @@
+# make demo    load a tiny checkpoint made on the spot and print what it says next
+# make test    the whole suite
+# make check   lint, the import rule and the fast tests
+# make format  put the code into its one format
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/.ready
+	$(BIN)/python -m jaxtune.demo
+
+test: .venv/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+check: .venv/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+format: .venv/.test-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "jaxtune needs Python 3.11 or later: make PYTHON=/path/to/python3.11 …"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.ready: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/.test-ready: requirements-test.txt .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+.PHONY: demo test check format
