@@ -1,0 +1,64 @@
+"""Where arrays live: a device mesh, and rules that give every leaf a `NamedSharding`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtune import tree
+
+AXES = ("data", "fsdp", "tensor")  # batches over the first two, weights over the last two
+
+# Ours are [L, in, out]: the way in is split over `fsdp`, heads and hidden features over `tensor`.
+RULES: tree.Rules = (
+    (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
+    (r"(.*/)?head/w", PartitionSpec("fsdp", "tensor")),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
+    (r".*/(scale|b)", PartitionSpec()),
+)
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of named axes in the given order; one size may be -1 and takes what is left."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = list(axes.values())
+    described = ", ".join(f"{name}={size}" for name, size in axes.items())
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {described}: sizes are positive, and one at most may be -1")
+    named = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // named
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {described} does not use the {len(devices)} devices there are")
+    return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
+
+
+def shardings(
+    shapes: Mapping[str, tuple[int, ...]],
+    mesh: Mesh,
+    rules: tree.Rules = RULES,
+) -> dict[str, NamedSharding]:
+    """A sharding for every leaf, by slash path; `rules` are (pattern, PartitionSpec)."""
+    specs = tree.match(rules, shapes, unused="allow")
+    return {
+        path: NamedSharding(mesh, fitted(specs[path], shape, mesh))
+        for path, shape in shapes.items()
+    }
+
+
+def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec without the axes that the mesh lacks or that do not divide their dimension."""
+    if len(spec) > len(shape):
+        raise ValueError(f"{spec} has more entries than the shape {shape} has dimensions")
+    kept = []
+    for size, entry in zip(shape, spec, strict=False):
+        names = entry if isinstance(entry, tuple) else (entry,)
+        names = tuple(name for name in names if name in mesh.shape)
+        parts = math.prod(mesh.shape[name] for name in names)
+        fits = names and size % parts == 0
+        kept.append((names if len(names) > 1 else names[0]) if fits else None)
+    return PartitionSpec(*kept)

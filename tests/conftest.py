@@ -1,0 +1,47 @@
+"""Settings that must hold before JAX is imported, and models that many tests share."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar for every tiny save
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Pair:
+    """A reference model, its checkpoint, and the same checkpoint as jaxtune loads it."""
+
+    case: Any
+    directory: Path
+    reference: Any
+    model: Any
+    variables: dict
+
+    @functools.cached_property
+    def apply(self):
+        import jax
+
+        return jax.jit(self.model.apply)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """`pair("llama-linear")` is that case of tests/reference.py, made and loaded once a session."""
+    import jaxtune
+    from tests import reference
+
+    @functools.cache
+    def make(name: str) -> Pair:
+        case = reference.CASES[name]
+        directory = tmp_path_factory.mktemp(name)
+        model = reference.make(case, directory)
+        return Pair(case, directory, model, *jaxtune.load(directory))
+
+    return make

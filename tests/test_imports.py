@@ -1,0 +1,110 @@
+"""Who may import whom (see the README): read from the source, so that it cannot drift."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A module, and the modules of ours that it may import; the longest matching prefix decides.
+ALLOWED = {
+    "jaxtune": {"jaxtune.checkpoint"},  # the public surface, imported when asked for
+    "jaxtune.tree": set(),
+    "jaxtune.sharding": {"jaxtune.tree"},
+    "jaxtune.models": {"jaxtune.models", "jaxtune.tree"},
+    "jaxtune.checkpoint.names": set(),
+    "jaxtune.checkpoint.files": set(),
+    "jaxtune.checkpoint.hub": {"jaxtune.checkpoint.files"},
+    "jaxtune.families": {"jaxtune.families", "jaxtune.models", "jaxtune.checkpoint.names"},
+    "jaxtune.checkpoint": {
+        "jaxtune.checkpoint",
+        "jaxtune.families",
+        "jaxtune.models",
+        "jaxtune.sharding",
+        "jaxtune.tree",
+    },
+    "jaxtune.inspect": {
+        "jaxtune.checkpoint",
+        "jaxtune.families",
+        "jaxtune.models",
+        "jaxtune.sharding",
+        "jaxtune.tree",
+    },
+    "jaxtune.demo": {"jaxtune", "jaxtune.families", "jaxtune.models"},
+}
+FAMILIES = "gemma|llama|qwen|phi|mistral"
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / "jaxtune").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def longest_prefix(name: str, prefixes) -> str:
+    fitting = [each for each in prefixes if name == each or name.startswith(each + ".")]
+    return max(fitting, key=len, default="")
+
+
+def imports(path: Path, known) -> set[str]:
+    """The modules of ours that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
+    return {name for name in found if name.split(".")[0] == "jaxtune"}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_one_way(module):
+    known = modules()
+    rule = longest_prefix(module, ALLOWED)
+    if rule == "jaxtune":
+        assert module == "jaxtune", f"{module} is new: say in ALLOWED what it may import"
+    for imported in imports(known[module], known):
+        allowed = longest_prefix(imported, ALLOWED[rule])
+        # `jaxtune` allows its public surface and not everything below it.
+        assert allowed, f"{module} may not import {imported}"
+        assert allowed != "jaxtune" or imported == "jaxtune", f"{module} may not import {imported}"
+
+
+def test_no_model_names_a_family():
+    for path in (ROOT / "jaxtune" / "models").glob("*.py"):
+        code = ast.unparse(without_docstrings(ast.parse(path.read_text())))
+        assert not re.search(FAMILIES, code, re.IGNORECASE) or path.name == "rope.py", path
+
+
+def without_docstrings(node: ast.AST) -> ast.AST:
+    for each in ast.walk(node):
+        body = getattr(each, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            each.body = body[1:] or [ast.Pass()]
+    return node
+
+
+def test_importing_jaxtune_imports_nothing_heavy():
+    heavy = {"jax", "flax", "torch", "tensorflow", "transformers", "huggingface_hub"}
+    code = "import sys, jaxtune; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_the_public_surface_is_there():
+    import jaxtune
+
+    for name in jaxtune.__all__:
+        assert callable(getattr(jaxtune, name))
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        jaxtune.lode  # noqa: B018
