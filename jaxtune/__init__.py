@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxtune.checkpoint.export import save_merged
     from jaxtune.checkpoint.load import load
+    from jaxtune.models.layout import arrange
+    from jaxtune.sharding import make_mesh
 
 __version__ = "0.1.0"
-__all__ = ["load", "save_merged"]
+__all__ = ["arrange", "load", "make_mesh", "save_merged"]
 
-_HOMES = {"load": "jaxtune.checkpoint.load", "save_merged": "jaxtune.checkpoint.export"}
+_HOMES = {
+    "arrange": "jaxtune.models.layout",
+    "load": "jaxtune.checkpoint.load",
+    "make_mesh": "jaxtune.sharding",
+    "save_merged": "jaxtune.checkpoint.export",
+}
 
 
 def __getattr__(name: str):

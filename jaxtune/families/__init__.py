@@ -1,0 +1,54 @@
+"""Model families: one file each, found by the `model_type` in `config.json`."""
+
+import difflib
+import json
+from pathlib import Path
+
+from jaxtune.families import gemma, llama, mistral, phi, qwen
+from jaxtune.families.huggingface import Config, ConfigError, Family
+from jaxtune.models.decoder import DecoderConfig
+
+SUPPORTED: dict[str, Family] = {
+    family.model_type: family
+    for module in (gemma, llama, mistral, phi, qwen)
+    for family in module.FAMILIES
+}
+
+
+def find(config: Config, where: str = "config.json") -> Family:
+    """The family of a parsed `config.json`."""
+    name = config.get("model_type")
+    if name in SUPPORTED:
+        return SUPPORTED[name]
+    near = difflib.get_close_matches(str(name), SUPPORTED, n=1)
+    supported = "\n".join(f"  {each.model_type:12} {each.title}" for each in SUPPORTED.values())
+    raise ConfigError(
+        f"{where}: model_type {name!r} is not supported"
+        + (f" (nearest: {near[0]!r})" if near else "")
+        + f"; jaxtune reads\n{supported}"
+    )
+
+
+def read(directory: Path) -> tuple[Config, Family, DecoderConfig]:
+    """A checkpoint's parsed `config.json`, its family, and the model it describes."""
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory} has no config.json: a checkpoint is a directory as save_pretrained or "
+            "the Hub lays it out, with config.json beside its *.safetensors"
+        ) from None
+    except ValueError as problem:
+        raise ConfigError(f"{file} is not JSON: {problem}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected a JSON object, found {type(config).__name__}")
+    family = find(config, str(file))
+    try:
+        return config, family, family.decoder(config)
+    except ConfigError as problem:
+        raise ConfigError(f"{file}: {problem}") from None
+    except KeyError as missing:
+        raise ConfigError(f"{file}: {missing} is missing") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
+        raise ConfigError(f"{file}: a value of the wrong kind ({problem})") from None

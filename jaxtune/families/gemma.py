@@ -1,0 +1,158 @@
+"""Gemma 1, 2 and 3, and the text tower inside Gemma 3's image models."""
+
+from jaxtune.checkpoint.names import prefixed
+from jaxtune.families.huggingface import (
+    ATTENTION,
+    ENDS,
+    LLAMA_NAMES,
+    MLP,
+    SANDWICH_NORMS,
+    Config,
+    ConfigError,
+    Family,
+    activation,
+    layers,
+    listed_windows,
+    rotary,
+    sizes,
+    uniform_layers,
+)
+from jaxtune.models.decoder import DecoderConfig
+from jaxtune.models.rope import Rope
+
+GEMMA1 = dict(
+    vocab_size=256_000,
+    hidden_size=3072,
+    intermediate_size=24_576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    attention_bias=False,
+)
+GEMMA2 = {
+    **GEMMA1,
+    **dict(
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+    ),
+}
+GEMMA3 = {
+    **GEMMA2,
+    **dict(
+        vocab_size=262_208,
+        max_position_embeddings=131_072,
+        sliding_window_pattern=6,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+    ),
+}
+
+
+def gemma1(config: Config) -> DecoderConfig:
+    """A Gemma 1 `config.json` in our terms."""
+    config = {**GEMMA1, **config}
+    # The first files say "gelu"; the models were trained with its tanh form all the same.
+    return DecoderConfig(
+        **_shared(config),
+        layers=uniform_layers(config, window=None),
+        activation="gelu_tanh",
+    )
+
+
+def gemma2(config: Config) -> DecoderConfig:
+    """A Gemma 2 `config.json` in our terms."""
+    config = {**GEMMA2, **config}
+    count = config["num_hidden_layers"]
+    windows = listed_windows(config, _every(2, count))
+    return _sandwiched(config, layers(config, windows, [rotary(config)] * count))
+
+
+def gemma3(config: Config) -> DecoderConfig:
+    """The `config.json` of a Gemma 3 text model in our terms."""
+    config = {**GEMMA3, **config}
+    count = config["num_hidden_layers"]
+    types = config.get("layer_types") or _every(config["sliding_window_pattern"], count)
+    ropes = _ropes(config)
+    kinds = layers(config, listed_windows(config, types), [ropes[each] for each in types])
+    return _sandwiched(config, kinds, qk_norm=True)
+
+
+def gemma3_tower(config: Config) -> DecoderConfig:
+    """The text tower of a Gemma 3 image model's `config.json`."""
+    text = dict(config.get("text_config") or {})
+    # The outer file decides, as in transformers: the head belongs to the whole model.
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
+    return gemma3(text)
+
+
+def _shared(config: Config) -> dict:
+    if config.get("use_bidirectional_attention"):
+        raise ConfigError(
+            "use_bidirectional_attention is set: this is an embedding model; "
+            "jaxtune tunes causal language models"
+        )
+    bias = config["attention_bias"]
+    scale = config["hidden_size"] ** 0.5
+    return dict(**sizes(config), norm_offset=1.0, embed_scale=scale, qkv_bias=bias, out_bias=bias)
+
+
+def _sandwiched(config: Config, kinds, **switches) -> DecoderConfig:
+    shared = _shared(config) | dict(query_scale=config["query_pre_attn_scalar"] ** -0.5)
+    return DecoderConfig(
+        **shared,
+        **switches,
+        layers=kinds,
+        activation=activation(config["hidden_activation"]),
+        attention_softcap=config["attn_logit_softcapping"],
+        logit_softcap=config["final_logit_softcapping"],
+        post_norms=True,
+    )
+
+
+def _ropes(config: Config) -> dict[str, Rope]:
+    """A rope each type of layer; older files give the local ones no more than a theta."""
+    nested = config.get("rope_parameters") or {}
+    local = {**config, "rope_theta": config["rope_local_base_freq"]}
+    return dict(
+        full_attention=rotary(
+            config, nested.get("full_attention") or config.get("rope_scaling") or {}
+        ),
+        sliding_attention=rotary(local, nested.get("sliding_attention") or {}),
+    )
+
+
+def _every(period: int, count: int) -> list[str]:
+    """All layers slide but each `period`-th."""
+    return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(count)]
+
+
+SANDWICH_NAMES = (*ENDS, *ATTENTION, *MLP, *SANDWICH_NORMS)
+# As published, and as transformers names the tower in memory (and wrote it for a while).
+TOWER_NAMES = (
+    prefixed(
+        SANDWICH_NAMES, {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
+    ),
+    prefixed(SANDWICH_NAMES, {"model.": "model.language_model."}),
+)
+TOWER_OTHER = (r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*")
+
+FAMILIES = (
+    Family("gemma", "Gemma 1", gemma1, (LLAMA_NAMES,)),
+    Family("gemma2", "Gemma 2", gemma2, (SANDWICH_NAMES,)),
+    Family("gemma3_text", "Gemma 3 270M, 1B", gemma3, (SANDWICH_NAMES,)),
+    Family("gemma3", "Gemma 3 4B, 12B, 27B (text tower)", gemma3_tower, TOWER_NAMES, TOWER_OTHER),
+)

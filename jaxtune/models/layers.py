@@ -1,0 +1,73 @@
+"""The three things every tower is made of: linear maps, embeddings and RMS norms."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Linear(nn.Module):
+    """x @ w (+ b), in `x`'s dtype or accumulated into `output`."""
+
+    features: int
+    bias: bool = False
+    output: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., in] -> [..., features]
+        shape = (x.shape[-1], self.features)
+        w = self.variable("params", "w", _random(self, shape, shape[0] ** -0.5)).value
+        # Two dimensions: XLA's CPU backend runs the 3-D products of the backward pass badly.
+        flat = x.reshape(-1, x.shape[-1])
+        y = jnp.dot(flat, w.astype(x.dtype), preferred_element_type=self.output or x.dtype)
+        if self.bias:
+            b = self.variable("params", "b", jnp.zeros, (self.features,)).value
+            y = y + b.astype(y.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Embedding(nn.Module):
+    """A vector a token, and the same vectors as a head."""
+
+    vocabulary: int
+    width: int
+
+    def setup(self):
+        self.w = self.variable("params", "w", _random(self, (self.vocabulary, self.width), 0.02))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:  # int32[...] -> [..., D]
+        return jnp.take(self.w.value, tokens, axis=0)
+
+    def score(self, x: jax.Array) -> jax.Array:  # [..., D] -> float32[..., V]
+        """The product of `x` with every token's vector."""
+        w = self.w.value.astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, times `offset + scale`; computed in float32."""
+
+    epsilon: float
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., D]
+        start = jnp.full((x.shape[-1],), 1.0 - self.offset)
+        scale = self.variable("params", "scale", lambda: start).value.astype(jnp.float32)
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        return (normed * (self.offset + scale)).astype(x.dtype)
+
+
+def _random(module: nn.Module, shape: tuple[int, ...], deviation: float):
+    """An initialiser that asks for a key only when it is run."""
+    return lambda: deviation * jax.random.normal(module.make_rng("params"), shape)

@@ -1,0 +1,151 @@
+"""Rotary position embeddings: scaling schemes as frequencies, and the rotation itself."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The frequencies that turn a position into angles.
+
+    A sequence longer than `switch` tokens uses the `long` frequencies in place of `short`.
+    """
+
+    theta: float
+    scheme: str  # in words, for people
+    short: tuple[float, ...]  # [R], R = half the rotated part of a head
+    long: tuple[float, ...] = ()
+    switch: int = 0
+    scale: float = 1.0  # multiplies both cosine and sine
+
+
+def default(theta: float, dim: int) -> Rope:
+    """The original geometric series of frequencies over `dim` rotated features."""
+    return Rope(theta, "default", _floats(_series(theta, dim)))
+
+
+def linear(theta: float, dim: int, *, factor: float) -> Rope:
+    """Positions squeezed by `factor`."""
+    return Rope(theta, f"linear ×{factor:g}", _floats(_series(theta, dim) / factor))
+
+
+def llama3(
+    theta: float,
+    dim: int,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original: int,
+) -> Rope:
+    """Long waves squeezed by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+    series = _series(theta, dim)
+    turns = original * series / (2 * math.pi)
+    keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    scheme = f"llama3 ×{factor:g} from {original:,}"
+    return Rope(theta, scheme, _floats(series * (keep + (1 - keep) / factor)))
+
+
+def yarn(
+    theta: float,
+    dim: int,
+    *,
+    factor: float,
+    original: int,
+    beta_fast: float = 32,
+    beta_slow: float = 1,
+    truncate: bool = True,
+    attention_factor: float | None = None,
+    mscale: float | None = None,
+    mscale_all_dim: float | None = None,
+) -> Rope:
+    """Short waves kept, long ones squeezed, a ramp over feature index between (YaRN)."""
+    low, high = (
+        dim * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
+        for beta in (beta_fast, beta_slow)
+    )
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / (high - low or 0.001), 0, 1)
+    series = _series(theta, dim)
+    if attention_factor is None:
+        given = mscale and mscale_all_dim
+        attention_factor = _yarn_scale(factor, mscale if given else 1.0)
+        attention_factor /= _yarn_scale(factor, mscale_all_dim) if given else 1.0
+    scheme = f"yarn ×{factor:g} from {original:,}"
+    short = _floats(series * (1 - ramp + ramp / factor))
+    return Rope(theta, scheme, short, scale=attention_factor)
+
+
+def longrope(
+    theta: float,
+    dim: int,
+    *,
+    short_factor: tuple[float, ...],
+    long_factor: tuple[float, ...],
+    factor: float,
+    original: int,
+    attention_factor: float | None = None,
+) -> Rope:
+    """One squeeze a feature, and another set of them past the original context (Phi)."""
+    for name, values in (("short_factor", short_factor), ("long_factor", long_factor)):
+        if len(values) != dim // 2:
+            raise ValueError(
+                f"longrope: {name} has {len(values)} entries; "
+                f"{dim} rotated features need {dim // 2}"
+            )
+    if attention_factor is None:
+        attention_factor = math.sqrt(1 + max(math.log(factor), 0) / math.log(original))
+    series = _series(theta, dim)
+    return Rope(
+        theta,
+        f"longrope ×{factor:g} from {original:,}",
+        short=_floats(series / np.asarray(short_factor)),
+        long=_floats(series / np.asarray(long_factor)),
+        switch=original,
+        scale=attention_factor,
+    )
+
+
+def angles(
+    rope: Rope,
+    position: jax.Array,  # int32[B, T]
+    length: jax.Array,  # int32[B, T], tokens in the sequence that each token belongs to
+) -> tuple[jax.Array, jax.Array]:  # float32[B, T, R] each
+    """Cosine and sine of every token's angles."""
+    frequencies = jnp.asarray(rope.short, jnp.float32)
+    if rope.long:
+        long = jnp.asarray(rope.long, jnp.float32)
+        frequencies = jnp.where((length > rope.switch)[..., None], long, frequencies)
+    turned = position.astype(jnp.float32)[..., None] * frequencies
+    return jnp.cos(turned) * rope.scale, jnp.sin(turned) * rope.scale
+
+
+def rotate(
+    x: jax.Array,  # [B, T, N, H]
+    cosine: jax.Array,  # float32[B, T, R], 2 R <= H: the features past 2 R pass through
+    sine: jax.Array,
+) -> jax.Array:
+    """Turn feature pairs (i, i + R) of every head; computed in float32, returned as `x`'s dtype."""
+    half = cosine.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    cosine, sine = cosine[:, :, None], sine[:, :, None]
+    turned = (first * cosine - second * sine, second * cosine + first * sine, rest)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _series(theta: float, dim: int) -> np.ndarray:
+    return theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _yarn_scale(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
