@@ -1,12 +1,16 @@
 """Where a checkpoint lies: a path as it is, or a repository of the Hugging Face Hub, downloaded."""
 
+import contextlib
 import difflib
 import errno
 import os
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from jaxtune.checkpoint.files import CheckpointError
+from jaxtune.checkpoint.files import DTYPES, CheckpointError, Safetensors, TensorInfo
 
 # Strict, because repository and revision become directory names in the cache.
 REPO_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)
@@ -39,17 +43,37 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
     A repository is downloaded into the cache of huggingface_hub, unless it is there already.
     """
+    return _existing(source) or _download(*_repository(source))
+
+
+def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path], Safetensors]]:
+    """The directory of a checkpoint, and what opens the headers of its weights from there.
+
+    A repository's weights stay on the Hub, unless the cache has them: only the small files beside
+    them are downloaded.
+    """
+    if path := _existing(source):
+        return path, Safetensors.open
+    repo, revision = _repository(source)
+    directory = _download(repo, revision, without=["*.safetensors"])
+    return directory, partial(_headers, repo, revision)
+
+
+def _existing(source: str | os.PathLike[str]) -> Path | None:
+    path = Path(source).expanduser()
+    return path if os.fspath(source) and path.exists() else None
+
+
+def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The repository, and the revision if there is one, that a source names."""
     text = os.fspath(source)
-    path = Path(text).expanduser()
-    if text and path.exists():
-        return path
     match = REPO_ID.fullmatch(text)
     if not match or ".." in text or "--" in match["repo"] or text.endswith(NO_REPO_SUFFIXES):
         raise CheckpointError(
             f"{text!r}: no such directory or file, and it is no repository id either (owner/name"
-            f" or owner/name@revision).{_hint(path)}"
+            f" or owner/name@revision).{_hint(Path(text).expanduser())}"
         )
-    return _download(match["repo"], match["revision"])
+    return match["repo"], match["revision"]
 
 
 def _hint(path: Path) -> str:
@@ -61,18 +85,49 @@ def _hint(path: Path) -> str:
     return f" Did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> Path:
     import huggingface_hub
 
     try:
         snapshot = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            repo,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=[*UNWANTED, *without],
         )
     except Exception as error:  # its own, httpx's and the disk's, which share no base
         raise HubError(_explain(error, repo, revision)) from None
     if not Path(snapshot).is_dir():
         raise HubError(f"{repo}: the repository has no config, tokenizer or .safetensors file")
     return Path(snapshot)
+
+
+def _headers(repo: str, revision: str | None, snapshot: Path) -> Safetensors:
+    """The tensors of a repository, from its snapshot in the cache or else by requests for parts."""
+    with contextlib.suppress(CheckpointError):  # the cache lacks weights, or some of them
+        return Safetensors.open(snapshot)
+    import huggingface_hub
+
+    try:
+        # The snapshot is named after its commit, so that config and weights are of one time.
+        found = huggingface_hub.HfApi().get_safetensors_metadata(repo, revision=snapshot.name)
+    except Exception as error:
+        raise HubError(_explain(error, repo, revision)) from None
+    tensors = {
+        name: _tensor(repo, name, info, snapshot / file)
+        for file, header in found.files_metadata.items()
+        for name, info in header.tensors.items()
+    }
+    return Safetensors(tensors, {})
+
+
+def _tensor(repo: str, name: str, info: Any, file: Path) -> TensorInfo:
+    """One of huggingface_hub's entries; its offsets count from the end of the header."""
+    if info.dtype not in DTYPES:
+        raise HubError(
+            f"{repo}: tensor {name} has dtype {info.dtype}; jaxtune reads {', '.join(DTYPES)}"
+        )
+    return TensorInfo(name, DTYPES[info.dtype], tuple(info.shape), file, *info.data_offsets)
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> str:
@@ -93,7 +148,12 @@ def _explain(error: Exception, repo: str, revision: str | None) -> str:
                 f"{repo} has no revision {revision or 'main'}: its branches and tags are listed on"
                 f" {constants.ENDPOINT}/{repo}/tree/main"
             )
-        case errors.LocalEntryNotFoundError():
+        case errors.NotASafetensorsRepoError():
+            return (
+                f"{repo} has no model.safetensors and no model.safetensors.index.json at its root,"
+                " which are the weights that jaxtune reads"
+            )
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             return _explain_uncached(error, repo, revision)
         case OSError(errno=errno.ENOSPC):
             return (
@@ -121,7 +181,7 @@ def _explain_uncached(error: Exception, repo: str, revision: str | None) -> str:
         why = "HF_HUB_OFFLINE is set"
     else:
         why = f"{constants.ENDPOINT} did not provide it ({_reason(error.__cause__ or error)})"
-    partly = isinstance(error, errors.IncompleteSnapshotError)
+    partly = isinstance(error, errors.IncompleteSnapshotError | errors.OfflineModeIsEnabled)
     cached = "only part of it is" if partly else "it is not"
     command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return (

@@ -1,0 +1,270 @@
+"""Checkpoints into variables: what arrives, where, at what cost, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxtune
+from jaxtune import tree
+from jaxtune.checkpoint import load as loading
+from jaxtune.checkpoint.files import CheckpointError, Safetensors
+from jaxtune.families import ConfigError
+from tests import reference
+
+NAME = "llama-linear"
+
+
+@pytest.fixture
+def copied(pair, tmp_path):
+    """A checkpoint of one's own, to damage; returns its directory."""
+    target = tmp_path / "checkpoint"
+    shutil.copytree(pair(NAME).directory, target)
+    return target
+
+
+def change(directory: Path, **changes) -> None:
+    """Change tensors of a checkpoint; None removes one, and a name may have `__` for its dots."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = np.asarray(value)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def configure(directory: Path, **changes) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_dtypes(pair):
+    directory = pair(NAME).directory
+    for dtype, activations in (
+        ("float32", jnp.float32),
+        ("bfloat16", jnp.bfloat16),
+        ("float16", jnp.float32),  # on a CPU: float16 is for keeping, not for computing
+        ("auto", jnp.float32),
+    ):
+        model, variables = jaxtune.load(directory, dtype=dtype)
+        held = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+        assert held == {jnp.dtype("float32" if dtype == "auto" else dtype)}
+        assert model.dtype == activations
+    with pytest.raises(ValueError, match="dtype 'int8': expected one of float32, bfloat16"):
+        jaxtune.load(directory, dtype="int8")
+
+
+def test_conversion_rounds_as_numpy_does(pair):
+    directory = pair(NAME).directory
+    _, variables = jaxtune.load(directory, dtype="bfloat16")
+    stored = load_file(directory / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(
+        variables["params"]["layers"]["mlp"]["up"]["w"][1], stored.T.astype(jnp.bfloat16)
+    )
+
+
+def test_loaded_arrays_do_not_live_in_the_file(pair, copied):
+    _, variables = jaxtune.load(copied)
+    with open(copied / "model.safetensors", "r+b") as file:
+        file.write(bytes(os.path.getsize(copied / "model.safetensors")))
+    expected = pair(NAME).variables
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 4, "data": -1}]
+
+
+@pytest.mark.slow
+def test_a_mesh_gets_every_leaf_on_its_sharding(pair):
+    """In a process of its own, because the number of devices is fixed at the first use of JAX."""
+    code = f"""
+        import jax, numpy as np, jaxtune
+        from jaxtune import sharding, tree
+        directory = {str(pair("phi3-window").directory)!r}
+        model, alone = jaxtune.load(directory)
+        tokens = np.arange(32).reshape(4, 8)
+        expected = jax.jit(model.apply)(alone, tokens)
+        for axes in {MESHES}:
+            mesh = sharding.make_mesh(axes)
+            _, spread = jaxtune.load(directory, mesh=mesh)
+            shapes = {{path: leaf.shape for path, leaf in tree.flatten(alone["params"]).items()}}
+            wanted = sharding.shardings(shapes, mesh)
+            for path, leaf in tree.flatten(spread["params"]).items():
+                assert leaf.sharding == wanted[path], (path, leaf.sharding)
+            parts = axes.get("fsdp", 1) * axes.get("tensor", 1)
+            for path, leaf in tree.flatten(spread["params"]["layers"]).items():
+                if path.endswith("/w"):
+                    assert leaf.addressable_shards[0].data.nbytes * parts == leaf.nbytes, path
+            jax.tree.map(np.testing.assert_array_equal, alone, jax.device_get(spread))
+            np.testing.assert_allclose(jax.jit(model.apply)(spread, tokens), expected, atol=2e-5)
+        print("agreed")
+    """
+    assert "agreed" in python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+@pytest.mark.slow
+def test_each_process_reads_only_what_its_devices_need(pair, tmp_path):
+    """Two processes over loopback: each reads half of the matrices, and they write one file."""
+    code = f"""
+        import sys, jax, numpy as np
+        rank, port = int(sys.argv[1]), sys.argv[2]
+        jax.distributed.initialize(f"127.0.0.1:{{port}}", 2, rank)
+        import jaxtune
+        from jaxtune import sharding
+        from jaxtune.checkpoint import load
+        put, taken = jax.device_put, []
+        jax.device_put = lambda x, *a, **k: taken.append(np.shape(x)) or put(x, *a, **k)
+        mesh = sharding.make_mesh({{"fsdp": 2}})
+        model, variables = jaxtune.load({str(pair("qwen3-wide-heads").directory)!r}, mesh=mesh)
+        jax.device_put = put
+        gate = [shape for shape in taken if sorted(shape) == [24, 72]]
+        assert len(gate) == 9, taken  # gate, up and down of three layers: half the width each
+        assert not [shape for shape in taken if sorted(shape) == [48, 72]]
+        jaxtune.save_merged(model, variables, {str(tmp_path / "written")!r}, dtype=None)
+        print("done", rank)
+    """
+    port = str(free_port())
+    processes = [start(code, str(rank), port) for rank in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [out.split()[-2:] for out, _ in said] == [["done", "0"], ["done", "1"]], said
+    expected = Safetensors.open(pair("qwen3-wide-heads").directory)
+    written = Safetensors.open(tmp_path / "written")
+    assert written.tensors.keys() == expected.tensors.keys()
+    for name in expected.tensors:
+        np.testing.assert_array_equal(written.read(name), expected.read(name))
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def python(code: str, **environment: str) -> str:
+    process = start(code, **environment)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_missing_extra_and_misshapen_are_listed_at_once(copied):
+    change(
+        copied,
+        model__layers__1__self_attn__q_proj__weight=None,
+        model__layers__1__attention__q_proj__weight=np.zeros((48, 48), np.float32),
+        model__norm__weight=np.zeros(47, np.float32),
+    )
+    with pytest.raises(CheckpointError) as error:
+        jaxtune.load(copied)
+    message = str(error.value)
+    assert "1 missing, 1 not known, 1 of another shape" in message
+    near = "model.layers.1.attention.q_proj.weight"
+    assert (
+        f"missing    model.layers.1.self_attn.q_proj.weight (48, 48)  (nearest: {near})" in message
+    )
+    assert "not known  model.layers.1.attention.q_proj.weight" in message
+    assert "model.norm.weight is (47,), the config says (48,)" in message
+    assert str(copied) in message
+
+
+def test_a_config_of_another_size_is_cut_short(copied):
+    configure(copied, num_hidden_layers=40)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)333 missing.*… and 303 more like these"
+    ) as error:
+        jaxtune.load(copied)
+    assert len(str(error.value).splitlines()) == 32
+
+
+def test_a_tied_config_whose_file_holds_an_equal_head(copied):
+    embedding = load_file(copied / "model.safetensors")["model.embed_tokens.weight"]
+    change(copied, lm_head__weight=embedding)
+    configure(copied, tie_word_embeddings=True)
+    model, variables = jaxtune.load(copied)
+    assert model.config.tied
+    assert "head" not in variables["params"]
+
+
+def test_a_tied_config_whose_file_holds_another_head(copied):
+    """The tensors are believed, as in transformers."""
+    configure(copied, tie_word_embeddings=True)
+    live = reference.AutoModelForCausalLM.from_pretrained(copied)
+    model, variables = jaxtune.load(copied)
+    assert not model.config.tied
+    tokens = reference.tokens(reference.CASES[NAME])
+    got = np.asarray(model.apply(variables, tokens))
+    np.testing.assert_allclose(got, reference.logits(live, tokens), atol=1e-4)
+    jaxtune.save_merged(model, variables, copied.parent / "written", dtype=None)
+    written = json.loads((copied.parent / "written" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False
+
+
+def test_leftover_rotary_tables_are_known(copied):
+    change(copied, model__layers__0__self_attn__rotary_emb__inv_freq=np.zeros(6, np.float32))
+    jaxtune.load(copied)
+
+
+def test_packed_weights_are_refused(copied):
+    change(copied, model__layers__0__mlp__up_proj__weight=np.zeros((72, 48), np.int8))
+    with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight and 0 more are stored as int8"):
+        jaxtune.load(copied)
+    configure(copied, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match=r"stored quantised \(gptq\)"):
+        jaxtune.load(copied)
+
+
+def test_pickles_and_half_a_file(copied):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        jaxtune.load(copied)
+    file.unlink()
+    (copied / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="pickle"):
+        jaxtune.load(copied)
+
+
+def test_no_such_place(tmp_path):
+    with pytest.raises(CheckpointError, match="no such directory"):
+        jaxtune.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        jaxtune.load(tmp_path)
+
+
+def test_a_layer_is_all_the_host_holds(pair, monkeypatch):
+    """Every array that passes through the host is one layer of one leaf at most."""
+    made = pair("gemma2-windows")
+    seen = []
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *a, **k: seen.append(x) or put(x, *a, **k))
+    loading.load(made.directory)
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(made.variables["params"]).items()}
+    layers = {shape[1:] if path.startswith("layers/") else shape for path, shape in shapes.items()}
+    assert {np.shape(each) for each in seen} <= layers
+    assert len(seen) == sum(
+        shape[0] if path.startswith("layers/") else 1 for path, shape in shapes.items()
+    )
