@@ -1,0 +1,208 @@
+"""What a tokenizer's files say, without loading it: tokens, their roles, and what is missing."""
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ROLES = ("bos", "eos", "pad", "unk")
+SETTINGS = ("tokenizer_config.json", "generation_config.json")
+FEW = 4  # tokens without a row that are named
+
+
+def tokenizer_facts(directory: Path, raw: Mapping, rows: int) -> dict[str, Any]:
+    """What the files beside a parsed `config.json` say of its tokenizer.
+
+    `rows` are those of the embedding. None is what no file says, `problems` what is wrong.
+    """
+    files = _Files(directory)
+    settings = files.json("tokenizer_config.json")
+    vocabulary = _vocabulary(files, settings)
+    config = {**(raw.get("text_config") or {}), **raw}
+    named = {**files.json("special_tokens_map.json"), **settings}
+    special = {role: _special(role, named, config, vocabulary, files) for role in ROLES}
+    past = [vocabulary.entry(number) for number in sorted(vocabulary.tokens) if number >= rows]
+    return {
+        "file": vocabulary.file,
+        "kind": vocabulary.kind,
+        "tokens": len(vocabulary.tokens),
+        "embedding_rows": rows,
+        "past_the_rows": len(past),
+        "first_past_the_rows": past[:FEW],
+        "special": special,
+        "stops": _stops(files, config, vocabulary),
+        "adds_bos": _adds_bos(files, settings, vocabulary, special["bos"]),
+        "chat_template": _has_template(directory, settings),
+        "missing": [name for name in SETTINGS if not (directory / name).exists()],
+        "problems": files.problems,
+    }
+
+
+class _Files:
+    """The small files of a checkpoint; those that are odd leave a problem, not a traceback."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.problems: list[str] = []
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file's JSON object; nothing where there is no such file, or it is broken."""
+        file = self.directory / name
+        if not file.is_file():
+            return {}
+        with self.noted(name), _uncollected():
+            parsed = json.loads(file.read_bytes())
+            if not isinstance(parsed, dict):
+                raise TypeError(f"a JSON {type(parsed).__name__}, where an object was expected")
+            return parsed
+        return {}
+
+    @contextlib.contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Turn what reading an odd file raises into a problem."""
+        try:
+            yield
+        except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            self.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector, or Gemma's half a million merges take four times as long."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@dataclass
+class _Vocabulary:
+    """The tokens of one file, and what else it says."""
+
+    file: str | None = None
+    kind: str | None = None
+    ids: dict[str, int] = field(default_factory=dict)
+    special: dict[str, str] = field(default_factory=dict)  # token by role
+    processor: Mapping | None = None  # of tokenizer.json, which alone has one
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        return {number: token for token, number in self.ids.items()}
+
+    def entry(self, number: int) -> dict[str, Any]:
+        return {"token": self.tokens.get(number), "id": number}
+
+
+def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
+    """The tokens of tokenizer.json or a .model, and those that other files add."""
+    found = _tokenizer_json(files) or _sentencepiece(files)
+    if found is None or not found.ids:
+        files.problems.append(
+            "no tokenizer: tokenizer.json or a SentencePiece .model was expected beside config.json"
+        )
+        return _Vocabulary()
+    with files.noted("added_tokens.json"):
+        found.ids |= _numbered(files.json("added_tokens.json"))
+    with files.noted("tokenizer_config.json"):
+        added = settings.get("added_tokens_decoder") or {}
+        found.ids |= _numbered({entry["content"]: number for number, entry in added.items()})
+    return found
+
+
+def _tokenizer_json(files: _Files) -> _Vocabulary | None:
+    parsed = files.json("tokenizer.json")
+    if not parsed:
+        return None
+    with files.noted("tokenizer.json"):
+        model = parsed["model"]
+        tokens = model["vocab"]
+        if not isinstance(tokens, Mapping):  # Unigram lists pieces with their scores
+            tokens = {piece: number for number, (piece, _) in enumerate(tokens)}
+        added = {entry["content"]: entry["id"] for entry in parsed.get("added_tokens") or ()}
+        special = {"unk": model["unk_token"]} if model.get("unk_token") else {}
+        return _Vocabulary(
+            file="tokenizer.json",
+            kind=model.get("type") or "a kind it does not name",
+            ids=_numbered({**tokens, **added}),
+            special=special,
+            processor=parsed.get("post_processor") or {},
+        )
+
+
+def _sentencepiece(files: _Files) -> _Vocabulary | None:
+    found = sorted(files.directory.glob("*.model"), key=lambda file: file.name != "tokenizer.model")
+    if not found:
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    with files.noted(found[0].name):
+        model = SentencePieceProcessor(model_proto=found[0].read_bytes())
+        pieces = model.id_to_piece(list(range(model.vocab_size())))
+        numbers = {role: getattr(model, f"{role}_id")() for role in ROLES}
+        special = {role: pieces[number] for role, number in numbers.items() if number >= 0}
+        ids = {piece: number for number, piece in enumerate(pieces)}
+        return _Vocabulary(found[0].name, "SentencePiece", ids, special)
+
+
+def _numbered(tokens: Mapping) -> dict[str, int]:
+    return {str(token): int(number) for token, number in tokens.items()}
+
+
+def _special(
+    role: str, named: Mapping, config: Mapping, vocabulary: _Vocabulary, files: _Files
+) -> dict[str, Any] | None:
+    """The token of a role and its number; a null in the tokenizer's own files is a no."""
+    if f"{role}_token" in named:
+        token = named[f"{role}_token"]
+        token = token.get("content") if isinstance(token, Mapping) else token
+    elif role in vocabulary.special:
+        token = vocabulary.special[role]
+    else:
+        number = config.get(f"{role}_token_id")
+        return vocabulary.entry(number) if type(number) is int else None
+    if not token or not isinstance(token, str):
+        return None
+    if vocabulary.ids and token not in vocabulary.ids:
+        files.problems.append(f"the {role} token {token!r} is not in the vocabulary")
+    return {"token": token, "id": vocabulary.ids.get(token)}
+
+
+def _stops(files: _Files, config: Mapping, vocabulary: _Vocabulary) -> list[dict[str, Any]]:
+    """The tokens that end a generated text."""
+    found = files.json("generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+    numbers = found if isinstance(found, list) else [found]
+    return [vocabulary.entry(number) for number in numbers if type(number) is int]
+
+
+def _adds_bos(
+    files: _Files, settings: Mapping, vocabulary: _Vocabulary, bos: Mapping | None
+) -> bool | None:
+    """Whether encoding a text puts BOS before it, if the files say so."""
+    told = settings.get("add_bos_token")
+    told = told if isinstance(told, bool) else None
+    if vocabulary.processor is None:
+        return told
+    found = False
+    with files.noted("tokenizer.json"):
+        steps = vocabulary.processor.get("processors") or [vocabulary.processor]
+        starts = [step["single"][0] for step in steps if step.get("type") == "TemplateProcessing"]
+        tokens = [start["SpecialToken"]["id"] for start in starts if "SpecialToken" in start]
+        found = bos is not None and bos["token"] in tokens
+    if told not in (None, found):
+        files.problems.append(
+            f"add_bos_token is {json.dumps(told)} in tokenizer_config.json, but the post_processor "
+            "of tokenizer.json decides, as in transformers, and does otherwise"
+        )
+    return found
+
+
+def _has_template(directory: Path, settings: Mapping) -> bool:
+    files = (directory / f"chat_template.{suffix}" for suffix in ("jinja", "json"))
+    return bool(settings.get("chat_template")) or any(file.is_file() for file in files)
