@@ -1,0 +1,174 @@
+"""Every family against live transformers, in float32 and bfloat16, forward and backward."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jaxtune
+from jaxtune import families, tree
+from jaxtune.checkpoint import names
+from jaxtune.checkpoint.load import oriented
+from jaxtune.models.layout import arrange
+from tests import reference
+
+# Largest difference of any logit, over the logits' standard deviation. Two float32 forward passes
+# that add in different orders reach 1.4e-5 here on the sharpest of these models.
+BOUND = 5e-5
+CASES = list(reference.CASES)
+ONE_A_FAMILY = {reference.CASES[name].config: name for name in CASES}
+
+
+def difference(got, want) -> float:
+    return float(np.abs(np.asarray(got) - want).max() / want.std())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits(pair, name):
+    made = pair(name)
+    tokens = reference.tokens(made.case)
+    want = reference.logits(made.reference, tokens)
+    assert difference(made.apply(made.variables, tokens), want) < BOUND
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_right_padding(pair, name):
+    made = pair(name)
+    tokens = reference.tokens(made.case, seed=1)
+    rows = []
+    valid = np.ones(tokens.shape, bool)
+    for row, keep in enumerate((tokens.shape[1], tokens.shape[1] - 5)):
+        valid[row, keep:] = False
+        tokens[row, keep:] = 0
+        rows.append(reference.logits(made.reference, tokens[row : row + 1, :keep])[0])
+    got = np.asarray(made.apply(made.variables, tokens, valid=valid))
+    assert np.isfinite(got).all()
+    assert difference(got[valid], np.concatenate(rows)) < BOUND
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_segments(pair, name):
+    made = pair(name)
+    texts = reference.tokens(made.case, batch=1, seed=2)[0]
+    # Unequal parts, the middle one longer than every window, then padding.
+    cuts = [0, 5, len(texts) - 4, len(texts) - 2]
+    segments = np.searchsorted(cuts, np.arange(len(texts)), side="right") - 1
+    valid = segments < 3
+    got = made.apply(made.variables, texts[None], segments=segments[None], valid=valid[None])
+    alone = [
+        reference.logits(made.reference, texts[None, start:stop])[0]
+        for start, stop in pairwise(cuts)
+    ]
+    assert difference(np.asarray(got)[0, valid], np.concatenate(alone)) < BOUND
+
+
+@pytest.mark.parametrize("name", ["gemma-mqa", "llama-llama3"])
+def test_prefix(pair, name):
+    """A prefix that sees itself whole, with the reference told so by a mask of its own."""
+    made = pair(name)
+    tokens = reference.tokens(made.case, seed=3)
+    causal = np.arange(tokens.shape[1])[None] >= np.array([[7], [3]])
+    index = np.arange(tokens.shape[1])
+    seen = (index[None, :] <= index[:, None])[None] | ~causal[:, None, :] & ~causal[:, :, None]
+    bias = torch.from_numpy(np.where(seen, 0.0, -1e30).astype(np.float32))[:, None]
+    with torch.no_grad():
+        want = made.reference(input_ids=torch.from_numpy(tokens), attention_mask=bias).logits
+    got = made.apply(made.variables, tokens, causal=causal)
+    assert difference(got, want.numpy()) < BOUND
+
+
+@pytest.mark.parametrize("name", ONE_A_FAMILY.values())
+def test_gradients(pair, name):
+    made = pair(name)
+    tokens = reference.tokens(made.case, seed=4)
+
+    def loss(params):
+        scores = jax.nn.log_softmax(made.model.apply({"params": params}, tokens[:, :-1]))
+        return -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1).mean()
+
+    got = tree.flatten(jax.jit(jax.grad(loss))(made.variables["params"]))
+    want = torch_gradients(made, tokens)
+    for path, gradient in got.items():
+        # Relative to the leaf's own size: these are sums over tokens in another order.
+        distance = np.linalg.norm(gradient - want[path]) / np.linalg.norm(want[path])
+        assert distance < 1e-4, f"{path}: {distance:.2e}"
+
+
+def torch_gradients(made, tokens) -> dict[str, np.ndarray]:
+    """Autograd's gradients of the mean next-token loss, carried over by the family's own table."""
+    made.reference.zero_grad()
+    ids = torch.from_numpy(tokens)
+    made.reference(input_ids=ids, labels=ids).loss.backward()
+    found = {
+        name: weight.grad.numpy()
+        for name, weight in made.reference.named_parameters()
+        if weight.grad is not None
+    }
+    _, family, _ = families.read(made.directory)
+    table = names.choose(family.tables, found)
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(made.variables["params"]).items()}
+    leaves = names.by_leaf(names.pieces(table, shapes))
+    views = {
+        path: [oriented(found.__getitem__, piece) for piece in parts]
+        for path, parts in leaves.items()
+    }
+    return {
+        path: np.stack(layers) if leaves[path][0].layer is not None else layers[0]
+        for path, layers in views.items()
+    }
+
+
+@pytest.mark.parametrize("name", ONE_A_FAMILY.values())
+def test_bfloat16(pair, name, tmp_path):
+    """Our bfloat16 is no further from the float32 truth than 1.5 times the reference's own."""
+    case = pair(name).case
+    exact = reference.make(case, tmp_path / "unrounded", seed=5).bfloat16()
+    exact.save_pretrained(tmp_path / "stored")
+    tokens = reference.tokens(case, batch=4, seed=5)
+    rounded = reference.logits(exact, tokens)
+    truth = reference.logits(exact.float(), tokens)
+    model, variables = jaxtune.load(tmp_path / "stored", dtype="bfloat16")
+    got = np.asarray(jax.jit(model.apply)(variables, tokens))
+
+    def error(found):
+        return np.sqrt(np.square(found - truth).mean())
+
+    assert 0 < error(got) < 1.5 * error(rounded)
+
+
+GEMMA_3_270M = dict(
+    vocab_size=262_144,
+    hidden_size=640,
+    intermediate_size=2048,
+    num_hidden_layers=18,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=256,
+    query_pre_attn_scalar=256,
+    sliding_window=512,
+    max_position_embeddings=32_768,
+)
+
+
+@pytest.mark.slow
+def test_gemma_3_270m_at_its_true_shape(tmp_path):
+    case = reference.Case("Gemma3TextConfig", GEMMA_3_270M, length=560)
+    live = reference.make(case, tmp_path)
+    tokens = reference.tokens(case, batch=1)
+    scored = np.array([0, 100, 511, 512, 513, 559])  # either side of the window
+    with torch.no_grad():
+        kept = live(input_ids=torch.from_numpy(tokens), logits_to_keep=torch.from_numpy(scored))
+    del live
+    model, variables = jaxtune.load(tmp_path)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 268_098_176
+
+    def chosen(variables, tokens):
+        x = model.apply(variables, tokens, method="embed")
+        hidden = model.apply(variables, x, arrange(tokens.shape), method="hidden")
+        return model.apply(variables, hidden[:, scored], method="logits")
+
+    # The bound of the tiny models: this one's softer attention more than makes up for its depth.
+    assert difference(jax.jit(chosen)(variables, tokens), kept.logits.numpy()) < BOUND
