@@ -1,0 +1,196 @@
+"""One decoder for every text model; what differs between them is in `DecoderConfig`.
+
+Axes: B batch, T tokens, S tokens attended to, D width, F hidden width, N query heads, K key heads,
+H head size, R half the rotated part of a head, V vocabulary, L layers, U kinds of layer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxtune.models.attention import attend, soften
+from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
+from jaxtune.models.layout import Layout, arrange, lengths
+from jaxtune.models.rope import Rope, angles, rotate
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer may have for itself: how far it looks back, and its rotary frequencies."""
+
+    rope: Rope
+    window: int | None = None  # tokens a query sees, itself included; None sees all
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """All that tells one decoder-only transformer from another."""
+
+    vocabulary: int
+    width: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    layers: tuple[LayerKind, ...]  # one a layer, first to last
+    context: int  # the longest sequence the makers trained or scaled it for
+    query_scale: float  # of the attention logits
+    tied: bool  # the head is the embedding transposed
+    activation: str = "silu"
+    norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0  # added to stored norm scales: 1 where the makers store scale - 1
+    embed_scale: float = 1.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    qk_norm: bool = False  # RMS norm of each query and key head
+    post_norms: bool = False  # RMS norm of each branch before it joins the residual
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The distinct kinds of layer, in order of first appearance."""
+        return tuple(dict.fromkeys(self.layers))
+
+
+@struct.dataclass
+class Shared:
+    """What all layers look at."""
+
+    layout: Layout
+    cosine: jax.Array  # float32[U, B, T, R]
+    sine: jax.Array
+    attention: str = struct.field(pytree_node=False, default="auto")
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, kind: jax.Array, shared: Shared) -> jax.Array:  # [B, T, D]
+        config = self.config
+        q = self._heads(x, "q", config.heads)
+        k = self._heads(x, "k", config.kv_heads)
+        v = self._heads(x, "v", config.kv_heads)
+        if config.qk_norm:
+            q = RMSNorm(config.norm_epsilon, config.norm_offset, name="q_norm")(q)
+            k = RMSNorm(config.norm_epsilon, config.norm_offset, name="k_norm")(k)
+        cosine, sine = shared.cosine[kind], shared.sine[kind]
+        attended = attend(
+            rotate(q, cosine, sine),
+            rotate(k, cosine, sine),
+            v,
+            shared.layout,
+            shared.layout,
+            kind=kind,
+            windows=tuple(each.window for each in config.kinds),
+            scale=config.query_scale,
+            softcap=config.attention_softcap,
+            implementation=shared.attention,
+        )
+        joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)
+        return Linear(config.width, config.out_bias, name="o")(joined)
+
+    def _heads(self, x: jax.Array, name: str, count: int) -> jax.Array:  # [B, T, count, H]
+        size = self.config.head_size
+        projected = Linear(count * size, self.config.qkv_bias, name=name)(x)
+        return projected.reshape(*x.shape[:2], count, size)
+
+
+class Mlp(nn.Module):
+    """Two projections in, one gating the other, and one out."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D]
+        config = self.config
+        gate = Linear(config.hidden, config.mlp_bias, name="gate")(x)
+        up = Linear(config.hidden, config.mlp_bias, name="up")(x)
+        gated = ACTIVATIONS[config.activation](gate) * up
+        return Linear(config.width, config.mlp_bias, name="down")(gated)
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each around the residual."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, kind: jax.Array, shared: Shared) -> tuple[jax.Array, None]:
+        attended = Attention(self.config, name="attn")(self._norm("attn_norm", x), kind, shared)
+        x = x + self._after("attn_post_norm", attended)
+        mixed = Mlp(self.config, name="mlp")(self._norm("mlp_norm", x))
+        return x + self._after("mlp_post_norm", mixed), None
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return RMSNorm(self.config.norm_epsilon, self.config.norm_offset, name=name)(x)
+
+    def _after(self, name: str, branch: jax.Array) -> jax.Array:
+        return self._norm(name, branch) if self.config.post_norms else branch
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model: `model.apply(variables, tokens)` gives logits.
+
+    The parts are there on their own for a loss or a decoder that needs less than everything:
+    `model.apply(variables, tokens, method="embed")`, likewise `hidden` and `logits`.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
+    origin: str = ""  # the directory that the weights came from
+    attention: str = "auto"  # how it is computed; see `attention.attend`
+
+    def setup(self):
+        config = self.config
+        self.embedding = Embedding(config.vocabulary, config.width, name="embed")
+        self.layers = nn.scan(
+            nn.remat(Block, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=len(config.layers),
+        )(config)
+        self.norm = RMSNorm(config.norm_epsilon, config.norm_offset)
+        if not config.tied:
+            self.head = Linear(config.vocabulary, output=jnp.float32)
+
+    def __call__(
+        self,
+        tokens: jax.Array,  # int32[B, T]
+        positions: jax.Array | None = None,  # int32[B, T]
+        segments: jax.Array | None = None,  # int32[B, T]
+        valid: jax.Array | None = None,  # bool[B, T]
+        causal: jax.Array | None = None,  # bool[B, T]
+    ) -> jax.Array:  # float32[B, T, V]
+        layout = arrange(tokens.shape, positions, segments, valid, causal)
+        return self.logits(self.hidden(self.embed(tokens), layout))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:  # [B, T, D]
+        """Token embeddings as the first layer gets them."""
+        # The makers of Gemma scale in the activations' own precision; so must we.
+        scale = jnp.asarray(self.config.embed_scale, self.dtype)
+        return self.embedding(tokens).astype(self.dtype) * scale
+
+    def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
+        """Embeddings through every layer and the final norm."""
+        config = self.config
+        span = lengths(layout)
+        tables = [angles(kind.rope, layout.position, span) for kind in config.kinds]
+        cosine, sine = (jnp.stack(table) for table in zip(*tables, strict=True))
+        kinds = jnp.asarray([config.kinds.index(kind) for kind in config.layers], jnp.int32)
+        x, _ = self.layers(x, kinds, Shared(layout, cosine, sine, self.attention))
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:  # float32[..., V]
+        """Scores of every next token for hidden states of any leading shape."""
+        scores = self.embedding.score(hidden) if self.config.tied else self.head(hidden)
+        return soften(scores, self.config.logit_softcap)

@@ -1,0 +1,239 @@
+"""Causal attention by kernels that JAX brings along: splash on TPUs, cuDNN on NVIDIA GPUs."""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxtune.models.layout import PADDING, Layout, mask, reach
+
+NATIVE = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # platform -> its kernel
+LANES = 128  # splash cuts a sequence into blocks of a multiple of this
+BLOCK = 512  # and of at most this: larger ones overflow a v5e's vector memory at 256-wide heads
+
+
+def native(q: jax.Array) -> str:
+    """The kernel of the machine that the call is compiled for, "plain" where it has none."""
+    # A mesh tells more than the default backend: a step can be compiled for a machine elsewhere.
+    device = _mesh(q).abstract_device
+    return NATIVE.get(device.platform if device else jax.default_backend(), "plain")
+
+
+def obstacle(
+    name: str,  # "splash" or "cudnn"
+    q: jax.Array,  # [B, T, N, H]
+    query: Layout,
+    key: Layout,
+    windows: tuple[int | None, ...],
+    softcap: float | None,
+) -> str | None:
+    """Why a kernel cannot serve a call; None if it can."""
+    if query is not key:
+        return "queries and keys have layouts of their own, as when decoding with a cache"
+    if not query.causal:
+        return "some tokens see others ahead of them, as in a prefix"
+    if q.shape[1] < LANES:
+        return f"{q.shape[1]} tokens are fewer than one block of {LANES}"
+    if AxisType.Explicit in _mesh(q).axis_types:
+        return "the mesh has explicit axes; make it with axis_types=AxisType.Auto"
+    if name == "splash":
+        return _splash_obstacle(q, query, windows)
+    return _cudnn_obstacle(q, query, windows, softcap)
+
+
+def splash(
+    q: jax.Array,  # [B, T, N, H]
+    k: jax.Array,  # [B, T, K, H]
+    v: jax.Array,  # [B, T, K, H]
+    layout: Layout,  # [B, T]
+    *,
+    kind: jax.Array,  # int32[]
+    windows: tuple[int | None, ...],
+    scale: float,
+    softcap: float | None = None,
+    interpret: bool = False,  # on a CPU, slowly
+) -> jax.Array:  # [B, T, N, H]
+    """Attention by the TPU kernel. Padding sees the padding before it."""
+    length = q.shape[1]
+    block, padded = _blocks(length)
+    # The kernel has no scale. One more rounding of q, none where the scale is a power of two.
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+
+    def run(q, k, v, segment, kind):
+        def kernel(window, *arrays):
+            built = _kernel(q.shape[2], padded, block, window, softcap, interpret)
+            return jax.vmap(built)(*arrays)
+
+        heads_first = [_lengthen(x, padded, 0).swapaxes(1, 2) for x in (q, k, v)]
+        ids = None if segment is None else _segment_ids(_lengthen(segment, padded, PADDING))
+        attended = _by_window(kernel, windows, kind, length, *heads_first, ids)
+        return attended.swapaxes(1, 2)[:, :length]
+
+    return _spread(run, q, k, v, None if layout.whole else layout.segment, kind)
+
+
+def cudnn(
+    q: jax.Array,  # [B, T, N, H]
+    k: jax.Array,  # [B, T, K, H]
+    v: jax.Array,  # [B, T, K, H]
+    layout: Layout,  # [B, T]
+    *,
+    kind: jax.Array,  # int32[]
+    windows: tuple[int | None, ...],
+    scale: float,
+    implementation: str = "cudnn",  # "xla" takes the same arguments on any machine
+) -> jax.Array:  # [B, T, N, H]
+    """Attention by the GPU kernel. Padding sees at least itself.
+
+    Not under `vmap`: JAX 0.10 batches the kernel only if every array has the axis, and none up to
+    0.11 batches its mask. The error is JAX's own, a failed reshape.
+    """
+    fuse = partial(
+        jax.nn.dot_product_attention, is_causal=True, scale=scale, implementation=implementation
+    )
+
+    def run(q, k, v, seen, kind):
+        if seen is not None:
+            return fuse(q, k, v, mask=seen)
+        return _by_window(banded, windows, kind, q.shape[1], q, k, v)
+
+    def banded(window, q, k, v):
+        return fuse(q, k, v, local_window_size=None if window is None else (window - 1, 0))
+
+    if _is_band(layout, windows):
+        return _spread(run, q, k, v, None, kind)
+    # Sequence lengths could say where a row ends, but neither where packed sequences meet nor
+    # what is padding on the left; a mask says all of it. It costs a bias [B, 1, T, T] and, in
+    # JAX 0.10, the gradient of that bias, in the dtype of q: no N and no float32, unlike the
+    # plain form's logits. The kernel takes no window beside a bias, so the mask has it too.
+    # Padding that saw nothing would take the mean of every value, and pass it a gradient.
+    itself = jnp.eye(q.shape[1], dtype=bool)
+    seen = mask(layout, layout, reach(windows, kind)) | itself
+    return _spread(run, q, k, v, seen[:, None], kind)
+
+
+def _splash_obstacle(q, layout: Layout, windows) -> str | None:
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"it takes bfloat16 or float32, not {q.dtype}"
+    if not layout.counted and any(windows):
+        return "its windows count tokens, and positions were given"
+    if _mesh(q).empty and jax.device_count() > 1:
+        return "with several devices it must know their mesh; place the arrays on one"
+    return None
+
+
+def _cudnn_obstacle(q, layout: Layout, windows, softcap: float | None) -> str | None:
+    length, width, capability = q.shape[1], q.shape[3], _capability()
+    widest = 256 if 9 <= capability < 10 else 128  # backward; cuDNN's support matrix
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 or float16, not {q.dtype}"
+    if softcap is not None:
+        return "it has no softcap"
+    if capability < 8:
+        return "it needs an NVIDIA GPU of compute capability 8.0 or later"
+    if width % 8 or width > widest:
+        return f"heads {width} wide are not a multiple of 8 up to {widest}"
+    if length % 2 and not _is_band(layout, windows):
+        return f"with padding, packing or given positions it takes an even length, not {length}"
+    return None
+
+
+def _capability() -> float:
+    """Compute capability of the GPU; 8.0, which asks least, where there is none to ask."""
+    if jax.default_backend() != "gpu":
+        return 8.0
+    name = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return float(name) if name.replace(".", "").isdigit() else 0.0  # not NVIDIA's
+
+
+def _is_band(layout: Layout, windows) -> bool:
+    """Whether what a token sees is known from its index alone."""
+    return layout.whole and (layout.counted or not any(windows))
+
+
+def _by_window(run: Callable, windows, kind: jax.Array, length: int, *arrays) -> jax.Array:
+    """`run(window, *arrays)`: kernels want the window while tracing, the layer scan has data."""
+    windows = [None if w is None or w >= length else w for w in windows]
+    distinct = list(dict.fromkeys(windows))
+    if len(distinct) == 1:
+        return run(distinct[0], *arrays)
+    branch = jnp.asarray([distinct.index(w) for w in windows], jnp.int32)[kind]
+    return jax.lax.switch(branch, [partial(run, w) for w in distinct], *arrays)
+
+
+def _mesh(q) -> jax.sharding.AbstractMesh:
+    """The mesh in context, or else the one that the array lies on."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.typeof(q).sharding.mesh if mesh.empty else mesh
+
+
+def _spread(run: Callable, q, k, v, rows: jax.Array | None, kind: jax.Array) -> jax.Array:
+    """`run` on each device's share of batch and heads: XLA cannot split a kernel by itself."""
+    mesh = _mesh(q)
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    automatic = {name: mesh.shape[name] for name, of in axes if of == AxisType.Auto}
+    if math.prod(automatic.values()) == 1:
+        return run(q, k, v, rows, kind)
+    batch = _dividing(automatic, ("data", "fsdp"), q.shape[0])
+    heads = P(batch, None, _dividing(automatic, ("tensor",), k.shape[2]))
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(heads, heads, heads, P(batch), P()),
+        out_specs=heads,
+        axis_names=set(automatic),
+        check_vma=False,  # a Pallas call does not say what varies
+    )(q, k, v, rows, kind)
+
+
+def _dividing(sizes: dict[str, int], names: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """The leading axes that together divide `count`."""
+    taken = ()
+    for name in names:
+        if name in sizes and count % math.prod(sizes[each] for each in (*taken, name)) == 0:
+            taken += (name,)
+    return taken
+
+
+def _blocks(length: int) -> tuple[int, int]:
+    """Size of the fewest equal blocks that hold a sequence, and its length padded to fill them."""
+    count = -(-length // BLOCK)
+    block = -(-length // (count * LANES)) * LANES
+    return block, count * block
+
+
+def _lengthen(x: jax.Array, length: int, value: int) -> jax.Array:  # [B, T, ...]
+    widths = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _segment_ids(segment: jax.Array):
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    return SegmentIds(segment, segment)
+
+
+@cache  # building reads the mask block by block; and the same kernel is not compiled twice
+def _kernel(heads: int, length: int, block: int, window, softcap, interpret: bool) -> Callable:
+    """The splash kernel of one sequence: [N, T, H], [K, T, H], [K, T, H], ids -> [N, T, H]."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    shape = (length, length)
+    head = library.CausalMask(shape)
+    if window is not None:
+        head = library.LocalMask(shape, (window - 1, 0), offset=0)
+    with jax.ensure_compile_time_eval():
+        kernel = library.make_splash_mha(
+            library.MultiHeadMask([head] * heads),
+            block_sizes=library.BlockSizes(*[block] * 8),
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=softcap,
+            interpret=interpret,
+        )
+    return jax.tree.map(np.asarray, kernel)  # kept for any backend, so on none

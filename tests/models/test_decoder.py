@@ -1,0 +1,117 @@
+"""The decoder as code that others import: its parts, its precision, its compiled size."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune.models import rope
+from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
+from jaxtune.models.layers import Linear, RMSNorm
+from jaxtune.models.layout import arrange
+
+LOCAL, GLOBAL = (
+    LayerKind(rope.default(10_000.0, 8), 5),
+    LayerKind(rope.linear(1_000_000.0, 8, factor=8.0)),
+)
+CONFIG = DecoderConfig(
+    vocabulary=101,
+    width=32,
+    hidden=48,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    layers=(LOCAL, LOCAL, GLOBAL, LOCAL),
+    context=64,
+    query_scale=8**-0.5,
+    tied=True,
+)
+TOKENS = np.random.default_rng(0).integers(0, 101, (2, 12))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return Decoder(CONFIG).init(jax.random.key(0), TOKENS)
+
+
+def test_the_parts_make_the_whole(variables):
+    model = Decoder(CONFIG)
+    x = model.apply(variables, TOKENS, method="embed")
+    hidden = model.apply(variables, x, arrange(TOKENS.shape), method="hidden")
+    chosen = model.apply(variables, hidden[:, [3, 7]], method="logits")
+    whole = model.apply(variables, TOKENS)
+    np.testing.assert_allclose(chosen, whole[:, [3, 7]], atol=1e-6)
+
+
+def test_later_tokens_change_nothing_before_them(variables):
+    changed = TOKENS.copy()
+    changed[:, 8] = (changed[:, 8] + 1) % 101
+    before, after = (Decoder(CONFIG).apply(variables, tokens) for tokens in (TOKENS, changed))
+    np.testing.assert_array_equal(before[:, :8], after[:, :8])
+    assert (np.abs(before[:, 8:] - after[:, 8:]).max(-1) > 1e-4).all()
+
+
+def test_kinds_are_told_apart_by_the_scan(variables):
+    """Each layer has its own window and rope: reordering them changes what comes out."""
+    reordered = replace(CONFIG, layers=(GLOBAL, LOCAL, LOCAL, LOCAL))
+    assert reordered.kinds == (GLOBAL, LOCAL)
+    one, other = (Decoder(config).apply(variables, TOKENS) for config in (CONFIG, reordered))
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_gradients_through_remat_are_those_without(variables):
+    """The scan rematerialises its layers; finite differences know nothing of that."""
+    model = Decoder(CONFIG)
+
+    def loss(scale):
+        params = jax.tree.map(lambda leaf: leaf * (1 + scale), variables["params"])
+        return jnp.square(model.apply({"params": params}, TOKENS)).mean()
+
+    step = 1e-3
+    expected = (loss(step) - loss(-step)) / (2 * step)
+    # Third-order error of the difference, and float32 over 2e-3.
+    assert float(jax.grad(loss)(0.0)) == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_activations_keep_their_dtype_and_logits_are_float32(variables):
+    model = Decoder(CONFIG, dtype=jnp.bfloat16)
+    x = model.apply(variables, TOKENS, method="embed")
+    hidden = model.apply(variables, x, arrange(TOKENS.shape), method="hidden")
+    assert (x.dtype, hidden.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert model.apply(variables, hidden, method="logits").dtype == jnp.float32
+
+
+def test_depth_does_not_grow_the_program():
+    """What is compiled for 34 layers is what is compiled for 6."""
+
+    def program(depth: int) -> str:
+        model = Decoder(replace(CONFIG, layers=(LOCAL, GLOBAL) * (depth // 2)))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+        return jax.jit(model.apply).lower(shapes, TOKENS).as_text()
+
+    shallow, deep = program(6), program(34)
+    assert len(deep.splitlines()) == len(shallow.splitlines())
+
+
+def test_init_makes_a_model_that_neither_dies_nor_explodes(variables):
+    logits = Decoder(CONFIG).apply(variables, TOKENS)
+    assert 0.01 < logits.std() < 10
+
+
+def test_rms_norm_is_the_formula():
+    x = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32) * 100
+    scale = np.linspace(-1, 1, 16, dtype=np.float32)
+    for offset in (0.0, 1.0):
+        got = RMSNorm(1e-6, offset).apply({"params": {"scale": scale}}, x)
+        want = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * (offset + scale)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_linear_takes_any_leading_shape():
+    x = np.random.default_rng(2).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    layer = Linear(4, bias=True)
+    params = {"w": np.full((7, 4), 0.5, np.float32), "b": np.arange(4, dtype=np.float32)}
+    got = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(got, x @ params["w"] + params["b"], atol=1e-6)
