@@ -42,7 +42,12 @@ def load(
     described = describe(locate(source))
     with described.stored as stored:
         described = untied_if_stored_apart(described)
-        model = Decoder(described.config, compute_dtype(dtype), origin=str(described.directory))
+        model = Decoder(
+            described.config,
+            compute_dtype(dtype),
+            attention=attention,
+            origin=str(described.directory),
+        )
         shapes, parts = described.shapes, described.parts
         where = placements(shapes, mesh, rules)
         params = {

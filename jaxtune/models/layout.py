@@ -30,10 +30,11 @@ def arrange(
     positions: jax.Array | None = None,  # int32[B, T]
     segments: jax.Array | None = None,  # int32[B, T], 0 and up
     valid: jax.Array | None = None,  # bool[B, T], False at padding
-    causal: jax.Array | None = None,  # bool[B, T], False where a token sees its neighbours ahead
+    causal: jax.Array | None = None,  # bool[B, T], False where a token joins the block before it
 ) -> Layout:
     """The layout of a batch; by default one causal sequence fills each row.
 
+    Tokens of one block see each other, ahead too: a prefix is a block, as is a picture in a text.
     Positions not given count from the start of each segment, padding on the left left out.
     """
     whole = segments is None and valid is None
@@ -44,13 +45,13 @@ def arrange(
         segment = jnp.where(valid, segment, PADDING)
     if positions is None:
         positions = index if whole else _restarted(index, segment)
-    # A run of tokens that are not causal shares the order of the causal token before it.
+    # A block has one order: that of the causal token which begins it, or 0 at the start of a row.
     order = index if causal is None else jnp.cumsum(causal, axis=1, dtype=jnp.int32)
     return Layout(positions, segment, order, causal is None, whole, counted)
 
 
 def mask(query: Layout, key: Layout, window: jax.Array | int) -> jax.Array:  # bool[B, T, S]
-    """True where a query may see a key: earlier or of one prefix, same sequence, within window."""
+    """True where a query may see a key: earlier or of its block, same sequence, within window."""
     near = query.position[:, :, None] - key.position[:, None, :] < window
     before = key.order[:, None, :] <= query.order[:, :, None]
     same = query.segment[:, :, None] == key.segment[:, None, :]

@@ -66,6 +66,12 @@ def test_dtypes(pair):
         jaxtune.load(directory, dtype="int8")
 
 
+def test_the_way_to_attend_reaches_the_model(pair):
+    model, variables = jaxtune.load(pair(NAME).directory, attention="splash")
+    with pytest.raises(ValueError, match="attention 'splash' cannot serve this call: 8 tokens"):
+        model.apply(variables, np.zeros((1, 8), np.int32))
+
+
 def test_conversion_rounds_as_numpy_does(pair):
     directory = pair(NAME).directory
     _, variables = jaxtune.load(directory, dtype="bfloat16")
