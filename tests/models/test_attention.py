@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layout import arrange
 from jaxtune.models.rope import default
 
+ROOT = Path(__file__).parents[2]
 SCALE = 0.3  # no power of two, so that scaling rounds
 
 
@@ -98,7 +100,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("window, softcap", [(None, None), (3, None), (4, 2.0)])
+@pytest.mark.parametrize("window, softcap", [(None, None), (4, 2.0)])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_plain_is_the_sum_written_out(name, window, softcap, kv_heads):
     q, k, v = tensors(kv_heads=kv_heads)
@@ -172,7 +174,6 @@ SUMS = 2e-5
     [
         ({}, (70, None), 0, 2.0),
         (dict(valid=padded(300)), (70, None), 1, None),
-        (both(300), (70, 300), 0, None),
     ],
 )
 def test_splash_is_the_plain_form(monkeypatch, described, windows, kind, softcap):
@@ -184,7 +185,7 @@ def test_splash_is_the_plain_form(monkeypatch, described, windows, kind, softcap
 def test_splash_in_bfloat16():
     # Every logit comes of q rounded once more than in the plain form: 2**-9 of logits up to 10.
     arrays = tensors(length=130, heads=4, kv_heads=2, size=80, dtype=jnp.bfloat16)
-    compare(splash, dict(segments=packed(130)), arrays, 4e-2, (40,))
+    compare(splash, both(130), arrays, 4e-2, (40,))
 
 
 @pytest.mark.parametrize("length", [128, 513, 1100, 2048, 5000])
@@ -433,9 +434,10 @@ print("spread")
 """
 
 
+@pytest.mark.slow
 def test_each_device_attends_to_its_share():
     flags = "--xla_force_host_platform_device_count=8"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu", PYTHONPATH=".")
     command = [sys.executable, "-c", SPREAD]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "spread\n", done.stderr[-3000:]

@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 COMPILE = """
 import json, sys
@@ -55,7 +58,7 @@ def compiled(*calls: dict) -> list[dict]:
     names = dict(TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")
     environment = dict(os.environ, **names, JAX_PLATFORMS="cpu", PYTHONPATH=".")
     command = [sys.executable, "-c", COMPILE, json.dumps(calls)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
