@@ -9,17 +9,37 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxtune.checkpoint.export import save_merged
     from jaxtune.checkpoint.load import load
+    from jaxtune.lora import add_lora, merge
     from jaxtune.models.layout import arrange
+    from jaxtune.optim import optimizer
     from jaxtune.sharding import make_mesh
+    from jaxtune.train import TrainState, eval_step, train_step
 
 __version__ = "0.1.0"
-__all__ = ["arrange", "load", "make_mesh", "save_merged"]
+__all__ = [
+    "TrainState",
+    "add_lora",
+    "arrange",
+    "eval_step",
+    "load",
+    "make_mesh",
+    "merge",
+    "optimizer",
+    "save_merged",
+    "train_step",
+]
 
 _HOMES = {
+    "TrainState": "jaxtune.train",
+    "add_lora": "jaxtune.lora",
     "arrange": "jaxtune.models.layout",
+    "eval_step": "jaxtune.train",
     "load": "jaxtune.checkpoint.load",
     "make_mesh": "jaxtune.sharding",
+    "merge": "jaxtune.lora",
+    "optimizer": "jaxtune.optim",
     "save_merged": "jaxtune.checkpoint.export",
+    "train_step": "jaxtune.train",
 }
 
 

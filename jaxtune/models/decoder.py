@@ -154,8 +154,8 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
             nn.remat(Block, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=len(config.layers),
         )(config)

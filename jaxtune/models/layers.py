@@ -15,7 +15,7 @@ ACTIVATIONS = {
 
 
 class Linear(nn.Module):
-    """x @ w (+ b), in `x`'s dtype or accumulated into `output`."""
+    """x @ w (+ b), in `x`'s dtype or accumulated into `output`; with the adapter, if w has one."""
 
     features: int
     bias: bool = False
@@ -28,6 +28,9 @@ class Linear(nn.Module):
         # Two dimensions: XLA's CPU backend runs the 3-D products of the backward pass badly.
         flat = x.reshape(-1, x.shape[-1])
         y = jnp.dot(flat, w.astype(x.dtype), preferred_element_type=self.output or x.dtype)
+        if self.has_variable("lora", "w"):
+            key = self.make_rng("dropout") if self.has_rng("dropout") else None
+            y = self.get_variable("lora", "w").adapt(flat, w, y, key)
         if self.bias:
             b = self.variable("params", "b", jnp.zeros, (self.features,)).value
             y = y + b.astype(y.dtype)

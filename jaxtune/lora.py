@@ -1,0 +1,158 @@
+"""Low-rank adapters: a leaf beside a weight that adds to what the weight computes.
+
+Adapters live in a collection of their own, `variables["lora"]`, which mirrors `params`: the one of
+`params/layers/attn/q/w` is `lora/layers/attn/q/w`. `Linear` asks for the adapter at its place.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxtune import tree
+
+TARGETS = {
+    "all-linear": (r"(.*/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
+    "attention": (r"(.*/)?layers/attn/[qkvo]/w",),
+}
+VARIANTS = ("lora", "rslora", "dora")
+INITS = ("default", "pissa")
+TRAINABLE: tree.Rules = ((r"lora/.*/(a|b|magnitude)", True), (r".*", False))
+
+
+@struct.dataclass
+class Lora:
+    """x @ w becomes x @ w + scale · x @ a @ b; with a magnitude, DoRA's form of that."""
+
+    a: jax.Array  # [..., in, r]
+    b: jax.Array  # [..., r, out]
+    scale: jax.Array  # float32[...]
+    dropout: jax.Array  # float32[...], the share of x that `a` does not see in training
+    magnitude: jax.Array | None = None  # [..., out]
+
+    def adapt(
+        self,
+        x: jax.Array,  # [n, in]
+        w: jax.Array,  # [in, out]
+        y: jax.Array,  # [n, out], x @ w
+        key: jax.Array | None,  # None outside training
+    ) -> jax.Array:  # [n, out]
+        """What the adapter makes of x @ w."""
+        seen = x if key is None else _drop(x, self.dropout, key)
+        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        low = ((seen @ a) @ b * self.scale.astype(x.dtype)).astype(y.dtype)
+        if self.magnitude is None:
+            return y + low
+        # As its authors do, the norm is taken as a constant: its gradient changes little.
+        norm = jax.lax.stop_gradient(_column_norms(w, self))
+        ratio = (self.magnitude / norm).astype(y.dtype)
+        base = y if key is None else (seen @ w.astype(x.dtype)).astype(y.dtype)
+        return y + (ratio - 1) * base + ratio * low
+
+
+def add_lora(
+    variables: Mapping,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str | Sequence[str] = "all-linear",
+    *,
+    key: jax.Array,
+    dropout: float = 0.0,
+    variant: str = "lora",
+    init: str = "default",
+) -> dict:
+    """Variables with a new adapter beside every target.
+
+    `targets` is "all-linear", "attention", or patterns over the paths of `params`. A fresh adapter
+    changes nothing; with `init="pissa"` it holds the weights' principal part, taken out of them.
+    """
+    _check(rank, dropout, variant, init)
+    params = tree.flatten(variables["params"])
+    scale = alpha / (rank**0.5 if variant == "rslora" else rank)
+    adapters = {}
+    for number, path in enumerate(_targeted(params, targets)):
+        made = _new(params[path], rank, scale, dropout, jax.random.fold_in(key, number))
+        if init == "pissa":
+            made, params[path] = _principal(params[path], made)
+        if variant == "dora":
+            made = made.replace(magnitude=_column_norms(params[path], made))
+        adapters[path] = made
+    return {**variables, "params": tree.unflatten(params), "lora": tree.unflatten(adapters)}
+
+
+def merge(variables: Mapping) -> dict:
+    """Variables without adapters, whose weights do what weights and adapters did together."""
+    params = tree.flatten(variables["params"])
+    for path, adapter in tree.flatten(variables["lora"], is_leaf=_is_lora).items():
+        merged = params[path].astype(jnp.float32) + _product(adapter)
+        if adapter.magnitude is not None:
+            ratio = adapter.magnitude / _column_norms(params[path], adapter)
+            merged = merged * ratio[..., None, :]
+        params[path] = merged.astype(params[path].dtype)
+    rest = {name: leaves for name, leaves in variables.items() if name != "lora"}
+    return rest | {"params": tree.unflatten(params)}
+
+
+def _is_lora(node) -> bool:
+    return isinstance(node, Lora)
+
+
+def _check(rank: int, dropout: float, variant: str, init: str) -> None:
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"rank {rank!r}: expected a whole number from 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout!r}: expected a share from 0 to below 1")
+    for name, value, known in (("variant", variant, VARIANTS), ("init", init, INITS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
+
+
+def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
+    """The paths that patterns name; each must name a matrix, and each pattern some path."""
+    if isinstance(targets, str) and targets not in TARGETS:
+        raise ValueError(
+            f"targets {targets!r}: expected {', '.join(TARGETS)} or a list of patterns"
+        )
+    patterns = TARGETS[targets] if isinstance(targets, str) else targets
+    rules = [*((pattern, True) for pattern in patterns), (r".*", False)]
+    chosen = [path for path, take in tree.match(rules, params).items() if take]
+    flat = [path for path in chosen if not path.endswith("/w") or path.endswith("embed/w")]
+    if flat:
+        raise ValueError(f"no adapter can stand beside {', '.join(flat)}: not a linear map")
+    return chosen
+
+
+def _new(w: jax.Array, rank: int, scale: float, dropout: float, key: jax.Array) -> Lora:
+    *layers, inside, outside = w.shape
+    bound = inside**-0.5
+    return Lora(
+        a=jax.random.uniform(key, (*layers, inside, rank), jnp.float32, -bound, bound),
+        b=jnp.zeros((*layers, rank, outside), jnp.float32),
+        scale=jnp.full(layers, scale, jnp.float32),
+        dropout=jnp.full(layers, dropout, jnp.float32),
+    )
+
+
+def _principal(w: jax.Array, adapter: Lora) -> tuple[Lora, jax.Array]:
+    """PiSSA: the largest singular directions as the adapter, and the weight without them."""
+    rank = adapter.a.shape[-1]
+    u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    root = jnp.sqrt(s[..., :rank] / adapter.scale[..., None])
+    adapter = adapter.replace(
+        a=u[..., :rank] * root[..., None, :], b=root[..., :, None] * vt[..., :rank, :]
+    )
+    return adapter, (w.astype(jnp.float32) - _product(adapter)).astype(w.dtype)
+
+
+def _product(adapter: Lora) -> jax.Array:  # [..., in, out]
+    return adapter.scale[..., None, None] * (adapter.a @ adapter.b)
+
+
+def _column_norms(w: jax.Array, adapter: Lora) -> jax.Array:  # [..., out]
+    return jnp.linalg.norm(w.astype(jnp.float32) + _product(adapter), axis=-2)
+
+
+def _drop(x: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
+    kept = jax.random.bernoulli(key, 1 - share, x.shape)
+    return jnp.where(kept, x / (1 - share).astype(x.dtype), 0)
