@@ -16,6 +16,7 @@ from jaxtune import families, tree
 from jaxtune.checkpoint import names
 from jaxtune.checkpoint.files import CheckpointError, Safetensors, new_directory, write_sharded
 from jaxtune.checkpoint.hub import COMPANIONS
+from jaxtune.checkpoint.load import cast
 from jaxtune.checkpoint.names import Piece
 from jaxtune.models.decoder import Decoder
 
@@ -50,7 +51,7 @@ def save_merged(
             text = json.dumps(config, indent=2, ensure_ascii=False)
             (partial / "config.json").write_text(text + "\n", encoding="utf-8")
             for pattern in COMPANIONS:
-                for file in origin.glob(pattern):
+                for file in filter(Path.is_file, origin.glob(pattern)):
                     shutil.copyfile(file, partial / file.name)
     return target
 
@@ -90,7 +91,7 @@ class _Writer:
             found = np.concatenate(rows) if len(rows) > 1 else rows[0]
         else:
             found = self.stored.read(name)
-        return _cast(found, self.plan[name][1], name)
+        return cast(found, self.plan[name][1], name)
 
     def _rows(self, piece: Piece) -> np.ndarray:
         leaf = self.leaves[piece.path]
@@ -136,16 +137,3 @@ def _with_dtype(config: Mapping, dtype: str) -> dict:
         return dtype if key in ("dtype", "torch_dtype") and value else value
 
     return {key: changed(key, value) for key, value in config.items()}
-
-
-def _cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    if array.dtype == dtype or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
-    if np.isinf(cast).any() and np.isfinite(array).all():
-        raise CheckpointError(
-            f"{name} has values up to {np.abs(array.astype(np.float32)).max():.4g}, beyond "
-            f"{dtype}'s range: write bfloat16 or float32"
-        )
-    return cast

@@ -46,7 +46,7 @@ def load(
             described.config,
             compute_dtype(dtype),
             attention=attention,
-            origin=str(described.directory),
+            origin=str(described.directory.absolute()),
         )
         shapes, parts = described.shapes, described.parts
         where = placements(shapes, mesh, rules)
@@ -200,13 +200,28 @@ def _put(
     view = oriented(stored.read, piece)
     # Without a copy of its own, an array on the CPU would be the file's pages themselves.
     shards = [
-        jax.device_put(view[index].astype(dtype, copy=False), device, may_alias=False)
+        jax.device_put(cast(view[index], dtype, piece.theirs), device, may_alias=False)
         for device, index in where.addressable_devices_indices_map(shape).items()
     ]
     array = jax.make_array_from_single_device_arrays(shape, where, shards)
     jax.block_until_ready(array)
     stored.release(piece.theirs)
     return array
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A tensor in another dtype; one whose values float16 cannot hold is an error."""
+    if array.dtype == dtype or not _floating(array.dtype):
+        return array
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype)
+    if dtype == np.float16 and np.isinf(converted).any() and np.isfinite(array).all():
+        largest = np.abs(array.astype(np.float32)).max()
+        raise CheckpointError(
+            f"{name} has values up to {largest:.4g}, beyond float16's range: "
+            "take bfloat16 or float32"
+        )
+    return converted
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -108,6 +108,7 @@ def test_tokenizer_files_go_along(pair, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(made.directory, source)
     companions = ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt"]
+    (source / "tokenizer_training").mkdir()
     for name in [*companions, "README.md", "training_args.bin"]:
         (source / name).write_text(f"this is {name}")
     model, variables = jaxtune.load(source)

@@ -81,6 +81,23 @@ def test_conversion_rounds_as_numpy_does(pair):
     )
 
 
+def test_values_beyond_float16_are_refused(copied):
+    wide = np.full((72, 48), 1e5, np.float32)
+    change(copied, model__layers__2__mlp__up_proj__weight=wide)
+    with pytest.raises(
+        CheckpointError, match=r"layers.2.mlp.up_proj.weight has values up to 1e\+05"
+    ):
+        jaxtune.load(copied, dtype="float16")
+    jaxtune.load(copied, dtype="bfloat16")
+
+
+def test_the_origin_outlives_a_change_of_directory(pair, monkeypatch, tmp_path):
+    monkeypatch.chdir(pair(NAME).directory.parent)
+    model, variables = jaxtune.load(pair(NAME).directory.name)
+    monkeypatch.chdir(tmp_path)
+    jaxtune.save_merged(model, variables, tmp_path / "written")
+
+
 def test_loaded_arrays_do_not_live_in_the_file(pair, copied):
     _, variables = jaxtune.load(copied)
     with open(copied / "model.safetensors", "r+b") as file:
