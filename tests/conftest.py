@@ -14,6 +14,18 @@ from typing import Any
 import pytest
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print how near each kind of comparison came: the largest figure that its tests recorded."""
+    reached: dict[str, float] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        test = report.nodeid.split("::")[-1].split("[")[0]
+        for name, value in report.user_properties:
+            label = f"{test}, {name}"
+            reached[label] = max(value, reached.get(label, value))
+    for label, value in reached.items():
+        terminalreporter.write_line(f"{label}: {value:.2g} at most")
+
+
 @dataclass
 class Pair:
     """A reference model, its checkpoint, and the same checkpoint as jaxtune loads it."""

@@ -22,20 +22,28 @@ CASES = list(reference.CASES)
 ONE_A_FAMILY = {reference.CASES[name].config: name for name in CASES}
 
 
-def difference(got, want) -> float:
-    return float(np.abs(np.asarray(got) - want).max() / want.std())
+@pytest.fixture
+def close(record_property):
+    """Assert that logits agree, and record how well."""
+
+    def check(got, want):
+        reached = float(np.abs(np.asarray(got) - want).max() / want.std())
+        record_property("difference in standard deviations", reached)
+        assert reached < BOUND
+
+    return check
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits(pair, name):
+def test_logits(pair, name, close):
     made = pair(name)
     tokens = reference.tokens(made.case)
     want = reference.logits(made.reference, tokens)
-    assert difference(made.apply(made.variables, tokens), want) < BOUND
+    close(made.apply(made.variables, tokens), want)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_right_padding(pair, name):
+def test_right_padding(pair, name, close):
     made = pair(name)
     tokens = reference.tokens(made.case, seed=1)
     rows = []
@@ -46,11 +54,11 @@ def test_right_padding(pair, name):
         rows.append(reference.logits(made.reference, tokens[row : row + 1, :keep])[0])
     got = np.asarray(made.apply(made.variables, tokens, valid=valid))
     assert np.isfinite(got).all()
-    assert difference(got[valid], np.concatenate(rows)) < BOUND
+    close(got[valid], np.concatenate(rows))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_packed_segments(pair, name):
+def test_packed_segments(pair, name, close):
     made = pair(name)
     texts = reference.tokens(made.case, batch=1, seed=2)[0]
     # Unequal parts, the middle one longer than every window, then padding.
@@ -62,11 +70,11 @@ def test_packed_segments(pair, name):
         reference.logits(made.reference, texts[None, start:stop])[0]
         for start, stop in pairwise(cuts)
     ]
-    assert difference(np.asarray(got)[0, valid], np.concatenate(alone)) < BOUND
+    close(np.asarray(got)[0, valid], np.concatenate(alone))
 
 
 @pytest.mark.parametrize("name", ["gemma-mqa", "llama-llama3"])
-def test_prefix(pair, name):
+def test_prefix(pair, name, close):
     """A prefix that sees itself whole, with the reference told so by a mask of its own."""
     made = pair(name)
     tokens = reference.tokens(made.case, seed=3)
@@ -77,11 +85,11 @@ def test_prefix(pair, name):
     with torch.no_grad():
         want = made.reference(input_ids=torch.from_numpy(tokens), attention_mask=bias).logits
     got = made.apply(made.variables, tokens, causal=causal)
-    assert difference(got, want.numpy()) < BOUND
+    close(got, want.numpy())
 
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY.values())
-def test_gradients(pair, name):
+def test_gradients(pair, name, record_property):
     made = pair(name)
     tokens = reference.tokens(made.case, seed=4)
 
@@ -94,6 +102,7 @@ def test_gradients(pair, name):
     for path, gradient in got.items():
         # Relative to the leaf's own size: these are sums over tokens in another order.
         distance = np.linalg.norm(gradient - want[path]) / np.linalg.norm(want[path])
+        record_property("relative difference", float(distance))
         assert distance < 1e-4, f"{path}: {distance:.2e}"
 
 
@@ -122,7 +131,7 @@ def torch_gradients(made, tokens) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY.values())
-def test_bfloat16(pair, name, tmp_path):
+def test_bfloat16(pair, name, tmp_path, record_property):
     """Our bfloat16 is no further from the float32 truth than 1.5 times the reference's own."""
     case = pair(name).case
     exact = reference.make(case, tmp_path / "unrounded", seed=5).bfloat16()
@@ -136,6 +145,7 @@ def test_bfloat16(pair, name, tmp_path):
     def error(found):
         return np.sqrt(np.square(found - truth).mean())
 
+    record_property("error over the reference's", float(error(got) / error(rounded)))
     assert 0 < error(got) < 1.5 * error(rounded)
 
 
@@ -154,7 +164,7 @@ GEMMA_3_270M = dict(
 
 
 @pytest.mark.slow
-def test_gemma_3_270m_at_its_true_shape(tmp_path):
+def test_gemma_3_270m_at_its_true_shape(tmp_path, close):
     case = reference.Case("Gemma3TextConfig", GEMMA_3_270M, length=560)
     live = reference.make(case, tmp_path)
     tokens = reference.tokens(case, batch=1)
@@ -171,4 +181,4 @@ def test_gemma_3_270m_at_its_true_shape(tmp_path):
         return model.apply(variables, hidden[:, scored], method="logits")
 
     # The bound of the tiny models: this one's softer attention more than makes up for its depth.
-    assert difference(jax.jit(chosen)(variables, tokens), kept.logits.numpy()) < BOUND
+    close(jax.jit(chosen)(variables, tokens), kept.logits.numpy())
