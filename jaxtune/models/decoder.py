@@ -166,6 +166,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,  # int32[B, T]
+        *,
         positions: jax.Array | None = None,  # int32[B, T]
         segments: jax.Array | None = None,  # int32[B, T]
         valid: jax.Array | None = None,  # bool[B, T]
@@ -176,14 +177,16 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:  # [B, T, D]
         """Token embeddings as the first layer gets them."""
-        # The makers of Gemma scale in the activations' own precision; so must we.
+        # Models that scale were trained with the factor rounded to the activations' precision.
         scale = jnp.asarray(self.config.embed_scale, self.dtype)
         return self.embedding(tokens).astype(self.dtype) * scale
 
     def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
         """Embeddings through every layer and the final norm."""
         config = self.config
-        span = lengths(layout)
+        # Comparing every pair of tokens, for those models alone whose rope asks for it.
+        long = any(kind.rope.long for kind in config.kinds)
+        span = lengths(layout) if long else layout.position
         tables = [angles(kind.rope, layout.position, span) for kind in config.kinds]
         cosine, sine = (jnp.stack(table) for table in zip(*tables, strict=True))
         kinds = jnp.asarray([config.kinds.index(kind) for kind in config.layers], jnp.int32)

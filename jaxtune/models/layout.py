@@ -35,16 +35,15 @@ def arrange(
     """The layout of a batch; by default one causal sequence fills each row.
 
     Tokens of one block see each other, ahead too: a prefix is a block, as is a picture in a text.
-    Positions not given count from the start of each segment, padding on the left left out.
+    Positions not given count from the first token of each segment that is not padding.
     """
     whole = segments is None and valid is None
     counted = positions is None
     index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
-    segment = jnp.zeros(shape, jnp.int32) if segments is None else segments
-    if valid is not None:
-        segment = jnp.where(valid, segment, PADDING)
+    segments = jnp.zeros(shape, jnp.int32) if segments is None else segments
+    segment = segments if valid is None else jnp.where(valid, segments, PADDING)
     if positions is None:
-        positions = index if whole else _restarted(index, segment)
+        positions = index if whole else _restarted(index, segments, valid)
     # A block has one order: that of the causal token which begins it, or 0 at the start of a row.
     order = index if causal is None else jnp.cumsum(causal, axis=1, dtype=jnp.int32)
     return Layout(positions, segment, order, causal is None, whole, counted)
@@ -72,8 +71,11 @@ def lengths(layout: Layout) -> jax.Array:  # int32[B, T]
     return jnp.max(jnp.where(same, layout.position[:, None, :], 0), axis=2) + 1
 
 
-def _restarted(index: jax.Array, segment: jax.Array) -> jax.Array:
-    """Positions that begin again at 0 wherever the segment changes."""
-    changed = jnp.diff(segment, axis=1, prepend=segment[:, :1] - 1) != 0
-    start = jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
-    return index - start
+def _restarted(index: jax.Array, segments: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Positions that count from 0 where the segment changes, or at its first valid token."""
+    begins = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    if valid is not None:
+        count = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+        before = jax.lax.cummax(jnp.where(begins, count - valid, 0), axis=1)
+        begins |= valid & (count - before == 1)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)

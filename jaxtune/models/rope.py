@@ -1,4 +1,9 @@
-"""Rotary position embeddings: scaling schemes as frequencies, and the rotation itself."""
+"""Rotary position embeddings: scaling schemes as frequencies, and the rotation itself.
+
+An angle is a position times a frequency, so one unit in a frequency's last place is thousands at the
+end of a long text. The arithmetic here is therefore float32 in the order in which transformers,
+and the models' training, did it.
+"""
 
 import math
 from dataclasses import dataclass
@@ -25,12 +30,12 @@ class Rope:
 
 def default(theta: float, dim: int) -> Rope:
     """The original geometric series of frequencies over `dim` rotated features."""
-    return Rope(theta, "default", _floats(_series(theta, dim)))
+    return Rope(theta, "default", _floats(1 / _powers(theta, dim)))
 
 
 def linear(theta: float, dim: int, *, factor: float) -> Rope:
     """Positions squeezed by `factor`."""
-    return Rope(theta, f"linear ×{factor:g}", _floats(_series(theta, dim) / factor))
+    return Rope(theta, f"linear ×{factor:g}", _floats(1 / _powers(theta, dim) / factor))
 
 
 def llama3(
@@ -43,11 +48,13 @@ def llama3(
     original: int,
 ) -> Rope:
     """Long waves squeezed by `factor`, short ones kept, a ramp between (Llama 3.1)."""
-    series = _series(theta, dim)
-    turns = original * series / (2 * math.pi)
-    keep = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    scheme = f"llama3 ×{factor:g} from {original:,}"
-    return Rope(theta, scheme, _floats(series * (keep + (1 - keep) / factor)))
+    series = 1 / _powers(theta, dim)
+    wave = 2 * math.pi / series
+    keep = (original / wave - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    between = (1 - keep) * series / factor + keep * series
+    squeezed = np.where(wave > original / low_freq_factor, series / factor, between)
+    kept = np.where(wave < original / high_freq_factor, series, squeezed)
+    return Rope(theta, f"llama3 ×{factor:g} from {original:,}", _floats(kept))
 
 
 def yarn(
@@ -71,14 +78,15 @@ def yarn(
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = np.clip((np.arange(dim // 2) - low) / (high - low or 0.001), 0, 1)
-    series = _series(theta, dim)
+    index = np.arange(dim // 2, dtype=np.float32)
+    kept = 1 - np.clip((index - low) / (high - low or 0.001), 0, 1)
+    powers = _powers(theta, dim)
     if attention_factor is None:
         given = mscale and mscale_all_dim
         attention_factor = _yarn_scale(factor, mscale if given else 1.0)
         attention_factor /= _yarn_scale(factor, mscale_all_dim) if given else 1.0
     scheme = f"yarn ×{factor:g} from {original:,}"
-    short = _floats(series * (1 - ramp + ramp / factor))
+    short = _floats(1 / (factor * powers) * (1 - kept) + 1 / powers * kept)
     return Rope(theta, scheme, short, scale=attention_factor)
 
 
@@ -101,12 +109,12 @@ def longrope(
             )
     if attention_factor is None:
         attention_factor = math.sqrt(1 + max(math.log(factor), 0) / math.log(original))
-    series = _series(theta, dim)
+    powers = _powers(theta, dim)
     return Rope(
         theta,
         f"longrope ×{factor:g} from {original:,}",
-        short=_floats(series / np.asarray(short_factor)),
-        long=_floats(series / np.asarray(long_factor)),
+        short=_floats(1 / (np.asarray(short_factor, np.float32) * powers)),
+        long=_floats(1 / (np.asarray(long_factor, np.float32) * powers)),
         switch=original,
         scale=attention_factor,
     )
@@ -139,8 +147,10 @@ def rotate(
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def _series(theta: float, dim: int) -> np.ndarray:
-    return theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+def _powers(theta: float, dim: int) -> np.ndarray:  # float32[dim / 2]
+    """theta to the powers 0 to 1, in float32 but for the power itself, which is rounded once."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return (float(theta) ** exponents.astype(np.float64)).astype(np.float32)
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:

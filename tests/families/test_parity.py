@@ -46,15 +46,55 @@ def test_logits(pair, name, close):
 def test_right_padding(pair, name, close):
     made = pair(name)
     tokens = reference.tokens(made.case, seed=1)
-    rows = []
-    valid = np.ones(tokens.shape, bool)
-    for row, keep in enumerate((tokens.shape[1], tokens.shape[1] - 5)):
-        valid[row, keep:] = False
-        tokens[row, keep:] = 0
-        rows.append(reference.logits(made.reference, tokens[row : row + 1, :keep])[0])
+    # The reference sets a longrope's switch by the longest row, we by each row's own length:
+    # both rows here are on the same side of it.
+    valid = np.arange(tokens.shape[1]) < np.array([[tokens.shape[1]], [tokens.shape[1] - 5]])
+    tokens[~valid] = 0
+    want = reference.logits(made.reference, tokens, valid)
     got = np.asarray(made.apply(made.variables, tokens, valid=valid))
     assert np.isfinite(got).all()
-    close(got[valid], np.concatenate(rows))
+    close(got[valid], want[valid])
+
+
+@pytest.mark.parametrize("name", ["gemma3-seven-layers", "qwen2-tied-windows"])
+def test_padding_in_the_middle(pair, name, close):
+    """Tokens past a gap stand where they stood: the reference counts positions through it."""
+    made = pair(name)
+    tokens = reference.tokens(made.case, seed=6)
+    valid = np.ones(tokens.shape, bool)
+    valid[:, 9:12] = False
+    want = reference.logits(made.reference, tokens, valid)
+    got = np.asarray(made.apply(made.variables, tokens, valid=valid))
+    close(got[valid], want[valid])
+
+
+LONG = {
+    "llama": reference.Case(
+        "LlamaConfig",
+        dict(
+            rope_parameters=reference.LLAMA3 | dict(original_max_position_embeddings=512),
+            max_position_embeddings=4096,
+            num_hidden_layers=2,
+            head_dim=64,
+        ),
+        length=3000,
+    ),
+    "gemma3": reference.Case(
+        "Gemma3TextConfig",
+        dict(reference.GEMMA3_TOWER, max_position_embeddings=4096, head_dim=128),
+        length=3000,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_long_texts(tmp_path, name, close):
+    """An error in a frequency's last place shows after thousands of tokens."""
+    live = reference.make(LONG[name], tmp_path)
+    tokens = reference.tokens(LONG[name], batch=1)
+    model, variables = jaxtune.load(tmp_path)
+    close(jax.jit(model.apply)(variables, tokens), reference.logits(live, tokens))
 
 
 @pytest.mark.parametrize("name", CASES)
