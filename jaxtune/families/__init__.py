@@ -18,7 +18,7 @@ SUPPORTED: dict[str, Family] = {
 def find(config: Config, where: str = "config.json") -> Family:
     """The family of a parsed `config.json`."""
     name = config.get("model_type")
-    if name in SUPPORTED:
+    if isinstance(name, str) and name in SUPPORTED:
         return SUPPORTED[name]
     near = difflib.get_close_matches(str(name), SUPPORTED, n=1)
     supported = "\n".join(f"  {each.model_type:12} {each.title}" for each in SUPPORTED.values())
@@ -33,13 +33,15 @@ def read(directory: Path) -> tuple[Config, Family, DecoderConfig]:
     """A checkpoint's parsed `config.json`, its family, and the model it describes."""
     file = directory / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"{directory} has no config.json: a checkpoint is a directory as save_pretrained or "
             "the Hub lays it out, with config.json beside its *.safetensors"
         ) from None
-    except ValueError as problem:
+    except OSError as problem:
+        raise ConfigError(f"{file} cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
         raise ConfigError(f"{file} is not JSON: {problem}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {type(config).__name__}")

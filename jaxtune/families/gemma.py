@@ -11,11 +11,15 @@ from jaxtune.families.huggingface import (
     ConfigError,
     Family,
     activation,
+    flag,
     layers,
     listed_windows,
+    number,
+    optional,
     rotary,
     sizes,
     uniform_layers,
+    whole,
 )
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.rope import Rope
@@ -28,6 +32,7 @@ GEMMA1 = dict(
     num_attention_heads=16,
     num_key_value_heads=16,
     head_dim=256,
+    hidden_act="gelu_pytorch_tanh",
     max_position_embeddings=8192,
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
@@ -66,17 +71,18 @@ def gemma1(config: Config) -> DecoderConfig:
     """A Gemma 1 `config.json` in our terms."""
     config = {**GEMMA1, **config}
     # The first files say "gelu"; the models were trained with its tanh form all the same.
+    name = "gelu_pytorch_tanh" if config["hidden_act"] == "gelu" else config["hidden_act"]
     return DecoderConfig(
         **_shared(config),
         layers=uniform_layers(config, window=None),
-        activation="gelu_tanh",
+        activation=activation(name),
     )
 
 
 def gemma2(config: Config) -> DecoderConfig:
     """A Gemma 2 `config.json` in our terms."""
     config = {**GEMMA2, **config}
-    count = config["num_hidden_layers"]
+    count = whole(config, "num_hidden_layers")
     windows = listed_windows(config, _every(2, count))
     return _sandwiched(config, layers(config, windows, [rotary(config)] * count))
 
@@ -84,16 +90,19 @@ def gemma2(config: Config) -> DecoderConfig:
 def gemma3(config: Config) -> DecoderConfig:
     """The `config.json` of a Gemma 3 text model in our terms."""
     config = {**GEMMA3, **config}
-    count = config["num_hidden_layers"]
-    types = config.get("layer_types") or _every(config["sliding_window_pattern"], count)
-    ropes = _ropes(config)
-    kinds = layers(config, listed_windows(config, types), [ropes[each] for each in types])
+    period = whole(config, "sliding_window_pattern")
+    types = config.get("layer_types") or _every(period, whole(config, "num_hidden_layers"))
+    ropes, windows = _ropes(config), listed_windows(config, types)
+    kinds = layers(config, windows, [ropes[each] for each in types])
     return _sandwiched(config, kinds, qk_norm=True)
 
 
 def gemma3_tower(config: Config) -> DecoderConfig:
     """The text tower of a Gemma 3 image model's `config.json`."""
-    text = dict(config.get("text_config") or {})
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ConfigError(f"text_config is {text!r}; an object was expected")
+    text = dict(text)
     # The outer file decides, as in transformers: the head belongs to the whole model.
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return gemma3(text)
@@ -105,20 +114,20 @@ def _shared(config: Config) -> dict:
             "use_bidirectional_attention is set: this is an embedding model; "
             "jaxtune tunes causal language models"
         )
-    bias = config["attention_bias"]
+    bias = flag(config, "attention_bias")
     scale = config["hidden_size"] ** 0.5
     return dict(**sizes(config), norm_offset=1.0, embed_scale=scale, qkv_bias=bias, out_bias=bias)
 
 
 def _sandwiched(config: Config, kinds, **switches) -> DecoderConfig:
-    shared = _shared(config) | dict(query_scale=config["query_pre_attn_scalar"] ** -0.5)
+    shared = _shared(config) | dict(query_scale=number(config, "query_pre_attn_scalar") ** -0.5)
     return DecoderConfig(
         **shared,
         **switches,
         layers=kinds,
         activation=activation(config["hidden_activation"]),
-        attention_softcap=config["attn_logit_softcapping"],
-        logit_softcap=config["final_logit_softcapping"],
+        attention_softcap=optional(number, config, "attn_logit_softcapping"),
+        logit_softcap=optional(number, config, "final_logit_softcapping"),
         post_norms=True,
     )
 
@@ -126,11 +135,10 @@ def _sandwiched(config: Config, kinds, **switches) -> DecoderConfig:
 def _ropes(config: Config) -> dict[str, Rope]:
     """A rope each type of layer; older files give the local ones no more than a theta."""
     nested = config.get("rope_parameters") or {}
+    older = config.get("rope_scaling") or {}
     local = {**config, "rope_theta": config["rope_local_base_freq"]}
     return dict(
-        full_attention=rotary(
-            config, nested.get("full_attention") or config.get("rope_scaling") or {}
-        ),
+        full_attention=rotary(config, {**(nested.get("full_attention") or {}), **older}),
         sliding_attention=rotary(local, nested.get("sliding_attention") or {}),
     )
 

@@ -1,5 +1,6 @@
 """How Hugging Face writes a text model down: the idioms that its `config.json` files share."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,19 +71,29 @@ LLAMA_NAMES: Table = (*ENDS, *ATTENTION, *MLP, *PRE_NORMS)
 def sizes(config: Config) -> dict[str, Any]:
     """The `DecoderConfig` fields that every family spells alike."""
     heads = whole(config, "num_attention_heads")
-    width = whole(config, "hidden_size")
-    size = whole(config, "head_dim", width // heads)
+    kv_heads = whole(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ConfigError(
+            f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {kv_heads}"
+        )
     return dict(
         vocabulary=whole(config, "vocab_size"),
-        width=width,
+        width=whole(config, "hidden_size"),
         hidden=whole(config, "intermediate_size"),
         heads=heads,
-        kv_heads=whole(config, "num_key_value_heads", heads),
-        head_size=size,
+        kv_heads=kv_heads,
+        head_size=head_size(config),
         context=whole(config, "max_position_embeddings"),
-        query_scale=size**-0.5,
-        tied=config["tie_word_embeddings"],
-        norm_epsilon=config["rms_norm_eps"],
+        query_scale=head_size(config) ** -0.5,
+        tied=flag(config, "tie_word_embeddings"),
+        norm_epsilon=number(config, "rms_norm_eps"),
+    )
+
+
+def head_size(config: Config) -> int:
+    """Features of a head, given or by dividing the width."""
+    return whole(
+        config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads")
     )
 
 
@@ -94,9 +105,29 @@ def whole(config: Config, key: str, otherwise: int | None = None) -> int:
     return value
 
 
+def number(config: Config, key: str) -> float:
+    """A number above 0."""
+    value = config.get(key)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ConfigError(f"{key} is {value!r}; a number above 0 was expected")
+    return value
+
+
+def flag(config: Config, key: str) -> bool:
+    """A yes or no."""
+    if type(config[key]) is not bool:
+        raise ConfigError(f"{key} is {config[key]!r}; true or false was expected")
+    return config[key]
+
+
+def optional(read: Callable, config: Config, key: str) -> Any:
+    """What `read` makes of a key, or None where it is absent or null."""
+    return None if config.get(key) is None else read(config, key)
+
+
 def activation(name: str) -> str:
     """Our name for one of Hugging Face's activations."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -118,11 +149,24 @@ def uniform_layers(config: Config, window: int | None) -> tuple[LayerKind, ...]:
 def listed_windows(config: Config, default: list[str]) -> list[int | None]:
     """A window a layer, from `layer_types` or, in files that lack it, from the family's pattern."""
     types = config.get("layer_types") or default
-    known = {"full_attention": None, "sliding_attention": config.get("sliding_window")}
-    unknown = sorted(set(types) - set(known))
+    if not isinstance(types, list):
+        raise ConfigError(f"layer_types is {types!r}; a list was expected")
+    known = {
+        "full_attention": None,
+        "sliding_attention": optional(whole, config, "sliding_window"),
+    }
+    unknown = sorted({str(each) for each in types} - set(known))
     if unknown:
         raise ConfigError(f"layer_types has {', '.join(unknown)}; known: {', '.join(known)}")
     return [known[each] for each in types]
+
+
+def rope_parameters(config: Config) -> Config:
+    """What a file says of its rope, in the older spelling or the newer; the older one wins."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"rope parameters are {given!r}; an object was expected")
+    return given
 
 
 def rotary(config: Config, given: Config | None = None) -> rope.Rope:
@@ -130,20 +174,24 @@ def rotary(config: Config, given: Config | None = None) -> rope.Rope:
 
     Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`.
     """
-    if given is None:
-        given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = rope_parameters(config) if given is None else given
     scheme = given.get("rope_type") or given.get("type") or "default"
     if scheme not in SCHEMES:
         raise ConfigError(f"rope type {scheme!r} is not supported; known: {', '.join(SCHEMES)}")
-    theta = given.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    part = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    merged = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0, **config}
+    merged |= {key: value for key, value in given.items() if value is not None}
+    part = head_size(config) * number(merged, "partial_rotary_factor")
+    if not 2 <= part <= head_size(config) or int(part) % 2:
+        raise ConfigError(
+            f"{part:g} of the {head_size(config)} features of a head are to be rotated; "
+            "an even number of them was expected"
+        )
     try:
-        return SCHEMES[scheme](theta, int(size * part), given, config)
+        return SCHEMES[scheme](number(merged, "rope_theta"), int(part), given, config)
     except KeyError as missing:
         raise ConfigError(f"rope type {scheme!r} needs {missing}; found {dict(given)}") from None
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+    except (TypeError, ValueError, ZeroDivisionError) as problem:
+        raise ConfigError(f"rope type {scheme!r}: {problem}; found {dict(given)}") from None
 
 
 def _default(theta, dim, given, config):
@@ -151,10 +199,11 @@ def _default(theta, dim, given, config):
 
 
 def _linear(theta, dim, given, config):
-    return rope.linear(theta, dim, factor=given["factor"])
+    return rope.linear(theta, dim, factor=_factor(given, config))
 
 
 def _llama3(theta, dim, given, config):
+    _factor(given, config)
     keys = ("factor", "low_freq_factor", "high_freq_factor")
     return rope.llama3(theta, dim, original=_original(given, config), **{k: given[k] for k in keys})
 
@@ -163,7 +212,7 @@ def _yarn(theta, dim, given, config):
     original = _original(given, config)
     keys = ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim")
     options = {key: given[key] for key in keys if given.get(key) is not None}
-    factor = given.get("factor") or config["max_position_embeddings"] / original
+    factor = _factor(given, config, original)
     return rope.yarn(theta, dim, factor=factor, original=original, **options)
 
 
@@ -174,16 +223,23 @@ def _longrope(theta, dim, given, config):
         dim,
         short_factor=tuple(given["short_factor"]),
         long_factor=tuple(given["long_factor"]),
-        factor=given.get("factor") or config["max_position_embeddings"] / original,
+        factor=_factor(given, config, original),
         original=original,
         attention_factor=given.get("attention_factor"),
     )
 
 
+def _factor(given: Config, config: Config, original: int | None = None) -> float:
+    """How far the context is stretched; left out, where that is allowed, it follows from both."""
+    if given.get("factor") is None and original:
+        return config["max_position_embeddings"] / original
+    return number({"factor": given["factor"]}, "factor")
+
+
 def _original(given: Config, config: Config) -> int:
     """The context before scaling; a value beside the rope's own wins, as in transformers."""
     key = "original_max_position_embeddings"
-    return config.get(key) or given.get(key) or config["max_position_embeddings"]
+    return whole(config, key, given.get(key) or whole(config, "max_position_embeddings"))
 
 
 SCHEMES = {

@@ -5,6 +5,7 @@ from jaxtune.families.huggingface import (
     Config,
     Family,
     activation,
+    flag,
     sizes,
     uniform_layers,
 )
@@ -32,9 +33,9 @@ def decoder(config: Config) -> DecoderConfig:
         **sizes(config),
         layers=uniform_layers(config, window=None),
         activation=activation(config["hidden_act"]),
-        qkv_bias=config["attention_bias"],
-        out_bias=config["attention_bias"],
-        mlp_bias=config["mlp_bias"],
+        qkv_bias=flag(config, "attention_bias"),
+        out_bias=flag(config, "attention_bias"),
+        mlp_bias=flag(config, "mlp_bias"),
     )
 
 

@@ -5,8 +5,10 @@ from jaxtune.families.huggingface import (
     Config,
     Family,
     activation,
+    optional,
     sizes,
     uniform_layers,
+    whole,
 )
 from jaxtune.models.decoder import DecoderConfig
 
@@ -30,7 +32,7 @@ def decoder(config: Config) -> DecoderConfig:
     config = {**DEFAULTS, **config}
     return DecoderConfig(
         **sizes(config),
-        layers=uniform_layers(config, config["sliding_window"]),
+        layers=uniform_layers(config, optional(whole, config, "sliding_window")),
         activation=activation(config["hidden_act"]),
     )
 

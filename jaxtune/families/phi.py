@@ -7,8 +7,11 @@ from jaxtune.families.huggingface import (
     Config,
     Family,
     activation,
+    optional,
+    rope_parameters,
     sizes,
     uniform_layers,
+    whole,
 )
 from jaxtune.models.decoder import DecoderConfig
 
@@ -39,13 +42,13 @@ NAMES = (
 def decoder(config: Config) -> DecoderConfig:
     """A Phi-3 or Phi-4-mini `config.json` in our terms."""
     config = {**DEFAULTS, **config}
-    scaling = config.get("rope_scaling")
-    if scaling and scaling.get("type") == "yarn":
+    scaling = rope_parameters(config)
+    if scaling.get("type") == "yarn":
         # The first 128k checkpoints wrote "yarn" and meant what is now called longrope.
         config["rope_scaling"] = {**scaling, "type": "longrope"}
     return DecoderConfig(
         **sizes(config),
-        layers=uniform_layers(config, config["sliding_window"]),
+        layers=uniform_layers(config, optional(whole, config, "sliding_window")),
         activation=activation(config["hidden_act"]),
     )
 

@@ -5,10 +5,12 @@ from jaxtune.families.huggingface import (
     Config,
     Family,
     activation,
+    flag,
     layers,
     listed_windows,
     rotary,
     sizes,
+    whole,
 )
 from jaxtune.models.decoder import DecoderConfig
 
@@ -39,13 +41,13 @@ def qwen2(config: Config) -> DecoderConfig:
 def qwen3(config: Config) -> DecoderConfig:
     """A Qwen 3 `config.json` in our terms."""
     config = {**DEFAULTS, "head_dim": 128, **config}
-    bias = config["attention_bias"]
+    bias = flag(config, "attention_bias")
     return DecoderConfig(**_shared(config), qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
 def _shared(config: Config) -> dict:
-    count, first = config["num_hidden_layers"], config["max_window_layers"]
-    if not config["use_sliding_window"]:
+    count, first = whole(config, "num_hidden_layers"), config["max_window_layers"]
+    if not flag(config, "use_sliding_window"):
         config = {**config, "sliding_window": None}
     pattern = ["full_attention" if i < first else "sliding_attention" for i in range(count)]
     return dict(

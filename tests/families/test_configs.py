@@ -194,6 +194,26 @@ def test_older_and_newer_spelling_read_alike(name):
     assert described(newer) == described(config)
 
 
+def test_an_older_spelling_beside_a_newer_one_wins(tmp_path):
+    """As in transformers: people add rope_scaling to files that have rope_parameters."""
+    scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32_768)
+    newer = dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_scaling=scaling)
+    config = PUBLISHED["Qwen2.5-0.5B"][1] | newer
+    assert described(config).layers[0].rope.scheme == "yarn ×4 from 32,768"
+    tower = PUBLISHED["gemma-3-1b"][1] | dict(
+        rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=5e5)),
+        rope_scaling=dict(rope_type="linear", factor=8.0),
+    )
+    rope = described(tower).layers[5].rope
+    assert (rope.scheme, rope.theta) == ("linear ×8", 5e5)
+
+
+def test_gemma_1_has_the_activation_it_names():
+    config = PUBLISHED["gemma-2b"][1]
+    assert described(config).activation == "gelu_tanh"  # it says gelu, and means this
+    assert described(config | dict(hidden_act="silu")).activation == "silu"
+
+
 def test_gemma_3_windows_and_ropes():
     layers = described(PUBLISHED["gemma-3-4b"][1]).layers
     assert [layer.window for layer in layers[:7]] == [1024] * 5 + [None, 1024]
@@ -227,7 +247,25 @@ def test_the_first_long_phi_files_read_as_longrope():
         (dict(rope_scaling=dict(type="dynamic", factor=2.0)), "'dynamic' is not supported; known"),
         (dict(rope_scaling=dict(type="llama3", factor=2.0)), "needs 'low_freq_factor'; found"),
         (dict(hidden_act="relu"), "'relu' is not supported; known: silu"),
-        (dict(rope_theta="x"), "a value of the wrong kind"),
+        (dict(rope_theta="x"), "rope_theta is 'x'; a number above 0"),
+        (dict(rope_theta=-1.0), "rope_theta is -1.0; a number above 0"),
+        (dict(rms_norm_eps="1e-5"), "rms_norm_eps is '1e-5'; a number above 0"),
+        (dict(rms_norm_eps=None), "rms_norm_eps is None; a number above 0"),
+        (dict(num_attention_heads=-8), "num_attention_heads is -8; a whole number from 1"),
+        (dict(num_key_value_heads=5), "num_attention_heads is 32, no multiple of .*, 5"),
+        (dict(head_dim=63), "63 of the 63 features of a head are to be rotated; an even"),
+        (dict(partial_rotary_factor=1.5), "96 of the 64 features"),
+        (dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false'; true or false"),
+        (dict(attention_bias="no"), "attention_bias is 'no'; true or false"),
+        (dict(rope_scaling=dict(type="linear", factor=0)), "factor is 0; a number above 0"),
+        (dict(rope_scaling="linear"), "rope parameters are 'linear'; an object"),
+        (dict(model_type="mistral", sliding_window=0), "sliding_window is 0; a whole number"),
+        (dict(model_type="mistral", sliding_window="5"), "sliding_window is '5'; a whole"),
+        (dict(model_type="qwen2", layer_types="full_attention"), "layer_types is 'full_att"),
+        (dict(model_type="gemma2", query_pre_attn_scalar=-4), "scalar is -4; a number above 0"),
+        (dict(model_type="gemma2", attn_logit_softcapping="50"), "softcapping is '50'; a number"),
+        (dict(model_type="gemma3", text_config=None), "text_config is None; an object"),
+        (dict(model_type=["llama"]), r"model_type \['llama'\] is not supported"),
         (dict(num_attention_heads="many"), "num_attention_heads is 'many'; a whole number"),
         (dict(model_type="qwen2", layer_types=["full_attention"]), "1 entries for 16 layers"),
         (dict(model_type="qwen2", layer_types=["chunked"] * 32), "has chunked; known"),
@@ -253,6 +291,7 @@ def test_what_is_not_understood_is_named(changes, says, tmp_path):
         (None, "has no config.json: a checkpoint is a directory"),
         ("{'model_type'", "config.json is not JSON"),
         ("[]", "expected a JSON object, found list"),
+        ("[" * 100_000, "is not JSON"),
         ("\xff", "is not JSON"),
     ],
 )
@@ -261,3 +300,15 @@ def test_a_config_that_cannot_be_read(text, says, tmp_path):
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=says):
         families.read(tmp_path)
+
+
+def test_a_config_that_is_a_directory(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Is a directory"):
+        families.read(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_harm(tmp_path):
+    text = json.dumps(PUBLISHED["Llama-3.2-1B"][1])
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert families.read(tmp_path)[1].model_type == "llama"
