@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough; Python must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -50,7 +54,7 @@ def add_inspect(commands: Any) -> None:
     about = "what a checkpoint holds, from headers alone: its tree, totals and tokenizer"
     command = commands.add_parser("inspect", help=about, description=about)
     command.add_argument("checkpoint", help="a directory, owner/name or owner/name@revision")
-    command.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
+    command.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/inspect/NAME")
     command.add_argument("--mesh", metavar="AXES", help="lay leaves over, say, fsdp=8,tensor=2")
     command.add_argument("--dtype", default="auto", help="of leaves on the mesh (default: stored)")
     command.add_argument("--names", action="store_true", help="show the names in the files too")
@@ -65,7 +69,8 @@ def run_inspect(options: argparse.Namespace) -> None:
 
     report = inspect(options.checkpoint, axes(options.mesh), options.dtype)
     print(as_json(report) if options.json else table(report, names=options.names))
-    workdir = options.workdir or Path("runs") / checkpoint_name(options.checkpoint)
+    # Not runs/NAME itself: that may be a run, or the very checkpoint.
+    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(options.checkpoint)
     written = write_json(workdir, "inspect", report)
     print(f"\nwritten to {written}", file=sys.stderr if options.json else sys.stdout)
 
@@ -84,7 +89,7 @@ def axes(text: str | None) -> Mapping[str, int] | None:
 def checkpoint_name(source: str) -> str:
     """The last part of a path or repository id."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source.split("/")[-1].split("@")[0]
+    return path.resolve().name if path.exists() else source.split("@")[0].split("/")[-1]
 
 
 def as_json(report: Any) -> str:

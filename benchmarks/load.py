@@ -1,6 +1,6 @@
 """How long a checkpoint takes to load, and how much memory at its worst, beside transformers.
 
-    python benchmarks/load.py [--directory DIR] [--repeat 3]
+    python benchmarks/load.py [--directory DIR] [--repeat 3] [--dtype float32]
 
 A random checkpoint of Llama-3.2-1B's shape, in bfloat16, is written to DIR (a temporary directory
 by default, 2.5 GB) unless it is there already. Each loader runs in processes of its own, in turn.
@@ -44,7 +44,7 @@ def main() -> None:
     """Measure every loader and print a table."""
     options = parse()
     if options.child:
-        print(json.dumps(measure(options.child, options.directory)))
+        print(json.dumps(measure(options.child, options.directory, options.dtype)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.directory or Path(scratch) / "llama-1b"
@@ -52,8 +52,9 @@ def main() -> None:
         runs = {loader: [] for loader in LOADERS}
         for _ in range(options.repeat + 1):  # the first round warms the page cache
             for loader in LOADERS:
-                runs[loader].append(in_process(loader, directory))
-    report(runs, largest, total)
+                runs[loader].append(in_process(loader, directory, options.dtype))
+    wider = 2 if options.dtype == "float32" else 1
+    report(runs, wider * largest, wider * total, options.dtype)
 
 
 def parse() -> argparse.Namespace:
@@ -61,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--child", choices=LOADERS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -91,14 +93,15 @@ def write_checkpoint(directory: Path) -> tuple[int, int]:
     return max(sizes), sum(sizes)
 
 
-def in_process(loader: str, directory: Path) -> dict:
+def in_process(loader: str, directory: Path, dtype: str) -> dict:
     """One load in a process of its own."""
-    command = [sys.executable, __file__, "--child", loader, "--directory", str(directory)]
+    command = [sys.executable, __file__, "--child", loader, "--dtype", dtype]
+    command += ["--directory", str(directory)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(loader: str, directory: Path) -> dict:
+def measure(loader: str, directory: Path, dtype: str) -> dict:
     """Seconds for one load, and the most memory the process ever held, imports included."""
     if loader == "jaxtune":
         import jax
@@ -107,13 +110,13 @@ def measure(loader: str, directory: Path) -> dict:
 
         jax.devices()
         begun = time.perf_counter()
-        jax.block_until_ready(jaxtune.load(directory, dtype="bfloat16"))
+        jax.block_until_ready(jaxtune.load(directory, dtype=dtype))
     else:
         import torch
         from transformers import AutoModelForCausalLM
 
         begun = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
         # Its weights are views of the file until they are used; ours are in memory.
         for weight in model.parameters():
             weight.view(torch.int16).max()
@@ -122,10 +125,10 @@ def measure(loader: str, directory: Path) -> dict:
     return dict(seconds=seconds, peak=peak)
 
 
-def report(runs: dict, largest: int, total: int) -> None:
+def report(runs: dict, largest: int, total: int, dtype: str) -> None:
     """The figures, and the bound that ours keep to."""
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
-    print(f"checkpoint {total / 1e9:.2f} GB, largest stacked leaf {largest / 1e9:.2f} GB")
+    print(f"{dtype}: parameters {total / 1e9:.2f} GB, largest stacked leaf {largest / 1e9:.2f} GB")
     for loader, found in runs.items():
         seconds = [each["seconds"] for each in found[1:]]
         peak = max(each["peak"] for each in found)
@@ -135,7 +138,7 @@ def report(runs: dict, largest: int, total: int) -> None:
         )
     bound = total + largest + 400e6
     peak = max(each["peak"] for each in runs["jaxtune"])
-    print(f"bound: checkpoint + largest leaf + 0.4 GB = {bound / 1e9:.2f} GB", end=" ")
+    print(f"bound: parameters + largest leaf + 0.4 GB = {bound / 1e9:.2f} GB", end=" ")
     print("kept" if peak <= bound else "BROKEN")
     sys.exit(peak > bound)
 

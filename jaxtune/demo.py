@@ -37,7 +37,7 @@ CONFIG = dict(
 
 def main() -> None:
     """Write the checkpoint unless it is there, load it as any other, and print what comes next."""
-    if not DIRECTORY.exists():
+    if not (DIRECTORY / "config.json").exists():
         write_checkpoint(DIRECTORY)
     model, variables = jaxtune.load(DIRECTORY)
     leaves = jax.tree.leaves(variables)

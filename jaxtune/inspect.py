@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
@@ -186,8 +185,7 @@ def _leaves(described: Described, mesh: AbstractMesh | None, dtype: str) -> tupl
         path: [described.stored.tensors[piece.theirs].dtype for piece in pieces[path]]
         for path in described.shapes
     }
-    kept = {path: kinds[0] if dtype == "auto" else jnp.dtype(dtype) for path, kinds in held.items()}
-    placed = _placements(described.shapes, kept, mesh) if mesh else {}
+    placed = _placements(described.shapes, described.dtypes(dtype), mesh) if mesh else {}
     return tuple(
         Leaf(
             path=path,

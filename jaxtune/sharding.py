@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import tree
 
@@ -37,6 +37,24 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
 
 
+def check_mesh(mesh: Any, rules: tree.Rules | None = None) -> None:
+    """Refuse what is no mesh, axes that would split nothing, and axes that XLA may not split by."""
+    made = "make one with jaxtune.make_mesh({'fsdp': -1})"
+    if not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"mesh is a {type(mesh).__name__}; a jax.sharding.Mesh was expected: {made}"
+        )
+    named = {name for _, spec in rules or () for entry in spec for name in _names(entry)}
+    idle = [name for name in mesh.axis_names if name not in named | set(AXES)]
+    if idle:
+        raise ValueError(
+            f"mesh axis {idle[0]!r} splits nothing: expected {', '.join(AXES)}, "
+            "or rules that name it"
+        )
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(f"the mesh has explicit axes, where AxisType.Auto is needed: {made}")
+
+
 def shardings(
     shapes: Mapping[str, tuple[int, ...]],
     mesh: Mesh,
@@ -56,9 +74,13 @@ def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partition
         raise ValueError(f"{spec} has more entries than the shape {shape} has dimensions")
     kept = []
     for size, entry in zip(shape, spec, strict=False):
-        names = entry if isinstance(entry, tuple) else (entry,)
-        names = tuple(name for name in names if name in mesh.shape)
+        names = tuple(name for name in _names(entry) if name in mesh.shape)
         parts = math.prod(mesh.shape[name] for name in names)
         fits = names and size % parts == 0
         kept.append((names if len(names) > 1 else names[0]) if fits else None)
     return PartitionSpec(*kept)
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes in one entry of a PartitionSpec."""
+    return entry if isinstance(entry, tuple) else (entry,) if entry else ()

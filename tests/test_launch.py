@@ -39,7 +39,7 @@ def failure(capsys, *arguments, code=2):
 def test_inspect_prints_a_table_and_writes_its_numbers(checkpoint, tmp_path, capsys):
     assert launch.main(["inspect", str(checkpoint), "--mesh", "fsdp=8,tensor=2"]) == 0
     printed = capsys.readouterr().out
-    file = Path("runs/tiny-llama/inspect.json")
+    file = Path("runs/inspect/tiny-llama/inspect.json")
     assert printed.endswith(f"written to {file}\n")
     report = json.loads(file.read_text())
     assert report["mesh"] == {"fsdp": 8, "tensor": 2}
@@ -158,3 +158,11 @@ def test_errors_reach_the_shell():
     assert done.stdout == ""
     own = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert len(own) == 1 and own[0].startswith("error: './nowhere': no such directory or file")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("maker/model", "model"), ("maker/model@v2", "model"), ("maker/model@refs/pr/1", "model")],
+)
+def test_a_repository_s_directory_has_its_name(source, name):
+    assert launch.checkpoint_name(source) == name

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,44 +18,55 @@ from jaxtune.checkpoint import names
 from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.names import Piece, Shape
+from jaxtune.models.attention import IMPLEMENTATIONS
 from jaxtune.models.decoder import Decoder, DecoderConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
+BLOCK_BYTES = 2**26  # of a tensor converted or compared at a time
 Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
 def load(
     source: str | os.PathLike,
     dtype: str = "float32",
-    mesh: Mesh | None = None,
     *,
-    rules: tree.Rules = sharding.RULES,
+    mesh: Mesh | None = None,
+    rules: tree.Rules | None = None,
     attention: str = "auto",
 ) -> tuple[Decoder, dict]:
     """A Flax model and its variables, from a checkpoint directory or a Hub repo id.
 
-    `dtype` is that of the weights, and "auto" keeps the stored one; activations are float32 with
-    float32 weights and bfloat16 otherwise, where the hardware has it. With a `mesh`, every leaf
-    goes straight to the devices that `rules` (patterns → PartitionSpec) name.
+    `dtype` is that of the weights, and "auto" keeps the stored ones; activations are float32 where
+    any weight is, and otherwise bfloat16 where the hardware has it. With a `mesh`, every leaf goes
+    straight to the devices that `rules` (pattern → PartitionSpec) name, or `sharding.RULES`.
     """
-    if dtype not in (*DTYPES, "auto"):
-        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)} or auto")
+    dtype = known_dtype(dtype)
+    if attention not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
     described = describe(locate(source))
     with described.stored as stored:
         described = untied_if_stored_apart(described)
+        kept = described.dtypes(dtype)
+        where = placements(described.shapes, mesh, rules)
         model = Decoder(
             described.config,
-            compute_dtype(dtype),
+            activation_dtype(kept.values()),
             attention=attention,
             origin=str(described.directory.absolute()),
         )
-        shapes, parts = described.shapes, described.parts
-        where = placements(shapes, mesh, rules)
         params = {
-            path: _place(stored, leaf, shapes[path], dtype, where[path])
-            for path, leaf in names.by_leaf(parts).items()
+            path: _place(stored, leaf, described.shapes[path], kept[path], where[path])
+            for path, leaf in names.by_leaf(described.parts).items()
         }
     return model, {"params": tree.unflatten(params)}
+
+
+def known_dtype(dtype: Any) -> str:
+    """The name of a dtype that weights can be held in, or "auto"."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    if name not in (*DTYPES, "auto"):
+        raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or auto")
+    return name
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,15 @@ class Described:
         """Where every leaf lies in the files; every tensor that does not fit is listed at once."""
         return match_names(self.table, self.shapes, self.stored, self.family.other, self.directory)
 
+    def dtypes(self, dtype: str) -> dict[str, np.dtype]:
+        """What each leaf will be held in; "auto" takes the widest that its layers are stored in."""
+        if dtype != "auto":
+            return dict.fromkeys(self.shapes, jnp.dtype(dtype))
+        return {
+            path: reduce(jnp.promote_types, (self.stored.tensors[p.theirs].dtype for p in parts))
+            for path, parts in names.by_leaf(self.parts).items()
+        }
+
 
 def describe(
     directory: Path, headers: Callable[[Path], Safetensors] = Safetensors.open
@@ -99,16 +120,19 @@ def describe(
 
 def refuse_quantised(raw: Mapping, directory: Path) -> None:
     """Stop at a checkpoint whose weights are packed: read as plain numbers they are noise."""
-    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+    stored = raw.get("quantization_config")
+    if stored:
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
         raise CheckpointError(
-            f"{directory} is stored quantised ({method}); jaxtune reads the full-precision "
-            "checkpoint it was made from"
+            f"{directory} is stored quantised ({method}, as quantization_config in its config.json "
+            "says); jaxtune reads the full-precision checkpoint it was made from"
         )
 
 
-def compute_dtype(dtype: str):
-    """The activations' dtype for weights of `dtype`."""
-    if dtype == "float32" or (dtype != "bfloat16" and jax.default_backend() == "cpu"):
+def activation_dtype(held: Iterable[np.dtype]):
+    """The activations' dtype for weights held in these."""
+    names = {str(dtype) for dtype in held}
+    if "float32" in names or ("bfloat16" not in names and jax.default_backend() == "cpu"):
         return jnp.float32
     # Never float16: Gemma's activations overflow it.
     return jnp.bfloat16
@@ -152,11 +176,20 @@ def untied_if_stored_apart(described: Described) -> Described:
     head, embedding = (stored_as(described.table, path) for path in ("head/w", "embed/w"))
     if not described.config.tied or not {head, embedding} <= stored.tensors.keys():
         return described
-    alike = np.array_equal(_bits(stored.read(head)), _bits(stored.read(embedding)))
-    stored.release(head)
-    stored.release(embedding)
-    config = replace(described.config, tied=alike)
-    return replace(described, config=config)
+    alike = _equal(stored, head, embedding)
+    return replace(described, config=replace(described.config, tied=alike))
+
+
+def _equal(stored: Safetensors, one: str, other: str) -> bool:
+    """Whether two tensors hold the same bytes; a block at a time, up to the first difference."""
+    first, second = stored.read(one), stored.read(other)
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    blocks = _blocks(first)
+    alike = all(np.array_equal(_bits(first[rows]), _bits(second[rows])) for rows in blocks)
+    stored.release(one)
+    stored.release(other)
+    return alike
 
 
 def stored_as(table: names.Table, path: str) -> str:
@@ -165,11 +198,14 @@ def stored_as(table: names.Table, path: str) -> str:
 
 
 def placements(
-    shapes: Mapping[str, Shape], mesh: Mesh | None, rules: tree.Rules
+    shapes: Mapping[str, Shape], mesh: Mesh | None, rules: tree.Rules | None
 ) -> dict[str, Sharding]:
     """A sharding for every leaf; without a mesh, JAX's default device."""
     if mesh is not None:
-        return sharding.shardings(shapes, mesh, rules)
+        sharding.check_mesh(mesh, rules)
+        return sharding.shardings(shapes, mesh, rules or sharding.RULES)
+    if rules is not None:
+        raise ValueError("rules say how leaves lie on a mesh, and no mesh was given")
     return dict.fromkeys(shapes, jnp.zeros(()).sharding)
 
 
@@ -180,15 +216,18 @@ def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
 
 
 def _place(
-    stored: Safetensors, parts: Sequence[Piece], shape: Shape, dtype: str, where: Sharding
+    stored: Safetensors,
+    parts: Sequence[Piece],
+    shape: Shape,
+    dtype: np.dtype,
+    where: Sharding,
 ) -> jax.Array:
-    """Put one leaf on its devices, layer by layer: the host never holds more than a layer."""
-    held = stored.tensors[parts[0].theirs].dtype if dtype == "auto" else jnp.dtype(dtype)
+    """Put one leaf on its devices, layer by layer: the host never holds more than one."""
     if parts[0].layer is None:
-        return _put(stored, parts[0], shape, held, where)
-    leaf = jnp.zeros(shape, held, device=where)
+        return _put(stored, parts[0], shape, dtype, where)
+    leaf = jnp.zeros(shape, dtype, device=where)
     for piece in parts:
-        layer = _put(stored, piece, shape[1:], held, _of_layer(where))
+        layer = _put(stored, piece, shape[1:], dtype, _of_layer(where))
         leaf = _set_layer(leaf, layer, piece.layer)
     return leaf
 
@@ -197,16 +236,36 @@ def _put(
     stored: Safetensors, piece: Piece, shape: Shape, dtype: np.dtype, where: Sharding
 ) -> jax.Array:
     """What this process's devices hold of one piece, read from the file and put there."""
-    view = oriented(stored.read, piece)
     # Without a copy of its own, an array on the CPU would be the file's pages themselves.
     shards = [
-        jax.device_put(cast(view[index], dtype, piece.theirs), device, may_alias=False)
+        jax.device_put(_converted(stored, piece, index, dtype), device, may_alias=False)
         for device, index in where.addressable_devices_indices_map(shape).items()
     ]
     array = jax.make_array_from_single_device_arrays(shape, where, shards)
     jax.block_until_ready(array)
     stored.release(piece.theirs)
     return array
+
+
+def _converted(
+    stored: Safetensors, piece: Piece, index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray:
+    """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
+    view = oriented(stored.read, piece)[index]
+    if view.dtype == dtype:
+        return view
+    source = view.T if piece.transposed else view  # rows as they lie in the file
+    target = np.empty(source.shape, dtype)
+    for rows in _blocks(source):
+        target[rows] = cast(source[rows], dtype, piece.theirs)
+        stored.release(piece.theirs)
+    return target.T if piece.transposed else target
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    """Runs of rows that take about `BLOCK_BYTES` each."""
+    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -62,8 +62,6 @@ def test_dtypes(pair):
         held = {leaf.dtype for leaf in jax.tree.leaves(variables)}
         assert held == {jnp.dtype("float32" if dtype == "auto" else dtype)}
         assert model.dtype == activations
-    with pytest.raises(ValueError, match="dtype 'int8': expected one of float32, bfloat16"):
-        jaxtune.load(directory, dtype="int8")
 
 
 def test_the_way_to_attend_reaches_the_model(pair):
@@ -79,6 +77,62 @@ def test_conversion_rounds_as_numpy_does(pair):
     np.testing.assert_array_equal(
         variables["params"]["layers"]["mlp"]["up"]["w"][1], stored.T.astype(jnp.bfloat16)
     )
+
+
+def test_auto_keeps_the_widest_dtype_of_a_leaf_and_follows_it(copied, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model, _ = jaxtune.load(copied, dtype="auto")
+    assert model.dtype == jnp.float32  # the file's weights are
+    file = copied / "model.safetensors"
+    halves = {name: value.astype(jnp.bfloat16) for name, value in load_file(file).items()}
+    mixed = "model.layers.2.mlp.up_proj.weight"
+    wide = load_file(file)[mixed]
+    save_file(halves | {mixed: wide}, file, metadata={"format": "pt"})
+    model, variables = jaxtune.load(copied, dtype="auto")
+    held = {path: leaf.dtype for path, leaf in tree.flatten(variables["params"]).items()}
+    assert held.pop("layers/mlp/up/w") == jnp.float32
+    assert set(held.values()) == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(variables["params"]["layers"]["mlp"]["up"]["w"][2], wide.T)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8': expected one of float32, bfloat16, float16 or auto"),
+        ({"attention": "flash"}, "attention 'flash': expected one of auto, plain, splash, cudnn"),
+        ({"mesh": {"fsdp": 1}}, "mesh is a dict; a jax.sharding.Mesh was expected: make one"),
+        ({"rules": [(".*", None)]}, "no mesh was given"),
+        ({"mesh": ("model", "Auto")}, "mesh axis 'model' splits nothing: expected data, fsdp"),
+        ({"mesh": ("fsdp", "Explicit")}, r"explicit axes.*jaxtune\.make_mesh"),
+    ],
+)
+def test_arguments_that_cannot_be(pair, options, says):
+    if isinstance(options.get("mesh"), tuple):
+        name, kind = options["mesh"]
+        types = (getattr(jax.sharding.AxisType, kind),)
+        options = {"mesh": jax.make_mesh((1,), (name,), axis_types=types)}
+    with pytest.raises(ValueError, match=says):
+        jaxtune.load(pair(NAME).directory, **options)
+
+
+def test_dtypes_may_be_given_as_types(pair):
+    _, variables = jaxtune.load(pair(NAME).directory, dtype=jnp.bfloat16)
+    assert variables["params"]["norm"]["scale"].dtype == jnp.bfloat16
+
+
+def test_big_tensors_are_converted_and_compared_in_blocks(pair, copied, monkeypatch):
+    monkeypatch.setattr(loading, "BLOCK_BYTES", 1000)  # five rows of 48 float32
+    _, variables = jaxtune.load(copied, dtype="bfloat16")
+    want = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pair(NAME).variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, want)
+    embedding = load_file(copied / "model.safetensors")["model.embed_tokens.weight"]
+    configure(copied, tie_word_embeddings=True)
+    for row, tied in ((None, True), (200, False)):
+        head = embedding.copy()
+        if row:
+            head[row, 5] += 1
+        change(copied, lm_head__weight=head)
+        assert jaxtune.load(copied)[0].config.tied == tied
 
 
 def test_values_beyond_float16_are_refused(copied):
@@ -255,9 +309,10 @@ def test_packed_weights_are_refused(copied):
     change(copied, model__layers__0__mlp__up_proj__weight=np.zeros((72, 48), np.int8))
     with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight and 0 more are stored as int8"):
         jaxtune.load(copied)
-    configure(copied, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(CheckpointError, match=r"stored quantised \(gptq\)"):
-        jaxtune.load(copied)
+    for given, named in (({"quant_method": "gptq"}, "gptq"), ("fp8", "fp8")):
+        configure(copied, quantization_config=given)
+        with pytest.raises(CheckpointError, match=rf"stored quantised \({named}, as"):
+            jaxtune.load(copied)
 
 
 def test_pickles_and_half_a_file(copied):
