@@ -59,6 +59,7 @@ def test_json_is_what_is_written(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("source", "name"),
     [
+        ("maker/model@refs/pr/1", "model"),
         ("google/gemma-3-270m", "gemma-3-270m"),
         ("google/gemma-3-270m@main", "gemma-3-270m"),
         (".", "here"),
@@ -160,9 +161,16 @@ def test_errors_reach_the_shell():
     assert len(own) == 1 and own[0].startswith("error: './nowhere': no such directory or file")
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [("maker/model", "model"), ("maker/model@v2", "model"), ("maker/model@refs/pr/1", "model")],
-)
-def test_a_repository_s_directory_has_its_name(source, name):
-    assert launch.checkpoint_name(source) == name
+def test_a_file_that_cannot_be_read(checkpoint, monkeypatch, capsys):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "model.safetensors")
+
+    monkeypatch.setattr("jaxtune.inspect.inspect", refused)
+    assert "Permission denied: 'model.safetensors'" in failure(capsys, "inspect", checkpoint)
+
+
+def test_output_that_nobody_reads_on(checkpoint):
+    command = f"{sys.executable} {ROOT / 'launch.py'} inspect {checkpoint} --names | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr

@@ -60,8 +60,10 @@ def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
-    path = Path(source).expanduser()
-    return path if os.fspath(source) and path.exists() else None
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+        path = Path(source).expanduser()
+        return path if os.fspath(source) and path.exists() else None
+    return None
 
 
 def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -71,18 +73,20 @@ def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     if not match or ".." in text or "--" in match["repo"] or text.endswith(NO_REPO_SUFFIXES):
         raise CheckpointError(
             f"{text!r}: no such directory or file, and it is no repository id either (owner/name"
-            f" or owner/name@revision).{_hint(Path(text).expanduser())}"
+            f" or owner/name@revision).{_hint(Path(text))}"
         )
     return match["repo"], match["revision"]
 
 
 def _hint(path: Path) -> str:
     """What exists beside the first part of a path that does not."""
-    while not path.parent.exists():
-        path = path.parent
-    names = os.listdir(path.parent) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / close[0]}?" if close else ""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = path.expanduser()
+        while not path.parent.exists():
+            path = path.parent
+        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+        return f" Did you mean {path.parent / close[0]}?" if close else ""
+    return ""
 
 
 def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> Path:

@@ -108,7 +108,7 @@ def describe(
     directory: Path, headers: Callable[[Path], Safetensors] = Safetensors.open
 ) -> Described:
     """Open a checkpoint's directory; `headers` finds its tensors, which need not lie there."""
-    if directory.is_file():
+    if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is a file: a checkpoint is a directory, with config.json beside its "
             "*.safetensors"

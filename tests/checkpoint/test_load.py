@@ -326,6 +326,12 @@ def test_pickles_and_half_a_file(copied):
         jaxtune.load(copied)
 
 
+@pytest.mark.parametrize("source", ["~nosuchuser/x", "x" * 5000, "a\0b", "/dev/null", ""])
+def test_odd_places(source):
+    with pytest.raises(CheckpointError, match="no such directory|is a file"):
+        jaxtune.load(source)
+
+
 def test_no_such_place(tmp_path):
     with pytest.raises(CheckpointError, match="no such directory"):
         jaxtune.load(tmp_path / "nowhere")
