@@ -1,0 +1,379 @@
+"""Fields with a type, limits and a meaning: what a value must be, and what is wrong with one.
+
+A `Schema` is the fields of nested dataclasses by dotted key. It turns settings, from Python or as
+text from the command line, into those dataclasses, or says all that is wrong with them.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from types import NoneType, UnionType
+from typing import Any, Literal, NewType, Union, get_args, get_origin
+
+Pattern = NewType("Pattern", str)  # a regular expression over slash paths, as in `tree`
+
+# Where a field counts: the field of its section that decides, and the values of that.
+When = tuple[str, tuple[Any, ...]]
+
+# What a check of several fields yields: the keys at odds, and what to do about them.
+Conflicts = Iterator[tuple[tuple[str, ...], str]]
+
+
+class ConfigError(ValueError):
+    """A config that makes no run; every problem found is listed."""
+
+
+def about(default: Any, meaning: str, **more: Any) -> Any:
+    """A field of the schema.
+
+    `more` may hold `least`, `above` and `below`, the limits of its numbers; `share=True`, where a
+    fraction stands for a share; `needed=True`, where it may not stay empty; `when`; and `also`, by
+    what names other trainers know it, so that an unknown key from there finds it.
+    """
+    return field(default=default, metadata={"meaning": meaning, **more})
+
+
+# Values: from Python or from text into a field's type. In a union with text, lists come first:
+# types are tried one after the other, and everything typed is text.
+
+
+class Misfit(Exception):
+    """A value that a type does not take; says why where the type alone does not."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type without parts: its name, what it makes of a value, how text becomes a value."""
+
+    name: str
+    accept: Callable[[Any], Any]
+    read: Callable[[str], Any]
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise Misfit
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise Misfit
+    try:
+        return float(value)
+    except OverflowError:
+        raise Misfit from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise Misfit
+    return str(os.fspath(value))
+
+
+def _pattern(value: Any) -> str:
+    try:
+        return re.compile(_text(value)).pattern
+    except re.error as error:
+        raise Misfit(f"{value!r} is no regular expression: {error}") from None
+
+
+def _exactly(*known: Any) -> Callable[[Any], Any]:
+    def accept(value):
+        if not any(value is each for each in known):
+            raise Misfit
+        return value
+
+    return accept
+
+
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+KINDS: dict[Any, Kind] = {
+    bool: Kind("True | False", _exactly(True, False), lambda text: WORDS[text.lower()]),
+    NoneType: Kind("None", _exactly(None), lambda text: WORDS[text.lower()]),
+    int: Kind("whole number", _whole, int),
+    float: Kind("number", _number, float),
+    str: Kind("text", _text, str),
+    Pattern: Kind("pattern", _pattern, str),
+}
+
+
+def fit(value: Any, kind: Any, take: Callable[[Any, Any], Any]) -> Any:
+    """What `take` makes of a value for a type, or for the first of a union that has it."""
+    reason = ""
+    for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        try:
+            return take(value, each)
+        except Misfit as misfit:
+            reason = str(misfit) or reason
+    raise Misfit(reason)
+
+
+def conform(value: Any, kind: Any) -> Any:
+    """A Python value in a type's own form."""
+    if kind in KINDS:
+        return KINDS[kind].accept(value)
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value not in inner:
+            raise Misfit
+        return value
+    if isinstance(value, Mapping) and inner == (tuple[str, str], ...):
+        value = sorted(value.items(), key=repr)  # of names alone: their order says nothing
+    if not isinstance(value, list | tuple):
+        raise Misfit
+    if inner[-1] is ...:
+        inner = (inner[0],) * len(value)
+    if len(value) != len(inner):
+        raise Misfit
+    return tuple(fit(each, part, conform) for each, part in zip(value, inner, strict=True))
+
+
+def read(text: str, kind: Any) -> Any:
+    """Text from the command line in a type's own form."""
+    whole = str if get_origin(kind) is Literal else ast.literal_eval
+    read = KINDS[kind].read if kind in KINDS else whole
+    try:
+        value = read(text)
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        raise Misfit from None
+    return conform(value, kind)
+
+
+def within(value: Any, limits: Mapping[str, Any]) -> bool:
+    """Whether all numbers in a value keep to a field's limits; infinity and NaN never do."""
+    if isinstance(value, tuple):
+        return all(within(each, limits) for each in value)
+    if type(value) not in (int, float):
+        return True
+    return (
+        value >= limits.get("least", -math.inf)
+        and value > limits.get("above", -math.inf)
+        and value < limits.get("below", math.inf)
+        and (type(value) is int or "share" not in limits or value < 1)
+    )
+
+
+def _expected(known: dataclasses.Field) -> str:
+    """A field's type and limits, as written in errors and help."""
+    if "share" in known.metadata:
+        return "whole number | share below 1"
+    signs = {"least": "≥", "above": ">", "below": "<"}
+    limits = [f"{signs[name]} {known.metadata[name]}" for name in signs if name in known.metadata]
+    return _notation(known.type, " and ".join(limits))
+
+
+def _notation(kind: Any, limits: str) -> str:
+    if kind in KINDS:
+        return f"{KINDS[kind].name} {limits if kind in (int, float) else ''}".rstrip()
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " | ".join(inner)
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(_notation(each, limits) for each in inner)
+    if inner[-1] is ...:
+        return f"[{_notation(inner[0], limits)}, …]"
+    return f"({', '.join(_notation(each, limits) for each in inner)})"
+
+
+# Settings: values by key, put together into dataclasses.
+
+
+@dataclass(frozen=True)
+class Setting:
+    key: str
+    value: Any
+    origin: str
+    typed: bool = False  # at the command line, so the value is text, or None where there is none
+
+
+def override(text: str) -> Setting:
+    """What is typed at the terminal: `--config.section.field=value`."""
+    key, equals, value = text.removeprefix("--config.").partition("=")
+    return Setting(key or text, value if equals else None, "command line", typed=True)
+
+
+def at(config: Any, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+class Schema:
+    """The fields of a dataclass by dotted key, and its sections: the dataclasses in it."""
+
+    def __init__(self, root: type):
+        self.root = root
+        own = dataclasses.fields(root)
+        self.sections = {each.name: each.type for each in own if not each.metadata}
+        self.fields = {each.name: each for each in own if each.metadata} | {
+            f"{section}.{each.name}": each
+            for section, kind in self.sections.items()
+            for each in dataclasses.fields(kind)
+        }
+
+    def settings(
+        self, values: Mapping[str, Any], origin: str, parent: str = ""
+    ) -> Iterator[Setting]:
+        """Those of nested dictionaries."""
+        for name, value in values.items():
+            key = f"{parent}{name}"
+            if key in self.sections and isinstance(value, Mapping):
+                yield from self.settings(value, origin, f"{key}.")
+            else:
+                yield Setting(key, value, origin)
+
+    def assembled(
+        self, settings: Iterable[Setting], checks: Iterable[Callable[[Any], Conflicts]] = ()
+    ) -> Any:
+        """The dataclass that settings and defaults make; of two settings of a key the last counts.
+
+        `checks` say what is at odds in one whose every field is right by itself.
+        """
+        settings = {setting.key: setting for setting in settings}
+        values, wrong = {}, {}
+        for key, setting in settings.items():
+            try:
+                values[key] = self._value(setting)
+            except Misfit as misfit:
+                wrong[key] = str(misfit)
+        config = _built(self.root, values)
+        problems = [((key,), message) for key, message in wrong.items()]
+        # A key that is wrong by itself has its default here, which is at odds with nothing.
+        for check in (self._missing, self._idle, *checks):
+            problems += [each for each in check(config) if not wrong.keys() & set(each[0])]
+        if problems:
+            raise ConfigError(_listing(problems, settings))
+        return config
+
+    def given(self, config: Any, *keys: str) -> tuple[str, ...]:
+        """Those of some keys that differ from their defaults."""
+        return tuple(key for key in keys if at(config, key) != self.fields[key].default)
+
+    def difference(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """What changed between nested dictionaries, which may have fields of another version."""
+        before, after = (
+            {each.key: json.dumps(each.value, ensure_ascii=False) for each in settings}
+            for settings in (self.settings(old, "old"), self.settings(new, "new"))
+        )
+        lost = "(no such field)"
+        return [
+            f"{key}: {before.get(key, lost)} -> {after.get(key, lost)}"
+            for key in before | after
+            if before.get(key) != after.get(key)
+        ]
+
+    def describe(self, name: str) -> str:
+        """Every field with its default, type and meaning, as text 100 columns wide."""
+        paragraphs = []
+        for section, kind in {name: self.root, **self.sections}.items():
+            keys = [key for key in self.fields if (key.rpartition(".")[0] or name) == section]
+            title = f"{section}: {kind.__doc__[0].lower()}{kind.__doc__[1:].rstrip('.')}"
+            lines = (_described(key, self.fields[key]) for key in keys)
+            paragraphs.append("\n".join([title, *lines]))
+        return "\n\n".join(paragraphs)
+
+    def _value(self, setting: Setting) -> Any:
+        """A setting's value in its field's type."""
+        key, value = setting.key, setting.value
+        if key in self.sections:
+            inner = next(each for each in self.fields if each.startswith(f"{key}."))
+            raise Misfit(
+                f"found {shown(value)} for a section, expected its fields, such as {inner}"
+            )
+        if key not in self.fields:
+            raise Misfit(f"no such field; the nearest is {self._nearest(key)}")
+        if setting.typed and value is None:
+            raise Misfit(f"found no value, expected --config.{key}=VALUE")
+        known = self.fields[key]
+        try:
+            fitted = fit(value, known.type, read if setting.typed else conform)
+            if not within(fitted, known.metadata):
+                raise Misfit
+        except Misfit as misfit:
+            reason = f" ({misfit})" if str(misfit) else ""
+            raise Misfit(f"found {shown(value)}{reason}, expected {_expected(known)}") from None
+        return fitted
+
+    def _nearest(self, key: str) -> str:
+        """The field or section that an unknown key was probably meant to be."""
+        # The last part alone is what one writes in the wrong section, the whole is `section_field`.
+        forms = (key.split(".")[-1], key.replace(".", "_"))
+
+        def score(known: str) -> float:
+            also = self.fields[known].metadata.get("also", "") if known in self.fields else ""
+            names = [known.split(".")[-1], *also.split()]
+            return _alike(key, known) + max(_alike(form, name) for form in forms for name in names)
+
+        return max(self.fields if "." in key else (*self.fields, *self.sections), key=score)
+
+    def _counts(self, config: Any, key: str) -> bool:
+        """Whether anything reads a field, given what the field that decides it says."""
+        name, values = self.fields[key].metadata.get("when", (None, ()))
+        return name is None or at(config, _beside(key, name)) in values
+
+    def _missing(self, config: Any) -> Conflicts:
+        for key, known in self.fields.items():
+            if "needed" in known.metadata and not at(config, key) and self._counts(config, key):
+                yield (key,), f"is empty, and a run needs it: {known.metadata['meaning']}"
+
+    def _idle(self, config: Any) -> Conflicts:
+        for key in self.given(config, *self.fields):
+            if not self._counts(config, key):
+                other, values = self.fields[key].metadata["when"]
+                name, wanted = key.split(".")[-1], " or ".join(map(repr, values))
+                yield (
+                    (key, _beside(key, other)),
+                    f"{name} is read only where {other} is {wanted}, and {other} is "
+                    f"{at(config, _beside(key, other))!r}; leave out {name} or change {other}",
+                )
+
+
+def _built(kind: type, values: Mapping[str, Any], parent: str = "") -> Any:
+    arguments = {
+        each.name: _built(each.type, values, f"{each.name}.")
+        if dataclasses.is_dataclass(each.type)
+        else values.get(f"{parent}{each.name}", each.default)
+        for each in dataclasses.fields(kind)
+    }
+    return kind(**arguments)
+
+
+def _beside(key: str, name: str) -> str:
+    return f"{key.rpartition('.')[0]}.{name}"
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+
+def _listing(problems: Sequence[tuple[Sequence[str], str]], settings: Mapping) -> str:
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"the config has {count}:"]
+    for keys, message in problems:
+        origins = (settings[key].origin if key in settings else "default" for key in keys)
+        named = (f"{key} ({origin})" for key, origin in zip(keys, origins, strict=True))
+        lines.append(f"{', '.join(named)}: {message}")
+    return "\n  ".join(lines)
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _described(key: str, known: dataclasses.Field) -> str:
+    default = repr(known.default) if known.default or "needed" not in known.metadata else "(needed)"
+    kind = _expected(known)
+    if "when" in known.metadata:
+        name, values = known.metadata["when"]
+        kind += f"; only with {name} {'/'.join(map(str, values))}"
+    meaning = textwrap.indent(textwrap.fill(known.metadata["meaning"], 92), " " * 6)
+    return f"  {f'{key} = {default}':<38}{kind}\n{meaning}"
