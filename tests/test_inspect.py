@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 import jaxtune
 from jaxtune import tree
 from jaxtune.checkpoint import hub
-from jaxtune.checkpoint.files import CheckpointError, Safetensors, read_header, write_sharded
+from jaxtune.checkpoint.files import CheckpointError, Safetensors, write_sharded
 from jaxtune.checkpoint.hub import HubError
 from jaxtune.families import ConfigError
 from jaxtune.inspect import inspect, table
@@ -100,7 +100,7 @@ def test_leaves_are_those_that_load_makes(made, name):
 def test_every_stored_tensor_is_in_some_row(made, name):
     directory, _ = made(name)
     report = inspect(directory)
-    stored = read_header(directory / "model.safetensors")
+    stored = Safetensors.open(directory).tensors
     named = {
         leaf.stored_as.replace("{layer}", str(layer))
         for leaf in report.leaves

@@ -57,6 +57,7 @@ def peft_twin(made, tmp_path, variables, **options):
     return twin.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "options"),
     [
@@ -149,6 +150,7 @@ def test_dropout_differs_between_layers_and_steps(pair):
     variables = busy(add_lora(made.variables, rank=4, key=jax.random.key(1), dropout=0.5))
     tokens = reference.tokens(made.case)
 
+    @jax.jit
     def hidden(seed):
         return made.model.apply(variables, tokens, rngs={"dropout": jax.random.key(seed)})
 

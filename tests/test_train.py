@@ -195,6 +195,7 @@ def gradients(made, variables, batch):
     return float(metrics["loss"]), {path: changes[path] - before[path] for path in before}
 
 
+@pytest.mark.slow
 def test_every_layout_gives_the_same_gradients(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=4, key=jax.random.key(0))
@@ -216,6 +217,7 @@ def test_every_layout_gives_the_same_gradients(pair):
             assert distance <= 1e-5 * max(np.linalg.norm(gradient), 1e-3), path
 
 
+@pytest.mark.slow
 def test_the_loss_in_chunks_is_the_loss_at_once(pair, monkeypatch):
     made = pair("gemma2-windows")  # tied, and soft-capped
     rows = list(texts(1))
@@ -269,6 +271,7 @@ def short_scored(batch: Batch) -> Batch:
     return batch.replace(**cut)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_optimizer_need_no_new_program(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=2, key=jax.random.key(0))
@@ -282,6 +285,7 @@ def test_numbers_of_the_optimizer_need_no_new_program(pair):
     assert compiled_step._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_dropout_changes_with_the_step_and_repeats_with_the_seed(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=4, key=jax.random.key(0), dropout=0.3, init="pissa")

@@ -1,8 +1,10 @@
 """A model and its variables back into the layout that its makers publish."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,23 +13,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from jaxtune import families, tree
 from jaxtune.checkpoint import names
-from jaxtune.checkpoint.files import CheckpointError, Safetensors, new_directory, write_sharded
+from jaxtune.checkpoint.files import (
+    CheckpointError,
+    Safetensors,
+    new_directory,
+    refuse_existing,
+    write_sharded,
+)
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import cast
+from jaxtune.checkpoint.load import DTYPES, cast, leaf_shapes
 from jaxtune.checkpoint.names import Piece
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.decoder import Decoder, DecoderConfig
 
+Leaves = Mapping[str, jax.Array]  # by slash path
 Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by foreign name
+MOST_LISTED = 30  # lines of one error message
 
 
 def save_merged(
     model: Decoder,
     variables: Mapping,
     directory: str | os.PathLike,
-    dtype: str | None = "float16",
+    dtype: DTypeLike | None = "float16",
     *,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
@@ -35,63 +46,96 @@ def save_merged(
     """Write a checkpoint in Hugging Face's layout, as transformers loads it.
 
     `dtype=None` keeps each leaf's own. Nothing stands under the final name until all of it does.
+    With many processes, all of them call this, the first one writes, and all succeed or fail.
     """
-    origin = _origin(model)
-    raw, family, described = families.read(origin)
     target = Path(directory).expanduser()
-    with _stored(origin) as stored:
-        writer = _Writer(variables, family, stored, dtype)
-        if jax.process_index() > 0:
-            for name in writer.plan:  # the leaves' shards are gathered by all processes together
-                writer.tensor(name)
-            return target
+    with _in_step():
+        kind = _kind(dtype)
+        origin = _origin(model)
+        raw, family, described = families.read(origin)
+        _check_config(model.config, described, origin)
+        leaves = _fitting(variables, leaf_shapes(Decoder(model.config)))
+        writer = _Writer(leaves, family, _stored(origin, raw), kind)
         config = _described(raw, writer.dtype, described.tied, model.config.tied)
-        with new_directory(target, overwrite=overwrite) as partial:
-            write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-            for pattern in COMPANIONS:
-                for file in filter(Path.is_file, origin.glob(pattern)):
-                    shutil.copyfile(file, partial / file.name)
+        if jax.process_index() == 0:
+            refuse_existing(target, overwrite)
+    with writer.stored, _in_step():
+        try:
+            if jax.process_index() == 0:
+                with new_directory(target, overwrite=overwrite) as partial:
+                    _write_companions(partial, origin, config)
+                    write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
+        finally:
+            writer.gather_rest()
     return target
+
+
+@contextlib.contextmanager
+def _in_step() -> Iterator[None]:
+    """Fail on every process if the block does on one: the others would wait for it forever."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = np.array(failure is not None)
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(failed)
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise CheckpointError(
+            f"process {np.argmax(failed)} could not write the checkpoint: its message says why"
+        )
+
+
+def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
+    """All that is not weights; it comes first, because what fails there should fail early."""
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    for pattern in COMPANIONS:
+        for file in filter(Path.is_file, origin.glob(pattern)):
+            shutil.copyfile(file, directory / file.name)
 
 
 class _Writer:
     """Makes each foreign tensor when its turn comes, from our leaves or from the origin's file."""
 
     def __init__(
-        self,
-        variables: Mapping,
-        family: families.Family,
-        stored: Safetensors | None,
-        dtype: str | None,
+        self, leaves: Leaves, family: families.Family, stored: Safetensors, kind: np.dtype | None
     ):
-        held = stored.tensors if stored else {}
-        self.leaves = tree.flatten(variables["params"])
+        held = stored.tensors
+        self.leaves = leaves
         self.stored = stored
-        self.dtype = dtype or str(self.leaves["embed/w"].dtype)
+        self.dtype = str(kind or leaves["embed/w"].dtype)
         table = names.choose(family.tables, held)
-        parts = names.pieces(table, {path: leaf.shape for path, leaf in self.leaves.items()})
+        parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
         self.tensors = names.by_tensor(parts)
-        kind = jnp.dtype(dtype) if dtype else None
         plan: Plan = {
-            name: (pieces[0].shape, kind or self.leaves[pieces[0].path].dtype)
+            name: (pieces[0].shape, kind or leaves[pieces[0].path].dtype)
             for name, pieces in self.tensors.items()
         }
         for name in names.matching(family.other, held):
             info = held[name]
-            plan[name] = (info.shape, kind or info.dtype)
+            plan[name] = (info.shape, kind if kind and _floating(info.dtype) else info.dtype)
         # The order in which every process must gather, and the one in which files hold tensors.
         self.plan = dict(sorted(plan.items(), key=lambda item: -item[1][1].itemsize))
+        self._not_gathered = [name for name in self.plan if name in self.tensors]
 
     def tensor(self, name: str) -> np.ndarray:
         """One foreign tensor in the dtype announced for it."""
-        if name in self.tensors:
-            rows = [self._rows(piece) for piece in self.tensors[name]]
-            found = np.concatenate(rows) if len(rows) > 1 else rows[0]
-        else:
-            found = self.stored.read(name)
+        found = self._gathered(name) if name in self.tensors else self.stored.read(name)
         return cast(found, self.plan[name][1], name)
+
+    def gather_rest(self) -> None:
+        """Take part in the gathers still to come, in which other processes wait for this one."""
+        while self._not_gathered and jax.process_count() > 1:
+            self._gathered(self._not_gathered[0])
+
+    def _gathered(self, name: str) -> np.ndarray:
+        self._not_gathered.remove(name)
+        rows = [self._rows(piece) for piece in self.tensors[name]]
+        return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
     def _rows(self, piece: Piece) -> np.ndarray:
         leaf = self.leaves[piece.path]
@@ -100,6 +144,18 @@ class _Writer:
             part = multihost_utils.process_allgather(part, tiled=True)
         host = np.asarray(part)
         return host.T if piece.transposed else host
+
+
+def _kind(dtype: DTypeLike | None) -> np.dtype | None:
+    """The dtype to write, if the caller named one; any other than load's would ruin weights."""
+    if dtype is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):  # what NumPy knows no dtype for
+        if (name := jnp.dtype(dtype).name) in DTYPES:
+            return jnp.dtype(name)
+    raise CheckpointError(
+        f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}, or None to keep each leaf's own"
+    )
 
 
 def _origin(model: Decoder) -> Path:
@@ -112,14 +168,79 @@ def _origin(model: Decoder) -> Path:
     )
 
 
-@contextlib.contextmanager
-def _stored(origin: Path) -> Iterator[Safetensors | None]:
+def _check_config(config: DecoderConfig, described: DecoderConfig, origin: Path) -> None:
+    """The origin's config.json goes along, so it must tell of this model."""
+    # A head stored apart unties the model, whatever config.json says: `_described` puts it right.
+    pairs = {
+        field.name: (getattr(config, field.name), getattr(described, field.name))
+        for field in dataclasses.fields(config)
+        if field.name != "tied"
+    }
+    differing = [
+        f"  {name}: the model has {reprlib.repr(ours)}, the origin {reprlib.repr(theirs)}"
+        for name, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{origin / 'config.json'} describes another model than the one to be written:\n"
+            + "\n".join(differing)
+            + "\nGive the directory it came from with `model.clone(origin=directory)`"
+        )
+
+
+def _fitting(variables: Mapping, wanted: Mapping[str, names.Shape]) -> Leaves:
+    """The parameters by path; all that do not fit the model are listed at once."""
+    if variables.get("lora"):
+        raise CheckpointError(
+            "the variables hold adapters: merge the adapters first: jaxtune.merge(variables)"
+        )
+    if "params" not in variables:
+        raise CheckpointError(
+            f'the variables hold {", ".join(map(str, variables)) or "nothing"}, and no "params": '
+            "give all that jaxtune.load returned, not a part of it"
+        )
+    leaves = tree.flatten(variables["params"])
+    if problems := _misfits(leaves, wanted):
+        more = len(problems) - MOST_LISTED
+        listed = [*problems[:MOST_LISTED], *([f"  … and {more} more like these"] * (more > 0))]
+        raise CheckpointError("\n".join(["the variables do not fit the model:", *listed]))
+    return leaves
+
+
+def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
+    common = [path for path in wanted if path in leaves]
+    return [
+        *(f"  missing  {path} {wanted[path]}" for path in wanted if path not in leaves),
+        *(f"  unknown  {path} {np.shape(leaves[path])}" for path in leaves if path not in wanted),
+        *(
+            f"  shape    {path} is {np.shape(leaves[path])}, the model's is {wanted[path]}"
+            for path in common
+            if np.shape(leaves[path]) != wanted[path]
+        ),
+        *(
+            f"  dtype    {path} is {leaves[path].dtype}, not a floating-point one"
+            for path in common
+            if not _floating(leaves[path].dtype)
+        ),
+    ]
+
+
+def _stored(origin: Path, raw: Mapping) -> Safetensors:
     """The origin's weights, if it has any: a model may have been made from a bare config.json."""
-    if not any(origin.glob("*.safetensors")):
-        yield None
-        return
-    with Safetensors.open(origin) as stored:
-        yield stored
+    if any(origin.glob("*.safetensors")):
+        return Safetensors.open(origin)
+    if raw.get("vision_config"):
+        raise CheckpointError(
+            f"{origin} has a vision_config and no *.safetensors any more: the vision tower is "
+            "carried along from there. Put the weight files back, or give another directory that "
+            "has them with `model.clone(origin=directory)`"
+        )
+    return Safetensors({}, {})
+
+
+def _floating(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _described(raw: Mapping, dtype: str, was_tied: bool, tied: bool) -> dict:

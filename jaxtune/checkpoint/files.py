@@ -7,12 +7,14 @@ tensor's dtype, shape and place, and then the tensors' bytes end to end.
 import contextlib
 import difflib
 import errno
+import glob
 import json
 import math
 import mmap
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # what the reference reader accepts, too
 BLOCK_BYTES = 64 * 2**20  # how much of a transposed tensor is copied at a time
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+PROCESS = re.compile(r"[1-9]\d{0,8}")  # an id; longer ones os.kill would not take
 PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "*.pth", "*.pt")
 PYTORCH = {"format": "pt"}  # transformers asks whose layout the tensors have
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -87,11 +90,6 @@ class TensorInfo:
 
 Scan = tuple[dict[str, TensorInfo], dict[str, str]]  # tensors by name, and the file's metadata
 Planned = tuple[tuple[int, ...], np.dtype]  # a tensor still to be written
-
-
-def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, by name, without reading their data."""
-    return _scan(Path(path).expanduser())[0]
 
 
 class Safetensors:
@@ -188,10 +186,14 @@ def write_sharded(
 
 @contextlib.contextmanager
 def new_directory(final: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling to write into, which becomes `final` only if the block succeeds."""
+    """A temporary sibling to write into, which becomes `final` only if the block succeeds.
+
+    With `overwrite`, `final` may be an earlier checkpoint; no other directory is ever replaced.
+    """
     final = Path(final).expanduser().resolve()  # through a link, to rename within one disk
-    _refuse_existing(final, overwrite)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    refuse_existing(final, overwrite)
+    _remove_leftovers(final)
+    partial = final.with_name(f"{_partial_stem(final)}{os.getpid()}")
     _make_directory(partial, final)
     try:
         yield partial
@@ -498,14 +500,54 @@ def _write_index(
         out.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool) -> None:
+    """Stop where writing would destroy what is there: with `overwrite`, all but a checkpoint."""
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file, and a directory is to be written: move it away")
-    if not overwrite and final.is_dir() and any(final.iterdir()):
+    found = sorted(final.iterdir()) if final.is_dir() else []
+    if found and not overwrite:
         raise CheckpointError(
             f"{final} already exists and is not empty: remove it, choose another directory, or"
-            " ask for it to be overwritten"
+            " replace it with overwrite=True"
         )
+    if odd := _why_no_checkpoint(found):
+        raise CheckpointError(
+            f"{final} does not look like a checkpoint ({odd}), and overwrite=True replaces only a"
+            " directory that has a config.json and nothing but plain files: remove it yourself, or"
+            " choose another directory"
+        )
+
+
+def _why_no_checkpoint(found: list[Path]) -> str:
+    """Why a directory with this content is no checkpoint; nothing if it is one, or is empty."""
+    if directories := [path.name for path in found if not path.is_file()]:
+        return f"it holds {_some(directories)}"
+    if found and "config.json" not in [path.name for path in found]:
+        return f"it has no config.json, but {_some([path.name for path in found])}"
+    return ""
+
+
+def _partial_stem(final: Path) -> str:
+    """What precedes the process in a temporary name; a shared disk has processes of many hosts."""
+    return f".{final.name}.partial-{socket.gethostname()}-"
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Free the disk of what processes left that were killed while they wrote this directory."""
+    for path in final.parent.glob(f"{glob.escape(_partial_stem(final))}*"):
+        process = path.name.rpartition("-")[2]
+        if PROCESS.fullmatch(process) and not _runs(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is someone else's
+    return True
 
 
 def _make_directory(partial: Path, final: Path) -> None:
@@ -547,7 +589,7 @@ def _sync(path: Path) -> None:
 
 def _move_into_place(partial: Path, final: Path, overwrite: bool) -> None:
     aside = final.with_name(f".{final.name}.replaced-{os.getpid()}")
-    _refuse_existing(final, overwrite)  # again: someone may have written there meanwhile
+    refuse_existing(final, overwrite)  # again: someone may have written there meanwhile
     replaced = final.exists()
     if replaced:
         final.rename(aside)

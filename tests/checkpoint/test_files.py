@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import weakref
@@ -22,7 +23,6 @@ from jaxtune.checkpoint.files import (
     CheckpointError,
     Safetensors,
     new_directory,
-    read_header,
     write_sharded,
 )
 
@@ -114,10 +114,12 @@ def test_uniform_dtypes_keep_the_given_order_and_every_tensor_is_aligned(tmp_pat
     wide = {name: random_array((3,), np.float32) for name in ("z", "a", "m")}
     mixed = {"odd": random_array((3,), np.uint8), **wide}
     (path,) = write(tmp_path, wide)
-    assert list(read_header(path)) == ["z", "a", "m"]
+    assert list(Safetensors.open(path).tensors) == ["z", "a", "m"]
     (path,) = write(tmp_path, mixed)
-    assert list(read_header(path)) == ["z", "a", "m", "odd"]
-    assert all(info.start % info.dtype.itemsize == 0 for info in read_header(path).values())
+    assert list(Safetensors.open(path).tensors) == ["z", "a", "m", "odd"]
+    assert all(
+        info.start % info.dtype.itemsize == 0 for info in Safetensors.open(path).tensors.values()
+    )
 
 
 def test_scalars_and_empty_tensors(tmp_path):
@@ -137,13 +139,13 @@ def test_scalars_and_empty_tensors(tmp_path):
 def test_no_tensors_at_all(tmp_path):
     (path,) = write(tmp_path, {}, metadata={})
     assert safetensors.numpy.load_file(path) == {}
-    assert read_header(path) == {}
+    assert Safetensors.open(path).tensors == {}
 
 
 def test_header_gives_places_in_the_file(tmp_path):
     array = random_array((4, 3), np.float16)
     (path,) = write(tmp_path, {"w": array})
-    info = read_header(path)["w"]
+    info = Safetensors.open(path).tensors["w"]
     assert (info.name, info.dtype, info.shape) == ("w", np.float16, (4, 3))
     assert (info.file, info.nbytes) == (path, 24)
     assert path.read_bytes()[info.start : info.stop] == array.tobytes()
@@ -152,7 +154,7 @@ def test_header_gives_places_in_the_file(tmp_path):
 def test_data_start_on_a_multiple_of_eight(tmp_path):
     for length in range(1, 9):
         (path,) = write(tmp_path, {"w" * length: random_array((1,), np.int8)})
-        assert read_header(path)["w" * length].start % 8 == 0
+        assert Safetensors.open(path).tensors["w" * length].start % 8 == 0
 
 
 def test_blocks_are_small_and_complete(monkeypatch):
@@ -322,7 +324,12 @@ def test_shards_are_filled_up_to_the_limit(tmp_path):
     paths = write(
         tmp_path, {n: random_array((s,), np.int8) for n, s in sizes.items()}, max_shard_bytes=100
     )
-    assert [list(read_header(path)) for path in paths] == [["a", "b"], ["c"], ["huge"], ["d"]]
+    assert [list(Safetensors.open(path).tensors) for path in paths] == [
+        ["a", "b"],
+        ["c"],
+        ["huge"],
+        ["d"],
+    ]
     (path,) = write(tmp_path, {"huge": random_array((500,), np.int8)}, max_shard_bytes=100)
     assert path.name == "model.safetensors"
 
@@ -381,7 +388,7 @@ def test_no_such_path(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: no such file or directory"):
         Safetensors.open(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no such file"):
-        read_header(tmp_path / "nowhere.safetensors")
+        Safetensors.open(tmp_path / "nowhere.safetensors")
 
 
 def test_all_missing_shards_are_named(tmp_path):
@@ -443,7 +450,7 @@ def test_no_safetensors_file(tmp_path, content, problem):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"(?s)model.safetensors.*{problem}"):
-        read_header(path)
+        Safetensors.open(path)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +494,7 @@ def test_header_that_is_no_object(tmp_path):
     """Told by the brace that a header must begin with."""
     path = raw_file(tmp_path / "model.safetensors", b"[1, 2, 3]")
     with pytest.raises(CheckpointError, match="no header found"):
-        read_header(path)
+        Safetensors.open(path)
 
 
 def test_entries_need_no_order(tmp_path):
@@ -566,15 +573,25 @@ def test_weights_are_on_the_disk_before_they_have_their_names(tmp_path, synced):
 
 # New directories
 
+HOST = socket.gethostname()
+CAPTURED = {"capture_output": True, "text": True, "check": True}
+
 
 def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
+def checkpoint(directory):
+    """What overwriting may replace, as far as it looks."""
+    directory.mkdir()
+    (directory / "config.json").write_text("old")
+    return directory
+
+
 def test_new_directory_appears_when_complete(tmp_path):
     final = tmp_path / "deeper" / "export"
     with new_directory(final) as partial:
-        assert partial == final.with_name(f".export.partial-{os.getpid()}")
+        assert partial == final.with_name(f".export.partial-{HOST}-{os.getpid()}")
         (partial / "inner").mkdir()
         (partial / "inner" / "config.json").write_text("{}")
         assert not final.exists()
@@ -596,13 +613,12 @@ def test_new_directory_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
 def test_failure_leaves_everything_as_it_was(tmp_path, error, overwrite):
     final = tmp_path / "export"
     if overwrite:
-        final.mkdir()
-        (final / "old").write_text("old")
+        checkpoint(final)
     with pytest.raises(error), new_directory(final, overwrite) as partial:
         (partial / "new").write_text("new")
         raise error
     assert names(tmp_path) == (["export"] if overwrite else [])
-    assert not overwrite or names(final) == ["old"]
+    assert not overwrite or names(final) == ["config.json"]
 
 
 def test_killed_process_leaves_nothing_under_the_final_name(tmp_path):
@@ -613,18 +629,16 @@ def test_killed_process_leaves_nothing_under_the_final_name(tmp_path):
         "    (partial / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    final = tmp_path / "export"
-    final.mkdir()
-    (final / "old").write_text("old")
+    final = checkpoint(tmp_path / "export")
     root = Path(files.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script, str(final)], cwd=root, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert names(final) == ["old"]
+    assert names(final) == ["config.json"]
     assert [name.split("-")[0] for name in names(tmp_path)] == [".export.partial", "export"]
 
 
 def test_leftovers_of_a_killed_process_do_not_come_back(tmp_path):
-    leftover = tmp_path / f".export.partial-{os.getpid()}"
+    leftover = tmp_path / f".export.partial-{HOST}-{os.getpid()}"
     leftover.mkdir()
     (leftover / "half").write_text("half")
     with new_directory(tmp_path / "export") as partial:
@@ -635,7 +649,7 @@ def test_leftovers_of_a_killed_process_do_not_come_back(tmp_path):
 def test_existing_directory_is_refused_before_any_work(tmp_path):
     (tmp_path / "old").write_text("old")
     with (
-        pytest.raises(CheckpointError, match=r"already exists and is not empty: remove it"),
+        pytest.raises(CheckpointError, match=r"already exists and is not empty: .* overwrite=True"),
         new_directory(tmp_path),
     ):
         pytest.fail("the block ran")
@@ -650,6 +664,54 @@ def test_directory_that_fills_meanwhile_is_kept(tmp_path):
         (final / "theirs").write_text("theirs")
     assert names(tmp_path) == ["export"]
     assert names(final) == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (["thesis.tex"], "it has no config.json, but thesis.tex"),
+        (["config.json", "run-1/model.safetensors"], "it holds run-1"),
+        (["run-1/config.json"], "it holds run-1"),
+    ],
+)
+def test_only_a_checkpoint_is_overwritten(tmp_path, content, problem):
+    final = tmp_path / "export"
+    for name in content:
+        (final / name).parent.mkdir(parents=True, exist_ok=True)
+        (final / name).write_text("mine")
+    with (
+        pytest.raises(CheckpointError, match=rf"does not look like a checkpoint \({problem}\)"),
+        new_directory(final, overwrite=True),
+    ):
+        pytest.fail("the block ran")
+    assert all((final / name).read_text() == "mine" for name in content)
+
+
+def test_an_empty_directory_may_be_overwritten(tmp_path):
+    (tmp_path / "export").mkdir()
+    with new_directory(tmp_path / "export", overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert names(tmp_path / "export") == ["new"]
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], **CAPTURED)
+    dead, alive = int(done.stdout), os.getppid()
+    kept = [
+        f".export.partial-{HOST}-{alive}",
+        f".export.partial-{HOST}-1",  # another user's, unless the tests run as root
+        f".export.partial-{HOST}-0",
+        f".export.partial-elsewhere-{dead}",  # of a process on another host
+        f".export.partial-{HOST}-99999999999999999999",
+        f".export.partial-{HOST}-notes",
+        f".exported.partial-{HOST}-{dead}",
+    ]
+    for name in (*kept, f".export.partial-{HOST}-{dead}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    with new_directory(tmp_path / "export"):
+        pass
+    assert names(tmp_path) == sorted([*kept, "export"])
 
 
 def test_empty_directory_is_filled(tmp_path):
@@ -676,20 +738,16 @@ def test_file_in_the_way(tmp_path):
 
 
 def test_overwrite_keeps_the_old_one_until_the_new_one_is_complete(tmp_path):
-    final = tmp_path / "export"
-    final.mkdir()
-    (final / "old").write_text("old")
+    final = checkpoint(tmp_path / "export")
     with new_directory(final, overwrite=True) as partial:
         (partial / "new").write_text("new")
-        assert names(final) == ["old"]
+        assert names(final) == ["config.json"]
     assert names(final) == ["new"]
     assert names(tmp_path) == ["export"]
 
 
 def test_old_directory_comes_back_if_the_new_one_cannot_be_moved_in(tmp_path, monkeypatch):
-    final = tmp_path / "export"
-    final.mkdir()
-    (final / "old").write_text("old")
+    final = checkpoint(tmp_path / "export")
     rename = Path.rename
 
     def fail_for_partial(self, target):
@@ -701,7 +759,7 @@ def test_old_directory_comes_back_if_the_new_one_cannot_be_moved_in(tmp_path, mo
     with pytest.raises(OSError, match="Input/output"), new_directory(final, overwrite=True):
         pass
     assert names(tmp_path) == ["export"]
-    assert names(final) == ["old"]
+    assert names(final) == ["config.json"]
 
 
 def test_link_to_a_directory_on_another_disk(tmp_path):

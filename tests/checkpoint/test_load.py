@@ -328,7 +328,7 @@ def test_pickles_and_half_a_file(copied):
 
 @pytest.mark.parametrize("source", ["~nosuchuser/x", "x" * 5000, "a\0b", "/dev/null", ""])
 def test_odd_places(source):
-    with pytest.raises(CheckpointError, match="no such directory|is a file"):
+    with pytest.raises(CheckpointError, match=r"no such directory|is a file"):
         jaxtune.load(source)
 
 

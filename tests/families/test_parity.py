@@ -128,6 +128,7 @@ def test_prefix(pair, name, close):
     close(got, want.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_A_FAMILY.values())
 def test_gradients(pair, name, record_property):
     made = pair(name)
@@ -170,6 +171,7 @@ def torch_gradients(made, tokens) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_A_FAMILY.values())
 def test_bfloat16(pair, name, tmp_path, record_property):
     """Our bfloat16 is no further from the float32 truth than 1.5 times the reference's own."""

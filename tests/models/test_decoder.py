@@ -61,6 +61,7 @@ def test_kinds_are_told_apart_by_the_scan(variables):
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_through_remat_are_those_without(variables):
     """The scan rematerialises its layers; finite differences know nothing of that."""
     model = Decoder(CONFIG)
