@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,11 @@ import optax
 import pytest
 import torch
 import transformers
-from flax import struct
 
 from jaxtune import families, train, tree
 from jaxtune.checkpoint import names
 from jaxtune.checkpoint.load import oriented
+from jaxtune.data.batches import Batch
 from jaxtune.lora import add_lora
 from jaxtune.optim import optimizer
 from jaxtune.train import TrainState, compiled_step, train_step
@@ -28,20 +27,6 @@ from tests.test_lora import MODULES, NAME, adapters, peft_twin
 STEPS, ACCUMULATE, ROWS, LENGTH = 30, 2, 2, 20
 LR, DECAY, CLIP, WARM = 3e-3, 0.1, 1.0, 3
 FULL = ((r"params/.*", True), (r".*", False))
-
-
-@struct.dataclass
-class Batch:
-    """Rows as the step takes them."""
-
-    tokens: Any
-    positions: Any
-    segments: Any
-    valid: Any
-    causal: Any
-    where: Any
-    targets: Any
-    weights: Any
 
 
 def texts(step: int, count: int = ACCUMULATE * ROWS):

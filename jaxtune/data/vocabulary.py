@@ -14,12 +14,17 @@ SETTINGS = ("tokenizer_config.json", "generation_config.json")
 FEW = 4  # tokens without a row that are named
 
 
-def tokenizer_facts(directory: Path, raw: Mapping, rows: int) -> dict[str, Any]:
+STANDARD = ("tokenizer.json", "tokenizer.model")  # the names that settings stand beside
+
+
+def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
     """What the files beside a parsed `config.json` say of its tokenizer.
 
-    `rows` are those of the embedding. None is what no file says, `problems` what is wrong.
+    The path is their directory, or one tokenizer file; the settings beside a file concern it if
+    it has a standard name. `rows` are those of the embedding. None is what no file says,
+    `problems` what is wrong.
     """
-    files = _Files(directory)
+    files = _Files(path)
     settings = files.json("tokenizer_config.json")
     vocabulary = _vocabulary(files, settings)
     config = {**(raw.get("text_config") or {}), **raw}
@@ -36,8 +41,8 @@ def tokenizer_facts(directory: Path, raw: Mapping, rows: int) -> dict[str, Any]:
         "special": special,
         "stops": _stops(files, config, vocabulary),
         "adds_bos": _adds_bos(files, settings, vocabulary, special["bos"]),
-        "chat_template": _has_template(directory, settings),
-        "missing": [name for name in SETTINGS if not (directory / name).exists()],
+        "chat_template": _has_template(files, settings),
+        "missing": [name for name in SETTINGS if not files.has(name)],
         "problems": files.problems,
     }
 
@@ -45,17 +50,22 @@ def tokenizer_facts(directory: Path, raw: Mapping, rows: int) -> dict[str, Any]:
 class _Files:
     """The small files of a checkpoint; those that are odd leave a problem, not a traceback."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, path: Path):
+        self.chosen = None if path.is_dir() else path.name
+        self.directory = path if path.is_dir() else path.parent
         self.problems: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, and it concerns this tokenizer."""
+        alone = self.chosen is not None and self.chosen not in STANDARD
+        return (name == self.chosen or not alone) and (self.directory / name).is_file()
 
     def json(self, name: str) -> dict[str, Any]:
         """A file's JSON object; nothing where there is no such file, or it is broken."""
-        file = self.directory / name
-        if not file.is_file():
+        if not self.has(name):
             return {}
         with self.noted(name), _uncollected():
-            parsed = json.loads(file.read_bytes())
+            parsed = json.loads((self.directory / name).read_bytes())
             if not isinstance(parsed, dict):
                 raise TypeError(f"a JSON {type(parsed).__name__}, where an object was expected")
             return parsed
@@ -102,7 +112,8 @@ class _Vocabulary:
 
 def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
     """The tokens of tokenizer.json or a .model, and those that other files add."""
-    found = _tokenizer_json(files) or _sentencepiece(files)
+    json_first = files.chosen is None or files.chosen.endswith(".json")
+    found = (_tokenizer_json(files) if json_first else None) or _sentencepiece(files)
     if found is None or not found.ids:
         files.problems.append(
             "no tokenizer: tokenizer.json or a SentencePiece .model was expected beside config.json"
@@ -117,10 +128,11 @@ def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
 
 
 def _tokenizer_json(files: _Files) -> _Vocabulary | None:
-    parsed = files.json("tokenizer.json")
+    name = files.chosen or "tokenizer.json"
+    parsed = files.json(name)
     if not parsed:
         return None
-    with files.noted("tokenizer.json"):
+    with files.noted(name):
         model = parsed["model"]
         tokens = model["vocab"]
         if not isinstance(tokens, Mapping):  # Unigram lists pieces with their scores
@@ -128,7 +140,7 @@ def _tokenizer_json(files: _Files) -> _Vocabulary | None:
         added = {entry["content"]: entry["id"] for entry in parsed.get("added_tokens") or ()}
         special = {"unk": model["unk_token"]} if model.get("unk_token") else {}
         return _Vocabulary(
-            file="tokenizer.json",
+            file=name,
             kind=model.get("type") or "a kind it does not name",
             ids=_numbered({**tokens, **added}),
             special=special,
@@ -138,6 +150,8 @@ def _tokenizer_json(files: _Files) -> _Vocabulary | None:
 
 def _sentencepiece(files: _Files) -> _Vocabulary | None:
     found = sorted(files.directory.glob("*.model"), key=lambda file: file.name != "tokenizer.model")
+    if files.chosen:
+        found = [files.directory / files.chosen]
     if not found:
         return None
     from sentencepiece import SentencePieceProcessor
@@ -203,6 +217,6 @@ def _adds_bos(
     return found
 
 
-def _has_template(directory: Path, settings: Mapping) -> bool:
-    files = (directory / f"chat_template.{suffix}" for suffix in ("jinja", "json"))
-    return bool(settings.get("chat_template")) or any(file.is_file() for file in files)
+def _has_template(files: _Files, settings: Mapping) -> bool:
+    written = (files.has(f"chat_template.{suffix}") for suffix in ("jinja", "json"))
+    return bool(settings.get("chat_template")) or any(written)

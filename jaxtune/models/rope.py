@@ -1,8 +1,8 @@
 """Rotary position embeddings: scaling schemes as frequencies, and the rotation itself.
 
-An angle is a position times a frequency, so one unit in a frequency's last place is thousands at the
-end of a long text. The arithmetic here is therefore float32 in the order in which transformers,
-and the models' training, did it.
+An angle is a position times a frequency, so an error in a frequency's last place is thousands of
+times larger at the end of a long text. The arithmetic here is therefore float32, in the order in
+which transformers, and the models' training, did it.
 """
 
 import math

@@ -1,0 +1,175 @@
+"""The two kinds of tokenizer file under one small interface: plain text to ids and back.
+
+`encode` never makes a special token of text that looks like one, and knows two ways to begin:
+as a text does, or as one does that `continues` another. They differ where a model puts a space
+before every text.
+"""
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # a SentencePiece proto's normalizer_spec.add_dummy_prefix
+TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # how templates write the tokens of turns
+
+
+@dataclass(frozen=True)
+class Special:
+    """A token that stands for no text; its file may let it swallow the spaces beside it."""
+
+    id: int
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class SentencePiece:
+    """A SentencePiece `.model`."""
+
+    spaced_after_special = False
+
+    def __init__(self, file: Path):
+        from sentencepiece import SentencePieceProcessor
+
+        proto = file.read_bytes()
+        self._begin = SentencePieceProcessor(model_proto=proto)
+        # Protocol buffers merge what is appended, so this overrides one field of the file.
+        self._continue = SentencePieceProcessor(model_proto=proto + NO_DUMMY_PREFIX)
+        self.size = self._begin.vocab_size()
+        control = self._begin.is_control(list(range(self.size)))
+        numbers = [number for number in range(self.size) if control[number]]
+        self.specials = [Special(number, self.piece(number)) for number in numbers]
+
+    def encode(self, text: str, continues: bool) -> list[int]:
+        """The ids of a plain text."""
+        return (self._continue if continues else self._begin).encode(text)
+
+    def decode(self, ids: Sequence[int], begins: bool) -> str:
+        """The text of ids, none of them special; the space before a text is left out."""
+        return (self._begin if begins else self._continue).decode(list(ids))
+
+    def piece(self, number: int) -> str:
+        """A token as the file writes it."""
+        return self._begin.id_to_piece(number)
+
+    def id(self, piece: str) -> int | None:
+        """The number of a piece there is."""
+        number = self._begin.piece_to_id(piece)
+        return number if self._begin.id_to_piece(number) == piece else None
+
+
+class TokenizerJson:
+    """A `tokenizer.json`, read by the `tokenizers` package."""
+
+    def __init__(self, file: Path):
+        from tokenizers import Tokenizer
+
+        self._begin = self._continue = _bare(Tokenizer.from_file(str(file)))
+        self.size = self._begin.get_vocab_size()
+        rules = _rules(self._begin)
+        # Some files put a space before a text alone, others before each text between two tokens.
+        self.spaced_after_special = any(map(_spaces_everything, rules))
+        if self.spaced_after_special or any(map(_spaces_first, rules)):
+            state = _unspaced(json.loads(self._begin.to_str()))
+            self._continue = _bare(Tokenizer.from_str(json.dumps(state)))
+        added = self._begin.get_added_tokens_decoder().items()
+        self.specials = [
+            Special(number, token.content, token.lstrip, token.rstrip)
+            for number, token in added
+            if token.special
+        ]
+
+    def encode(self, text: str, continues: bool) -> list[int]:
+        """The ids of a plain text."""
+        chosen = self._continue if continues else self._begin
+        return chosen.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], begins: bool) -> str:
+        """The text of ids, none of them special; the space before a text is left out."""
+        if begins or self._continue is self._begin:
+            return self._begin.decode(ids, skip_special_tokens=False)
+        # Decoders drop the space that begins a text, so another text begins here.
+        first = self._begin.encode("a", add_special_tokens=False).ids
+        whole = self._begin.decode([*first, *ids], skip_special_tokens=False)
+        return whole.removeprefix("a")
+
+    def piece(self, number: int) -> str:
+        """A token as the file writes it."""
+        return self._begin.id_to_token(number) or ""
+
+    def id(self, piece: str) -> int | None:
+        """The number of a piece there is."""
+        return self._begin.token_to_id(piece)
+
+
+def added_specials(settings: dict[str, Any], added: dict[str, int]) -> list[Special]:
+    """The tokens that tokenizer_config.json and added_tokens.json add to those of a model."""
+    listed = {
+        int(number): entry for number, entry in (settings.get("added_tokens_decoder") or {}).items()
+    }
+    plain = {entry["content"] for entry in listed.values() if not entry.get("special")}
+    return [
+        *(
+            Special(number, entry["content"], bool(entry.get("lstrip")), bool(entry.get("rstrip")))
+            for number, entry in listed.items()
+            if entry.get("special")
+        ),
+        *(Special(number, text) for text, number in added.items() if text not in plain),
+    ]
+
+
+def tags(backend: SentencePiece | TokenizerJson, template: str) -> list[Special]:
+    """The tokens of turns that a chat template writes and a SentencePiece file matches in text."""
+    if isinstance(backend, TokenizerJson):  # which names them itself
+        return []
+    found = {text: backend.id(text) for text in TAG.findall(template)}
+    return [Special(number, text) for text, number in found.items() if number is not None]
+
+
+def _bare(tokenizer: Any) -> Any:
+    """The tokenizer with what it adds, cuts and pads by itself turned off."""
+    tokenizer.encode_special_tokens = True  # as text, that is
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _rules(tokenizer: Any) -> list[dict[str, Any]]:
+    """The steps of its normalizer and pre-tokenizer, as the file writes them."""
+    parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
+    states = [json.loads(part.__getstate__()) for part in parts]
+    return [step for state in states for step in _steps(state)]
+
+
+def _steps(state: dict[str, Any]) -> Collection[dict[str, Any]]:
+    inner = state.get("normalizers") or state.get("pretokenizers") or ()
+    return [state, *(step for each in inner for step in _steps(each))]
+
+
+def _spaces_everything(step: dict[str, Any]) -> bool:
+    kind = step.get("type")
+    return (
+        kind == "Prepend"
+        or (kind == "ByteLevel" and bool(step.get("add_prefix_space")))
+        or (kind == "Metaspace" and step.get("prepend_scheme", "always") == "always")
+    )
+
+
+def _spaces_first(step: dict[str, Any]) -> bool:
+    return step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first"
+
+
+def _unspaced(state: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json that puts no space before a text."""
+    for part in ("normalizer", "pre_tokenizer"):
+        for step in _steps(state[part] or {}):
+            if step.get("type") == "Prepend":
+                step["prepend"] = ""
+            elif step.get("type") == "ByteLevel":
+                step["add_prefix_space"] = False
+            elif step.get("type") == "Metaspace":
+                step["prepend_scheme"] = "never"
+    return state

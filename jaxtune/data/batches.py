@@ -1,0 +1,123 @@
+"""Examples become the arrays of a step: padded or packed, of few shapes, what is scored named."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import struct
+
+from jaxtune.data.errors import known
+from jaxtune.data.prompts import Example
+
+WEIGHTS = ("token", "example")
+
+
+@struct.dataclass
+class Batch:
+    """What one step sees; [A, B, …] where it has micro-batches, [B, …] where it has none."""
+
+    tokens: Any  # int32[B, T]
+    positions: Any  # int32[B, T], from 0 for every example
+    segments: Any  # int32[B, T], from 0 in every line
+    valid: Any  # bool[B, T], False at padding
+    causal: Any  # bool[B, T], False in a prefix whose tokens see each other; or None
+    where: Any  # int32[B, K], positions whose hidden state predicts a scored token
+    targets: Any  # int32[B, K], the tokens they predict
+    weights: Any  # float32[B, K], what their loss counts for; 0 at padding
+
+
+def sizes(longest: int, smallest: int = 32) -> tuple[int, ...]:
+    """Powers of two and one and a half times these, up to the longest: few shapes, little padding.
+
+    A size is at most half as much again as the one before, and `longest` is the last.
+    """
+    steps = [smallest << power for power in range(longest.bit_length())]
+    steps = sorted({*steps, *(step * 3 // 2 for step in steps)})
+    return (*(step for step in steps if step < longest), longest)
+
+
+def fitting(length: int, among: Sequence[int]) -> int:
+    """The smallest of ascending sizes that holds so many."""
+    for size in among:
+        if size >= length:
+            return size
+    raise ValueError(f"{length:,} tokens do not fit the largest size, {among[-1]:,}")
+
+
+def collate(
+    lines: Sequence[Sequence[Example]],
+    *,
+    shape: tuple[int, int, int],  # B, T, K
+    pad: int = 0,
+    weighting: str = "token",
+    full_prefix: bool = False,
+) -> Batch:
+    """Lines of one example, or of several packed, as one batch.
+
+    Each scored token weighs 1, or under the weighting "example" each example's sum to 1. Where
+    there are fewer lines than B, the rest is padding that weighs nothing. There is a `causal` for
+    examples whose prefix is seen in full.
+    """
+    known("weighting", weighting, WEIGHTS)
+    batch = _empty(shape, pad, full_prefix)
+    for row, line in enumerate(lines):
+        start = filled = 0
+        for segment, example in enumerate(line):
+            start, filled = _place(batch, row, segment, start, filled, example, weighting)
+    return batch
+
+
+def split(batch: Batch, accumulate: int) -> Batch:
+    """A batch of A × B lines as A micro-batches of B: [A·B, …] -> [A, B, …]."""
+    import jax
+
+    def divided(array: np.ndarray) -> np.ndarray:
+        if len(array) % accumulate:
+            raise ValueError(f"{len(array)} lines cannot be {accumulate} micro-batches of one size")
+        return array.reshape(accumulate, -1, *array.shape[1:])
+
+    return jax.tree.map(divided, batch)
+
+
+def _empty(shape: tuple[int, int, int], pad: int, causal: bool) -> Batch:
+    """A batch of padding alone."""
+    lines, length, scored = shape
+    return Batch(
+        tokens=np.full((lines, length), pad, np.int32),
+        positions=np.zeros((lines, length), np.int32),
+        segments=np.zeros((lines, length), np.int32),
+        valid=np.zeros((lines, length), bool),
+        causal=np.ones((lines, length), bool) if causal else None,
+        where=np.zeros((lines, scored), np.int32),
+        targets=np.zeros((lines, scored), np.int32),
+        weights=np.zeros((lines, scored), np.float32),
+    )
+
+
+def _place(
+    batch: Batch,
+    row: int,
+    segment: int,
+    start: int,
+    filled: int,
+    example: Example,
+    weighting: str,
+) -> tuple[int, int]:
+    """Write an example into a line, from a position on; where the next token and target go."""
+    at = slice(start, start + len(example.tokens))
+    if at.stop > batch.tokens.shape[1]:
+        raise ValueError(
+            f"{example.place}: {at.stop:,} tokens on a line of {batch.tokens.shape[1]:,}"
+        )
+    batch.tokens[row, at] = example.tokens
+    batch.positions[row, at] = np.arange(len(example.tokens))
+    batch.segments[row, at] = segment
+    batch.valid[row, at] = True
+    if batch.causal is not None:
+        batch.causal[row, at] = True if example.causal is None else example.causal
+    scored = np.flatnonzero(example.scored)
+    to = slice(filled, filled + len(scored))
+    batch.where[row, to] = start + scored - 1
+    batch.targets[row, to] = example.tokens[scored]
+    batch.weights[row, to] = 1 / len(scored) if weighting == "example" else 1
+    return at.stop, to.stop

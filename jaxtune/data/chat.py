@@ -1,0 +1,145 @@
+"""Conversations as a checkpoint's own chat template writes them, and which part is scored."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.data.errors import known
+from jaxtune.data.markup import Markup
+from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
+
+ASSISTANT = ("assistant", "model")  # the second is Gemma's word
+TURNS = ("all", "last")
+ASK = {"role": "user", "content": "ask"}
+PROBE = "probe"
+
+Message = Mapping[str, Any]
+Region = tuple[int, int]  # from one character to before another
+
+
+class ChatTemplate:
+    """A chat template, and the tokens that end a turn under it."""
+
+    def __init__(
+        self,
+        text: str,
+        markup: Markup,
+        names: Mapping[str, str],
+        stops: Sequence[int],
+        today: str | None = None,
+    ):
+        self._markup, self._names, self._stops = markup, names, stops
+        self._render = compiled(text, today)
+        self._marks = bool(GENERATION.search(text))
+
+    def conversation(
+        self, messages: Sequence[Message], turns: str, options: Mapping[str, Any]
+    ) -> tuple[str, list[Region]]:
+        """The text of a conversation, special tokens in its contents quoted; what is scored."""
+        known("turns", turns, TURNS)
+        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        asked = [n for n, message in enumerate(messages) if message["role"] in ASSISTANT]
+        chosen = [n for n in asked if turns == "all" or n == asked[-1]]
+        chosen = [n for n in chosen if messages[n].get("weight", 1) != 0]
+        text = self.write(messages, options)
+        if not self._marks:
+            return text, self._answers(text, messages, chosen, options)
+        text, blocks = _blocks(text)
+        if asked != chosen:
+            blocks = _of_turns(blocks, asked, chosen)
+        return text, self._ended(text, blocks)
+
+    def write(
+        self, messages: Sequence[Message], options: Mapping[str, Any], ask: bool = False
+    ) -> str:
+        """What the template makes of messages; `ask` adds what asks the assistant for a turn."""
+        defaults = {"tools": None, "documents": None, **self._names}
+        try:
+            return self._render(
+                **{**defaults, **options}, messages=messages, add_generation_prompt=ask
+            )
+        except Exception as error:  # a template raises whatever its author did not think of
+            raise ValueError(f"the chat template refuses the conversation: {error}") from None
+
+    def _answers(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        chosen: Sequence[int],
+        options: Mapping[str, Any],
+    ) -> list[Region]:
+        """Each chosen turn, from the end of what asks for it to the first token that ends it."""
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        regions: list[Region] = []
+        for number in chosen:
+            turn = f"message {number + 1}"
+            before = self.write(messages[:number], options, ask=True)
+            last = regions[-1][1] if regions else 0
+            if not text.startswith(before) or len(before) < last:
+                raise ValueError(
+                    f"the chat template writes what comes before {turn} otherwise once that turn "
+                    'is there; score the last turn alone (turns="last"), or give a template that '
+                    "marks what the assistant writes by {% generation %}"
+                )
+            end = next((piece.end for piece in ends if piece.start >= len(before)), None)
+            if end is None:
+                raise ValueError(f"the chat template writes no token that ends {turn}")
+            regions.append((len(before), end))
+        return regions
+
+    def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
+        """Blocks that a template marked, each with the token that ends its turn."""
+        pieces = self._markup.pieces(text)
+        ends = {piece.start: piece.end for piece in pieces if piece.id in self._ends}
+        return [(begin, ends.get(end, end)) for begin, end in blocks]
+
+    @functools.cached_property
+    def _ends(self) -> frozenset[int]:
+        """The stops, and the special token that the template writes after an assistant's words."""
+        try:
+            text = self.write([ASK, {"role": "assistant", "content": PROBE}], {})
+        except ValueError:  # it wants another conversation; the stops must do
+            return frozenset(self._stops)
+        after = _blocks(text)[0].rpartition(PROBE)[2] if PROBE in text else ""
+        special = [piece.id for piece in self._markup.pieces(after) if piece.id is not None]
+        return frozenset([*self._stops, *special[:1]])
+
+
+def _checked(messages: Any) -> Sequence[Message]:
+    """Messages that are a list of mappings with a role each."""
+    if not isinstance(messages, list | tuple) or not messages:
+        raise ValueError("a list of messages was expected, each with a role and a content")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {number} has no role: {str(message)[:80]}")
+        if message.get("content") is None and not message.get("tool_calls"):
+            keys = ", ".join(map(str, message))
+            raise ValueError(f"message {number} has no content; its keys are {keys}")
+    return messages
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message without the keys that a table leaves null for want of a value."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _blocks(text: str) -> tuple[str, list[Region]]:
+    """A text without the marks that {% generation %} leaves, and where they stood."""
+    parts, blocks, length = [], [], 0
+    for number, part in enumerate(text.split(BEGIN)):
+        block, _, after = part.partition(END) if number else ("", "", part)
+        if number:
+            blocks.append((length, length + len(block)))
+        parts += [block, after]
+        length += len(block) + len(after)
+    return "".join(parts), blocks
+
+
+def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list[Region]:
+    """The blocks of the chosen turns, where there is one for each turn that was asked for."""
+    if len(blocks) != len(asked):
+        raise ValueError(
+            f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns, so "
+            "which of them are not to be scored is unknown"
+        )
+    return [block for number, block in zip(asked, blocks, strict=True) if number in chosen]

@@ -1,0 +1,118 @@
+"""Batches for a run: surveyed rows in order, padded or packed, shared among processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtune.data.batches import Batch, collate, fitting, sizes, split
+from jaxtune.data.order import Order, Turn
+from jaxtune.data.packing import Lines, one_each, packed
+from jaxtune.data.prompts import Example, Prompt
+from jaxtune.data.sources import Source
+from jaxtune.data.survey import Survey
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step's batch."""
+
+    number: int  # from 0, over all epochs
+    epoch: int
+    batch: Batch  # this process's share: [A, B / processes, …]
+    places: list[str]  # of the rows in the share, line after line
+    examples: int  # rows of the step, all processes together
+
+
+class Loader:
+    """An iterator over steps of `accumulate` micro-batches of `batch` lines each.
+
+    A line is a row, or with `packing` the rows that fit it. Every row comes once an epoch; the
+    last step is filled with lines that weigh nothing. All processes see the same steps and
+    shapes, each `process` (its index, their number) its lines of every micro-batch: joined, these
+    are the same batch whatever their number.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prompt: Prompt,
+        survey: Survey,
+        *,
+        batch: int,
+        accumulate: int = 1,
+        packing: bool = False,
+        seed: int | None = None,
+        epochs: int | None = 1,
+        weighting: str = "token",
+        process: tuple[int, int] = (0, 1),
+        workers: int = 2,
+        ahead: int = 4,
+    ):
+        index, count = process
+        if batch % count:
+            raise ValueError(f"a batch of {batch} lines cannot be shared by {count} processes")
+        self._source, self._prompt, self._rows = source, prompt, survey.rows
+        self._accumulate, self._weighting = accumulate, weighting
+        self.lines = _lines(survey, prompt.max_length, packing, seed)
+        # The process's lines among those of a step: of each micro-batch the same ones.
+        slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
+        self._slots: list[int] = slots[:, index].ravel().tolist()
+        longest = prompt.max_length
+        self._lengths = (longest,) if packing else sizes(longest)
+        self._scored = sizes(longest, smallest=16)
+        order = {"seed": seed, "epochs": epochs, "workers": workers, "ahead": ahead}
+        self._order = Order(len(self.lines), accumulate * batch, self._made, **order)
+        self.steps, self.steps_per_epoch = self._order.steps, self._order.steps_per_epoch
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Step:
+        return next(self._order)
+
+    def state(self) -> dict[str, int]:
+        """Where the run stands in its data: a few integers, the same in all processes."""
+        return self._order.state()
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on where a state was taken, however many processes there were."""
+        self._order.restore(state)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._order.close()
+
+    def _made(self, turn: Turn) -> Step:
+        """A step's batch; its shape is that of all processes' lines."""
+        pad = self._prompt.tokenizer.pad
+        examples = [
+            self._examples(turn.items[slot]) if slot < len(turn.items) else []
+            for slot in self._slots
+        ]
+        length = fitting(int(self.lines.lengths[turn.items].max()), self._lengths)
+        scored = fitting(int(self.lines.scored[turn.items].max()), self._scored)
+        batch = collate(
+            examples,
+            shape=(len(examples), length, scored),
+            pad=0 if pad is None else pad,
+            weighting=self._weighting,
+            full_prefix=self._prompt.full_prefix,
+        )
+        return Step(
+            number=turn.step,
+            epoch=turn.epoch,
+            batch=split(batch, self._accumulate),
+            places=[example.place for line in examples for example in line],
+            examples=sum(len(self.lines[item]) for item in turn.items),
+        )
+
+    def _examples(self, line: int) -> Sequence[Example]:
+        rows = self._rows[self.lines[line]].tolist()
+        return [self._prompt(self._source[row], self._source.place(row)) for row in rows]
+
+
+def _lines(survey: Survey, limit: int, packing: bool, seed: int | None) -> Lines:
+    if packing:
+        return packed(survey.lengths, survey.scored, limit, seed=seed)
+    return one_each(survey.lengths, survey.scored)

@@ -1,0 +1,75 @@
+"""Text that may write special tokens, and data inside it that may not."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtune.data.backends import Special
+
+# Unicode keeps U+FDD0 to U+FDEF for use inside programs; no text holds them.
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+MARKS = re.compile("[\ufdd0-\ufdef]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of plain text, or a special token, and where in the whole text it begins."""
+
+    text: str
+    start: int
+    id: int | None = None  # of a special token
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+
+class Markup:
+    """The special tokens of a vocabulary, found in text."""
+
+    def __init__(self, specials: Mapping[str, Special]):
+        self.specials = specials
+        longest = sorted(specials, key=len, reverse=True)
+        either = "|".join(map(re.escape, longest)) or "(?!)"  # which matches nothing
+        self._special = re.compile(either)
+        self._quoted_or_special = re.compile(f"{OPEN}(?:{either}){CLOSE}|({either})")
+
+    def quote(self, value: Any) -> Any:
+        """Text, or lists and mappings of it, marked so that its special tokens stay text."""
+        if isinstance(value, str):
+            if MARKS.search(value):
+                raise ValueError("holds a Unicode noncharacter (U+FDD0 to U+FDEF); remove it")
+            return self._special.sub(f"{OPEN}\\g<0>{CLOSE}", value)
+        if isinstance(value, Mapping):
+            return {key: self.quote(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.quote(each) for each in value]
+        return value
+
+    def pieces(self, text: str) -> Iterator[Piece]:
+        """A text taken apart at the special tokens it writes, those that are quoted left alone."""
+        start, eats = 0, False  # `eats`: the token before swallows the spaces after it
+        found = [match for match in self._quoted_or_special.finditer(text) if match[1]]
+        for match in [*found, None]:
+            special = self.specials[match[1]] if match else None
+            end = match.start() if match else len(text)
+            if eats:
+                start += len(text[start:end]) - len(text[start:end].lstrip())
+            plain = text[start:end]
+            plain = plain.rstrip() if special and special.lstrip else plain
+            if plain:
+                yield Piece(plain, start)
+            if special:
+                yield Piece(special.text, end, special.id)
+                start, eats = end + len(special.text), special.rstrip
+
+    def broken(self, text: str) -> list[str]:
+        """A text cut so that no part holds a special token whole."""
+        cuts = [match.start() + 1 for match in self._special.finditer(text)]
+        return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def unmarked(text: str) -> str:
+    """The text that was quoted."""
+    return MARKS.sub("", text)

@@ -1,0 +1,91 @@
+"""The order of a run's items: shuffled anew each epoch, made ahead by threads, resumed in O(1).
+
+Grain computes where an item goes from its number alone, so that a position is one integer and
+going back to it replays nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from jaxtune.data.errors import DataError
+
+T = TypeVar("T")
+UNSHUFFLED = -1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The items of one step."""
+
+    step: int  # from 0, over all epochs
+    epoch: int
+    items: list[int]
+
+
+class Order(Generic[T]):
+    """An iterator over steps of `each` items, the last of an epoch perhaps of fewer.
+
+    An epoch holds every item once. `make` turns a step's items into what is wanted, in `workers`
+    threads (none: in the caller's), at most `ahead` steps early; neither changes the order.
+    Without a seed items come in theirs; without `epochs` they never end.
+    """
+
+    def __init__(
+        self,
+        items: int,
+        each: int,
+        make: Callable[[Turn], T],
+        *,
+        seed: int | None = None,
+        epochs: int | None = 1,
+        workers: int = 2,
+        ahead: int = 4,
+    ):
+        from grain import MapDataset, ReadOptions
+
+        self.steps_per_epoch = -(-items // each)
+        self.steps = None if epochs is None else epochs * self.steps_per_epoch
+        seed_or_none = UNSHUFFLED if seed is None else seed
+        self._identity = {"items": items, "each": each, "seed": seed_or_none}
+        numbers = MapDataset.range(items)
+        if seed is not None:
+            # Grain shuffles epoch n by seed + n: neighbouring seeds would share permutations.
+            mixed = np.random.SeedSequence(seed).generate_state(1)[0]
+            numbers = numbers.shuffle(seed=int(mixed))
+        steps = numbers.batch(each, batch_fn=list).repeat(epochs)
+
+        def made(step: int, found: list[int]) -> T:
+            return make(Turn(step, step // self.steps_per_epoch, [int(item) for item in found]))
+
+        options = ReadOptions(num_threads=workers, prefetch_buffer_size=ahead if workers else 0)
+        self._steps = iter(steps.map_with_index(made).to_iter_dataset(options))
+
+    def __iter__(self) -> "Order[T]":
+        return self
+
+    def __next__(self) -> T:
+        return next(self._steps)
+
+    def state(self) -> dict[str, int]:
+        """Where the order stands, and what it is an order of."""
+        return {"step": self._steps.get_state()["next_index"], **self._identity}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on where a state was taken; that of other data or another batch is refused."""
+        changed = [
+            f"{name} was {state.get(name)} and is {now}"
+            for name, now in self._identity.items()
+            if state.get(name) != now
+        ]
+        if changed:
+            raise DataError(f"the data's order is not the one to go on with: {'; '.join(changed)}")
+        if self.steps is not None and not 0 <= state["step"] <= self.steps:
+            raise DataError(f"the order has {self.steps:,} steps, so none after {state['step']:,}")
+        self._steps.set_state({"next_index": int(state["step"])})
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._steps.close()

@@ -1,0 +1,68 @@
+"""Which rows share a line of a batch, decided once from their lengths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Lines of a batch, each of one or more rows: those of line i are `members[i]`."""
+
+    rows: np.ndarray  # int64[N], numbers of rows, line after line
+    ends: np.ndarray  # int64[L], where each line ends in `rows`
+    lengths: np.ndarray  # int64[L], tokens of each line
+    scored: np.ndarray  # int64[L], scored tokens of each line
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, line: int) -> np.ndarray:  # int64[members]
+        return self.rows[self.ends[line - 1] if line else 0 : self.ends[line]]
+
+
+def one_each(lengths: np.ndarray, scored: np.ndarray) -> Lines:  # int32[N] both
+    """Every row on a line of its own."""
+    rows = np.arange(len(lengths))
+    return Lines(rows, rows + 1, lengths.astype(np.int64), scored.astype(np.int64))
+
+
+def packed(
+    lengths: np.ndarray,  # int32[N]
+    scored: np.ndarray,  # int32[N]
+    limit: int,
+    *,
+    window: int = 1024,
+    seed: int | None = None,
+) -> Lines:
+    """Rows put together on lines of at most `limit` tokens: first fit, the longest first.
+
+    It is done within one window of rows after another, so that a line depends on nothing else.
+    Under a seed the rows are shuffled before, or neighbours in a file would always meet.
+    """
+    rows = np.arange(len(lengths))
+    if seed is not None:
+        rows = np.random.RandomState(seed).permutation(len(lengths))  # numpy froze this stream
+    lines: list[list[int]] = []
+    for start in range(0, len(rows), window):
+        lines += _first_fit(rows[start : start + window], lengths, limit)
+    flat = np.concatenate([np.array(line, np.int64) for line in lines])
+    ends = np.cumsum([len(line) for line in lines])
+    starts = ends - [len(line) for line in lines]
+    totals = (
+        np.add.reduceat(counts.astype(np.int64)[flat], starts) for counts in (lengths, scored)
+    )
+    return Lines(flat, ends, *totals)
+
+
+def _first_fit(rows: np.ndarray, lengths: np.ndarray, limit: int) -> list[list[int]]:
+    """Lines for a window of rows, each row on the first that has room for it."""
+    room = np.full(len(rows), limit)
+    lines: list[list[int]] = []
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        line = int(np.argmax(room[: len(lines) + 1] >= lengths[row]))
+        if line == len(lines):
+            lines.append([])
+        lines[line].append(int(row))
+        room[line] -= lengths[row]
+    return [sorted(line) for line in lines]

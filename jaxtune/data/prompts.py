@@ -1,0 +1,239 @@
+"""A record becomes an example: tokens, and which of them are scored.
+
+What every example keeps to: BOS stands first, once, where the model's convention wants it; the
+prefix is not scored; the suffix and one end token after it are. No suffix is cut unless told to.
+"""
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong, column, known
+from jaxtune.data.tokenizer import Span, Tokenizer
+
+TOO_LONG = ("fail", "skip", "cut_prefix", "cut_suffix")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The tokens of one record, and which of them have a loss."""
+
+    tokens: np.ndarray  # int32[T]
+    scored: np.ndarray  # bool[T]; never the first, as nothing stands before it to predict it
+    causal: np.ndarray | None  # bool[T], False in a prefix whose tokens see each other; or None
+    place: str
+    cut: int = 0  # tokens left out to fit
+
+    def __post_init__(self):
+        if self.scored[0]:
+            raise ValueError(f"{self.place}: the first token is scored, which nothing predicts")
+
+
+class Form(Protocol):
+    """How a record's text is put together."""
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise a `DataError` if this tokenizer cannot serve."""
+        ...
+
+    def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
+        """The record's tokens, BOS not among them unless the text writes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prefix and a suffix with columns in braces: `"Describe: {text}\\nColors:"`, `" {colors}"`.
+
+    Special tokens in the templates are read as such, those in columns are plain text. Braces that
+    are meant are doubled; `{price:.2f}` formats. Prefix and suffix are encoded apart, the suffix
+    as what continues the prefix. A list or mapping is written as JSON.
+    """
+
+    prefix: str
+    suffix: str
+    end: str | None = None  # the token that ends a suffix; the tokenizer's EOS unless given
+
+    def __post_init__(self):
+        for text in (self.prefix, self.suffix):
+            _fields(text)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns it asks for."""
+        fields = [*_fields(self.prefix), *_fields(self.suffix)]
+        return list(dict.fromkeys(name for _, name, *_ in fields if name is not None))
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
+        if self._end(tokenizer) is None:
+            raise DataError("the tokenizer names no end token (EOS); give one as `end`")
+
+    def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
+        """The prefix, and the suffix with its end token."""
+        prefix, suffix = (
+            _filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)
+        )
+        if not suffix:
+            raise NothingScored(place, "the suffix is empty")
+        before = tokenizer.encode(prefix, special=True)
+        after = tokenizer.encode(suffix, special=True, continues=bool(prefix))
+        end = self._end(tokenizer)
+        if after[-1:] != [end]:
+            after.append(end)
+        if after.count(end) > 1:
+            raise DataError(f"the suffix template {self.suffix!r} writes its end token twice")
+        return [Span(before, False), Span(after, True)]
+
+    def _end(self, tokenizer: Tokenizer) -> int | None:
+        return tokenizer.eos if self.end is None else tokenizer.id(self.end)
+
+
+def columns(prefix: str = "prefix", suffix: str = "suffix", end: str | None = None) -> Template:
+    """The form of records that hold a prefix and a suffix ready made, in columns of these names."""
+    return Template(f"{{{prefix}}}", f"{{{suffix}}}", end)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages in a column, through the tokenizer's own chat template."""
+
+    messages: str = "messages"
+    turns: str = "all"  # the assistant's turns that are scored: all, or the last
+    tools: str | None = None  # a column of tool schemas
+    options: Mapping[str, Any] = field(default_factory=dict)  # the template's own, by name
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise a `DataError` if there is no chat template."""
+        if tokenizer.template is None:
+            raise DataError("the tokenizer has no chat template; give one, or use a template form")
+
+    def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
+        """The conversation, the assistant's turns scored."""
+        messages = column(record, self.messages, place)
+        options = dict(self.options)
+        if self.tools:
+            options["tools"] = tokenizer.quote(column(record, self.tools, place))
+        return tokenizer.chat(messages, turns=self.turns, **options)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Makes examples of records; a row that cannot be one raises a `RowError` that names it.
+
+    `too_long` says what becomes of a row of more than `max_length` tokens: "fail"; "skip", whose
+    rows a survey leaves out; "cut_prefix", which keeps BOS and the end of the prefix; or
+    "cut_suffix", which keeps the prefix, the suffix's beginning and its end token.
+    """
+
+    tokenizer: Tokenizer
+    form: Form
+    max_length: int
+    too_long: str = "fail"
+    full_prefix: bool = False  # the prefix's tokens see each other, as PaliGemma's do
+
+    def __post_init__(self):
+        known("too_long", self.too_long, TOO_LONG)
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; 2 tokens at least were expected")
+        self.form.check(self.tokenizer)
+
+    def __call__(self, record: Mapping[str, Any], place: str) -> Example:
+        try:
+            spans = self.form.spans(record, place, self.tokenizer)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise RowError(place, str(error)) from None
+        tokens, scored = self._joined(spans)
+        if not scored.any():
+            raise NothingScored(place, "the row has no answer to learn")
+        keep = self._fitting(tokens, scored, place)
+        tokens, scored, cut = tokens[keep], scored[keep], len(tokens) - len(keep)
+        causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
+        return Example(tokens, scored, causal, place, cut)
+
+    def _joined(self, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (int32[T]) and whether each is scored (bool[T]), with BOS if it is wanted."""
+        bos = self.tokenizer.bos
+        first = next((span.ids[0] for span in spans if span.ids), None)
+        if self.tokenizer.adds_bos and first != bos:
+            spans = [Span([bos], False), *spans]
+        tokens = np.array([number for span in spans for number in span.ids], np.int32)
+        scored = np.repeat([span.scored for span in spans], [len(span.ids) for span in spans])
+        if len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
+            raise DataError("the template writes BOS twice; once is what the model knows")
+        scored[:1] = False
+        return tokens, scored
+
+    def _fitting(self, tokens: np.ndarray, scored: np.ndarray, place: str) -> np.ndarray:
+        """The tokens that are kept (int64[<= max_length]): all, or what `too_long` leaves."""
+        everything = np.arange(len(tokens))
+        excess = len(tokens) - self.max_length
+        if excess <= 0:
+            return everything
+        first, last = np.flatnonzero(scored)[[0, -1]]
+        if self.too_long.startswith("cut"):
+            # What follows the last scored token bears on no loss.
+            everything, excess = everything[: last + 1], excess - (len(tokens) - last - 1)
+        start, room = 0, 0
+        if self.too_long == "cut_prefix":
+            start = int(tokens[0] == self.tokenizer.bos)
+            room = first - 1  # one token stays, to predict the first that is scored
+        elif self.too_long == "cut_suffix":
+            answer = np.flatnonzero(~scored[: last + 1])[-1] + 1  # where the last answer begins
+            room = last - answer - 1  # its first token and the end token stay
+            start = last - max(excess, 0)
+        if excess > room:
+            raise TooLong(place, self._too_long(len(tokens), first))
+        return np.delete(everything, slice(start, start + max(excess, 0)))
+
+    def _too_long(self, length: int, prefix: int) -> str:
+        told = {
+            "fail": '; raise max_length, or let too_long be "skip" or "cut_prefix"',
+            "skip": "",
+            "cut_prefix": "; cutting the prefix does not suffice",
+            "cut_suffix": "; cutting the last answer does not suffice",
+        }[self.too_long]
+        return (
+            f"the row is {length:,} tokens long (prefix {prefix:,}, from the first scored token "
+            f"{length - prefix:,}) and the sequence {self.max_length:,}{told}"
+        )
+
+
+def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Text before a field, the column it names, its format and its conversion."""
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"template {template!r}: {error}; double the braces that are meant"
+        ) from None
+    if any(name == "" for _, name, *_ in fields):
+        raise ValueError(f"template {template!r}: braces with no column's name in them")
+    return fields
+
+
+def _filled(template: str, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> str:
+    """A template with columns in place of its fields."""
+    parts = []
+    for before, name, form, conversion in _fields(template):
+        parts.append(before)
+        if name is not None:
+            value = column(record, name, place)
+            value = string.Formatter().convert_field(value, conversion)
+            parts.append(tokenizer.quote(_written(value, form or "", name, place)))
+    return "".join(parts)
+
+
+def _written(value: Any, form: str, name: str, place: str) -> str:
+    if isinstance(value, list | tuple | dict | bool) and not form:
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        return format(value, form)
+    except (TypeError, ValueError) as error:
+        raise RowError(place, f"column {name!r} is {value!r}: {error}") from None

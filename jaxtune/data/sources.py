@@ -1,0 +1,152 @@
+"""Records with random access and a place each, from files, globs and datasets."""
+
+import difflib
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxtune.data.errors import DataError
+from jaxtune.data.tables import HuggingFace, Parquet
+from jaxtune.data.textfiles import Delimited, JsonLines
+
+READERS = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": JsonLines,
+    ".csv": lambda file: Delimited(file, ","),
+    ".tsv": lambda file: Delimited(file, "\t"),
+    ".parquet": Parquet,
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+
+
+class Source(Protocol):
+    """Records by number; reading one that is malformed raises a `RowError`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def place(self, index: int) -> str:
+        """Where a record stands: `file:line`, or `file:row` where there are no lines."""
+        ...
+
+
+def open_source(
+    spec: str | Path | Sequence[str | Path],
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+) -> Source:
+    """The records of a file, a glob, a dataset (Hub id or saved directory), or a list of these.
+
+    The suffix tells JSON lines, CSV, TSV and Parquet apart. `split`, `revision` and `subset`
+    (a configuration's name) concern datasets alone; `limit` keeps the first so many records.
+    """
+    specs = [spec] if isinstance(spec, str | Path) else list(spec)
+    if not specs:
+        raise DataError("no data: a file, a glob or a dataset was expected, found an empty list")
+    try:
+        found = [each for one in specs for each in _opened(str(one), split, revision, subset)]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    source = found[0] if len(found) == 1 else Joined(found)
+    return source if limit is None else First(source, limit)
+
+
+class Joined:
+    """Sources one after another."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in self.sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source, index = self._within(range(len(self))[index])
+        return source[index]
+
+    def place(self, index: int) -> str:
+        """Where a record stands in its own file."""
+        source, index = self._within(index)
+        return source.place(index)
+
+    def _within(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self.sources[number]
+        return source, index - (int(self._ends[number]) - len(source))
+
+
+class First:
+    """The first so many records of a source, or all where there are fewer."""
+
+    def __init__(self, source: Source, limit: int):
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; a number of records from 1 was expected")
+        self.source = source
+        self._rows = range(min(limit, len(source)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self._rows[index]]
+
+    def place(self, index: int) -> str:
+        """Where a record stands."""
+        return self.source.place(index)
+
+
+def natural(path: str) -> list[Any]:
+    """A sort key under which `part-2` comes before `part-10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path)]
+
+
+def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> list[Source]:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return [_saved(path, split)]
+    if path.suffix.lower() not in READERS and not path.exists() and HUB_NAME.fullmatch(spec):
+        return [HuggingFace(spec, split, revision, subset)]
+    if path.exists() or not glob.has_magic(spec):
+        return [_file(path)]
+    matches = sorted(glob.glob(str(path), recursive=True), key=natural)
+    if not matches:
+        raise DataError(f"{spec}: no file matches")
+    return [_file(Path(match)) for match in matches]
+
+
+def _file(path: Path) -> Source:
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file{_similar(path)}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: a file ending in {', '.join(READERS)} was expected")
+    return reader(path)
+
+
+def _saved(directory: Path, split: str) -> Source:
+    if not any((directory / name).exists() for name in SAVED):
+        raise DataError(
+            f"{directory}: a directory, and not one that save_to_disk wrote; "
+            f"give its files as {directory}/*.jsonl or the like"
+        )
+    return HuggingFace(str(directory), split, None, None)
+
+
+def _similar(path: Path) -> str:
+    """The file there is that has the nearest name."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f", nor a directory {folder}"
+    near = difflib.get_close_matches(path.name, [each.name for each in folder.iterdir()], 1)
+    return f"; the nearest is {folder / near[0]}" if near else ""

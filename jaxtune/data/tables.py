@@ -1,0 +1,119 @@
+"""Records of Parquet files and of Hugging Face datasets."""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.data.errors import DataError
+
+CACHE = 2**30  # bytes of row groups kept in memory
+
+
+class Parquet:
+    """The rows of a Parquet file, whose row groups are read as they are asked for."""
+
+    def __init__(self, file: Path, cache: int = CACHE):
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        self.file, self._cache = file, cache
+        try:
+            self._parquet = ParquetFile(file, memory_map=True)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{file}: is not a Parquet file: {error}") from None
+        about = self._parquet.metadata
+        rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        if not len(self):
+            raise DataError(f"{file}: the file has no rows")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        table = self._group(group)
+        return table.slice(index - (int(self._ends[group]) - table.num_rows), 1).to_pylist()[0]
+
+    def place(self, index: int) -> str:
+        """Where a record stands: `file:row`, counted from 1."""
+        return f"{self.file}:{index + 1}"
+
+    def _group(self, group: int) -> Any:
+        """A row group; those used longest ago make room for it, though one is always kept."""
+        import pyarrow
+
+        with self._lock:
+            if group not in self._groups:
+                try:
+                    self._groups[group] = self._parquet.read_row_group(group)
+                except (OSError, pyarrow.ArrowException) as error:
+                    problem = f"row group {group + 1} is damaged: {error}"
+                    raise DataError(f"{self.file}: {problem}") from None
+            self._groups.move_to_end(group)
+            while len(self._groups) > 1 and self._held() > self._cache:
+                self._groups.popitem(last=False)
+            return self._groups[group]
+
+    def _held(self) -> int:
+        return sum(table.nbytes for table in self._groups.values())
+
+
+class HuggingFace:
+    """A split of a Hugging Face dataset: one on the Hub, or a directory `save_to_disk` wrote."""
+
+    def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
+        self.name, self.split = name, split
+        local = Path(name).is_dir()
+        self._rows = _saved(name, split) if local else _hub(name, split, revision, subset)
+        if not len(self._rows):
+            raise DataError(f"{name}: split {split!r} has no rows")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[range(len(self))[index]]
+
+    def place(self, index: int) -> str:
+        """Where a record stands: `name[split]:row`, counted from 1."""
+        return f"{self.name}[{self.split}]:{index + 1}"
+
+
+def _saved(directory: str, split: str) -> Any:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(directory)
+    except Exception as error:  # whatever pyarrow, fsspec and datasets raise for odd files
+        raise DataError(f"{directory}: not a dataset that save_to_disk wrote: {error}") from None
+    if isinstance(found, datasets.Dataset):  # of one split, which has no name here
+        return found
+    if split not in found:
+        raise DataError(f"{directory}: has no split {split!r}; there are {sorted(found)}")
+    return found[split]
+
+
+def _hub(name: str, split: str, revision: str | None, subset: str | None) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
+    except Exception as error:  # some twenty kinds, from four libraries
+        offline = isinstance(error, ConnectionError) or datasets.config.HF_HUB_OFFLINE
+        reason = (
+            "it is not in the local cache, and the Hub cannot be reached; load it once while "
+            "online, or give a directory that save_to_disk wrote"
+            if offline
+            else f"{type(error).__name__}: {error}"
+        )
+        problem = f"neither a file here nor a dataset that can be loaded from the Hub: {reason}"
+        raise DataError(f"{name}: {problem}") from error

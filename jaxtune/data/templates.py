@@ -1,0 +1,87 @@
+"""Chat templates: where a checkpoint keeps its own, and jinja as transformers sets it up.
+
+Templates are code from strangers, so they run in jinja's sandbox.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.data.errors import DataError
+
+BEGIN, END = "\ufdd2", "\ufdd3"  # around what a {% generation %} block writes
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template among a tokenizer's files; of several, the one called default."""
+    written = directory / "chat_template.jinja"
+    if written.is_file():
+        return written.read_text("utf-8")
+    older = directory / "chat_template.json"
+    if older.is_file():
+        settings = json.loads(older.read_bytes())
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found
+
+
+def compiled(text: str, today: str | None = None) -> Callable[..., str]:
+    """A template as a function of its variables; `today`, as in 2026-11-05, is the date it sees."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`: what the assistant writes, put between marks."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            call = self.call_method("_mark")
+            return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+        def _mark(self, caller):
+            return BEGIN + caller() + END
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _clock(today)}
+    try:
+        return environment.from_string(text).render
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"chat template, line {error.lineno}: {error.message}") from None
+
+
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is; jinja's own filter escapes what HTML would."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _clock(today: str | None) -> Callable[[str], str]:
+    fixed = None if today is None else datetime.datetime.fromisoformat(today)
+    return lambda format: (fixed or datetime.datetime.now()).strftime(format)

@@ -1,0 +1,229 @@
+"""Text to token ids and back, as a checkpoint's own files say.
+
+Two choices to know:
+
+- **Special tokens in data are plain text.** `<eos>` in a row is encoded as those five characters,
+  whatever the file. Only templates, a chat's or a config's, write special tokens; what is put
+  into them goes through `quote`.
+- **Texts that belong together may be encoded apart.** A prompt is encoded alone when generating,
+  so it is when training, and no token spans the border. `continues=True` encodes the second text
+  without the space that some models put before every text: ids joined decode to texts joined.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtune.data.backends import SentencePiece, Special, TokenizerJson, added_specials, tags
+from jaxtune.data.chat import ChatTemplate, Region
+from jaxtune.data.errors import DataError
+from jaxtune.data.markup import Markup, Piece, unmarked
+from jaxtune.data.templates import find_template
+from jaxtune.data.vocabulary import ROLES, STANDARD, tokenizer_facts
+
+ANY_ROWS = 2**31  # an embedding's rows, where there is no model to ask
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens that are scored, or are not."""
+
+    ids: list[int]
+    scored: bool
+
+
+class Tokenizer:
+    """A SentencePiece `.model` or a `tokenizer.json`, with what the files beside it say."""
+
+    def __init__(
+        self,
+        backend: SentencePiece | TokenizerJson,
+        specials: Iterable[Special],
+        facts: Mapping[str, Any],
+    ):
+        self._backend = backend
+        self.specials: dict[str, Special] = {}  # by their text; the first of a text counts
+        for special in specials:
+            self.specials.setdefault(special.text, special)
+        self.markup = Markup(self.specials)
+        self.template: ChatTemplate | None = None
+        numbers = {role: (facts["special"][role] or {}).get("id") for role in ROLES}
+        self.bos, self.eos, self.pad, self.unk = (numbers[role] for role in ROLES)
+        stops = {self.eos, *(stop["id"] for stop in facts["stops"])}
+        self.stops = tuple(sorted(stops - {None}))  # that end a text or a turn
+        # SentencePiece files do not say; the makers of those with a BOS begin every text with it.
+        told = facts["adds_bos"]
+        self.adds_bos: bool = self.bos is not None if told is None else told
+        self.problems: list[str] = facts["problems"]  # what is odd about the files
+        self._forbidden = {special.id for special in self.specials.values()} - {self.unk}
+        self._texts = {special.id: special.text for special in self.specials.values()}
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, template: str | None = None, today: str | None = None
+    ) -> "Tokenizer":
+        """The tokenizer of a directory or file; `template` stands in for its chat template.
+
+        Templates may write the date: `today`, as in 2026-11-05, is the one they are told.
+        """
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise DataError(f"{path}: there is no such tokenizer file or directory")
+        folder = path if path.is_dir() else path.parent
+        beside = _Beside(folder if path.is_dir() or path.name in STANDARD else None)
+        facts = tokenizer_facts(path, beside.json("config.json"), ANY_ROWS)
+        if facts["file"] is None:
+            raise DataError(f"{path}: {'; '.join(facts['problems'])}")
+        file = folder / facts["file"]
+        backend = TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
+        written = template or beside.template()
+        named = [each for each in facts["special"].values() if each and each["id"] is not None]
+        specials = [
+            *backend.specials,
+            *added_specials(beside.json("tokenizer_config.json"), beside.json("added_tokens.json")),
+            *(Special(each["id"], each["token"]) for each in named),
+            *tags(backend, written or ""),
+        ]
+        self = cls(backend, specials, facts)
+        if written:
+            names = beside.names(facts["special"])
+            self.template = ChatTemplate(written, self.markup, names, self.stops, today)
+        return self
+
+    def __len__(self) -> int:
+        return max([self._backend.size, *(number + 1 for number in self._texts)])
+
+    def encode(self, text: str, *, continues: bool = False, special: bool = False) -> list[int]:
+        """The ids of a text, with nothing put before or after it.
+
+        With `special`, special tokens that the text writes are read as such, except in what was
+        quoted; without, all of it is plain text. The module says what `continues` is for.
+        """
+        if not special:
+            return self._plain(text, continues)
+        ids = (
+            [piece.id]
+            if piece.id is not None
+            else self._plain(unmarked(piece.text), continues if piece.start == 0 else self._joins)
+            for piece in self.markup.pieces(text)
+        )
+        return list(itertools.chain.from_iterable(ids))
+
+    def decode(self, ids: Sequence[int], *, continues: bool = False, special: bool = False) -> str:
+        """The text of ids; special tokens are left out, or with `special` written.
+
+        A model that puts a space before every text takes it away here, unless `continues`.
+        """
+        parts: list[str] = []
+        known = [number for number in map(int, ids) if 0 <= number < len(self)]
+        for text, run in itertools.groupby(known, self._texts.get):
+            if text is not None:
+                parts += [text for _ in run] if special else []
+            else:
+                parts.append(self._backend.decode(list(run), begins=not (parts or continues)))
+        return "".join(parts)
+
+    def quote(self, value: Any) -> Any:
+        """Text, or lists and mappings of it, whose special tokens stay text in a template."""
+        return self.markup.quote(value)
+
+    def piece(self, number: int) -> str:
+        """A token as its file writes it, such as `▁blue`."""
+        return self._texts.get(number) or self._backend.piece(number)
+
+    def id(self, token: str) -> int:
+        """The number of a token, such as `<end_of_turn>`."""
+        special = self.specials.get(token)
+        found = special.id if special else self._backend.id(token)
+        if found is None:
+            raise DataError(f"{token!r} is no token of this vocabulary")
+        return found
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, turns: str = "all", **options: Any
+    ) -> list[Span]:
+        """A conversation as the chat template writes it, the assistant's turns scored.
+
+        A turn is scored from the end of what asks for it to the token that ends it. `turns` is
+        "all" or "last"; a message with `"weight": 0` is not scored. `options` are the template's.
+        """
+        if self.template is None:
+            raise DataError("the tokenizer has no chat template; give one as `template`")
+        text, regions = self.template.conversation(messages, turns, options)
+        runs = itertools.groupby(self._tokens(text, regions), lambda token: token[1])
+        return [Span([number for number, _ in run], scored) for scored, run in runs]
+
+    @property
+    def _joins(self) -> bool:
+        """Whether text after a special token is encoded as what continues a text."""
+        return not self._backend.spaced_after_special
+
+    def _tokens(self, text: str, regions: Sequence[Region]) -> Iterator[tuple[int, bool]]:
+        """The ids of what a template wrote, each with whether a region that is scored holds it."""
+        borders = sorted({border for region in regions for border in region})
+        for piece in self.markup.pieces(text):
+            for part in _cut(piece, borders):
+                scored = any(begin <= part.start < end for begin, end in regions)
+                within = self._joins if part.start == piece.start and part.start else part.start > 0
+                ids = [part.id] if part.id is not None else self._plain(unmarked(part.text), within)
+                yield from ((number, scored) for number in ids)
+
+    def _plain(self, text: str, continues: bool) -> list[int]:
+        """The ids of plain text, none of them special whatever it says."""
+        ids = self._backend.encode(text, continues)
+        if self._forbidden.isdisjoint(ids):
+            return ids
+        # This file matches special tokens in any text: let it see none of them whole.
+        parts = enumerate(self.markup.broken(text))
+        runs = [self._backend.encode(part, continues or n > 0) for n, part in parts]
+        ids = list(itertools.chain.from_iterable(runs))
+        if not self._forbidden.isdisjoint(ids):
+            found = [self.piece(number) for number in self._forbidden.intersection(ids)]
+            raise ValueError(f"holds {found} as text, which this tokenizer cannot tell from tokens")
+        return ids
+
+
+class _Beside:
+    """The settings beside a tokenizer file, if there are any that concern it."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file's JSON object; one that is odd is among the problems `tokenizer_facts` finds."""
+        if self.folder is None or not (self.folder / name).is_file():
+            return {}
+        try:
+            found = json.loads((self.folder / name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def template(self) -> str | None:
+        if self.folder is None:
+            return None
+        return find_template(self.folder, self.json("tokenizer_config.json"))
+
+    def names(self, special: Mapping[str, Any]) -> dict[str, str]:
+        """What a template calls the special tokens: `bos_token` and the like."""
+        found = {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
+        texts = {
+            name: token.get("content") if isinstance(token, Mapping) else token
+            for name, token in found.items()
+            if name.endswith("_token")
+        }
+        texts |= {f"{role}_token": (special[role] or {}).get("token") for role in ROLES}
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _cut(piece: Piece, borders: Sequence[int]) -> Iterator[Piece]:
+    """A run of plain text in parts, cut at the borders within it."""
+    if piece.id is not None:
+        yield piece
+        return
+    inner = [border for border in borders if piece.start < border < piece.end]
+    for begin, end in itertools.pairwise([piece.start, *inner, piece.end]):
+        yield Piece(piece.text[begin - piece.start : end - piece.start], begin)

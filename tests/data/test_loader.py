@@ -1,0 +1,119 @@
+"""From files to steps: every row once over all processes, resumed anywhere, packed or not."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtune.data.batches import Batch
+from jaxtune.data.loader import Loader
+from jaxtune.data.prompts import Prompt, columns
+from jaxtune.data.sources import open_source
+from jaxtune.data.survey import survey
+
+ROWS = [{"prefix": "a " * (n * 7 % 23), "suffix": f" {n}" * (1 + n % 5)} for n in range(53)]
+
+
+@pytest.fixture
+def loader(write, tokenizer):
+    file = write("a.jsonl", [*ROWS[:10], [], *ROWS[10:]])  # a malformed line among them
+    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    source = open_source(file)
+    found = survey(source, prompt, malformed="skip")
+
+    def make(batch=4, **options):
+        return Loader(source, prompt, found, **{"batch": batch, "workers": 0, **options})
+
+    make.examples = {
+        source.place(row): prompt(source[row], source.place(row)) for row in found.rows.tolist()
+    }
+    return make
+
+
+def same(a: Batch, b: Batch) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.shape == y.shape and (x == y).all() for x, y in leaves)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("batch, accumulate", [(4, 1), (2, 3), (4, 5)])
+def test_an_epoch_trains_every_row_once(loader, packing, batch, accumulate):
+    steps = list(loader(batch, accumulate=accumulate, packing=packing, seed=3, epochs=2))
+    for epoch in (0, 1):
+        of_it = [step for step in steps if step.epoch == epoch]
+        places = [place for step in of_it for place in step.places]
+        assert sorted(places) == sorted(loader.examples)
+        assert sum(step.examples for step in of_it) == 53
+        scored = sum(step.batch.weights.sum() for step in of_it)
+        assert scored == sum(each.scored.sum() for each in loader.examples.values())
+    for step in steps:
+        assert step.batch.tokens.shape[:2] == (accumulate, batch)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_places_name_the_rows_of_a_batch_in_order(loader, packing):
+    for step in loader(4, accumulate=2, packing=packing, seed=1):
+        tokens = step.batch.tokens[step.batch.valid].tolist()
+        expected = [n for place in step.places for n in loader.examples[place].tokens.tolist()]
+        assert tokens == expected
+
+
+def test_shapes_are_few(loader):
+    shapes = {step.batch.tokens.shape[2] for step in loader(4, seed=0, epochs=5)}
+    assert shapes <= {32, 48, 64, 96} and len(shapes) > 1
+    assert {step.batch.tokens.shape[2] for step in loader(4, packing=True, seed=0)} == {96}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_very_batches_of_one(loader, packing, count):
+    how = {"accumulate": 3, "packing": packing, "seed": 2, "epochs": 2}
+    whole = list(loader(4, **how))
+    shares = [list(loader(4, process=(index, count), **how)) for index in range(count)]
+    for step, *parts in zip(whole, *shares, strict=True):
+        leaves = [part.batch for part in parts]
+        assert same(
+            jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *leaves), step.batch
+        )
+        assert sorted(place for part in parts for place in part.places) == sorted(step.places)
+        assert {part.examples for part in parts} == {step.examples}
+    with pytest.raises(ValueError, match="4 lines cannot be shared by 3 processes"):
+        loader(4, process=(0, 3))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_going_on_with_other_threads_and_processes(loader, packing, workers):
+    how = {"accumulate": 2, "packing": packing, "seed": 2, "epochs": 3}
+    whole = list(loader(4, **how))
+    for taken in (0, 1, 2, len(whole) - 1):
+        first = loader(4, workers=workers, **how)
+        for _ in range(taken):
+            next(first)
+        again = loader(4, workers=3 - workers, process=(1, 2), **how)
+        again.restore(first.state())
+        first.close()
+        for found, step in zip(again, whole[taken:], strict=True):
+            share = jax.tree.map(lambda array: array[:, 2:], step.batch)
+            assert found.number == step.number and same(found.batch, share)
+
+
+def test_weighting_and_steps(loader):
+    made = loader(4, weighting="example", seed=0)
+    assert made.steps == made.steps_per_epoch == 14
+    for step in made:
+        assert step.batch.weights.sum() == pytest.approx(len(step.places), abs=1e-5)
+    assert loader(4, packing=True, seed=0).steps == -(-len(loader(4, packing=True).lines) // 4)
+
+
+def test_evaluation_goes_through_rows_in_their_order(loader):
+    places = [place for step in loader(8) for place in step.places]
+    assert places == list(loader.examples)
+
+
+def test_a_full_prefix_reaches_every_batch(write, tokenizer):
+    source = open_source(write("a.jsonl", ROWS[:5]))
+    prompt = Prompt(tokenizer("gemma"), columns(), 96, full_prefix=True)
+    found = survey(source, prompt)
+    for index in (0, 1):  # the second has no row in the last step
+        for step in Loader(source, prompt, found, batch=4, process=(index, 2), workers=0):
+            assert step.batch.causal.shape == step.batch.tokens.shape

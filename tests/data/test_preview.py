@@ -1,0 +1,118 @@
+"""What a person is shown against what the step sees."""
+
+import html
+import re
+
+import pytest
+
+from jaxtune.data import preview
+from jaxtune.data.loader import Loader
+from jaxtune.data.prompts import Chat, Prompt, columns
+from jaxtune.data.sources import open_source
+from jaxtune.data.survey import survey
+
+ROWS = [
+    {"prefix": "Describe: <b>sea</b>\nColors:", "suffix": ' ["#aabbcc"]'},
+    {"prefix": "short", "suffix": " é😀"},
+    {"prefix": "third", "suffix": " \x1b[31mred"},
+]
+
+
+@pytest.fixture
+def shown(write, tokenizer):
+    def make(kind="gemma", rows=ROWS, form=None, **options):
+        source = open_source(write("a.jsonl", rows))
+        prompt = Prompt(tokenizer(kind), form or columns(), 96)
+        found = survey(source, prompt)
+        step = next(Loader(source, prompt, found, batch=4, workers=0, **options))
+        return step.batch, tokenizer(kind), step.places, found
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama", "sentencepiece_spaced", "phi"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_runs_tell_what_a_batch_holds(shown, kind, packing):
+    batch, ours, places, found = shown(kind, packing=packing)
+    text = preview.text(batch, ours, places, found)
+    runs = re.findall(r"^  (\w.{9})(.*(?:\n {12}.*)*)", text, re.M)
+    texts = {name.strip(): [run for kind, run in runs if kind == name] for name, _ in runs}
+    end = ours.piece(ours.eos)
+    if packing:  # the longest first
+        assert len(texts["padding"]) == 4 and len(texts["scored"]) == 3
+    assert texts["scored"][0] == f' ["#aabbcc"]{end}' and texts["scored"][1] == f" é😀{end}"
+    assert texts["prefix"][0].endswith("<b>sea</b>↵\n            Colors:")
+    padding = sum(int(re.match(r"[\d,]+", run)[0]) for run in texts["padding"])
+    assert padding == (~batch.valid).sum()
+    assert "unscored" not in texts
+    assert [place in text for place in places] == [True] * 3
+
+
+def test_counts(shown):
+    *_, found = shown()
+    counts = preview.counts(found)
+    assert counts["rows"] == "3" and counts["tokens"] == f"{found.tokens}"
+    assert counts["scored tokens"].startswith(f"{found.scored_tokens} (")
+    assert counts["longest row"] == f"{found.longest} tokens"
+    assert list(counts) == [
+        "rows",
+        "tokens",
+        "scored tokens",
+        "longest row",
+        "rows cut to fit",
+        "skipped as too long",
+        "skipped as malformed",
+    ]
+
+
+def test_what_was_skipped_is_named(write, tokenizer):
+    source = open_source(write("a.jsonl", b'{"prefix": "a", "suffix": "b"}\n{\n'))
+    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    found = survey(source, prompt, malformed="skip")
+    counts = preview.counts(found)
+    assert (
+        counts["skipped as malformed"] == "1" and "a.jsonl:2: is not" in counts["the first skipped"]
+    )
+
+
+def test_turns_that_are_not_scored_are_told_from_the_prefix(shown):
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ]
+    batch, ours, places, found = shown(rows=[{"messages": messages}], form=Chat())
+    text = preview.text(batch, ours, places, found)
+    kinds = re.findall(r"^  (prefix|scored|unscored|padding) ", text, re.M)
+    assert kinds[:5] == ["prefix", "scored", "unscored", "scored", "unscored"]
+    assert "two<end_of_turn>" in text
+
+
+def test_colours_are_for_terminals_and_data_commands_none(shown):
+    batch, ours, places, found = shown()
+    assert "\033" not in preview.text(batch, ours, places, found)
+    assert r"\x1b[31mred" in preview.text(batch, ours, places)
+    coloured = preview.text(batch, ours, places, found, colour=True)
+    assert preview.KINDS["scored"][1] + ' ["#aabbcc"]<eos>' + preview.PLAIN in coloured
+    assert re.sub(r"\033\[[\d;]*m", "", coloured) == preview.text(batch, ours, places, found)
+
+
+def test_a_page_stands_alone(shown):
+    batch, ours, places, found = shown()
+    page = preview.page(batch, ours, places, found, title="a <b>")
+    assert page.startswith("<!doctype html>") and "<title>a &lt;b&gt;</title>" in page
+    assert not re.search(r"(src|href|url|@import|<script)", page)
+    assert html.escape(' ["#aabbcc"]<eos>') in page and "&lt;b&gt;sea" in page
+    for kind in preview.KINDS:
+        assert f'<span class="{kind}"' in page
+    assert page.count('<span class="scored"') == 1 + 3  # and the legend's
+    assert places[2] in page and "<td>3" in page and "\x1b" not in page
+    assert preview.page(batch, ours)  # nothing but the batch is needed
+
+
+def test_micro_batches_are_shown_line_after_line(shown):
+    batch, ours, places, _ = shown(accumulate=2)
+    assert batch.tokens.shape[:2] == (2, 4)
+    text = preview.text(batch, ours, places)
+    assert text.count(" scored · ") == 3 and "line 8 · " in text

@@ -1,0 +1,254 @@
+"""Records against what was written, and every way a file can be bad."""
+
+import json
+import random
+
+import pytest
+
+from jaxtune.data import textfiles
+from jaxtune.data.errors import DataError, RowError
+from jaxtune.data.sources import open_source
+
+RECORDS = [{"text": f"row {n} é😀", "n": n} for n in range(25)]
+
+
+def everything(source):
+    return [source[n] for n in range(len(source))]
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_json_lines(write, end, last, bom):
+    text = end.join(json.dumps(r, ensure_ascii=False) for r in RECORDS) + (end if last else "")
+    file = write("a.jsonl", bom + text.encode())
+    source = open_source(file)
+    assert everything(source) == RECORDS
+    assert source.place(0) == f"{file}:1" and source.place(24) == f"{file}:25"
+    assert source[-1] == RECORDS[-1]
+    with pytest.raises(IndexError):
+        source[25]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 2**24])
+def test_blank_lines_are_passed_over_and_lines_keep_their_numbers(write, monkeypatch, block):
+    monkeypatch.setattr(textfiles, "BLOCK", block)
+    chance = random.Random(block)
+    lines, places = [], []
+    for record in RECORDS:
+        lines += chance.choices(["", "  ", "\t\r", " " * 9], k=chance.randrange(3))
+        lines.append("  " * chance.randrange(2) + json.dumps(record))
+        places.append(len(lines))
+    file = write("a.jsonl", "\n".join(lines) + "\n\n \n")
+    source = open_source(file)
+    assert everything(source) == RECORDS
+    assert [source.place(n) for n in range(25)] == [f"{file}:{line}" for line in places]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b'{"text": "a"', r"a.jsonl:3: is not JSON: Expecting"),
+        (b"\x00", "is not JSON"),
+        (b'[{"text": 1}]', "is a JSON array; one object a line .* write an array"),
+        (b"17", "is a JSON number"),
+        (b"null", "is a JSON null"),
+        (b"true", "is a JSON boolean"),
+        (b'"words"', "is a JSON string"),
+        (b'{"text": "caf\xe9"}', "is not UTF-8: byte 14 of the line is 0xe9; save the file as UTF"),
+        (b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_malformed_line_is_named(write, line, message):
+    source = open_source(write("a.jsonl", b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n'))
+    assert source[0] == {"text": "a"} and source[2] == {"text": "b"}
+    with pytest.raises(RowError, match=message) as error:
+        source[1]
+    assert error.value.place.endswith("a.jsonl:3")
+
+
+def test_an_indented_document_is_told_to_be_lines(write):
+    source = open_source(write("a.json", json.dumps(RECORDS, indent=2)))
+    with pytest.raises(RowError, match="write an array or an indented document as JSON lines"):
+        source[0]
+
+
+# Delimited text
+
+
+def test_csv(write):
+    text = '\n\ufeffdescription,"co,lors"\r\n'[1:]
+    text += '"two\nlines, quoted","say ""hi"""\n\nplain, spaced \nß,"\r\n"\n"",\n'
+    file = write("a.csv", text)
+    source = open_source(file)
+    assert everything(source) == [
+        {"description": "two\nlines, quoted", "co,lors": 'say "hi"'},
+        {"description": "plain", "co,lors": " spaced "},
+        {"description": "ß", "co,lors": "\r\n"},
+        {"description": "", "co,lors": ""},
+    ]
+    assert [source.place(n) for n in range(4)] == [f"{file}:{line}" for line in (2, 5, 6, 8)]
+
+
+def test_csv_is_what_the_csv_module_reads(write):
+    import csv
+    import io
+
+    chance = random.Random(0)
+    rows = [["a", "b"]]
+    rows += [["".join(chance.choices('x,"\n\r\té ', k=9)) for _ in "ab"] for _ in range(200)]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        text = io.StringIO()
+        csv.writer(text, delimiter=delimiter).writerows(rows)
+        source = open_source(write(name, text.getvalue()))
+        assert [list(record.values()) for record in everything(source)] == rows[1:]
+
+
+def test_long_fields_are_read(write):
+    source = open_source(write("a.csv", "a,b\n" + "x" * 200_000 + ",1\n"))
+    assert len(source[0]["a"]) == 200_000
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b"1,2,3", "a.csv:3: has 3 fields where the header has 2"),
+        (b"1", "has 1 fields where the header has 2"),
+        (b"caf\xe9,1", "is not UTF-8: byte 4"),
+        (b'"a"b,1', "cannot be split into fields"),
+    ],
+)
+def test_a_malformed_csv_row_is_named(write, line, message):
+    source = open_source(write("a.csv", b"a,b\n1,2\n" + line + b"\n3,4\n"))
+    assert source[0] == {"a": "1", "b": "2"} and source[2] == {"a": "3", "b": "4"}
+    with pytest.raises(RowError, match=message):
+        source[1]
+
+
+def test_a_quote_left_open_is_named_where_it_begins(write):
+    source = open_source(write("a.csv", 'a,b\n1,2\n3,"4\n5,6\n'))
+    with pytest.raises(RowError, match=r"a.csv:3: cannot be split into fields: unexpected end"):
+        source[1]
+
+
+def test_a_header_that_repeats_a_name(write):
+    with pytest.raises(DataError, match=r"a.csv:1: the header names \['a'\] more than once"):
+        open_source(write("a.csv", "a,b,a\n1,2,3\n"))
+
+
+# Tables
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    from jaxtune.data.tables import Parquet
+
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(RECORDS), file, row_group_size=4)
+    for cache in (1, 2**30):  # a row group at a time, or all of them
+        source = Parquet(file, cache)
+        order = random.Random(0).sample(range(25), 25)
+        assert [source[n] for n in order] == [RECORDS[n] for n in order]
+        assert len(source._groups) == (1 if cache == 1 else 7)
+    assert source.place(4) == f"{file}:5"
+    assert everything(open_source(file)) == RECORDS
+
+
+def test_parquet_that_is_none(write, tmp_path):
+    with pytest.raises(DataError, match=r"a.parquet: is not a Parquet file"):
+        open_source(write("a.parquet", b"PAR1 and nothing else"))
+
+
+def test_saved_datasets(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list(RECORDS)
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "val": rows.select([3])}).save_to_disk(tmp_path / "two")
+    assert everything(open_source(tmp_path / "one")) == RECORDS
+    source = open_source(tmp_path / "two", split="val")
+    assert everything(source) == RECORDS[3:4]
+    assert source.place(0) == f"{tmp_path}/two[val]:1"
+    with pytest.raises(DataError, match=r"has no split 'test'; there are \['train', 'val'\]"):
+        open_source(tmp_path / "two", split="test")
+
+
+def test_the_hub_out_of_reach_is_one_message():
+    with pytest.raises(DataError) as error:
+        open_source("someone/some-prices", split="train")
+    message = str(error.value)
+    assert message.startswith("someone/some-prices: neither a file here nor a dataset")
+    assert "the Hub cannot be reached" in message and "\n" not in message
+
+
+# Several files
+
+
+def test_globs_lists_and_limits(write, tmp_path):
+    for n in (10, 2, 1):
+        write(f"part-{n}.jsonl", [{"part": n, "row": row} for row in range(n)])
+    one = write("z.csv", "part,row\n0,0\n")
+    source = open_source([one, f"{tmp_path}/part-*.jsonl"])
+    expected = [{"part": "0", "row": "0"}]
+    expected += [{"part": n, "row": row} for n in (1, 2, 10) for row in range(n)]
+    assert everything(source) == expected
+    assert source.place(0) == f"{one}:2" and source.place(3).endswith("part-2.jsonl:2")
+    assert everything(open_source(f"{tmp_path}/part-*.jsonl", limit=2)) == expected[1:3]
+    assert len(open_source(one, limit=9)) == 1
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", b"", "a.jsonl: the file is empty"),
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.jsonl", b"\n \n", "a.jsonl: the file has no rows; one JSON object a line"),
+        ("a.csv", b"a,b\n", "a.csv: the file has no rows; a header and rows"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("a.txt", b"words", r"a.txt: a file ending in \.jsonl, .* was expected"),
+    ],
+)
+def test_files_that_hold_nothing(write, name, content, message):
+    with pytest.raises(DataError, match=message):
+        open_source(write(name, content))
+
+
+def test_paths_that_are_not_there(write, tmp_path):
+    write("train.jsonl", RECORDS)
+    nearest = r"trian.jsonl: there is no such file; the nearest is .*/train.jsonl"
+    with pytest.raises(DataError, match=nearest):
+        open_source(tmp_path / "trian.jsonl")
+    with pytest.raises(DataError, match="no such file, nor a directory"):
+        open_source(tmp_path / "none" / "train.jsonl")
+    with pytest.raises(DataError, match=r"\*.csv: no file matches"):
+        open_source(f"{tmp_path}/*.csv")
+    with pytest.raises(DataError, match=r"a directory, and not one .* give its files as"):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match="empty list"):
+        open_source([])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_file_that_may_not_be_read(write, monkeypatch, name):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "a")
+
+    file = write(name, b"words")
+    monkeypatch.setattr(textfiles, "open", refuse, raising=False)  # root may read everything
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    with pytest.raises(DataError, match=f"{name}: cannot be read: Permission denied"):
+        open_source(file)
+
+
+def test_a_path_that_cannot_be_opened(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a.jsonl: (cannot be read: Too many|there is no such)"):
+        open_source(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"b.jsonl: a directory"):
+        open_source(tmp_path / "b.jsonl")

@@ -1,0 +1,89 @@
+"""The counts of a survey against those of the rows themselves, and its policies."""
+
+import json
+
+import pytest
+
+from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
+from jaxtune.data.prompts import Prompt, columns
+from jaxtune.data.sources import open_source
+from jaxtune.data.survey import CHUNK, survey
+
+ROWS = [{"prefix": "a " * (n % 7), "suffix": " the" * (1 + n % 5)} for n in range(300)]
+
+
+@pytest.fixture
+def prompt(tokenizer):
+    def make(limit=200, **options):
+        return Prompt(tokenizer("gemma"), columns(), limit, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_counts(write, prompt, workers):
+    source, told = open_source(write("a.jsonl", ROWS)), []
+    found = survey(source, prompt(), workers=workers, progress=told.append)
+    examples = [prompt()(source[n], source.place(n)) for n in range(len(source))]
+    assert found.rows.tolist() == list(range(300))
+    assert found.lengths.tolist() == [len(example.tokens) for example in examples]
+    assert found.scored.tolist() == [example.scored.sum() for example in examples]
+    assert found.tokens == sum(found.lengths) and found.scored_tokens == sum(found.scored)
+    assert found.share == found.scored_tokens / found.tokens
+    assert found.longest == max(found.lengths)
+    assert told == [CHUNK, 300]
+
+
+BAD = [b'{"prefix": "a"', b"[]", b'{"prefix": "a"}', b'{"prefix": "\xff", "suffix": "b"}']
+
+
+def test_malformed_rows_fail_or_are_skipped(write, prompt):
+    good = [json.dumps(row).encode() for row in ROWS]
+    lines = good[:]
+    for number, line in zip((3, 100, 200, 299), BAD, strict=True):
+        lines[number] = line
+    source = open_source(write("a.jsonl", b"\n".join(lines)))
+    with pytest.raises(RowError, match=r"a.jsonl:4: is not JSON"):  # the first of them
+        survey(source, prompt())
+    found = survey(source, prompt(), malformed="skip")
+    assert found.rows.tolist() == [n for n in range(300) if n not in (3, 100, 200, 299)]
+    assert found.malformed.count == 4 and found.too_long.count == 0
+    assert [text.split(": ")[0][-3:].lstrip(":l") for text in found.malformed.first] == [
+        "4", "101", "201", "300"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="policy 'ignore' is not one of 'fail', 'skip'"):
+        survey(source, prompt(), malformed="ignore")
+
+
+def test_only_the_first_few_are_kept(write, prompt):
+    source = open_source(write("a.jsonl", b"\n".join([b"{"] * 90 + [json.dumps(ROWS[0]).encode()])))
+    found = survey(source, prompt(), malformed="skip")
+    assert found.malformed.count == 90 and len(found.malformed.first) == 5
+
+
+def test_long_rows_are_skipped_or_cut_and_counted(write, prompt):
+    source = open_source(write("a.jsonl", ROWS))
+    lengths = survey(source, prompt()).lengths
+    limit = int(lengths.max()) - 3
+    with pytest.raises(TooLong, match=r"a.jsonl:\d+: the row is"):
+        survey(source, prompt(limit))
+    with pytest.raises(TooLong):
+        survey(source, prompt(limit), malformed="skip")  # another policy decides
+    found = survey(source, prompt(limit, too_long="skip"))
+    assert found.too_long.count == (lengths > limit).sum() > 0
+    assert found.rows.tolist() == [n for n in range(300) if lengths[n] <= limit]
+    cut = survey(source, prompt(limit, too_long="cut_prefix"))
+    assert cut.cut == (lengths > limit).sum()
+    assert cut.cut_tokens == (lengths - limit).clip(0).sum() and cut.longest == limit
+
+
+def test_a_row_with_nothing_scored_stops_whatever_the_policy(write, prompt):
+    source = open_source(write("a.jsonl", [*ROWS, {"prefix": "a", "suffix": ""}]))
+    with pytest.raises(NothingScored, match=r"a.jsonl:301: nothing is scored"):
+        survey(source, prompt(too_long="skip"), malformed="skip")
+
+
+def test_no_rows_left(write, prompt):
+    source = open_source(write("a.jsonl", b"{\n{\n"))
+    with pytest.raises(DataError, match=r"none of the 2 rows can be used; the first: .*a.jsonl:1"):
+        survey(source, prompt(), malformed="skip")
