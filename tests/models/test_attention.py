@@ -387,7 +387,7 @@ def test_the_model_carries_the_choice(monkeypatch):
     variables = jax.jit(Decoder(config).init)(jax.random.key(0), tokens)
 
     def loss(variables, name):
-        logits = Decoder(config, attention=name).apply(variables, tokens, None, **described)
+        logits = Decoder(config, attention=name).apply(variables, tokens, **described)
         return (jax.nn.log_softmax(logits)[..., 0] * valid).mean()
 
     (expected, wanted), (got, given) = (
