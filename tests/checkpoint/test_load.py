@@ -150,6 +150,7 @@ def test_the_origin_outlives_a_change_of_directory(pair, monkeypatch, tmp_path):
     model, variables = jaxtune.load(pair(NAME).directory.name)
     monkeypatch.chdir(tmp_path)
     jaxtune.save_merged(model, variables, tmp_path / "written")
+    assert (tmp_path / "written" / "config.json").exists()
 
 
 def test_loaded_arrays_do_not_live_in_the_file(pair, copied):
@@ -302,7 +303,7 @@ def test_a_tied_config_whose_file_holds_another_head(copied):
 
 def test_leftover_rotary_tables_are_known(copied):
     change(copied, model__layers__0__self_attn__rotary_emb__inv_freq=np.zeros(6, np.float32))
-    jaxtune.load(copied)
+    assert jaxtune.load(copied)[0].config.tied is False
 
 
 def test_packed_weights_are_refused(copied):
