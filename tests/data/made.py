@@ -116,6 +116,12 @@ MISTRAL_CHAT = """{{ bos_token }}{% for message in messages %}
 {%- else %}{{ ' ' + message['content'] + eos_token }}
 {%- endif %}{% endfor %}"""
 
+# The tokens of its turns are text, all but the one that ends them.
+ZEPHYR_CHAT = """{% for message in messages %}
+{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+
 GENERATION_CHAT = """{% for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' }}
 {%- if message.role == 'assistant' %}
@@ -220,6 +226,11 @@ def mistral(directory):
     settings(directory, MISTRAL_CHAT, bos="<s>", eos="</s>", unk="<unk>")
 
 
+def zephyr(directory):
+    mistral(directory)
+    settings(directory, ZEPHYR_CHAT, bos="<s>", eos="</s>", unk="<unk>")
+
+
 KINDS = {
     each.__name__: each
     for each in (
@@ -232,6 +243,7 @@ KINDS = {
         generation,
         phi,
         mistral,
+        zephyr,
     )
 }
 

@@ -9,7 +9,7 @@ from jaxtune.data.errors import DataError
 from jaxtune.data.tokenizer import Tokenizer
 from tests.data import made
 
-KINDS = ["gemma", "llama", "qwen", "generation", "phi", "mistral"]
+KINDS = ["gemma", "llama", "qwen", "generation", "phi", "mistral", "zephyr"]
 END = {
     "gemma": "<end_of_turn>",
     "sentencepiece_chat": "<end_of_turn>",
@@ -18,6 +18,7 @@ END = {
     "generation": "<|im_end|>",
     "phi": "<|end|>",
     "mistral": "</s>",
+    "zephyr": "</s>",
 }
 ANSWERS = ["Four.", "a calm sea\nat dawn", "naïve 😀", "x = 1  ;"]
 
@@ -63,7 +64,7 @@ def test_answers_are_scored_with_the_token_that_ends_them(tokenizer, kind):
             assert text.count(END[kind]) == 1
 
 
-@pytest.mark.parametrize("kind", ["gemma", "llama", "phi", "mistral"])
+@pytest.mark.parametrize("kind", ["gemma", "llama", "phi", "mistral", "zephyr"])
 def test_what_is_not_scored_is_what_asks_for_the_answer(checkpoint, reference, kind):
     """So that training sees the very prompt that generating begins with."""
     ours, theirs = Tokenizer.open(checkpoint(kind)), reference(kind)
@@ -105,6 +106,22 @@ def test_thoughts_before_the_last_question_are_gone_and_those_after_it_scored(to
         "First.<|im_end|>",
         "<think>\nshort\n</think>\n\nSecond.<|im_end|>",
     ]
+
+
+def test_a_turn_may_end_in_any_of_the_stops(checkpoint):
+    template = """{% for m in messages %}{{ m.role + ': ' }}
+    {%- if m.tool_calls %}{{ m.tool_calls | tojson + '<eos>' }}
+    {%- else %}{{ m.content + '<end_of_turn>' }}{% endif %}
+    {% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+    ours = Tokenizer.open(checkpoint("gemma"), template=template)
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "b"}]},
+        {"role": "tool", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+    found = scored_texts(ours, ours.chat(messages))
+    assert found == ['[{"name": "b"}]<eos>', "d<end_of_turn>"]
 
 
 def test_turns_can_be_left_unscored(tokenizer):

@@ -65,7 +65,8 @@ def test_encoding_is_that_of_sentencepiece(tokenizer, checkpoint, kind):
 def test_texts_encoded_apart_decode_to_texts_joined(tokenizer, kind):
     ours = tokenizer(kind)
     for prefix, suffix in zip(texts(), texts()[3:], strict=False):
-        if prefix and not (kind == "mistral" and prefix[0] == " "):  # its own file loses that one
+        # Of a text that begins with a space these files lose it.
+        if prefix and not (kind in ("mistral", "zephyr") and prefix[0] == " "):
             ids = ours.encode(prefix) + ours.encode(suffix, continues=True)
             assert ours.decode(ids, special=True) == prefix + suffix
             assert ours.decode(ours.encode(suffix, continues=True), continues=True) == suffix
@@ -149,6 +150,23 @@ def test_settings_decide_about_bos_where_the_file_is_silent(checkpoint, tmp_path
     settings["add_bos_token"] = False
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     assert not Tokenizer.open(directory).adds_bos
+
+
+def test_tokens_that_settings_add_to_a_model(checkpoint, tmp_path):
+    directory = shutil.copytree(checkpoint("sentencepiece_spaced"), tmp_path / "added")
+    (directory / "added_tokens.json").write_text(json.dumps({"<|user|>": 420, "<tool>": 422}))
+    listed = {
+        "421": {"content": "<|end|>", "special": True, "rstrip": True, "lstrip": False},
+        "422": {"content": "<tool>", "special": False},
+    }
+    settings = {"added_tokens_decoder": listed, "eos_token": {"content": "<|end|>"}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = Tokenizer.open(directory)
+    assert (len(ours), ours.eos, ours.id("<|user|>")) == (422, 421, 420)
+    ids = ours.encode("<|user|>hello<|end|> \n", special=True)
+    assert ids[0] == 420 and ids[-1] == 421
+    assert ours.decode(ids, special=True) == "<|user|>hello<|end|>"
+    assert max(ours.encode("<|user|><|end|><tool>")) < 420
 
 
 def test_stops_are_those_of_the_generation_settings(tokenizer):
