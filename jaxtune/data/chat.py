@@ -74,8 +74,9 @@ class ChatTemplate:
         for number in chosen:
             turn = f"message {number + 1}"
             before = self.write(messages[:number], options, ask=True)
-            last = regions[-1][1] if regions else 0
-            if not text.startswith(before) or len(before) < last:
+            if regions and len(before) < regions[-1][1]:
+                raise ValueError(f"the chat template writes no token that ends what {turn} follows")
+            if not text.startswith(before):
                 raise ValueError(
                     f"the chat template writes what comes before {turn} otherwise once that turn "
                     'is there; score the last turn alone (turns="last"), or give a template that '
@@ -89,9 +90,15 @@ class ChatTemplate:
 
     def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
         """Blocks that a template marked, each with the token that ends its turn."""
-        pieces = self._markup.pieces(text)
-        ends = {piece.start: piece.end for piece in pieces if piece.id in self._ends}
-        return [(begin, ends.get(end, end)) for begin, end in blocks]
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        after = {piece.start: piece.end for piece in ends}
+        regions = [(begin, after.get(end, end)) for begin, end in blocks]
+        for begin, end in regions:
+            if not any(begin <= piece.start < end for piece in ends):
+                raise ValueError(
+                    f"the chat template writes no token that ends {text[begin:end][:40]!r}"
+                )
+        return regions
 
     @functools.cached_property
     def _ends(self) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """Batches for a run: surveyed rows in order, padded or packed, shared among processes."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,16 @@ class Loader:
         longest = prompt.max_length
         self._lengths = (longest,) if packing else sizes(longest)
         self._scored = sizes(longest, smallest=16)
-        order = {"seed": seed, "epochs": epochs, "workers": workers, "ahead": ahead}
-        self._order = Order(len(self.lines), accumulate * batch, self._made, **order)
+        self._order = Order(
+            len(self.lines),
+            accumulate * batch,
+            self._made,
+            seed=seed,
+            epochs=epochs,
+            contents=_checksum(self.lines),
+            workers=workers,
+            ahead=ahead,
+        )
         self.steps, self.steps_per_epoch = self._order.steps, self._order.steps_per_epoch
 
     def __iter__(self) -> "Loader":
@@ -116,3 +125,9 @@ def _lines(survey: Survey, limit: int, packing: bool, seed: int | None) -> Lines
     if packing:
         return packed(survey.lengths, survey.scored, limit, seed=seed)
     return one_each(survey.lengths, survey.scored)
+
+
+def _checksum(lines: Lines) -> int:
+    """A number that another set of rows, or rows of other lengths, would hardly have."""
+    arrays = (lines.rows, lines.ends, lines.lengths, lines.scored)
+    return zlib.crc32(b"".join(array.astype(np.int64).tobytes() for array in arrays))

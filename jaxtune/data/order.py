@@ -30,7 +30,8 @@ class Order(Generic[T]):
 
     An epoch holds every item once. `make` turns a step's items into what is wanted, in `workers`
     threads (none: in the caller's), at most `ahead` steps early; neither changes the order.
-    Without a seed items come in theirs; without `epochs` they never end.
+    Without a seed items come in theirs; without `epochs` they never end. `contents` is a number
+    that changes with what the items are, so that a state of other data is known.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Order(Generic[T]):
         *,
         seed: int | None = None,
         epochs: int | None = 1,
+        contents: int = 0,
         workers: int = 2,
         ahead: int = 4,
     ):
@@ -48,8 +50,8 @@ class Order(Generic[T]):
 
         self.steps_per_epoch = -(-items // each)
         self.steps = None if epochs is None else epochs * self.steps_per_epoch
-        seed_or_none = UNSHUFFLED if seed is None else seed
-        self._identity = {"items": items, "each": each, "seed": seed_or_none}
+        told = UNSHUFFLED if seed is None else seed
+        self._identity = {"items": items, "each": each, "seed": told, "contents": contents}
         numbers = MapDataset.range(items)
         if seed is not None:
             # Grain shuffles epoch n by seed + n: neighbouring seeds would share permutations.

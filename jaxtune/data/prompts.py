@@ -231,9 +231,9 @@ def _filled(template: str, record: Mapping[str, Any], place: str, tokenizer: Tok
 
 
 def _written(value: Any, form: str, name: str, place: str) -> str:
-    if isinstance(value, list | tuple | dict | bool) and not form:
-        return json.dumps(value, ensure_ascii=False)
     try:
+        if isinstance(value, list | tuple | dict | bool) and not form:
+            return json.dumps(value, ensure_ascii=False)
         return format(value, form)
     except (TypeError, ValueError) as error:
         raise RowError(place, f"column {name!r} is {value!r}: {error}") from None

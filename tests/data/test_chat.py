@@ -230,6 +230,16 @@ TURNS = [
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
             "no token that ends",
         ),
+        (
+            "{% for m in messages %}"
+            "{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}",
+            "no token that ends 'a'",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}"
+            "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
+            "no token that ends what message 4 follows",
+        ),
         ("{{ messages | length }}{{ messages[-1].content }}{{ eos_token }}", "what comes before"),
     ],
 )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data.batches import Batch
+from jaxtune.data.errors import DataError
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
@@ -95,6 +96,15 @@ def test_going_on_with_other_threads_and_processes(loader, packing, workers):
         for found, step in zip(again, whole[taken:], strict=True):
             share = jax.tree.map(lambda array: array[:, 2:], step.batch)
             assert found.number == step.number and same(found.batch, share)
+
+
+def test_going_on_with_other_data_is_refused(loader, write, tokenizer):
+    state = loader(4).state()
+    source = open_source(write("b.jsonl", [*ROWS[:-1], {"prefix": "a", "suffix": "other"}]))
+    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    changed = Loader(source, prompt, survey(source, prompt), batch=4)
+    with pytest.raises(DataError, match=r"contents was \d+ and is \d+"):
+        changed.restore(state)
 
 
 def test_weighting_and_steps(loader):

@@ -113,6 +113,8 @@ def test_missing_columns(tokenizer, record, message):
 def test_a_value_that_cannot_be_formatted(tokenizer):
     with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is 'many': Unknown format code"):
         make(tokenizer("gemma"), Template("{n:.2f}", "b"))({"n": "many"}, PLACE)
+    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is .*not JSON serializable"):
+        make(tokenizer("gemma"), Template("{n}", "b"))({"n": [b"bytes"]}, PLACE)
 
 
 @pytest.mark.parametrize("text, message", [("{", "double the braces"), ("{}", "no column's name")])

@@ -133,6 +133,7 @@ def test_a_lone_model_file_minds_no_strange_settings(checkpoint, tmp_path):
     file = tmp_path / "paligemma_tokenizer.model"
     shutil.copy(checkpoint("sentencepiece_gemma") / "tokenizer.model", file)
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false, "bos_token": "x"}')
+    (tmp_path / "another.model").write_bytes(b"words")
     ours = Tokenizer.open(file)
     assert ours.adds_bos and ours.bos == 2 and ours.problems == []
 
