@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxtune.checkpoint.adapter import load_adapter, save_adapter
     from jaxtune.checkpoint.export import save_merged
     from jaxtune.checkpoint.load import load
     from jaxtune.lora import add_lora, merge
@@ -22,9 +23,11 @@ __all__ = [
     "arrange",
     "eval_step",
     "load",
+    "load_adapter",
     "make_mesh",
     "merge",
     "optimizer",
+    "save_adapter",
     "save_merged",
     "train_step",
 ]
@@ -35,9 +38,11 @@ _HOMES = {
     "arrange": "jaxtune.models.layout",
     "eval_step": "jaxtune.train",
     "load": "jaxtune.checkpoint.load",
+    "load_adapter": "jaxtune.checkpoint.adapter",
     "make_mesh": "jaxtune.sharding",
     "merge": "jaxtune.lora",
     "optimizer": "jaxtune.optim",
+    "save_adapter": "jaxtune.checkpoint.adapter",
     "save_merged": "jaxtune.checkpoint.export",
     "train_step": "jaxtune.train",
 }

@@ -6,13 +6,12 @@ import json
 import os
 import reprlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from jaxtune import families, tree
@@ -27,6 +26,7 @@ from jaxtune.checkpoint.files import (
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import DTYPES, cast, leaf_shapes
 from jaxtune.checkpoint.names import Piece
+from jaxtune.checkpoint.processes import gathered, in_step
 from jaxtune.models.decoder import Decoder, DecoderConfig
 
 Leaves = Mapping[str, jax.Array]  # by slash path
@@ -49,17 +49,17 @@ def save_merged(
     With many processes, all of them call this, the first one writes, and all succeed or fail.
     """
     target = Path(directory).expanduser()
-    with _in_step():
-        kind = _kind(dtype)
-        origin = _origin(model)
+    with in_step():
+        kind = written_dtype(dtype)
+        origin = origin_of(model)
         raw, family, described = families.read(origin)
         _check_config(model.config, described, origin)
         leaves = _fitting(variables, leaf_shapes(Decoder(model.config)))
-        writer = _Writer(leaves, family, _stored(origin, raw), kind)
+        writer = _Writer(leaves, family, stored_at(origin, raw), kind)
         config = _described(raw, writer.dtype, described.tied, model.config.tied)
         if jax.process_index() == 0:
             refuse_existing(target, overwrite)
-    with writer.stored, _in_step():
+    with writer.stored, in_step():
         try:
             if jax.process_index() == 0:
                 with new_directory(target, overwrite=overwrite) as partial:
@@ -68,25 +68,6 @@ def save_merged(
         finally:
             writer.gather_rest()
     return target
-
-
-@contextlib.contextmanager
-def _in_step() -> Iterator[None]:
-    """Fail on every process if the block does on one: the others would wait for it forever."""
-    failure = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    failed = np.array(failure is not None)
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(failed)
-    if failure is not None:
-        raise failure
-    if failed.any():
-        raise CheckpointError(
-            f"process {np.argmax(failed)} could not write the checkpoint: its message says why"
-        )
 
 
 def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
@@ -139,14 +120,11 @@ class _Writer:
 
     def _rows(self, piece: Piece) -> np.ndarray:
         leaf = self.leaves[piece.path]
-        part = leaf if piece.layer is None else leaf[piece.layer]
-        if isinstance(part, jax.Array) and not part.is_fully_addressable:
-            part = multihost_utils.process_allgather(part, tiled=True)
-        host = np.asarray(part)
+        host = gathered(leaf if piece.layer is None else leaf[piece.layer])
         return host.T if piece.transposed else host
 
 
-def _kind(dtype: DTypeLike | None) -> np.dtype | None:
+def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
     """The dtype to write, if the caller named one; any other than load's would ruin weights."""
     if dtype is None:
         return None
@@ -158,7 +136,7 @@ def _kind(dtype: DTypeLike | None) -> np.dtype | None:
     )
 
 
-def _origin(model: Decoder) -> Path:
+def origin_of(model: Decoder) -> Path:
     """Where the model's config.json and tokenizer are."""
     if model.origin and (Path(model.origin) / "config.json").is_file():
         return Path(model.origin)
@@ -226,7 +204,7 @@ def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
     ]
 
 
-def _stored(origin: Path, raw: Mapping) -> Safetensors:
+def stored_at(origin: Path, raw: Mapping) -> Safetensors:
     """The origin's weights, if it has any: a model may have been made from a bare config.json."""
     if any(origin.glob("*.safetensors")):
         return Safetensors.open(origin)

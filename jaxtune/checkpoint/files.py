@@ -185,20 +185,23 @@ def write_sharded(
 
 
 @contextlib.contextmanager
-def new_directory(final: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def new_directory(
+    final: str | os.PathLike[str], overwrite: bool = False, mark: str = "config.json"
+) -> Iterator[Path]:
     """A temporary sibling to write into, which becomes `final` only if the block succeeds.
 
-    With `overwrite`, `final` may be an earlier checkpoint; no other directory is ever replaced.
+    With `overwrite`, `final` may be an earlier checkpoint, told by the file `mark` in it; no other
+    directory is ever replaced.
     """
     final = Path(final).expanduser().resolve()  # through a link, to rename within one disk
-    refuse_existing(final, overwrite)
+    refuse_existing(final, overwrite, mark)
     _remove_leftovers(final)
     partial = final.with_name(f"{_partial_stem(final)}{os.getpid()}")
     _make_directory(partial, final)
     try:
         yield partial
         _sync_tree(partial)
-        _move_into_place(partial, final, overwrite)
+        _move_into_place(partial, final, overwrite, mark)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -500,7 +503,7 @@ def _write_index(
         out.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> None:
     """Stop where writing would destroy what is there: with `overwrite`, all but a checkpoint."""
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file, and a directory is to be written: move it away")
@@ -510,20 +513,20 @@ def refuse_existing(final: Path, overwrite: bool) -> None:
             f"{final} already exists and is not empty: remove it, choose another directory, or"
             " replace it with overwrite=True"
         )
-    if odd := _why_no_checkpoint(found):
+    if odd := _why_no_checkpoint(found, mark):
         raise CheckpointError(
             f"{final} does not look like a checkpoint ({odd}), and overwrite=True replaces only a"
-            " directory that has a config.json and nothing but plain files: remove it yourself, or"
+            f" directory that has {mark} and nothing but plain files: remove it yourself, or"
             " choose another directory"
         )
 
 
-def _why_no_checkpoint(found: list[Path]) -> str:
+def _why_no_checkpoint(found: list[Path], mark: str) -> str:
     """Why a directory with this content is no checkpoint; nothing if it is one, or is empty."""
     if directories := [path.name for path in found if not path.is_file()]:
         return f"it holds {_some(directories)}"
-    if found and "config.json" not in [path.name for path in found]:
-        return f"it has no config.json, but {_some([path.name for path in found])}"
+    if found and mark not in [path.name for path in found]:
+        return f"it has no {mark}, but {_some([path.name for path in found])}"
     return ""
 
 
@@ -587,9 +590,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(partial: Path, final: Path, overwrite: bool) -> None:
+def _move_into_place(partial: Path, final: Path, overwrite: bool, mark: str) -> None:
     aside = final.with_name(f".{final.name}.replaced-{os.getpid()}")
-    refuse_existing(final, overwrite)  # again: someone may have written there meanwhile
+    refuse_existing(final, overwrite, mark)  # again: someone may have written there meanwhile
     replaced = final.exists()
     if replaced:
         final.rename(aside)

@@ -29,7 +29,13 @@ COMPANIONS = [
     "preprocessor_config.json",
     "processor_config.json",
 ]
-WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", *COMPANIONS]
+WANTED = [
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *COMPANIONS,
+]
 # A star here matches slashes too. Folders hold other layouts and intermediate checkpoints.
 UNWANTED = ["*/*", "consolidated*", "*.pth", "*.bin", "*.gguf"]
 

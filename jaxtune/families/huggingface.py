@@ -23,7 +23,7 @@ class Family:
     model_type: str
     title: str  # the published models it stands for
     decoder: Callable[[Config], DecoderConfig]
-    tables: tuple[Table, ...]  # one a naming that is about; the first is what we write
+    tables: tuple[Table, ...]  # in use: what we write first, transformers' modules last
     other: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)  # tensors known and not ours
 
 
