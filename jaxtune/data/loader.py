@@ -23,15 +23,18 @@ class Step:
     batch: Batch  # this process's share: [A, B / processes, …]
     places: list[str]  # of the rows in the share, line after line
     examples: int  # rows of the step, all processes together
+    tokens: int  # and their tokens, without padding
+    scored: int
 
 
 class Loader:
     """An iterator over steps of `accumulate` micro-batches of `batch` lines each.
 
-    A line is a row, or with `packing` the rows that fit it. Every row comes once an epoch; the
-    last step is filled with lines that weigh nothing. All processes see the same steps and
-    shapes, each `process` (its index, their number) its lines of every micro-batch: joined, these
-    are the same batch whatever their number.
+    A line is a row, or with `packing` the rows that fit it; it is padded to the shortest of
+    `buckets` that holds it, by default of `sizes`. Every row comes once an epoch; the last step is
+    filled with lines that weigh nothing. All processes see the same steps and shapes, each
+    `process` (its index, their number) its lines of every micro-batch: joined, these are the same
+    batch whatever their number.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Loader:
         batch: int,
         accumulate: int = 1,
         packing: bool = False,
+        buckets: Sequence[int] = (),
         seed: int | None = None,
         epochs: int | None = 1,
         weighting: str = "token",
@@ -60,7 +64,7 @@ class Loader:
         slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
         self._slots: list[int] = slots[:, index].ravel().tolist()
         longest = prompt.max_length
-        self._lengths = (longest,) if packing else sizes(longest)
+        self._lengths = (longest,) if packing else tuple(buckets) or sizes(longest)
         self._scored = sizes(longest, smallest=16)
         self._order = Order(
             len(self.lines),
@@ -114,6 +118,8 @@ class Loader:
             batch=split(batch, self._accumulate),
             places=[example.place for line in examples for example in line],
             examples=sum(len(self.lines[item]) for item in turn.items),
+            tokens=int(self.lines.lengths[turn.items].sum()),
+            scored=int(self.lines.scored[turn.items].sum()),
         )
 
     def _examples(self, line: int) -> Sequence[Example]:

@@ -6,7 +6,7 @@ prefix is not scored; the suffix and one end token after it are. No suffix is cu
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,32 +70,48 @@ class Template:
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
-        if self._end(tokenizer) is None:
-            raise DataError("the tokenizer names no end token (EOS); give one as `end`")
+        _end(tokenizer, self.end)
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """The prefix, and the suffix with its end token."""
-        prefix, suffix = (
-            _filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)
-        )
-        if not suffix:
-            raise NothingScored(place, "the suffix is empty")
-        before = tokenizer.encode(prefix, special=True)
-        after = tokenizer.encode(suffix, special=True, continues=bool(prefix))
-        end = self._end(tokenizer)
-        if after[-1:] != [end]:
-            after.append(end)
-        if after.count(end) > 1:
+        texts = [_filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)]
+        found = _pair(*texts, place, tokenizer, self.end)
+        if found[1].ids.count(found[1].ids[-1]) > 1:
             raise DataError(f"the suffix template {self.suffix!r} writes its end token twice")
-        return [Span(before, False), Span(after, True)]
-
-    def _end(self, tokenizer: Tokenizer) -> int | None:
-        return tokenizer.eos if self.end is None else tokenizer.id(self.end)
+        return found
 
 
 def columns(prefix: str = "prefix", suffix: str = "suffix", end: str | None = None) -> Template:
     """The form of records that hold a prefix and a suffix ready made, in columns of these names."""
     return Template(f"{{{prefix}}}", f"{{{suffix}}}", end)
+
+
+Writer = Callable[[Mapping[str, Any], str], str]  # of a record and its place
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prefix and a suffix that functions write of a record, such as a task's.
+
+    All they write is plain text. `columns` are those of a record that the file calls otherwise:
+    (name the functions know, name in the file).
+    """
+
+    prefix: Writer
+    suffix: Writer
+    end: str | None = None  # as a template's
+    columns: Sequence[tuple[str, str]] = ()
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
+        _end(tokenizer, self.end)
+
+    def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
+        """The prefix, and the suffix with its end token."""
+        renamed = {known: column(record, theirs, place) for known, theirs in self.columns}
+        record = {**record, **renamed}
+        texts = [tokenizer.quote(write(record, place)) for write in (self.prefix, self.suffix)]
+        return _pair(*texts, place, tokenizer, self.end)
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,25 @@ class Prompt:
             f"the row is {length:,} tokens long (prefix {prefix:,}, from the first scored token "
             f"{length - prefix:,}) and the sequence {self.max_length:,}{told}"
         )
+
+
+def _pair(
+    prefix: str, suffix: str, place: str, tokenizer: Tokenizer, end: str | None
+) -> list[Span]:
+    """What is read and what is learnt, encoded apart; the end token stands after the latter."""
+    if not suffix:
+        raise NothingScored(place, "the suffix is empty")
+    before = tokenizer.encode(prefix, special=True)
+    after = tokenizer.encode(suffix, special=True, continues=bool(prefix))
+    last = _end(tokenizer, end)
+    return [Span(before, False), Span(after if after[-1:] == [last] else [*after, last], True)]
+
+
+def _end(tokenizer: Tokenizer, name: str | None) -> int:
+    found = tokenizer.eos if name is None else tokenizer.id(name)
+    if found is None:
+        raise DataError("the tokenizer names no end token (EOS); give one as `end`")
+    return found
 
 
 def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None]]:

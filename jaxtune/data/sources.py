@@ -58,7 +58,7 @@ def open_source(
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     source = found[0] if len(found) == 1 else Joined(found)
-    return source if limit is None else First(source, limit)
+    return first(source, limit)
 
 
 class Joined:
@@ -86,24 +86,40 @@ class Joined:
         return source, index - (int(self._ends[number]) - len(source))
 
 
-class First:
-    """The first so many records of a source, or all where there are fewer."""
+class Chosen:
+    """Some records of a source, by their numbers there."""
 
-    def __init__(self, source: Source, limit: int):
-        if limit < 1:
-            raise ValueError(f"limit is {limit}; a number of records from 1 was expected")
-        self.source = source
-        self._rows = range(min(limit, len(source)))
+    def __init__(self, source: Source, rows: Sequence[int]):
+        self.source, self.rows = source, rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[self._rows[index]]
+        return self.source[int(self.rows[index])]
 
     def place(self, index: int) -> str:
         """Where a record stands."""
-        return self.source.place(index)
+        return self.source.place(int(self.rows[index]))
+
+
+def first(source: Source, limit: int | None) -> Source:
+    """The first so many records, or all where there are fewer."""
+    if limit is None or limit >= len(source):
+        return source
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; a number of records from 1 was expected")
+    return Chosen(source, range(limit))
+
+
+def set_apart(source: Source, count: int) -> tuple[Source, Source]:
+    """A source without so many of its records, and these: the same ones whatever the run's seed."""
+    if not 0 < count < len(source):
+        raise DataError(
+            f"{count:,} rows cannot be set apart from {len(source):,}: some must be left of both"
+        )
+    order = np.random.RandomState(0).permutation(len(source))  # numpy froze this stream
+    return Chosen(source, np.sort(order[count:])), Chosen(source, np.sort(order[:count]))
 
 
 def natural(path: str) -> list[Any]:

@@ -127,3 +127,12 @@ def test_a_full_prefix_reaches_every_batch(write, tokenizer):
     for index in (0, 1):  # the second has no row in the last step
         for step in Loader(source, prompt, found, batch=4, process=(index, 2), workers=0):
             assert step.batch.causal.shape == step.batch.tokens.shape
+
+
+def test_buckets_that_are_named_are_the_only_lengths(loader):
+    made = loader(batch=2, buckets=(24, 96), seed=1)
+    steps = list(made)
+    assert {step.batch.tokens.shape[-1] for step in steps} == {24, 96}
+    for step in steps:
+        assert step.tokens == step.batch.valid.sum()
+        assert step.scored == step.batch.weights.sum()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
-from jaxtune.data.prompts import Chat, Example, Prompt, Template, columns
+from jaxtune.data.prompts import Chat, Example, Prompt, Template, Written, columns
 from tests.data import made
 
 PROMPT = Template("Describe: {description}\nColors:", " {colors}")
@@ -262,3 +262,20 @@ def test_policies_are_known(tokenizer):
         make(tokenizer("gemma"), too_long="cut")
     with pytest.raises(ValueError, match="max_length is 1"):
         make(tokenizer("gemma"), max_length=1)
+
+
+def test_text_that_functions_write(tokenizer):
+    gemma = tokenizer("gemma")
+
+    def theme(record, place):
+        return f"Theme: {record['theme']}\n"
+
+    form = Written(theme, lambda record, place: record["answer"], columns=[("theme", "topic")])
+    record = {"topic": "a <eos> sea", "answer": " blue<eos>"}
+    example = make(gemma, form)(record, PLACE)
+    prefix, suffix = parts(gemma, example)
+    # What functions write is plain text: special tokens in it are none.
+    assert (prefix, suffix) == ("<bos>Theme: a <eos> sea\n", " blue<eos><eos>")
+    assert example.tokens.tolist().count(gemma.eos) == 1 and example.tokens[-1] == gemma.eos
+    with pytest.raises(RowError, match="has no column 'topic'"):
+        make(gemma, form)({"theme": "x", "answer": "y"}, PLACE)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxtune.data import textfiles
 from jaxtune.data.errors import DataError, RowError
-from jaxtune.data.sources import open_source
+from jaxtune.data.sources import open_source, set_apart
 
 RECORDS = [{"text": f"row {n} é😀", "n": n} for n in range(25)]
 
@@ -252,3 +252,17 @@ def test_a_path_that_cannot_be_opened(tmp_path):
     (tmp_path / "b.jsonl").mkdir()
     with pytest.raises(DataError, match=r"b.jsonl: a directory"):
         open_source(tmp_path / "b.jsonl")
+
+
+def test_rows_set_apart_are_the_same_each_time(write):
+    source = open_source(write("a.jsonl", [{"n": n} for n in range(50)]))
+    rest, apart = set_apart(source, 8)
+    assert (len(rest), len(apart)) == (42, 8)
+    numbers = [[source[row]["n"] for row in range(len(source))] for source in (rest, apart)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(50)) and numbers[0] == sorted(numbers[0])
+    assert numbers[1] != list(range(8)) and numbers[1] != list(range(42, 50))  # from everywhere
+    assert apart.place(0) == source.place(numbers[1][0])
+    again = [row["n"] for row in set_apart(source, 8)[1]]
+    assert again == numbers[1]
+    with pytest.raises(DataError, match="50 rows cannot be set apart from 50"):
+        set_apart(source, 50)

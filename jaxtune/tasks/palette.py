@@ -1,0 +1,62 @@
+"""A theme in words becomes a palette: a JSON array of exactly four colours."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.data.errors import RowError, column
+
+COLUMNS = {"description": "a theme in words", "colors": "its colours, a list or one as text"}
+COUNT = 4
+FILLING = "#000000"
+COLOUR = re.compile(r"#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})")
+PREFIX = (
+    "Choose a palette for a theme: a JSON array of four hex colors.\nTheme: {description}\nColors:"
+)
+
+
+def prefix(record: Mapping[str, Any], place: str) -> str:
+    """What to do, and the theme."""
+    return PREFIX.format(description=str(column(record, "description", place)).strip())
+
+
+def suffix(record: Mapping[str, Any], place: str) -> str:
+    """Four colours: a longer list is cut, a shorter one filled with black."""
+    given = column(record, "colors", place)
+    colours = [_normal(colour, place) for colour in _listed(given, place)]
+    return " " + json.dumps((colours + [FILLING] * COUNT)[:COUNT])
+
+
+def _listed(given: Any, place: str) -> list[Any]:
+    """The list in a column, which may be written as JSON or as Python does."""
+    found = given
+    if isinstance(given, str):
+        try:
+            found = ast.literal_eval(given.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = None
+    if not isinstance(found, list | tuple) or not found:
+        raise RowError(
+            place,
+            f"column 'colors' is {_short(given)}; a list of colours was expected, such as "
+            "['#1f2a44', '#e8dcc5']",
+        )
+    return list(found)
+
+
+def _normal(colour: Any, place: str) -> str:
+    """A colour as `#` and six lowercase digits."""
+    digits = COLOUR.fullmatch(colour.strip()) if isinstance(colour, str) else None
+    if digits is None:
+        raise RowError(
+            place, f"column 'colors' holds {_short(colour)}, which is no hex colour such as #1f2a44"
+        )
+    wide = digits[1] if len(digits[1]) == 6 else "".join(each * 2 for each in digits[1])
+    return f"#{wide.lower()}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,91 @@
+"""A table with highlighted cells becomes a sentence that tells what these say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.data.errors import RowError, column
+
+COLUMNS = {
+    "table_page_title": "of the page that the table is on",
+    "table_section_title": "of the section",
+    "table": "rows of cells: value, is_header, column_span, row_span",
+    "highlighted_cells": "pairs of row and column",
+    "target": "the sentence; or else sentence_annotations, whose first final_sentence it is",
+}
+PREFIX = "Describe the highlighted cells in one sentence.\n{table}\nSentence:"
+
+Cell = Mapping[str, Any]
+
+
+def prefix(record: Mapping[str, Any], place: str) -> str:
+    """What to do, and the part of the table that bears on it."""
+    return PREFIX.format(table=linearised(record, place))
+
+
+def suffix(record: Mapping[str, Any], place: str) -> str:
+    """The sentence."""
+    return f" {_sentence(record, place).strip()}"
+
+
+def linearised(record: Mapping[str, Any], place: str) -> str:
+    """Titles, then each highlighted cell behind the headers over it and beside it."""
+    table, cells = column(record, "table", place), column(record, "highlighted_cells", place)
+    try:
+        grid = _grid(table)
+        lines = [_line(grid, table[row][cell], int(row)) for row, cell in cells]
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
+        raise RowError(
+            place,
+            f"table and highlighted_cells do not fit each other ({type(error).__name__}: {error}); "
+            "rows of cells and pairs of row and column were expected",
+        ) from None
+    if not lines:
+        raise RowError(place, "no cell is highlighted, so there is nothing to tell")
+    titles = [
+        f"{name}: {record[key]}"
+        for name, key in (("Page", "table_page_title"), ("Section", "table_section_title"))
+        if record.get(key)
+    ]
+    return "\n".join([*titles, *lines])
+
+
+def _grid(table: Sequence[Sequence[Cell]]) -> list[dict[int, Cell]]:
+    """Every row's cells by the columns they reach over, those from rows above included."""
+    grid: list[dict[int, Cell]] = [{} for _ in table]
+    for number, row in enumerate(table):
+        place = 0
+        for cell in row:
+            while place in grid[number]:
+                place += 1
+            across, down = int(cell.get("column_span", 1)), int(cell.get("row_span", 1))
+            for below in grid[number : number + max(down, 1)]:
+                below.update(dict.fromkeys(range(place, place + max(across, 1)), cell))
+            place += max(across, 1)
+    return grid
+
+
+def _line(grid: Sequence[Mapping[int, Cell]], cell: Cell, row: int) -> str:
+    """`2004, Goals: 12`: the headers of a cell's row and columns, and its value."""
+    places = {place for place, each in grid[row].items() if each is cell}
+    # Rows of headers alone head columns; another header heads the row that it begins.
+    heads = [each for each in grid[:row] if all(cell.get("is_header") for cell in each.values())]
+    above = [each.get(place) for each in heads for place in sorted(places)]
+    beside = [grid[row].get(place) for place in range(min(places))]
+    headers = [
+        str(each["value"]).strip() for each in (*beside, *above) if each and each.get("is_header")
+    ]
+    label = ", ".join(dict.fromkeys(header for header in headers if header))
+    value = str(cell["value"]).strip()
+    return f"{label}: {value}" if label else value
+
+
+def _sentence(record: Mapping[str, Any], place: str) -> str:
+    if isinstance(record.get("target"), str) and record["target"].strip():
+        return record["target"]
+    found = record.get("sentence_annotations") or []
+    # As the dataset's own files have it, or as a table of columns.
+    first = found.get("final_sentence", [None])[0] if isinstance(found, Mapping) else None
+    first = found[0].get("final_sentence") if isinstance(found, list) and found else first
+    if not isinstance(first, str) or not first.strip():
+        raise RowError(place, "has no sentence in 'target' nor in 'sentence_annotations'")
+    return first
