@@ -20,6 +20,17 @@ RULES: tree.Rules = (
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
     (r".*/(scale|b)", PartitionSpec()),
 )
+# What trains beside them: adapters lie as the weights that they add to, and an optimiser's arrays
+# as what they are kept for, whose path theirs ends with. All else is small.
+STATE_RULES: tree.Rules = (
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec(None, "fsdp", None)),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, "tensor")),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, "tensor", None)),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/b", PartitionSpec(None, None, "fsdp")),
+    *RULES,
+    (r".*", PartitionSpec()),
+)
+ROWS = PartitionSpec(("data", "fsdp"))  # of a batch
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -66,6 +77,34 @@ def shardings(
         path: NamedSharding(mesh, fitted(specs[path], shape, mesh))
         for path, shape in shapes.items()
     }
+
+
+def of_state(state: Any, mesh: Mesh) -> Any:
+    """A sharding for every leaf of a train state, or of its shapes."""
+    specs = tree.select(state, STATE_RULES, unused="allow")
+
+    def place(leaf, spec):
+        # An optimiser may keep an array of other dimensions than those of what it is kept for.
+        spec = spec if len(spec) <= len(leaf.shape) else PartitionSpec()
+        return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+
+    return jax.tree.map(place, state, specs)
+
+
+def unsplit_leaves(
+    shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: tree.Rules = RULES
+) -> list[str]:
+    """The leaves that rules would split and every device holds whole: no axis divides them."""
+    specs = tree.match(rules, shapes, unused="allow")
+
+    def wanted(spec: PartitionSpec) -> bool:
+        return any(mesh.shape.get(name, 1) > 1 for entry in spec for name in _names(entry))
+
+    return [
+        path
+        for path, shape in shapes.items()
+        if wanted(specs[path]) and not wanted(fitted(specs[path], shape, mesh))
+    ]
 
 
 def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

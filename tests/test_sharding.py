@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxtune import sharding
-from jaxtune.sharding import fitted, make_mesh
+from jaxtune import sharding, tree
+from jaxtune.sharding import fitted, make_mesh, of_state, unsplit_leaves
 
 
 def test_minus_one_takes_what_is_left():
@@ -81,3 +81,29 @@ def test_every_leaf_of_every_family_has_a_rule(pair):
         # Everything that is a matrix is split; norms and biases are whole everywhere.
         for path, where in found.items():
             assert any(where.spec) == path.endswith("/w"), path
+
+
+def test_a_state_lies_as_the_weights_it_is_for():
+    mesh = AbstractMesh((2, 2), ("fsdp", "tensor"))
+    zeros = jax.ShapeDtypeStruct
+    adapter = {"a": zeros((3, 8, 2), "float32"), "b": zeros((3, 2, 8), "float32")}
+    layers = {"attn": {"q": {"w": adapter}, "o": {"w": adapter}}}
+    made = {"step": zeros((), "int32"), "mu": {"lora": {"layers": layers}}}
+    found = {path: tuple(each.spec) for path, each in tree.flatten(of_state(made, mesh)).items()}
+    assert found == {
+        "step": (),
+        "mu/lora/layers/attn/q/w/a": (None, "fsdp", None),
+        "mu/lora/layers/attn/q/w/b": (None, None, "tensor"),
+        "mu/lora/layers/attn/o/w/a": (None, "tensor", None),
+        "mu/lora/layers/attn/o/w/b": (None, None, "fsdp"),
+    }
+    # Fewer dimensions than the weight has: whole on every device.
+    row = {"v_row": {"layers": {"attn": {"q": {"w": zeros((3, 8), "float32")}}}}}
+    assert [tuple(each.spec) for each in jax.tree.leaves(of_state(row, mesh))] == [()]
+
+
+def test_leaves_that_no_axis_divides():
+    mesh = AbstractMesh((4, 1), ("fsdp", "tensor"))
+    shapes = {"embed/w": (9, 6), "layers/attn/q/w": (2, 8, 3), "norm/scale": (6,)}
+    # `tensor` has one device, over which nothing is to be split.
+    assert unsplit_leaves(shapes, mesh) == ["embed/w"]
