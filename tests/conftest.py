@@ -57,3 +57,19 @@ def pair(tmp_path_factory):
         return Pair(case, directory, model, *jaxtune.load(directory))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The directory of a checkpoint that trains in a second; see tests/tiny.py."""
+    from tests import tiny
+
+    return tiny.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """A file of rows for it."""
+    from tests import tiny
+
+    return tiny.write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")

@@ -9,6 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# What stands below all that makes or shows a run.
+RUNNING = {
+    "jaxtune.config",
+    "jaxtune.data",
+    "jaxtune.journal",
+    "jaxtune.optim",
+    "jaxtune.progress",
+    "jaxtune.train",
+    "jaxtune.wiring",
+    "jaxtune.workdir",
+}
 # A module, and the modules of ours that it may import; the longest matching prefix decides.
 ALLOWED = {
     # The public surface, imported when it is asked for.
@@ -26,12 +37,21 @@ ALLOWED = {
     "jaxtune.config": {"jaxtune.configfile", "jaxtune.fields"},
     "jaxtune.sharding": {"jaxtune.tree"},
     "jaxtune.lora": {"jaxtune.tree"},
-    "jaxtune.optim": {"jaxtune.tree"},
+    "jaxtune.adam8": {"jaxtune.tree"},
+    "jaxtune.optim": {"jaxtune.adam8", "jaxtune.tree"},
     "jaxtune.train": {"jaxtune.lora", "jaxtune.models", "jaxtune.optim", "jaxtune.tree"},
     "jaxtune.models": {"jaxtune.models", "jaxtune.tree"},
     "jaxtune.checkpoint.names": set(),
     "jaxtune.checkpoint.files": set(),
     "jaxtune.checkpoint.hub": {"jaxtune.checkpoint.files"},
+    "jaxtune.checkpoint.adapter": {
+        "jaxtune.checkpoint",
+        "jaxtune.families",
+        "jaxtune.lora",
+        "jaxtune.models",
+        "jaxtune.tree",
+    },
+    "jaxtune.checkpoint.lowrank": {"jaxtune.checkpoint", "jaxtune.lora"},
     "jaxtune.families": {"jaxtune.families", "jaxtune.models", "jaxtune.checkpoint.names"},
     "jaxtune.checkpoint": {
         "jaxtune.checkpoint",
@@ -51,7 +71,46 @@ ALLOWED = {
         "jaxtune.terminal",
         "jaxtune.tree",
     },
-    "jaxtune.demo": {"jaxtune", "jaxtune.families", "jaxtune.models"},
+    "jaxtune.tasks": {"jaxtune.tasks", "jaxtune.data.errors"},
+    "jaxtune.progress": set(),
+    "jaxtune.events": set(),
+    "jaxtune.workdir": {"jaxtune.config"},
+    "jaxtune.journal": {"jaxtune.config", "jaxtune.events", "jaxtune.workdir"},
+    "jaxtune.wiring": {
+        "jaxtune.checkpoint",
+        "jaxtune.config",
+        "jaxtune.data",
+        "jaxtune.lora",
+        "jaxtune.models",
+        "jaxtune.optim",
+        "jaxtune.progress",
+        "jaxtune.sharding",
+        "jaxtune.tasks",
+        "jaxtune.train",
+        "jaxtune.tree",
+    },
+    "jaxtune.banner": {*RUNNING, "jaxtune.sharding", "jaxtune.terminal", "jaxtune.tree"},
+    "jaxtune.preview": {*RUNNING, "jaxtune.checkpoint"},
+    "jaxtune.loop": {*RUNNING, "jaxtune.banner", "jaxtune.checkpoint", "jaxtune.models"},
+    "jaxtune.run": {
+        *RUNNING,
+        "jaxtune.banner",
+        "jaxtune.checkpoint",
+        "jaxtune.loop",
+        "jaxtune.models",
+    },
+    # Each command imports what it runs, when it runs.
+    "jaxtune.commands": {
+        "jaxtune.commands",
+        "jaxtune.config",
+        "jaxtune.inspect",
+        "jaxtune.loop",
+        "jaxtune.preview",
+        "jaxtune.progress",
+        "jaxtune.run",
+        "jaxtune.workdir",
+    },
+    "jaxtune.demo": {"jaxtune", *RUNNING, "jaxtune.run", "jaxtune.tasks"},
 }
 FAMILIES = "gemma|llama|qwen|phi|mistral"
 

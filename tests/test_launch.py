@@ -56,22 +56,6 @@ def test_json_is_what_is_written(checkpoint, capsys):
     assert "written to here/inspect.json" in printed.err
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        ("maker/model@refs/pr/1", "model"),
-        ("google/gemma-3-270m", "gemma-3-270m"),
-        ("google/gemma-3-270m@main", "gemma-3-270m"),
-        (".", "here"),
-        ("../here/", "here"),
-    ],
-)
-def test_default_workdir(source, name, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert launch.checkpoint_name(source) == name
-
-
 def test_bad_path(capsys):
     assert "no such directory or file" in failure(capsys, "inspect", "./nowhere")
     assert os.listdir() == []
@@ -87,6 +71,12 @@ def test_unknown_command(capsys):
     message = failure(capsys, "inspekt", "model")
     assert "'inspekt'" in message and "choose from" in message and "inspect" in message
     assert "COMMAND" in failure(capsys)
+    assert "inspect reads no config" in failure(capsys, "inspect", "x", "--config.optim.lr=1")
+
+
+def test_train_is_the_command_where_none_is_named(capsys):
+    assert "launch.py train" in failure(capsys, "--workdir", "here")
+    assert "nowhere.py: no such file" in failure(capsys, "--config=nowhere.py")
 
 
 @pytest.mark.parametrize("mesh", ["8", "fsdp", "fsdp=", "fsdp=x", "fsdp=2,fsdp=4", ""])
@@ -129,10 +119,10 @@ def test_interrupt_and_defects(monkeypatch, capsys):
     def fail(_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(launch, "run_inspect", stop)
+    monkeypatch.setattr("jaxtune.commands.inspect.run", stop)
     assert launch.main(["inspect", "model"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
-    monkeypatch.setattr(launch, "run_inspect", fail)
+    monkeypatch.setattr("jaxtune.commands.inspect.run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         launch.main(["inspect", "model"])
 

@@ -1,0 +1,59 @@
+"""`inspect`: what a checkpoint holds, from its headers."""
+
+import dataclasses
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtune.commands import UsageError
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument("checkpoint", help="a directory, owner/name or owner/name@revision")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/inspect/NAME")
+    parser.add_argument("--mesh", metavar="AXES", help="lay leaves over, say, fsdp=8,tensor=2")
+    parser.add_argument("--dtype", default="auto", help="of leaves on the mesh (default: stored)")
+    parser.add_argument("--names", action="store_true", help="show the names in the files too")
+    parser.add_argument("--json", action="store_true", help="print the JSON, not the table")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Print the report, and write it."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
+    from jaxtune.inspect import inspect, table
+    from jaxtune.workdir import write_json
+
+    report = inspect(options.checkpoint, axes(options.mesh), options.dtype)
+    content = dataclasses.asdict(report)
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print(table(report, names=options.names))
+    # Not runs/NAME itself: that may be a run, or the very checkpoint.
+    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(options.checkpoint)
+    write_json(workdir / "inspect.json", content)
+    where = sys.stderr if options.json else sys.stdout
+    print(f"\nwritten to {workdir / 'inspect.json'}", file=where)
+    return 0
+
+
+def axes(text: str | None) -> Mapping[str, int] | None:
+    """`fsdp=8,tensor=2` as a mapping."""
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    found = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
+    if len(found) < len(pairs):
+        raise UsageError(f"--mesh {text!r}: expected axes and sizes, such as fsdp=8,tensor=2")
+    return found
+
+
+def checkpoint_name(source: str) -> str:
+    """The last part of a path or repository id."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source.split("@")[0].split("/")[-1]

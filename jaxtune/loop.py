@@ -1,0 +1,317 @@
+"""The loop of a run: step after step, with what is due after each."""
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxtune import banner, wiring
+from jaxtune.checkpoint.resume import Checkpoints
+from jaxtune.config import Config
+from jaxtune.data.loader import Loader, Step
+from jaxtune.journal import Journal, Silent
+from jaxtune.models.decoder import Decoder
+from jaxtune.optim import SCHEDULES, Optimizer
+from jaxtune.progress import Progress, duration
+from jaxtune.train import TrainState, eval_step, train_step
+from jaxtune.workdir import Workdir
+
+EXPLODED = 3  # times the first loss, and worse than guessing: the run is lost
+NAMED = 20  # rows of a batch that an error lists
+
+
+class RunError(ValueError):
+    """A run that cannot go on."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and can be gone on with."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number  # of the signal
+
+
+@dataclass
+class Tally:
+    """What a run has seen; its checkpoints hold all of it."""
+
+    loss: float = 0.0  # since the last line: a sum over steps, each by its weight
+    weight: float = 0.0
+    tokens: int = 0  # since the run began
+    scored: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    before: float | None = None  # on rows set apart, before the first step
+    best_loss: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations since the best
+
+
+class Speed:
+    """Of the last steps."""
+
+    def __init__(self):
+        self._steps: deque[tuple[int, float]] = deque(maxlen=20)
+        self._clock = time.monotonic()
+
+    def note(self, tokens: int) -> float:
+        """A step is done; the seconds since `start` or the one before."""
+        seconds = -self._clock + self.start()
+        self._steps.append((tokens, seconds))
+        return seconds
+
+    def start(self) -> float:
+        """What happened until now counts for no step."""
+        self._clock = time.monotonic()
+        return self._clock
+
+    @property
+    def seconds(self) -> float:
+        """A step takes."""
+        return sum(seconds for _, seconds in self._steps) / max(1, len(self._steps))
+
+    @property
+    def tokens(self) -> float:
+        """A second."""
+        total = sum(tokens for tokens, _ in self._steps)
+        return total / max(1e-9, sum(seconds for _, seconds in self._steps))
+
+
+@dataclass
+class Run:
+    """A run under way."""
+
+    config: Config
+    workdir: Workdir
+    progress: Progress
+    model: Decoder
+    optimizer: Optimizer
+    start: wiring.Start
+    place: wiring.Placer
+    loader: Loader
+    evaluator: Loader | None
+    checkpoints: Checkpoints
+    total: int  # steps
+    state: TrainState
+    done: int
+    tally: Tally
+    saved: int  # the step of the newest checkpoint
+    export: Callable[[dict], Path]  # writes variables as the rest of the world reads them
+    speed: Speed = field(default_factory=Speed)
+
+    def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
+        """Every step that is left; `asked` gives the signal that asks to stop, or 0."""
+        ahead: tuple[Step, Mapping] | None = None
+        if self.evaluator and self.done == 0:
+            self.tally.before = self._evaluate(log)
+            self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
+        self.speed.start()
+        while self.done < self.total and not self._hopeless:
+            step = next(self.loader)
+            batch = self.place(step.batch, parts=True)
+            self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
+            # The devices work on this step while the host looks at the one before.
+            if ahead:
+                self._settle(*ahead)
+            ahead = (step, metrics)
+            self.done += 1
+            stop = _agreed(asked(), self.done)
+            if stop or self._due:
+                norm = self._settle(*ahead)
+                ahead = None
+                self._pause(log, norm, save=bool(stop))
+            if stop:
+                self._leave(stop)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for what is being written, export the best state, and write the summary."""
+        self._save(None)
+        self.checkpoints.wait()
+        tally, start = self.tally, self.start
+        exported = self._export()
+        summary = {
+            "steps": self.done,
+            "epochs": self.done / self.loader.steps_per_epoch,
+            "stopped_early": self.done < self.total,
+            "first_loss": tally.first_loss,
+            "eval_loss_before": tally.before,
+            "eval_loss": tally.best_loss,
+            "eval_step": None if tally.best_loss is None else tally.best_step,
+            "tokens": tally.tokens,
+            "scored_tokens": tally.scored,
+            "examples": tally.examples,
+            "trained_parameters": wiring.parameters(start.selected),
+            "parameters": wiring.parameters([start.selected, start.frozen]),
+            "seconds": round(tally.seconds, 1),
+            "tokens_per_second": round(tally.tokens / max(tally.seconds, 1e-9), 1),
+            "memory": banner.memory(),
+            "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "checkpoints": [f"{self.checkpoints.directory}/{n}" for n in self.checkpoints.steps],
+            "exported": str(exported),
+        }
+        self.workdir.write("summary.json", summary)
+        self.progress.say(banner.ending(summary))
+        return summary
+
+    @property
+    def _hopeless(self) -> bool:
+        """Whether evaluations have not become better for as long as the config bears."""
+        patience = self.config.eval.patience
+        return patience is not None and self.tally.worse >= patience
+
+    @property
+    def _due(self) -> bool:
+        """Whether anything is to be written after this step."""
+        config = self.config
+        return any(map(self._at, (config.log.every, config.eval.every, config.checkpoint.every)))
+
+    def _at(self, every: int | None) -> bool:
+        return self.done == self.total or bool(every and self.done % every == 0)
+
+    def _pause(self, log: Journal | Silent, norm: float, save: bool) -> None:
+        """Log, evaluate and save what is due."""
+        if self._at(self.config.log.every):
+            self._log(log, norm)
+        loss, better = None, False
+        if self.evaluator and self._at(self.config.eval.every):
+            loss = self._evaluate(log)
+            better = self._compare(loss)
+        wanted = save or self._hopeless or self._at(self.config.checkpoint.every)
+        if wanted or (better and self.config.checkpoint.best):
+            self._save(loss)
+        self.speed.start()
+
+    def _settle(self, step: Step, metrics: Mapping) -> float:
+        """Take a step's numbers in; its gradient's norm. Numbers of a lost run end it."""
+        loss, norm, weight = (float(metrics[key]) for key in ("loss", "gradient_norm", "weight"))
+        tally = self.tally
+        if tally.first_loss is None:
+            tally.first_loss = loss
+        if self._lost(loss, norm):
+            raise RunError(self._obituary(step, loss, norm))
+        tally.loss += loss * weight
+        tally.weight += weight
+        tally.tokens += step.tokens
+        tally.scored += step.scored
+        tally.examples += step.examples
+        tally.seconds += self.speed.note(step.tokens)
+        self.progress.draw(self._status(step.number + 1, loss))
+        return norm
+
+    def _lost(self, loss: float, norm: float) -> bool:
+        guess = math.log(self.model.config.vocabulary)
+        limit = max(EXPLODED * self.tally.first_loss, guess)
+        return not (math.isfinite(loss) and math.isfinite(norm) and loss <= limit)
+
+    def _obituary(self, step: Step, loss: float, norm: float) -> str:
+        """What is known of the step that showed the run lost, and where to go on from."""
+        self.checkpoints.wait()
+        good = self.checkpoints.steps[-1:]
+        more = len(step.places) - NAMED
+        rows = ", ".join(step.places[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        kept = f"{self.checkpoints.directory}/{good[0]}" if good else "there is none yet"
+        return (
+            f"step {step.number + 1:,}: the run is lost: the loss is {loss:.4g}, the gradient's "
+            f"norm {norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
+            f"  the rows of this step: {rows}\n"
+            f"  the last good checkpoint: {kept}\n"
+            f"  a lower optim.lr than {self.config.optim.lr:g} may help, or a longer "
+            "schedule.warmup, or a look at these rows"
+        )
+
+    def _log(self, log: Journal | Silent, norm: float) -> None:
+        tally = self.tally
+        loss = tally.loss / tally.weight
+        values = {
+            "epoch": self.done / self.loader.steps_per_epoch,
+            "loss": loss,
+            "gradient_norm": norm,
+            "lr": self._rate(self.done),
+            "tokens": tally.tokens,
+            "scored_tokens": tally.scored,
+            "examples": tally.examples,
+        }
+        timings = {"tokens_per_second": self.speed.tokens, "memory": banner.memory()["bytes"]}
+        log.write(self.done, "train", values, timings)
+        if not self.progress.live:
+            self.progress.say(self._status(self.done, loss))
+        tally.loss = tally.weight = 0.0
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        hyper = self.optimizer.hyper
+        share = SCHEDULES[self.optimizer.schedule](np.float32(step - 1), hyper)
+        return float(f"{hyper['lr'] * float(share):.6g}")
+
+    def _status(self, step: int, loss: float) -> str:
+        return (
+            f"step {step:,}/{self.total:,}  loss {loss:.4f}  rate {self._rate(step):.3g}  "
+            f"{self.speed.tokens:,.0f} tokens/s  "
+            f"{duration((self.total - step) * self.speed.seconds)} left"
+        )
+
+    def _evaluate(self, log: Journal | Silent) -> float:
+        """The mean loss over the rows set apart for it."""
+        self.progress.draw(f"step {self.done:,}: evaluating")
+        self.evaluator.restore({**self.evaluator.state(), "step": 0})
+        variables = self.state.variables
+        sums = [
+            eval_step(self.model, variables, self.place(step.batch, parts=False))
+            for step in self.evaluator
+        ]
+        total, weight = np.array(jax.device_get(sums), np.float64).sum(axis=0)
+        loss = float(total / weight)
+        log.write(self.done, "eval", {"loss": loss}, {})
+        return loss
+
+    def _compare(self, loss: float) -> bool:
+        """Whether this is the best evaluation so far."""
+        tally, best = self.tally, self.tally.best_loss
+        better = best is None or loss < best
+        note = "" if best is None else f"; the best was {best:.4f} at step {tally.best_step:,}"
+        self.progress.say(f"step {self.done:,}: held-out loss {loss:.4f}{note}")
+        if better:
+            tally.best_loss, tally.best_step = loss, self.done
+        tally.worse = 0 if better else tally.worse + 1
+        return better
+
+    def _save(self, loss: float | None) -> None:
+        if self.saved != self.done:
+            position = {"loader": self.loader.state(), "tally": vars(self.tally)}
+            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, loss)
+            self.saved = self.done
+
+    def _leave(self, number: int) -> None:
+        self.checkpoints.wait()
+        raise Stopped(
+            number,
+            f"stopped by {signal.Signals(number).name} after step {self.done:,} of "
+            f"{self.total:,}, which {self.checkpoints.directory}/{self.done} holds; "
+            "the same command goes on from there",
+        )
+
+    def _export(self) -> Path:
+        """The best state, or else the last, written as the rest of the world reads it."""
+        best, config = self.tally.best_step, self.config
+        state = self.state
+        if config.checkpoint.best and best not in (0, self.done):
+            kept = self.checkpoints.restore(self.start.shapes, best).state
+            state = kept.replace(frozen=state.frozen)
+        return self.export(state.variables)
+
+
+def _agreed(asked: int, step: int) -> int:
+    """The signal to stop by after this step: all processes stop after the same one."""
+    if jax.process_count() == 1:
+        return asked
+    return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

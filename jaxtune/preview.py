@@ -1,0 +1,75 @@
+"""Rows of a config as its steps see them, on the terminal and as a page."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune import wiring
+from jaxtune.checkpoint.hub import locate_headers
+from jaxtune.config import Config
+from jaxtune.data import preview as shown
+from jaxtune.progress import Progress, Quiet
+from jaxtune.workdir import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What was found, and where it was written."""
+
+    text: str
+    page: Path
+    report: Path
+
+
+def preview(
+    config: Config,
+    workdir: Path,
+    rows: int = 4,
+    *,
+    colour: bool = False,
+    progress: Progress | None = None,
+) -> Preview:
+    """Rows of the first step, and the counts of all; weights are not read."""
+    directory, _ = locate_headers(config.model.path)
+    tokenizer = wiring.tokenizer(config, directory, datetime.date.today().isoformat())
+    prompt = wiring.prompt(config, tokenizer)
+    progress = progress or Quiet()
+    train, held = (
+        source and wiring.read(config, source, prompt, progress)
+        for source in wiring.sources(config)
+    )
+    loader = wiring.training(config, train)
+    step = next(loader)
+    loader.close()
+    report = {
+        "train": _counts(train),
+        "held_out": held and _counts(held),
+        "steps": wiring.total_steps(config, loader),
+        "steps_per_epoch": loader.steps_per_epoch,
+        "first_step": step.places,
+    }
+    lines = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), step.batch)
+    few = jax.tree.map(lambda leaf: leaf[:rows], lines)
+    told = (tokenizer, step.places, train.survey)
+    page, file = workdir / "preview.html", workdir / "preview.json"
+    write_text(page, shown.page(lines, *told, title=f"Rows of {workdir.resolve().name}"))
+    write_json(file, report)
+    return Preview(shown.text(few, *told, colour=colour), page, file)
+
+
+def _counts(rows: wiring.Rows) -> dict[str, Any]:
+    found = rows.survey
+    return {
+        "rows": len(found.rows),
+        "tokens": found.tokens,
+        "scored_tokens": found.scored_tokens,
+        "longest": found.longest,
+        "cut_rows": found.cut,
+        "cut_tokens": found.cut_tokens,
+        "too_long": found.too_long.count,
+        "malformed": found.malformed.count,
+        "left_out": [*found.malformed.first, *found.too_long.first],
+    }

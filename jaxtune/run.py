@@ -1,0 +1,199 @@
+"""A run: a config becomes steps, checkpoints, logs and in the end an adapter."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtune import banner, wiring
+from jaxtune.checkpoint.adapter import save_adapter
+from jaxtune.checkpoint.export import save_merged
+from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.resume import Checkpoints
+from jaxtune.config import Config
+from jaxtune.data.loader import Loader
+from jaxtune.journal import journal
+from jaxtune.loop import Run, RunError, Tally
+from jaxtune.models.decoder import Decoder
+from jaxtune.progress import Progress, Quiet
+from jaxtune.train import TrainState
+from jaxtune.wiring import Placer, Start
+from jaxtune.workdir import Workdir, held
+
+
+def fit(
+    config: Config,
+    workdir: Path,
+    *,
+    accept_changes: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train as a config says, in a directory, going on with what is there; the run's summary."""
+    first = jax.process_index() == 0
+    progress = (progress or Progress()) if first else Quiet()
+    with (
+        held(workdir, config, accept_changes=accept_changes) as place,
+        _prepared(config, place, progress) as run,
+        journal(place, config, run.done, first) as log,
+        _signals() as asked,
+        _advice(config),
+    ):
+        run.train(log, asked)
+        return run.finish()
+
+
+@contextlib.contextmanager
+def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[Run]:
+    """All that a run needs, told of as it is made; what is cheap and may be wrong comes first."""
+    with contextlib.ExitStack() as stack:
+        directory = locate(config.model.path)
+        mesh = wiring.mesh(config)
+        place = wiring.placer(config, mesh)
+        loader, evaluator = _loaders(config, directory, workdir, place, progress, stack)
+        total = wiring.total_steps(config, loader)
+        _tell(progress, banner.of_steps(config, loader, total, place))
+        progress.draw(f"reading the weights of {config.model.path}")
+        model, variables = wiring.model(config, directory, mesh)
+        optimizer = wiring.optimizer(config, total)
+        start = Start(config, variables, optimizer, mesh)
+        del variables  # what trains of them is given to the state
+        _tell(progress, banner.of_training(config, start, optimizer, place))
+        checkpoints = _checkpoints(config, workdir)
+        stack.callback(checkpoints.close)
+        state, done, tally = _begun(checkpoints, start, loader, progress)
+        yield Run(
+            config=config,
+            workdir=workdir,
+            progress=progress,
+            model=model,
+            optimizer=optimizer,
+            start=start,
+            place=place,
+            loader=loader,
+            evaluator=evaluator,
+            checkpoints=checkpoints,
+            total=total,
+            state=state,
+            done=done,
+            tally=tally,
+            saved=done,
+            export=lambda variables: _export(config, directory, model, variables, start, workdir),
+        )
+
+
+def _loaders(
+    config: Config,
+    directory: Path,
+    workdir: Workdir,
+    place: Placer,
+    progress: Progress,
+    stack: contextlib.ExitStack,
+) -> tuple[Loader, Loader | None]:
+    """The batches to train on, and those to evaluate on, once all rows have been read."""
+    tokenizer = wiring.tokenizer(config, directory, workdir.started)
+    prompt = wiring.prompt(config, tokenizer)
+    train, held = (
+        source and wiring.read(config, source, prompt, progress)
+        for source in wiring.sources(config)
+    )
+    _tell(progress, banner.of_rows(config, train, held))
+    loaders = (
+        wiring.training(config, train, place.share),
+        held and wiring.evaluating(config, held, place.share),
+    )
+    for each in filter(None, loaders):
+        stack.callback(each.close)
+    return loaders
+
+
+def _checkpoints(config: Config, workdir: Workdir) -> Checkpoints:
+    kept = config.checkpoint
+    return Checkpoints(workdir.path / "checkpoints", keep=kept.keep, best=kept.best)
+
+
+def _begun(
+    checkpoints: Checkpoints,
+    start: Start,
+    loader: Loader,
+    progress: Progress,
+) -> tuple[TrainState, int, Tally]:
+    """The state to go on from, the steps that led to it, and what they showed."""
+    if not checkpoints.steps:
+        return start.state(), 0, Tally()
+    found = checkpoints.restore(start.shapes)
+    _tell(progress, [f"damaged, and put aside: {each}" for each in found.damaged])
+    progress.say(f"going on from step {found.step:,}, as {checkpoints.directory} has it")
+    loader.restore(found.position["loader"])
+    return start.restored(found.state), found.step, Tally(**found.position["tally"])
+
+
+def _export(
+    config: Config,
+    directory: Path,
+    model: Decoder,
+    variables: dict,
+    start: Start,
+    workdir: Workdir,
+) -> Path:
+    """Write a run's adapter, or where it has none the whole model, over what it wrote before."""
+    target = workdir.path / "export"
+    if "lora" not in variables:
+        return save_merged(model, variables, target / "merged", dtype=start.dtype, overwrite=True)
+    # Adapters that began as a part of the weights are written as what they add to the base.
+    principal = config.trainable.init == "pissa"
+    initial = wiring.model(config, directory, start.mesh)[1] if principal else None
+    return save_adapter(
+        variables,
+        target / "adapter",
+        directory,
+        initial=initial,
+        rslora=config.trainable.variant == "rslora",
+        name=config.model.path,
+        overwrite=True,
+    )
+
+
+def _tell(progress: Progress, lines: list[str]) -> None:
+    for line in lines:
+        progress.say(line)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """What gives the signal that asks to stop, or 0; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    # Several processes hear of it from each other, by JAX's own handler.
+    alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    caught = (signal.SIGTERM, signal.SIGINT) if alone else ()
+    before = {number: signal.signal(number, note) for number in caught}
+    try:
+        yield lambda: asked[0] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _advice(config: Config) -> Iterator[None]:
+    """Say what to do where memory does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        batch = config.batch
+        raise RunError(
+            f"the devices' memory does not suffice for {batch.rows // batch.accumulate} rows of up "
+            f"to {batch.max_length:,} tokens at once: make batch.accumulate a larger divisor of "
+            f"batch.rows ({batch.rows}), or batch.max_length smaller\n  {str(error)[:300]}"
+        ) from error
