@@ -3,6 +3,7 @@
 import difflib
 import glob
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @property
+    def identity(self) -> list:
+        """Plain values that change when the records do."""
+        ...
 
     def place(self, index: int) -> str:
         """Where a record stands: `file:line`, or `file:row` where there are no lines."""
@@ -75,6 +81,11 @@ class Joined:
         source, index = self._within(range(len(self))[index])
         return source[index]
 
+    @property
+    def identity(self) -> list:
+        """Of all of them."""
+        return [source.identity for source in self.sources]
+
     def place(self, index: int) -> str:
         """Where a record stands in its own file."""
         source, index = self._within(index)
@@ -97,6 +108,12 @@ class Chosen:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.rows[index])]
+
+    @property
+    def identity(self) -> list:
+        """Of the source, and of the choice."""
+        chosen = np.asarray(self.rows, np.int64)
+        return [self.source.identity, len(chosen), zlib.crc32(chosen.tobytes())]
 
     def place(self, index: int) -> str:
         """Where a record stands."""

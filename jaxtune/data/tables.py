@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data.errors import DataError
+from jaxtune.data.textfiles import stamp
 
 CACHE = 2**30  # bytes of row groups kept in memory
 
@@ -42,6 +43,11 @@ class Parquet:
         group = int(np.searchsorted(self._ends, index, side="right"))
         table = self._group(group)
         return table.slice(index - (int(self._ends[group]) - table.num_rows), 1).to_pylist()[0]
+
+    @property
+    def identity(self) -> list:
+        """Of the file as it is now."""
+        return stamp(self.file)
 
     def place(self, index: int) -> str:
         """Where a record stands: `file:row`, counted from 1."""
@@ -82,6 +88,11 @@ class HuggingFace:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._rows[range(len(self))[index]]
+
+    @property
+    def identity(self) -> list:
+        """Of the dataset, as its library knows it."""
+        return [self.name, self.split, self._rows._fingerprint]
 
     def place(self, index: int) -> str:
         """Where a record stands: `name[split]:row`, counted from 1."""

@@ -21,6 +21,12 @@ KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
 LONGEST = 2**31 - 1  # characters in a field; the csv module stops at 131,072 unless told
 
 
+def stamp(file: Path) -> list:
+    """What changes when a file does: its path, size and time."""
+    found = file.stat()
+    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
+
+
 class JsonLines:
     """One JSON object a line; blank lines are passed over."""
 
@@ -51,6 +57,11 @@ class JsonLines:
             problem = f"is a JSON {kind}; one object a line was expected{_hint(text)}"
             raise RowError(self.place(index), problem)
         return record
+
+    @property
+    def identity(self) -> list:
+        """Of the file as it is now."""
+        return stamp(self.file)
 
     def place(self, index: int) -> str:
         """Where a record stands: `file:line`."""
@@ -83,6 +94,11 @@ class Delimited:
             problem = f"has {len(fields)} fields where the header has {len(self.columns)}"
             raise RowError(self.place(index), problem)
         return dict(zip(self.columns, fields, strict=True))
+
+    @property
+    def identity(self) -> list:
+        """Of the file as it is now."""
+        return stamp(self.file)
 
     def place(self, index: int) -> str:
         """Where a record begins: `file:line`."""

@@ -1,0 +1,57 @@
+"""What a survey found, kept for the next start of the same run: rows are then not read again."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.data.errors import Skipped
+from jaxtune.data.survey import Survey
+
+ARRAYS = ("rows", "lengths", "scored")
+SKIPPED = ("too_long", "malformed")
+
+
+def kept(file: Path, key: Any, make: Callable[[], Survey]) -> Survey:
+    """The survey that a file holds, if it was made of what the key says; or else a new one."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    found = _read(file, digest)
+    if found is None:
+        found = make()
+        _write(file, digest, found)
+    return found
+
+
+def _read(file: Path, digest: str) -> Survey | None:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            about = json.loads(held["about"].tobytes())
+            arrays = {name: held[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    if about["digest"] != digest:
+        return None
+    skipped = {name: _skipped(**about[name]) for name in SKIPPED}
+    return Survey(**arrays, **skipped, cut=about["cut"], cut_tokens=about["cut_tokens"])
+
+
+def _write(file: Path, digest: str, found: Survey) -> None:
+    about = {"digest": digest, "cut": found.cut, "cut_tokens": found.cut_tokens}
+    about |= {name: vars(getattr(found, name)) for name in SKIPPED}
+    arrays = {name: getattr(found, name) for name in ARRAYS}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
+    with partial.open("wb") as out:
+        np.savez(out, about=text, **arrays)
+    partial.replace(file)
+
+
+def _skipped(policy: str, count: int, first: list[str]) -> Skipped:
+    made = Skipped(policy)
+    made.count, made.first = count, first
+    return made
