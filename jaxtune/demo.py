@@ -1,12 +1,12 @@
-"""`make demo`: a checkpoint made on the spot, in the layout of a published one, loaded and asked.
+"""`make demo`: a tiny bundled model learns to answer a theme with a palette of four colours.
 
-The model is a Llama whose weights are set by hand, not trained: its embedding is the identity, its
-layers add nothing, and its head holds the logarithms of how often one letter follows another in
-`TEXT`. So what it says can be checked by eye, and by counting.
+It runs configs/palette_demo.py as the command line does, then lets the adapter that the run has
+written answer themes that were held out.
 """
 
-import json
-import tempfile
+import ast
+import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,64 +14,67 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxtune
-from jaxtune import families
-from jaxtune.models.decoder import Decoder
+from jaxtune import config as configs
+from jaxtune import wiring
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.run import fit
+from jaxtune.tasks import palette
 
-DIRECTORY = Path("runs/demo")
-TEXT = (
-    "the quick brown fox jumps over the lazy dog while the other dogs sleep in the shade of the "
-    "old oak tree and think of the bones that they hid there then"
-)
-LETTERS = 128  # one token an ASCII character
-CONFIG = dict(
-    model_type="llama",
-    vocab_size=LETTERS,
-    hidden_size=LETTERS,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
+CONFIG, WORKDIR = "configs/palette_demo.py", Path("runs/palette_demo")
+THEMES, LENGTH = 4, 160
 
 
 def main() -> None:
-    """Write the checkpoint unless it is there, load it as any other, and print what comes next."""
-    if not (DIRECTORY / "config.json").exists():
-        write_checkpoint(DIRECTORY)
-    model, variables = jaxtune.load(DIRECTORY)
-    leaves = jax.tree.leaves(variables)
-    print(f"{DIRECTORY}: {sum(leaf.size for leaf in leaves):,} parameters, a letter a token\n")
-    print(f"{'text':10}next letters, most likely first")
-    for prompt in ("the", "q", "fo", "of th"):
-        tokens = jnp.asarray([list(prompt.encode())])
-        chances = jax.nn.softmax(model.apply(variables, tokens)[0, -1])
-        best = [i for i in np.argsort(-np.asarray(chances))[:4] if chances[i] > 0.001]
-        print(f"{prompt!r:10}" + "   ".join(f"{chr(i)!r} {chances[i]:.0%}" for i in best))
+    """Train, unless that is done, and show what came of it."""
+    config = configs.load(CONFIG)
+    summary = fit(config, WORKDIR)
+    model, base = jaxtune.load(config.model.path)
+    tuned = jaxtune.load_adapter(model, base, summary["exported"])
+    tokenizer = Tokenizer.open(config.model.path)
+    _, held = wiring.sources(config)
+    print("\nthemes that were held out: their palette, and what the model answers\n")
+    for row in range(THEMES):
+        record, place = held[row], held.place(row)
+        prompt = palette.prefix(record, place)
+        print(record["description"])
+        for who, variables in (("untuned", base), ("tuned", tuned)):
+            answer = continued(model, variables, tokenizer, prompt)
+            print(f"  {who:<10}{shown(answer)}")
+        print(f"  {'reference':<10}{shown(palette.suffix(record, place))}\n")
+    print(f"the adapter, as PEFT reads it too: {summary['exported']}")
 
 
-def write_checkpoint(directory: Path) -> Path:
-    """The hand-made model, as a published checkpoint would lie there."""
-    with tempfile.TemporaryDirectory() as origin:
-        (Path(origin) / "config.json").write_text(json.dumps(CONFIG))
-        _, _, config = families.read(Path(origin))
-        model = Decoder(config, origin=origin)
-        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        params["embed"]["w"] = jnp.eye(LETTERS)
-        for branch, out in (("attn", "o"), ("mlp", "down")):
-            params["layers"][branch][out]["w"] *= 0
-        # The final norm stretches a unit vector to the square root of its width.
-        params["head"]["w"] = follower_logits(TEXT) / LETTERS**0.5
-        return jaxtune.save_merged(model, {"params": params}, directory, dtype="float32")
+def continued(model, variables, tokenizer: Tokenizer, prompt: str) -> str:
+    """What a model takes for the likeliest text after a prompt, at most a line of it."""
+    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+    begin, tokens = len(ids), np.zeros((1, LENGTH), np.int32)
+    tokens[0, :begin] = ids
+    for place in range(begin, LENGTH):
+        found = int(_next(model, variables, tokens, place - 1))
+        if found in tokenizer.stops:
+            break
+        tokens[0, place] = found
+        ids.append(found)
+    return tokenizer.decode(ids[begin:], continues=True).partition("\n")[0]
 
 
-def follower_logits(text: str) -> jax.Array:  # [LETTERS, LETTERS]
-    """Logarithm of how often each character follows each, over `text`; -20 for never."""
-    counts = np.zeros((LETTERS, LETTERS))
-    for one, following in zip(text.encode(), text.encode()[1:], strict=False):
-        counts[one, following] += 1
-    chances = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return jnp.asarray(np.log(np.maximum(chances, np.exp(-20))))
+def shown(answer: str) -> str:
+    """Colours as they look, on a terminal, and as they are written; or whatever else was said."""
+    try:
+        colours = ast.literal_eval(answer.strip())
+        blocks = [tuple(bytes.fromhex(colour.removeprefix("#"))) for colour in colours]
+    except (ValueError, SyntaxError, AttributeError, TypeError):
+        return f"no palette: {answer.strip()[:60]!r}"
+    if not sys.stdout.isatty():
+        return " ".join(colours)
+    swatches = [f"\033[48;2;{red};{green};{blue}m      \033[0m" for red, green, blue in blocks]
+    return f"{''.join(swatches)}  {' '.join(colours)}"
+
+
+@partial(jax.jit, static_argnums=0)
+def _next(model, variables, tokens: jax.Array, place: int) -> jax.Array:
+    """The likeliest token after that at a place, in a line whose rest is not looked at."""
+    return jnp.argmax(model.apply(variables, tokens)[0, place])
 
 
 if __name__ == "__main__":

@@ -96,9 +96,11 @@ def _loaders(
     """The batches to train on, and those to evaluate on, once all rows have been read."""
     tokenizer = wiring.tokenizer(config, directory, workdir.started)
     prompt = wiring.prompt(config, tokenizer)
+    depends = wiring.identity(config, directory, workdir.started)
     train, held = (
-        source and wiring.read(config, source, prompt, progress)
-        for source in wiring.sources(config)
+        source
+        and wiring.read(config, source, prompt, progress, (workdir.path / f".{name}.npz", depends))
+        for name, source in zip(("train", "eval"), wiring.sources(config), strict=True)
     )
     _tell(progress, banner.of_rows(config, train, held))
     loaders = (

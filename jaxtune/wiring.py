@@ -11,15 +11,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import jaxtune
 from jaxtune import lora, optim, sharding, tasks, tree
+from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import load
 from jaxtune.config import Config, Trainable, counted
 from jaxtune.data.batches import Batch
 from jaxtune.data.errors import DataError
+from jaxtune.data.kept import kept
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Chat, Form, Prompt, Template, Written
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
+from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.models.decoder import Decoder
 from jaxtune.progress import Progress
@@ -68,17 +72,42 @@ def sources(config: Config) -> tuple[Source, Source | None]:
     return train, first(apart, held.rows)
 
 
-def read(config: Config, source: Source, prompt: Prompt, progress: Progress) -> Rows:
-    """Read all rows once: what is wrong with any comes up before the run begins."""
+def read(
+    config: Config,
+    source: Source,
+    prompt: Prompt,
+    progress: Progress,
+    keep: tuple[Path, list] | None = None,
+) -> Rows:
+    """Read all rows once: what is wrong with any comes up before the run begins.
+
+    `keep` is where what was found is kept for the next time, and what it depends on besides.
+    """
     whole = len(source)
-    found = survey(
-        source,
-        prompt,
-        malformed=config.data.bad_rows,
-        workers=max(1, config.data.workers),
-        progress=lambda count: progress.draw(f"reading rows: {count:,} of {whole:,}"),
-    )
-    return Rows(source, prompt, found)
+
+    def surveyed() -> Survey:
+        return survey(
+            source,
+            prompt,
+            malformed=config.data.bad_rows,
+            workers=max(1, config.data.workers),
+            progress=lambda count: progress.draw(f"reading rows: {count:,} of {whole:,}"),
+        )
+
+    if keep is None:
+        return Rows(source, prompt, surveyed())
+    file, more = keep
+    settings = [vars(config.data), config.batch.max_length, jaxtune.__version__, more]
+    return Rows(source, prompt, kept(file, [source.identity, settings], surveyed))
+
+
+def identity(config: Config, directory: Path, today: str) -> list:
+    """What the making of examples depends on, beside rows and config."""
+    place = Path(config.data.tokenizer).expanduser() if config.data.tokenizer else directory
+    task = [Path(tasks.find(config.data.task).__file__)] if config.data.task else []
+    beside = (file for pattern in COMPANIONS for file in sorted(place.glob(pattern)))
+    files = [place] if place.is_file() else filter(Path.is_file, beside)
+    return [today, *map(stamp, [*files, *task])]
 
 
 def training(config: Config, rows: Rows, share: tuple[int, int] = (0, 1)) -> Loader:
@@ -202,9 +231,9 @@ def placer(config: Config, mesh: Mesh) -> Placer:
 
 def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
     """The checkpoint's model and its variables, with new adapters where the config wants them."""
-    decoder, variables = load(
-        directory, config.model.dtype, mesh=mesh, attention=config.model.attention
-    )
+    given = config.model
+    decoder, variables = load(directory, given.dtype, mesh=mesh, attention=given.attention)
+    decoder = decoder.clone(remat=given.remat)
     if config.trainable.kind == "lora":
         key = jax.random.key(config.seed)
         variables |= _adapted(config.trainable, mesh, variables["params"], key)

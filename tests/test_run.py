@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,11 +16,12 @@ import pytest
 
 from jaxtune import config as configs
 from jaxtune.checkpoint.resume import Checkpoints
-from jaxtune.loop import RunError, Stopped
+from jaxtune.loop import Run, RunError, Stopped
 from jaxtune.progress import Quiet
 from jaxtune.run import fit
 from jaxtune.workdir import WorkdirError, held
 
+ROOT = Path(__file__).parent.parent
 STEPS = 12
 
 
@@ -212,24 +214,20 @@ def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
     assert all(line["step"] < step for line in lines(tmp_path, "train"))
 
 
-def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path):
-    # The rate is far too high, so that the loss soon rises and stays there.
-    stubborn = make(
-        ("steps", 40), ("optim.lr", 1.0), ("eval.every", 1), ("eval.patience", 3),
-        ("checkpoint.keep", 1),
-    )  # fmt: skip
+def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path, monkeypatch):
+    found = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.0])  # before training, and after each step
+    monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(found))
+    stubborn = make(("eval.every", 1), ("eval.patience", 3), ("checkpoint.keep", 1))
     summary = fit(stubborn, tmp_path, progress=Quiet())
-    losses = {line["step"]: line["loss"] for line in lines(tmp_path, "eval")[1:]}
-    best = min(losses, key=losses.get)
-    assert summary["stopped_early"] and summary["steps"] == best + 3 < 40
-    assert summary["eval_step"] == best
+    assert summary["stopped_early"] and summary["steps"] == 5
+    assert (summary["eval_loss_before"], summary["eval_loss"], summary["eval_step"]) == (5, 3, 2)
     kept = Checkpoints(tmp_path / "checkpoints")
-    assert kept.steps == [best, best + 3]
-    arrays, _ = kept.arrays(best)
+    assert kept.steps == [2, 5]
+    best, last = (kept.arrays(step)[0]["trainable/lora/layers/attn/q/w/b"][0] for step in (2, 5))
     kept.close()
     exported = (tmp_path / "export/adapter/adapter_model.safetensors").read_bytes()
-    b = arrays["trainable/lora/layers/attn/q/w/b"][0]
-    assert np.ascontiguousarray(b.T).tobytes() in exported
+    assert np.ascontiguousarray(best.T).tobytes() in exported
+    assert np.ascontiguousarray(last.T).tobytes() not in exported
 
 
 def test_tuning_all_weights_exports_a_model(make, tmp_path):
@@ -261,7 +259,7 @@ def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
 @pytest.mark.slow
 def test_runs_that_are_killed_end_as_one_that_is_not():
     command = [sys.executable, "benchmarks/resume.py", "--runs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 runs, stopped" in done.stdout
 
@@ -302,3 +300,44 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
         losses[axes] = [line["loss"] for line in lines(workdir, "train")]
     for axes in ("1 8 1", "2 2 2"):
         np.testing.assert_allclose(losses[axes], losses["1 1 1"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_run_as_one_does(base, rows, tmp_path):
+    """The same steps by two processes that share each batch, gone on with by one alone."""
+    (tmp_path / "x.py").write_text(
+        f"def get_config():\n    return dict(steps=6, model=dict(path={str(base)!r}),"
+        f" data=dict(source={str(rows)!r}), trainable=dict(rank=4), optim=dict(lr=3e-3),"
+        " batch=dict(rows=8, max_length=64, buckets=(64,)), log=dict(every=1),"
+        " eval=dict(holdout=8, every=3), checkpoint=dict(every=3))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "launch.py", "--config", str(tmp_path / "x.py"), "--workdir"]
+    places = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    running = [
+        subprocess.Popen(
+            [*command, str(tmp_path / "two"), "--distributed"],
+            cwd=ROOT,
+            env=os.environ | places | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "step 6" in said[0] and "step 6" not in said[1]
+    config = configs.load(tmp_path / "x.py")
+    fit(config, tmp_path / "one", progress=Quiet())
+    for kind in ("train", "eval"):
+        found, wanted = (
+            [line["loss"] for line in lines(tmp_path / name, kind)] for name in ("two", "one")
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    shutil.rmtree(tmp_path / "two/checkpoints/6")
+    after = At(0, None)
+    fit(config, tmp_path / "two", progress=after)
+    assert any("going on from step 3" in text for text in after.said)

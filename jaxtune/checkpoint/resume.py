@@ -57,8 +57,8 @@ class Checkpoints:
             return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
         kept: list[Any] = [policies.LatestN(self._keep)]
         if self._best:
-            # The last of an ascending order is the best.
-            score = dict(get_metric_fn=lambda metrics: -metrics["loss"], n=1)
+            # The last of an ascending order is the best: of equal losses, the first.
+            score = dict(get_metric_fn=lambda found: (-found["loss"], -found["step"]), n=1)
             kept.append(policies.BestN(keep_checkpoints_without_metrics=False, **score))
         options = orbax.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -91,7 +91,7 @@ class Checkpoints:
             state=args.StandardSave(tree.unflatten(leaves)),
             position=args.JsonSave({"content": content, "checksum": _checksum(content)}),
         )
-        metrics = None if loss is None else {"loss": loss}
+        metrics = None if loss is None else {"loss": loss, "step": step}
         self._saving = step
         try:
             self._manager.save(step, args=items, metrics=metrics, force=True)

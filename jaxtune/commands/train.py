@@ -1,9 +1,13 @@
 """`train`: one run, from a config to an adapter."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
-from jaxtune.commands import config_and_place, configured
+from jaxtune.commands import UsageError, config_and_place, configured
+
+PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -17,7 +21,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes, as on a TPU slice: each runs the same command",
+        help="one of several processes that all run this command; on TPU slices and under SLURM "
+        f"each knows which, elsewhere {', '.join(PLACES)} tell it",
     )
     parser.set_defaults(run=run)
 
@@ -28,7 +33,7 @@ def run(options: Namespace) -> int:
     import jax
 
     if options.distributed:
-        jax.distributed.initialize()
+        join(jax.distributed.initialize)
     from jaxtune.loop import Stopped
     from jaxtune.run import fit
 
@@ -38,3 +43,15 @@ def run(options: Namespace) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
     return 0
+
+
+def join(initialize: Callable[..., None]) -> None:
+    """Meet the other processes."""
+    address, count, number = map(os.environ.get, PLACES)
+    try:
+        initialize(address, count and int(count), number and int(number))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--distributed: this process cannot join the others ({error}); expected a TPU slice, "
+            f"SLURM, or {', '.join(PLACES)} in the environment"
+        ) from None

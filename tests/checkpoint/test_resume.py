@@ -68,7 +68,7 @@ def test_what_is_saved_comes_back_to_the_bit(opened):
 
 
 def test_the_newest_and_the_best_are_kept(opened):
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5, 6: None}
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0, 5: 1.5, 6: None}
     saved = opened(keep=2)
     for step, loss in losses.items():
         saved.save(step, state(step), {}, loss)
