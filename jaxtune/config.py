@@ -17,8 +17,8 @@ from jaxtune.fields import ConfigError as ConfigError
 from jaxtune.fields import Conflicts, Pattern, Schema, When, about, override
 
 LORA: When = ("kind", ("lora",))
-ADAM: When = ("name", ("adamw",))
-ADAM_OR_LION: When = ("name", ("adamw", "lion"))
+ADAM: When = ("name", ("adamw", "adamw8bit"))
+ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Model:
     )
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(
         "auto", "how it is computed; auto takes the machine's fused kernel wherever that can serve"
+    )
+    remat: Literal["full", "dots", "none"] = about(
+        "full",
+        "what of a layer is computed twice, to save memory: all, all but its linear maps, nothing",
+        also="gradient_checkpointing activation_checkpointing",
     )
 
 
@@ -82,9 +87,7 @@ class Data:
         also="truncation",
     )
     shuffle: bool = about(True, "take rows in another order each epoch")
-    workers: int = about(
-        0, "background processes that prepare batches", least=0, also="num_workers"
-    )
+    workers: int = about(2, "threads that prepare batches ahead", least=0, also="num_workers")
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,10 @@ class Trainable:
 class Optim:
     """How gradients change weights."""
 
-    name: Literal["adamw", "sgd", "adafactor", "lion"] = about(
-        "adamw", "the optimiser", also="optimizer"
+    name: Literal["adamw", "adamw8bit", "sgd", "adafactor", "lion"] = about(
+        "adamw",
+        "the optimiser; adamw8bit holds its moments in a quarter of the memory",
+        also="optimizer",
     )
     lr: float = about(1e-4, "learning rate at its highest", least=0, also="learning_rate")
     weight_decay: float = about(

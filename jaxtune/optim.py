@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.adam8 import scale_by_adam8
 
 Hyper = Mapping[str, Any]
 Schedule = Callable[[jax.Array, Hyper], jax.Array]
@@ -32,6 +33,7 @@ DEFAULTS = {
 # What each computes from gradients; rate, decay and sign are applied alike to all.
 DIRECTIONS: dict[str, Callable[[Hyper], optax.GradientTransformation]] = {
     "adamw": lambda hyper: optax.scale_by_adam(hyper["b1"], hyper["b2"], hyper["epsilon"]),
+    "adamw8bit": lambda hyper: scale_by_adam8(hyper["b1"], hyper["b2"], hyper["epsilon"]),
     "sgd": lambda hyper: optax.trace(hyper["momentum"]),
     "lion": lambda hyper: optax.scale_by_lion(hyper["b1"], hyper["b2"]),
     "adafactor": lambda hyper: optax.chain(

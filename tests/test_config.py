@@ -222,6 +222,7 @@ def test_numpy_numbers_and_paths_are_taken():
         ("lora_alpha", "trainable.alpha"),
         ("trainable.target_modules", "trainable.targets"),
         ("max_grad_norm", "optim.clip_norm"),
+        ("model.gradient_checkpointing", "model.remat"),
         ("eval.step", "eval.every"),
         ("mesh.model", "mesh.tensor"),
         ("optimizer.lr", "optim.lr"),
@@ -248,7 +249,7 @@ def test_an_unknown_key_stops_with_the_nearest(key, nearest):
         ("optim.b1", 1, "number ≥ 0 and < 1"),
         ("optim.epsilon", 0, "number > 0"),
         ("optim.clip_norm", float("inf"), "number > 0 | None"),
-        ("optim.name", "adam", "adamw | sgd | adafactor | lion"),
+        ("optim.name", "adam", "adamw | adamw8bit | sgd | adafactor | lion"),
         ("optim.rates", {".*": 1}, "[(pattern, number ≥ 0), …]"),
         ("optim.rates", [(".*", -1)], "[(pattern, number ≥ 0), …]"),
         ("optim.decays", [(".*", 1, 2)], "[(pattern, number ≥ 0), …]"),
@@ -423,8 +424,8 @@ def test_describe_has_every_field_with_its_default():
                 shown = "(needed)" if needed else repr(field.default)
                 assert f"\n  {key} = {shown} " in text
                 assert field.metadata["meaning"].split("; ")[0][:60] in text
-    assert "number ≥ 0 and < 1; only with name adamw/lion\n" in text
-    assert "number > 0; only with name adamw\n" in text
+    assert "number ≥ 0 and < 1; only with name adamw/adamw8bit/lion\n" in text
+    assert "number > 0; only with name adamw/adamw8bit\n" in text
     assert all(len(line) <= 100 for line in text.splitlines())
 
 

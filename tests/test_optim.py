@@ -41,16 +41,18 @@ def torch_s(make, clip=None, steps: int = 12):
     return {"w": w.detach().numpy(), "b": b.detach().numpy()}
 
 
+NUMBERS = dict(lr=1e-2, weight_decay=0.1, b2=0.95, epsilon=1e-6)
+
+
+def torch_adamw(groups):
+    return torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-6)
+
+
 @pytest.mark.parametrize(
     ("made", "make", "clip"),
     [
-        (
-            optimizer("adamw", lr=1e-2, weight_decay=0.1, b2=0.95, epsilon=1e-6, clip_norm=1.5),
-            lambda groups: torch.optim.AdamW(
-                groups, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-6
-            ),
-            1.5,
-        ),
+        (optimizer("adamw", **NUMBERS, clip_norm=1.5), torch_adamw, 1.5),
+        (optimizer("adamw8bit", **NUMBERS, clip_norm=1.5), torch_adamw, 1.5),  # too small to pack
         (optimizer("sgd", lr=1e-2), lambda groups: torch.optim.SGD(groups, lr=1e-2), None),
         (
             optimizer("sgd", lr=1e-2, momentum=0.9),
@@ -58,7 +60,7 @@ def torch_s(make, clip=None, steps: int = 12):
             None,
         ),
     ],
-    ids=["adamw", "sgd", "momentum"],
+    ids=["adamw", "adamw8bit", "sgd", "momentum"],
 )
 def test_steps_are_torch_s(made, make, clip):
     got, want = ours(made), torch_s(make, clip)
@@ -128,13 +130,14 @@ def test_numbers_do_not_tell_optimizers_apart():
     assert optimizer(lr=1e-3) == optimizer(lr=1e-4)
     assert hash(optimizer(lr=1e-3)) == hash(optimizer(lr=1e-4))
     assert optimizer("adamw") != optimizer("lion")
+    assert optimizer("adamw8bit", b1=0.8) == optimizer("adamw8bit") != optimizer("adamw")
     assert optimizer(rates=[("a", 2.0), (".*", 1.0)]) != optimizer()
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        (("adam",), {}, "optimizer 'adam' is not known: expected one of adamw, sgd"),
+        (("adam",), {}, "optimizer 'adam' is not known: expected one of adamw, adamw8bit, sgd"),
         (("sgd", "step"), {}, "schedule 'step' is not known: expected one of constant"),
         ((), {"learning_rate": 1}, "number 'learning_rate' is not known: expected one of lr"),
     ],

@@ -11,11 +11,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.models.attention import attend, soften
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from jaxtune.models.layout import Layout, arrange, lengths
 from jaxtune.models.rope import Rope, angles, rotate
+
+# What of a layer's forward pass is kept for the backward pass; the rest is computed again. What
+# linear maps give is kept by name: as "every product", the adapter's would be kept beside it.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("linear"),
+    "none": jax.checkpoint_policies.everything_saveable,
+}
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,11 @@ class Attention(nn.Module):
             implementation=shared.attention,
         )
         joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)
-        return Linear(config.width, config.out_bias, name="o")(joined)
+        return _named(Linear(config.width, config.out_bias, name="o")(joined))
 
     def _heads(self, x: jax.Array, name: str, count: int) -> jax.Array:  # [B, T, count, H]
         size = self.config.head_size
-        projected = Linear(count * size, self.config.qkv_bias, name=name)(x)
+        projected = _named(Linear(count * size, self.config.qkv_bias, name=name)(x))
         return projected.reshape(*x.shape[:2], count, size)
 
 
@@ -112,10 +121,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D]
         config = self.config
-        gate = Linear(config.hidden, config.mlp_bias, name="gate")(x)
-        up = Linear(config.hidden, config.mlp_bias, name="up")(x)
+        gate = _named(Linear(config.hidden, config.mlp_bias, name="gate")(x))
+        up = _named(Linear(config.hidden, config.mlp_bias, name="up")(x))
         gated = ACTIVATIONS[config.activation](gate) * up
-        return Linear(config.width, config.mlp_bias, name="down")(gated)
+        return _named(Linear(config.width, config.mlp_bias, name="down")(gated))
 
 
 class Block(nn.Module):
@@ -137,6 +146,11 @@ class Block(nn.Module):
         return self._norm(name, branch) if self.config.post_norms else branch
 
 
+def _named(projected: jax.Array) -> jax.Array:
+    """What a linear map gives, as `REMAT` speaks of it."""
+    return checkpoint_name(projected, "linear")
+
+
 class Decoder(nn.Module):
     """A decoder-only language model: `model.apply(variables, tokens)` gives logits.
 
@@ -148,12 +162,15 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
     origin: str = ""  # the directory that the weights came from
     attention: str = "auto"  # how it is computed; see `attention.attend`
+    remat: str = "full"  # what of a layer is computed again, to save memory; see `REMAT`
 
     def setup(self):
         config = self.config
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r}: expected one of {', '.join(REMAT)}")
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False),
+            nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat]),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtune.lora import add_lora
 from jaxtune.models import rope
-from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
+from jaxtune.models.decoder import REMAT, Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layers import Linear, RMSNorm
 from jaxtune.models.layout import arrange
 
@@ -74,6 +75,40 @@ def test_gradients_through_remat_are_those_without(variables):
     expected = (loss(step) - loss(-step)) / (2 * step)
     # Third-order error of the difference, and float32 over 2e-3.
     assert float(jax.grad(loss)(0.0)) == pytest.approx(float(expected), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_what_is_computed_again_changes_memory_alone(variables):
+    """Over long rows, with adapters: these gradients, within these bytes of temporaries."""
+    tokens = np.random.default_rng(3).integers(0, 101, (1, 384))
+    adapted = add_lora(variables, rank=4, key=jax.random.key(1))
+
+    def gradients(remat: str):
+        model = Decoder(CONFIG).clone(remat=remat)
+        step = jax.grad(lambda tuned: jnp.square(model.apply(tuned, tokens)).mean())
+        compiled = jax.jit(step).lower(adapted).compile()
+        return compiled(adapted), compiled.memory_analysis().temp_size_in_bytes
+
+    assert list(REMAT) == ["full", "dots", "none"]
+    (full, least), (dots, more), (none, most) = map(gradients, REMAT)
+    for other in (dots, none):
+        # The same products, which XLA may fuse otherwise: the rounding of float32.
+        jax.tree.map(
+            lambda one, two: np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max()),
+            full,
+            other,
+        )
+    config, floats = CONFIG, 4 * len(CONFIG.layers) * tokens.size
+    heads = config.head_size * (config.heads + 2 * config.kv_heads)
+    linear = floats * (heads + config.width + 2 * config.hidden)  # q, k, v, o, gate and up
+    # What is kept, and little else: not what adapters give beside it, nor scores of all pairs.
+    assert least + 0.8 * linear < more < least + 1.5 * linear
+    assert most > more + floats * config.heads * tokens.size
+
+
+def test_remat_is_one_of_three():
+    with pytest.raises(ValueError, match="remat 'some': expected one of full, dots, none"):
+        Decoder(CONFIG, remat="some").init(jax.random.key(0), TOKENS)
 
 
 def test_activations_keep_their_dtype_and_logits_are_float32(variables):
