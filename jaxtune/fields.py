@@ -310,7 +310,9 @@ class Schema:
         def score(known: str) -> float:
             also = self.fields[known].metadata.get("also", "") if known in self.fields else ""
             names = [known.split(".")[-1], *also.split()]
-            return _alike(key, known) + max(_alike(form, name) for form in forms for name in names)
+            exact = 2 * any(form in also.split() for form in forms)  # another trainer's name for it
+            near = max(_alike(form, name) for form in forms for name in names)
+            return exact + _alike(key, known) + near
 
         return max(self.fields if "." in key else (*self.fields, *self.sections), key=score)
 

@@ -223,6 +223,7 @@ def test_numpy_numbers_and_paths_are_taken():
         ("trainable.target_modules", "trainable.targets"),
         ("max_grad_norm", "optim.clip_norm"),
         ("model.gradient_checkpointing", "model.remat"),
+        ("gradient_checkpointing", "model.remat"),
         ("eval.step", "eval.every"),
         ("mesh.model", "mesh.tensor"),
         ("optimizer.lr", "optim.lr"),
