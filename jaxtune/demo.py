@@ -4,7 +4,7 @@ It runs configs/palette_demo.py as the command line does, then lets the adapter 
 written answer themes that were held out.
 """
 
-import ast
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -61,9 +61,9 @@ def continued(model, variables, tokenizer: Tokenizer, prompt: str) -> str:
 def shown(answer: str) -> str:
     """Colours as they look, on a terminal, and as they are written; or whatever else was said."""
     try:
-        colours = ast.literal_eval(answer.strip())
+        colours = json.loads(answer)
         blocks = [tuple(bytes.fromhex(colour.removeprefix("#"))) for colour in colours]
-    except (ValueError, SyntaxError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         return f"no palette: {answer.strip()[:60]!r}"
     if not sys.stdout.isatty():
         return " ".join(colours)

@@ -1,6 +1,5 @@
 """A theme in words becomes a palette: a JSON array of exactly four colours."""
 
-import ast
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from jaxtune.data.errors import RowError, column
 COLUMNS = {"description": "a theme in words", "colors": "its colours, a list or one as text"}
 COUNT = 4
 FILLING = "#000000"
-COLOUR = re.compile(r"#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})")
+COLOUR = re.compile(r"#?([0-9a-fA-F]{6})|#([0-9a-fA-F]{3})")
+LIST = re.compile(r"\s*[\[(]\s*([^\[\]()]+?)\s*,?\s*[\])]\s*")
 PREFIX = (
     "Choose a palette for a theme: a JSON array of four hex colors.\nTheme: {description}\nColors:"
 )
@@ -33,11 +33,10 @@ def _listed(given: Any, place: str) -> list[Any]:
     """The list in a column, which may be written as JSON or as Python does."""
     found = given
     if isinstance(given, str):
-        try:
-            found = ast.literal_eval(given.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = None
-    if not isinstance(found, list | tuple) or not found:
+        # Not by ast: several threads read rows, and its parser is not made for that.
+        inner = LIST.fullmatch(given)
+        found = [each.strip(" '\"\n") for each in inner[1].split(",")] if inner else None
+    if not isinstance(found, list | tuple) or not any(found):
         raise RowError(
             place,
             f"column 'colors' is {_short(given)}; a list of colours was expected, such as "
@@ -53,7 +52,7 @@ def _normal(colour: Any, place: str) -> str:
         raise RowError(
             place, f"column 'colors' holds {_short(colour)}, which is no hex colour such as #1f2a44"
         )
-    wide = digits[1] if len(digits[1]) == 6 else "".join(each * 2 for each in digits[1])
+    wide = digits[1] or "".join(each * 2 for each in digits[2])
     return f"#{wide.lower()}"
 
 
