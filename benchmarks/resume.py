@@ -58,11 +58,10 @@ def main() -> None:
 def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
     """Exit with 1 at the first run that differs; how often runs were stopped."""
     config, randomly = prepared(place), random.Random(options.seed)
-    began = time.monotonic()
-    launch(config, place / "whole").wait()
+    finished(launch(config, place / "whole"))
     whole = contents(place / "whole")
     began = time.monotonic()  # once more, now that programs are compiled
-    launch(config, place / "again").wait()
+    finished(launch(config, place / "again"))
     longest = time.monotonic() - began
     counts = {"times": 0, "saving": 0}
     for number in range(options.runs):
@@ -89,10 +88,16 @@ def until_done(config, workdir, name, longest, randomly, counts) -> int:
             saving = any((workdir / "checkpoints").glob("*tmp*"))
             counts["saving"] += saving
             continue
-        if process.returncode:
-            sys.exit(f"a run ended with exit code {process.returncode}:\n{process.stdout.read()}")
+        finished(process)
         return times
     raise AssertionError("never ended")
+
+
+def finished(process: subprocess.Popen) -> None:
+    """Wait for a run; one that fails ends all."""
+    said, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"a run ended with exit code {process.returncode}:\n{said}")
 
 
 def launch(config: Path, workdir: Path) -> subprocess.Popen:

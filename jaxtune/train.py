@@ -1,6 +1,6 @@
 """The training step: a loss over the scored positions alone, and one jitted update.
 
-Axes beyond the decoder's: A micro-batches, K scored positions of a row, C positions of a chunk.
+Axes beyond the decoder's: A micro-batches, K scored positions of a row.
 """
 
 import re
@@ -14,11 +14,11 @@ import optax
 from flax import struct
 
 from jaxtune import lora, tree
+from jaxtune.loss import cross_entropy
 from jaxtune.models.layout import arrange
 from jaxtune.optim import Optimizer
 
 HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are made with
-CHUNK_BYTES = 2**27  # of float32 logits at a time
 
 
 @struct.dataclass
@@ -50,14 +50,15 @@ class TrainState:
         # copy, because the step takes the state's memory for its own.
         selected = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), selected)
         numbers = {**getattr(optimizer, "hyper", {}), **(hyper or {})}
-        return cls(
+        state = cls(
             step=jnp.zeros((), jnp.int32),
             trainable=selected,
-            frozen=frozen,
+            frozen=None,
             opt_state=optimizer.init(selected),
             hyper={name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()},
             rng=jax.random.key(0) if rng is None else rng,
         )
+        return _beside(variables, state).replace(frozen=frozen)
 
     @property
     def variables(self) -> dict:
@@ -120,69 +121,6 @@ def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax
     return cross_entropy(model, *head, *flat)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cross_entropy(
-    model,
-    trainable: Mapping,  # the head's leaves that train, by path
-    frozen: Mapping,  # and those that do not
-    hidden: jax.Array,  # [n, D]
-    targets: jax.Array,  # int32[n]
-    weights: jax.Array,  # float32[n]
-) -> jax.Array:  # float32[]
-    """Weighted cross-entropy, summed, with the logits of one chunk at a time in memory."""
-
-    def add(total, chunk):
-        return total + _chunk_loss(model, trainable, frozen, *chunk), None
-
-    chunks = _chunks(model, hidden, targets, weights)
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
-
-
-def _forward(model, trainable, frozen, hidden, targets, weights):
-    """The loss with its gradients, taken while a chunk's logits are there: never made twice."""
-    graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
-
-    def add(carry, chunk):
-        total, leaves = carry
-        loss, (more, to_hidden) = graded(model, trainable, frozen, *chunk)
-        return (total + loss, jax.tree.map(jnp.add, leaves, more)), to_hidden
-
-    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
-    chunks = _chunks(model, hidden, targets, weights)
-    (loss, leaves), to_hidden = jax.lax.scan(add, start, chunks)
-    to_hidden = to_hidden.reshape(-1, hidden.shape[-1])[: hidden.shape[0]]
-    return loss, (leaves, to_hidden)
-
-
-def _backward(model, gradients, weight):
-    leaves, to_hidden = jax.tree.map(lambda leaf: (leaf * weight).astype(leaf.dtype), gradients)
-    return leaves, None, to_hidden, None, None
-
-
-cross_entropy.defvjp(_forward, _backward)
-
-
-def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:
-    variables = tree.unflatten({**trainable, **frozen})
-    logits = model.apply(variables, hidden, method="logits")  # float32[C, V]
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
-
-
-def _chunks(model, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays over scored positions as [chunks, C, ...], padded with weights of zero."""
-    count = arrays[0].shape[0]
-    most = max(1, CHUNK_BYTES // (4 * model.config.vocabulary))
-    number = -(-count // most)
-    size = -(-count // number)
-
-    def split(array):
-        widths = [(0, number * size - count)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, widths).reshape(number, size, *array.shape[1:])
-
-    return tuple(split(array) for array in arrays)
-
-
 def _accumulated(model, trainable, frozen, parts, total: jax.Array, key: jax.Array):
     """Loss and gradients of all micro-batches, each weighed as in the whole."""
 
@@ -204,6 +142,19 @@ def _accumulated(model, trainable, frozen, parts, total: jax.Array, key: jax.Arr
 
 def _only_head(part) -> dict[str, jax.Array]:
     return {path: leaf for path, leaf in tree.flatten(part).items() if HEAD.fullmatch(path)}
+
+
+def _beside(variables, state: TrainState) -> TrainState:
+    """The state bound to the one device that variables are bound to, if they are.
+
+    A step returns it bound: were it not before, the second step would be compiled anew.
+    """
+    leaves = jax.tree.leaves(variables)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return state  # whoever compiles this says where its results lie
+    bound = (leaf for leaf in leaves if getattr(leaf, "committed", False))
+    devices = {device for leaf in bound for device in leaf.devices()}
+    return jax.device_put(state, devices.pop()) if len(devices) == 1 else state
 
 
 def _check_selection(selected: Mapping, everything: Mapping) -> None:

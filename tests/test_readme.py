@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
-from jaxtune import demo, families
+from jaxtune import config, families
+from tests.test_train import padded, texts
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def blocks(language: str) -> list[str]:
@@ -15,20 +18,30 @@ def blocks(language: str) -> list[str]:
     return [text.removeprefix(language) for text in fenced if text.startswith(f"{language}\n")]
 
 
-def test_usage_works_as_typed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    demo.main()
-    shown = capsys.readouterr().out
-    assert re.search(r"'q' +'u' 100%\n", shown)
-    usage = blocks("python")[0]
+def block(first: str) -> str:
+    """The Python that begins so."""
+    return next(text for text in blocks("python") if text.lstrip().startswith(first))
+
+
+def test_the_config_is_one():
     space = {}
-    exec(usage, space)
-    assert space["logits"].shape == (1, 9, demo.LETTERS)
+    exec(block("from ml_collections"), space)
+    assert config.parse(space["get_config"]()).trainable.rank == 16
+
+
+@pytest.mark.slow
+def test_usage_works_as_typed(tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(block("import jax.numpy"), space)
+    assert space["logits"].shape[:2] == (1, 4)
     assert Path("runs/copy/model.safetensors").exists()
-    # A second demo finds the first one's checkpoint and leaves it.
-    written = Path("runs/demo/model.safetensors").stat().st_mtime_ns
-    demo.main()
-    assert Path("runs/demo/model.safetensors").stat().st_mtime_ns == written
+    space |= {"jax": jax, "batches": [padded(list(texts(0)))]}
+    exec(block("variables = jaxtune.add_lora"), space)
+    assert Path("runs/tuned/model.safetensors").exists()
+    model, fresh = space["jaxtune"].load("configs/tiny/base")
+    assert "lora" in space["jaxtune"].load_adapter(model, fresh, "runs/adapter")
 
 
 @pytest.mark.parametrize("model_type", families.SUPPORTED)

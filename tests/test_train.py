@@ -1,10 +1,6 @@
 """The step beside torch: the same losses and the same weights, however the rows are laid out."""
 
-import os
 import re
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from jaxtune import families, train, tree
+from jaxtune import families, loss, train, tree
 from jaxtune.checkpoint import names
 from jaxtune.checkpoint.load import oriented
 from jaxtune.data.batches import Batch
@@ -223,8 +219,8 @@ def test_the_loss_in_chunks_is_the_loss_at_once(pair, monkeypatch):
         return -(picked * batch.weights).sum()
 
     want, slopes = jax.value_and_grad(written_out)(made.variables["params"])
-    for size in (train.CHUNK_BYTES, 7 * 4 * 211):  # one chunk, and many with a remainder
-        monkeypatch.setattr(train, "CHUNK_BYTES", size)
+    for size in (loss.CHUNK_BYTES, 7 * 4 * 211):  # one chunk, and many with a remainder
+        monkeypatch.setattr(loss, "CHUNK_BYTES", size)
         got, found = value_and_gradients()
         assert float(got) == pytest.approx(float(want), rel=1e-5)
         for path, slope in tree.flatten(slopes).items():
@@ -306,41 +302,3 @@ def test_trainable_leaves_are_float32_and_frozen_ones_keep_theirs(pair):
     for path, leaf in tree.flatten(state.variables).items():
         assert leaf.dtype == ("float32" if "/attn/" in path else "bfloat16"), path
     assert all("/attn/" in path for path in tree.flatten(state.opt_state.mu))
-
-
-@pytest.mark.slow
-def test_eight_devices_train_as_one_does(pair):
-    """Twenty steps on one device and on eight in two arrangements, loading included."""
-    directory = str(pair("qwen3-wide-heads").directory)
-    code = f"""
-        import jax, numpy as np, jaxtune
-        from jaxtune import sharding
-        from jaxtune.lora import add_lora
-        from jaxtune.train import TrainState, train_step
-        from jax.sharding import NamedSharding, PartitionSpec
-        from tests.test_train import ours, packed, texts
-
-        def losses(axes):
-            mesh = sharding.make_mesh(axes) if axes else None
-            model, variables = jaxtune.load({directory!r}, mesh=mesh)
-            variables = add_lora(variables, rank=4, alpha=8, key=jax.random.key(0))
-            state, found = TrainState.create(variables, optimizer=ours()), []
-            for step in range(20):
-                rows = [(text % 200 + 3, first) for text, first in texts(step, 8)]
-                batch = packed([[row] for row in rows], 20)
-                if mesh:
-                    spec = PartitionSpec([name for name in ("data", "fsdp") if name in axes])
-                    batch = jax.device_put(batch, NamedSharding(mesh, spec))
-                state, metrics = train_step(model, ours(), state, batch)
-                found.append(float(metrics["loss"]))
-            return found
-
-        alone = losses(None)
-        for axes in ({{"fsdp": 8}}, {{"data": 2, "fsdp": 2, "tensor": 2}}):
-            np.testing.assert_allclose(losses(axes), alone, rtol=1e-5)
-        print("agreed", alone[0], alone[-1])
-    """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "agreed" in done.stdout, done.stderr

@@ -72,11 +72,11 @@ def plain(
     """Attention as written in the papers; logits and softmax in float32."""
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
     logits = soften(logits * scale, softcap)
-    logits = jnp.where(seen[:, None, None], logits, UNSEEN)
+    logits = jnp.where(seen[:, None, :, None], logits, UNSEEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+    return jnp.einsum("bktgs,bskh->btkgh", weights, v).reshape(q.shape)
 
 
 def soften(logits: jax.Array, cap: float | None) -> jax.Array:

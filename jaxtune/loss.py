@@ -1,0 +1,143 @@
+"""Cross-entropy over a large vocabulary, with few of the logits in memory at a time.
+
+Axes beyond the decoder's: n scored positions, C positions of a chunk, W tokens of a block.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import tree
+from jaxtune.models.attention import soften
+
+CHUNK_BYTES = 2**27  # of float32 logits at a time
+BLOCK = 4096  # the fewest tokens of a block; as many at a time suit a processor's cache
+TABLE = "params/embed/w"  # where the vectors are that a tied head scores with
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cross_entropy(
+    model,
+    trainable: Mapping,  # the head's leaves that train, by path
+    frozen: Mapping,  # and those that do not
+    hidden: jax.Array,  # [n, D]
+    targets: jax.Array,  # int32[n]
+    weights: jax.Array,  # float32[n]
+) -> jax.Array:  # float32[]
+    """Weighted cross-entropy, summed."""
+
+    def add(total, chunk):
+        return total + _chunk_loss(model, trainable, frozen, *chunk), None
+
+    chunks = _chunks(model.config.vocabulary, hidden, targets, weights)
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
+
+
+def _forward(model, trainable, frozen, hidden, targets, weights):
+    """The loss with its gradients, taken while the logits are there: never made twice."""
+    graded, span = _graded(model, trainable, frozen)
+
+    def add(carry, chunk):
+        total, leaves = carry
+        loss, (more, to_hidden) = graded(*chunk)
+        return (total + loss, jax.tree.map(jnp.add, leaves, more)), to_hidden
+
+    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+    chunks = _chunks(span, hidden, targets, weights)
+    (loss, leaves), to_hidden = jax.lax.scan(add, start, chunks)
+    to_hidden = to_hidden.reshape(-1, hidden.shape[-1])[: hidden.shape[0]]
+    return loss, (leaves, to_hidden)
+
+
+def _backward(model, gradients, weight):
+    leaves, to_hidden = jax.tree.map(lambda leaf: (leaf * weight).astype(leaf.dtype), gradients)
+    return leaves, None, to_hidden, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
+    """What gives a chunk's loss with its gradients, and how many logits a position it makes."""
+    table = frozen.get(TABLE)
+    if trainable or not model.config.tied or not isinstance(table, jax.Array):
+        graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
+        return partial(graded, model, trainable, frozen), model.config.vocabulary
+    blocks = _blocks(table)
+    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[0]
+
+
+def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:
+    variables = tree.unflatten({**trainable, **frozen})
+    logits = model.apply(variables, hidden, method="logits")  # float32[C, V]
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
+
+
+def _block_loss(
+    blocks: jax.Array,  # [W, V / W, D]
+    table: jax.Array,  # [V, D], the same vectors
+    cap: float | None,
+    hidden: jax.Array,  # [C, D]
+    targets: jax.Array,  # int32[C]
+    weights: jax.Array,  # float32[C]
+) -> tuple[jax.Array, tuple[dict, jax.Array]]:
+    """A chunk's loss and the gradient of `hidden`, under a head that does not train.
+
+    One pass over the vocabulary: sums of exponentials, and of token vectors weighed by them, are
+    kept relative to the highest logit so far, as fused attention keeps its own.
+    """
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def add(carry, number):
+        highest, total, pull = carry
+        rows = jax.lax.dynamic_index_in_dim(blocks, number, 1, keepdims=False)
+        rows = rows.astype(hidden.dtype)
+        logits, slope = _softened(product("nd,wd->nw", hidden, rows), cap)
+        top = jnp.maximum(highest, logits.max(-1))
+        shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[:, None])
+        more = product("nw,wd->nd", (shares * slope).astype(hidden.dtype), rows)
+        return (top, total * shrink + shares.sum(-1), pull * shrink[:, None] + more), None
+
+    count = hidden.shape[0]
+    # Made of `hidden`, the sums are split over devices as it is, and not as the table is.
+    start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
+    (highest, total, pull), _ = jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))
+    own = jnp.take(table, targets, axis=0).astype(hidden.dtype)
+    picked, slope = _softened(product("nd,nd->n", hidden, own), cap)
+    loss = jnp.sum(weights * (highest + jnp.log(total) - picked))
+    to_hidden = weights[:, None] * (pull / total[:, None] - slope[:, None] * own)
+    return loss, ({}, to_hidden.astype(hidden.dtype))
+
+
+def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
+    """Logits under the soft cap, and its slope there."""
+    return jax.jvp(lambda given: soften(given, cap), (logits,), (jnp.ones_like(logits),))
+
+
+def _blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, V / W, D]
+    """A block is every so manieth token: one split over devices by tokens stays where it is."""
+    count = 1
+    while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
+        count *= 2
+    return table.reshape(-1, count, table.shape[-1])
+
+
+def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:
+    """Arrays over scored positions as [chunks, C, ...], padded with weights of zero.
+
+    C is what `CHUNK_BYTES` allow, with `span` logits a position.
+    """
+    count = arrays[0].shape[0]
+    most = max(1, CHUNK_BYTES // (4 * span))
+    number = -(-count // most)
+    size = -(-count // number)
+
+    def split(array):
+        widths = [(0, number * size - count)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, widths).reshape(number, size, *array.shape[1:])
+
+    return tuple(split(array) for array in arrays)
