@@ -1,4 +1,4 @@
-# make demo    load a tiny checkpoint made on the spot and print what it says next
+# make demo    a bundled tiny model learns palettes for themes, in a few minutes
 # make test    the whole suite
 # make check   lint, the import rule and the fast tests
 # make format  put the code into its one format

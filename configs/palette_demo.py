@@ -1,0 +1,20 @@
+"""Palette on the bundled tiny base: the description of a theme -> four colours, in two minutes."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            model=dict(path="configs/tiny/base", dtype="float32"),
+            data=dict(source="configs/tiny/palette.csv", task="palette"),
+            trainable=dict(rank=16, alpha=32, dropout=0.05, targets="all-linear"),
+            optim=dict(name="adamw", lr=2e-3, weight_decay=0.01, clip_norm=1.0),
+            schedule=dict(name="linear", warmup=0),
+            batch=dict(rows=16, max_length=128),
+            epochs=5,
+            eval=dict(holdout=100, every=50),
+            checkpoint=dict(every=100, keep=2, best=True),
+            log=dict(every=10, tensorboard=True),
+        )
+    )

@@ -1,0 +1,19 @@
+"""Price on the bundled tiny base: what a product costs, in minutes."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            model=dict(path="configs/tiny/base", dtype="float32"),
+            data=dict(source="configs/tiny/price.jsonl", prefix="{prompt}", suffix="{completion}"),
+            trainable=dict(rank=32, alpha=64, dropout=0.1, targets="attention"),
+            optim=dict(name="adamw", lr=2e-3),
+            schedule=dict(name="cosine", warmup=0.03),
+            batch=dict(rows=16, max_length=128),
+            epochs=5,
+            eval=dict(holdout=100, every=50),
+            log=dict(every=10),
+        )
+    )

@@ -1,0 +1,191 @@
+"""The configs that come along: each loads, and what the demos stand on is there and true."""
+
+import ast
+import functools
+import importlib
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtune import config, tasks
+from jaxtune.data.prompts import Prompt, Template, Written
+from jaxtune.data.sources import open_source
+from jaxtune.data.survey import survey
+from jaxtune.data.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "configs" / "tiny"
+BASE = TINY / "base"
+FILES = sorted((ROOT / "configs").glob("*.py"))
+DEMOS = [file for file in FILES if file.stem.endswith("_demo")]
+AWKWARD = [
+    "  two  spaces ",
+    "Zürich — ½ 日本 🙂",
+    "\ttab\n\nlines\n",
+    "a1b22c333 12,345.67%",
+    "#FF7f50",
+    " ",
+]
+
+
+def called(file: Path) -> str:
+    return file.stem
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    """Where a run is started: the configs' paths begin there."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """`tiny("corpus")` is that module of configs/tiny, which are scripts and no package."""
+    monkeypatch.syspath_prepend(str(TINY))
+    return importlib.import_module
+
+
+@functools.cache
+def base_tokenizer() -> Tokenizer:
+    return Tokenizer.open(BASE)
+
+
+def form_of(run: config.Config):
+    if not run.data.task:
+        return Template(run.data.prefix, run.data.suffix)
+    task = tasks.find(run.data.task)
+    return Written(task.prefix, task.suffix)
+
+
+@pytest.mark.parametrize("file", FILES, ids=called)
+def test_a_config_loads_and_is_short(file):
+    run = config.load(file)
+    assert run.data.task in ("", *tasks.names())
+    (function,) = [
+        node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)
+    ]
+    assert function.end_lineno - function.lineno <= 25
+
+
+def test_there_is_a_demo_of_every_job():
+    jobs = {file.stem.partition("_")[0] for file in FILES}
+    assert {file.stem for file in DEMOS} == {f"{job}_demo" for job in jobs}
+
+
+def test_the_full_price_job_tunes_more(at_root):
+    lite, full = (config.load(f"configs/price_llama32_3b.py{size}") for size in ("", ":full"))
+    assert (lite.trainable.targets, full.trainable.targets) == ("attention", "all-linear")
+    assert full.data.source == lite.data.source.replace("lite", "full")
+
+
+@pytest.mark.parametrize("file", DEMOS, ids=called)
+def test_every_row_of_a_demo_can_be_used(file, at_root):
+    run = config.load(file)
+    source = open_source(run.data.source)
+    tokenizer = Tokenizer.open(run.model.path)
+    rows = survey(source, Prompt(tokenizer, form_of(run), run.batch.max_length))
+    assert len(rows.rows) == len(source) > 500 and rows.cut == 0
+    assert 0 < run.eval.holdout < len(source) / 5
+
+
+@pytest.mark.parametrize("file", DEMOS, ids=called)
+def test_no_row_of_a_demo_comes_twice(file, at_root):
+    """Otherwise rows that are set apart would be among those to train on."""
+    run = config.load(file)
+    source, form, tokenizer = open_source(run.data.source), form_of(run), base_tokenizer()
+    prefixes = [tuple(form.spans(source[i], "", tokenizer)[0].ids) for i in range(len(source))]
+    assert len(set(prefixes)) == len(prefixes)
+
+
+def test_the_demos_rows_are_what_their_script_writes(tiny, tmp_path):
+    tiny("demos").write(tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (TINY / file.name).read_bytes(), file.name
+
+
+def test_palettes_are_of_the_lengths_and_forms_that_a_task_must_bear(tiny):
+    source = open_source(TINY / "palette.csv")
+    written = [source[i]["colors"] for i in range(len(source))]
+    counts = [len(ast.literal_eval(colours)) for colours in written]
+    assert {3, 4, 5} == set(counts) and counts.count(4) > 0.7 * len(counts)
+    assert any(colours != colours.lower() for colours in written)
+    assert any("'" in colours for colours in written) and any('"' in colours for colours in written)
+
+
+def test_a_table_and_its_sentence_agree():
+    """Each highlighted value is told, and tables have headers, spans and what is not told."""
+    source = open_source(TINY / "totto.jsonl")
+    spans = set()
+    for number in range(len(source)):
+        row = source[number]
+        told = [row["table"][line][cell]["value"] for line, cell in row["highlighted_cells"]]
+        assert told and all(value in row["target"] for value in told), row["target"]
+        cells = list(itertools.chain.from_iterable(row["table"]))
+        spans |= {(cell["column_span"] > 1, cell["row_span"] > 1) for cell in cells}
+        assert any(cell["is_header"] for cell in cells)
+    assert spans == {(False, False), (True, False), (False, True)}
+
+
+def test_the_corpus_does_not_teach_the_demos_prompts(tiny):
+    """What they begin with and end in: a base that knew them would leave nothing to show."""
+    texts = "\n".join(itertools.islice(tiny("corpus").documents(seed=1), 5000))
+    row = dict(json.loads(next(iter((TINY / "totto.jsonl").open()))))
+    prefixes = [
+        tasks.find("palette").prefix(dict(description="sea"), "").replace("sea", "\n"),
+        tasks.find("totto").prefix(row, ""),
+        json.loads(next(iter((TINY / "price.jsonl").open())))["prompt"],
+    ]
+    for prefix in prefixes:
+        first, *_, last = [line for line in prefix.split("\n") if line.strip()]
+        assert first not in texts and last not in texts
+
+
+def test_the_tokenizer_gives_the_ids_of_transformers(tiny):
+    from transformers import AutoTokenizer
+
+    reference, ours = AutoTokenizer.from_pretrained(BASE), base_tokenizer()
+    names = ("bos", "eos", "pad", "unk")
+    assert [getattr(ours, name) for name in names] == [2, 1, 0, 3]
+    assert [getattr(reference, f"{name}_token_id") for name in names] == [2, 1, 0, 3]
+    assert ours.adds_bos and not ours.problems and len(ours) == len(reference) == 2048
+    for text in [*itertools.islice(tiny("corpus").documents(seed=2), 200), *AWKWARD]:
+        ids = ours.encode(text)
+        assert [ours.bos, *ids] == reference(text)["input_ids"], text
+        assert ours.decode(ids) == text
+
+
+def test_the_base_gives_the_logits_of_transformers(tiny):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import jaxtune
+
+    text = "\n".join(itertools.islice(tiny("corpus").documents(seed=3), 6))
+    tokens = np.array([[2, *base_tokenizer().encode(text)[:299]]])  # beyond the window
+    reference = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(tokens)).logits.numpy()
+    model, variables = jaxtune.load(BASE, dtype="float32")
+    found = np.asarray(model.apply(variables, tokens))
+    # The bound of every comparison of logits in float32, see the README.
+    assert np.abs(found - expected).max() < 5e-5 * expected.std()
+    # It has learnt the language of its corpus: chance is log 2048, 7.6 a token.
+    chances = expected[0, :-1] - np.log(np.exp(expected[0, :-1]).sum(-1, keepdims=True))
+    assert -np.take_along_axis(chances, tokens[0, 1:, None], 1).mean() < 2
+
+
+def test_what_is_committed_stays_small():
+    sizes = {file.name: file.stat().st_size for file in BASE.iterdir()}
+    assert sum(sizes.values()) < 8_000_000
+    assert set(sizes) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    rows = [file for file in TINY.iterdir() if file.suffix in (".csv", ".jsonl")]
+    assert len(rows) == 3 and sum(file.stat().st_size for file in rows) < 600_000
