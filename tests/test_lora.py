@@ -145,6 +145,31 @@ def test_dropout_leaves_out_its_share(pair):
     np.testing.assert_array_equal(adapter.adapt(x, zero, x @ zero, None), x)
 
 
+def test_masks_of_dropout_are_independent():
+    """Of neighbouring places, of rows, of columns and of keys: two masks agree as chance has it."""
+    share, shape = 0.25, (512, 640)
+    one, other = (
+        np.asarray(lora._kept(shape, jnp.float32(share), jax.random.key(seed))) for seed in (0, 1)
+    )
+    pairs = {
+        "keys": (one, other),
+        "neighbours": (one[:, 1:], one[:, :-1]),
+        "rows": (one[1:], one[:-1]),
+        "far rows": (one[256:], one[:256]),
+        "columns": (one[:, 128:], one[:, :-128]),
+    }
+    chance = share**2 + (1 - share) ** 2
+    for name, (first, second) in pairs.items():
+        # Five deviations of a mean over so many places.
+        bound = 5 * (chance * (1 - chance) / first.size) ** 0.5
+        assert abs((first == second).mean() - chance) < bound, name
+    for mask in (one, other):
+        for axis, size in ((0, 512), (1, 640)):
+            kept = mask.mean(axis)
+            spread = kept.std() / (share * (1 - share) / size) ** 0.5
+            assert spread == pytest.approx(1, abs=0.2)
+
+
 def test_dropout_differs_between_layers_and_steps(pair):
     made = pair(NAME)
     variables = busy(add_lora(made.variables, rank=4, key=jax.random.key(1), dropout=0.5))

@@ -267,6 +267,18 @@ def test_numbers_of_the_optimizer_need_no_new_program(pair):
 
 
 @pytest.mark.slow
+def test_the_second_step_is_the_first_one_s_program(pair):
+    """A loaded model is bound to its device, and so must be all that is made beside it."""
+    made = pair(NAME)
+    variables = add_lora(made.variables, rank=3, key=jax.random.key(0))
+    state = TrainState.create(variables, optimizer=ours(), rng=jax.random.key(1))
+    before = compiled_step._cache_size()
+    for step in range(2):
+        state, _ = train_step(made.model, ours(), state, padded(list(texts(step))))
+    assert compiled_step._cache_size() == before + 1
+
+
+@pytest.mark.slow
 def test_dropout_changes_with_the_step_and_repeats_with_the_seed(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=4, key=jax.random.key(0), dropout=0.3, init="pissa")
@@ -302,3 +314,37 @@ def test_trainable_leaves_are_float32_and_frozen_ones_keep_theirs(pair):
     for path, leaf in tree.flatten(state.variables).items():
         assert leaf.dtype == ("float32" if "/attn/" in path else "bfloat16"), path
     assert all("/attn/" in path for path in tree.flatten(state.opt_state.mu))
+
+
+def test_frozen_leaves_stay_as_they_were_to_the_bit(pair):
+    made = pair(NAME)
+    variables = add_lora(made.variables, rank=2, key=jax.random.key(0))
+    before = {path: np.array(leaf) for path, leaf in tree.flatten(variables).items()}
+    state = TrainState.create(variables, optimizer=ours())
+    for _ in range(3):
+        state, _ = train_step(made.model, ours(), state, padded(list(texts(0))))
+    for path, leaf in tree.flatten(state.variables).items():
+        changed = np.asarray(leaf).tobytes() != before[path].tobytes()
+        assert changed == path.endswith(("/a", "/b")), path
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_scored_token_bears_on_nothing_before_it(pair, layout):
+    """Were it seen where it is predicted, the loss would be low and nothing learnt."""
+    made = pair(NAME)
+    rows = list(texts(0, 2))
+    batch = padded(rows) if layout == "padded" else packed([rows], 2 * LENGTH)
+    place = int(batch.where[0, 0]) + 1  # of the first scored token
+
+    def logits(tokens):
+        told = dict(valid=batch.valid, segments=batch.segments)
+        return np.asarray(made.apply(made.variables, tokens, **told))[0]
+
+    changed = batch.tokens.copy()
+    changed[0, place] = (changed[0, place] + 1) % 300
+    one, other = logits(batch.tokens), logits(changed)
+    assert (one[:place] == other[:place]).all()
+    end, beside = (len(text) for text, _ in rows)
+    assert (one[place:end] != other[place:end]).any(axis=-1).all()
+    if layout == "packed":  # nor on the row beside it
+        assert (one[end : end + beside] == other[end : end + beside]).all()
