@@ -1,4 +1,4 @@
-"""Palette on the bundled tiny base: the description of a theme -> four colours, in two minutes."""
+"""Palette on the bundled tiny base: the description of a theme -> four colours, in a few minutes."""
 
 from ml_collections import ConfigDict
 

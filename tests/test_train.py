@@ -118,25 +118,26 @@ LAYOUTS = {
 }
 
 
-def followed(model, state, live, layout) -> TrainState:
+def followed(model, state, live, layout, record) -> TrainState:
     """Train both for `STEPS` steps and hold every loss against the reference's."""
     optim, torch_parts = ours(), torch_optimizer(live)
     for step in range(STEPS):
         rows = list(texts(step))
         want = torch_step(live, rows, *torch_parts)
         state, metrics = train_step(model, optim, state, layout(rows))
+        record("loss, relative difference", abs(float(metrics["loss"]) / want - 1))
         assert float(metrics["loss"]) == pytest.approx(want, rel=1e-4), step
     return state
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_lora_trajectory_is_peft_s(pair, tmp_path, layout):
+def test_lora_trajectory_is_peft_s(pair, tmp_path, layout, record_property):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=4, alpha=8, key=jax.random.key(0))
     live = peft_twin(made, tmp_path, variables, r=4, lora_alpha=8)
     state = TrainState.create(variables, optimizer=ours())
-    state = followed(made.model, state, live, LAYOUTS[layout])
+    state = followed(made.model, state, live, LAYOUTS[layout], record_property)
     trained = dict(live.named_parameters())
     for path, adapter in adapters(state.variables).items():
         for layer in range(3):
@@ -151,11 +152,11 @@ def test_lora_trajectory_is_peft_s(pair, tmp_path, layout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["accumulated", "packed"])
-def test_full_trajectory_is_torch_s(pair, tmp_path, layout):
+def test_full_trajectory_is_torch_s(pair, tmp_path, layout, record_property):
     made = pair(NAME)
     live = reference.make(made.case, tmp_path)
     state = TrainState.create(made.variables, trainable=FULL, optimizer=ours())
-    state = followed(made.model, state, live, LAYOUTS[layout])
+    state = followed(made.model, state, live, LAYOUTS[layout], record_property)
     weights = {name: weight.detach().numpy() for name, weight in live.named_parameters()}
     _, family, _ = families.read(made.directory)
     found = tree.flatten(state.variables["params"])
