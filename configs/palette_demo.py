@@ -1,4 +1,4 @@
-"""Palette on the bundled tiny base: the description of a theme -> four colours, in a few minutes."""
+"""Palette on the bundled tiny base: a description of a theme -> four colours, in minutes."""
 
 from ml_collections import ConfigDict
 
