@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(path="meta-llama/Llama-3.1-8B", dtype="bfloat16"),
+            model=dict(path="meta-llama/Llama-3.1-8B", dtype="bfloat16", quant="nf4-double"),
             data=dict(
                 source="ed-donner/items_prompts_lite",
                 rows=2000,

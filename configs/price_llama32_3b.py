@@ -11,7 +11,7 @@ SIZES = dict(
 def get_config(size: str = "lite") -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(path="meta-llama/Llama-3.2-3B", dtype="bfloat16"),
+            model=dict(path="meta-llama/Llama-3.2-3B", dtype="bfloat16", quant="nf4-double"),
             data=dict(
                 source=f"ed-donner/items_prompts_{size}", prefix="{prompt}", suffix="{completion}"
             ),

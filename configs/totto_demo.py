@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(path="configs/tiny/base", dtype="float32"),
+            model=dict(path="configs/tiny/base", dtype="float32", quant="nf4-double"),
             data=dict(source="configs/tiny/totto.jsonl", task="totto"),
             trainable=dict(rank=8, alpha=16, dropout=0.05, targets="all-linear"),
             optim=dict(name="adamw", lr=2e-3),

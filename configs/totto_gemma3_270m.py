@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(path="google/gemma-3-270m-it"),
+            model=dict(path="google/gemma-3-270m-it", quant="nf4-double"),
             data=dict(
                 source="data/totto/train.jsonl", rows=8000, task="totto", too_long="cut_prefix"
             ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxtune import tree
+from jaxtune import quant
 from jaxtune.config import Config
 from jaxtune.data.loader import Loader
 from jaxtune.optim import Optimizer
@@ -59,7 +59,12 @@ def of_training(config: Config, start: Start, optimizer: Optimizer, place: Place
         f"clip norm {hyper['clip_norm']:g}, seed {config.seed}",
         "memory": _held(start),
     }
-    shapes = {path: leaf.shape for path, leaf in tree.flatten(start.frozen).items()}
+    if kinds := _quantised(start.frozen):
+        lines["quantised"] = kinds
+    shapes = {
+        path: leaf if quant.is_quantized(leaf) else leaf.shape
+        for path, leaf in quant.by_path(start.frozen).items()
+    }
     unsplit = unsplit_leaves(
         {path: shape for path, shape in shapes.items() if path.startswith("params/")}, place.mesh
     )
@@ -129,8 +134,20 @@ def _held(start: Start) -> str:
     )
 
 
+def _quantised(frozen: Any) -> str:
+    """How many parameters are held in which kind of few bits."""
+    leaves = list(filter(quant.is_quantized, quant.by_path(frozen).values()))
+    counts = {
+        kind: parameters([leaf for leaf in leaves if leaf.kind == kind])
+        for kind in sorted({leaf.kind for leaf in leaves})
+    }
+    return ", ".join(f"{count:,} parameters in {kind}" for kind, count in counts.items())
+
+
 def _bytes(leaves: Any) -> int:
-    return sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(leaves))
+    # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
+    bits = (leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(leaves))
+    return sum(bits) // 8
 
 
 def _table(start: Start, place: Placer) -> Sequence[str]:

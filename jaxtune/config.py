@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxtune import configfile
 from jaxtune.fields import ConfigError as ConfigError
@@ -33,6 +33,13 @@ class Model:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = about(
         "auto", "dtype of the frozen weights; auto keeps the stored one", also="torch_dtype"
+    )
+    quant: (
+        Literal["nf4", "nf4-double", "int4", "int8"] | tuple[tuple[Pattern, str | None], ...] | None
+    ) = about(
+        None,
+        "hold the layers' linear maps in 4 or 8 bits, or those that patterns over paths name",
+        also="load_in_4bit load_in_8bit quantization bnb_4bit_quant_type",
     )
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(
         "auto", "how it is computed; auto takes the machine's fused kernel wherever that can serve"
@@ -418,6 +425,26 @@ def _batch(config: Config) -> Conflicts:
         )
 
 
+def _quantised(config: Config) -> Conflicts:
+    quant = config.model.quant
+    if not isinstance(quant, str):  # rules may leave out what trains
+        known = get_args(get_args(FIELDS["model.quant"].type)[0])
+        for kind in (kind for _, kind in quant or () if kind not in (None, *known)):
+            yield ("model.quant",), f"found {kind!r}, expected {', '.join(known)} or None"
+        return
+    if config.trainable.kind in ("full", "attention"):
+        yield (
+            ("model.quant", "trainable.kind"),
+            "quantised weights do not train; train adapters (lora), or leave model.quant out",
+        )
+    if SCHEMA.given(config, "trainable.init"):
+        yield (
+            ("model.quant", "trainable.init"),
+            "pissa takes its start out of the weights, and quantised ones stay as they are; "
+            "leave one of these out",
+        )
+
+
 def _mesh(config: Config) -> Conflicts:
     axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
     filling = tuple(key for key, size in axes.items() if size == -1)
@@ -458,4 +485,4 @@ def _evaluation(config: Config) -> Conflicts:
             yield (key,), "no rows to evaluate; set eval.source, eval.split or eval.holdout"
 
 
-CHECKS = (_length, _batch, _mesh, _text_of_rows, _evaluation)
+CHECKS = (_length, _batch, _quantised, _mesh, _text_of_rows, _evaluation)

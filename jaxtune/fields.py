@@ -378,4 +378,6 @@ def _described(key: str, known: dataclasses.Field) -> str:
         name, values = known.metadata["when"]
         kind += f"; only with {name} {'/'.join(map(str, values))}"
     meaning = textwrap.indent(textwrap.fill(known.metadata["meaning"], 92), " " * 6)
-    return f"  {f'{key} = {default}':<38}{kind}\n{meaning}"
+    first = f"  {f'{key} = {default}':<38}"
+    kind = textwrap.fill(kind, 100, initial_indent=first, subsequent_indent=" " * 40)
+    return f"{kind}\n{meaning}"

@@ -1,20 +1,22 @@
-"""What a checkpoint holds, from its headers and JSON files alone: no weight is read."""
+"""What a checkpoint holds, from its headers and JSON files; weights are read to measure alone."""
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
 
-import numpy as np
+import jax
 from jax.sharding import AbstractMesh
 
-from jaxtune import sharding, tree
-from jaxtune.checkpoint import hub, load, names
+from jaxtune import bits, sharding, tree
+from jaxtune.checkpoint import bnb, hub, load, names
+from jaxtune.checkpoint.files import TensorInfo
 from jaxtune.checkpoint.load import Described
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.models.decoder import LayerKind
+from jaxtune.quant import is_quantized
 from jaxtune.terminal import few, grid, labelled, size_text, wrapped
 
 DTYPES = ("auto", *load.DTYPES)
@@ -70,20 +72,29 @@ class Report:
     dtype: str  # of the leaves on the mesh
     tokenizer: dict[str, Any]
     notes: tuple[str, ...]
+    quant: bits.Bits | None = None  # if it was asked for
 
 
 def inspect(
     source: str | os.PathLike,
     mesh_axes: Mapping[str, int] | None = None,
     dtype: str = "auto",
+    quant: Sequence[str] | None = None,
+    text: str | os.PathLike | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Describe a checkpoint's directory, or a repository of the Hub, without its weights.
 
     With `mesh_axes`, also how `load` would lay the leaves over so many devices in `dtype`, where
     "auto" is the stored one. The devices need not be there.
+
+    With `quant`, also what the checkpoint takes in fewer bits. This alone reads weights, if it
+    names kinds: each is measured, predictions on the text of a file, and `tell` hears how far it is
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    bits.known(quant or (), text)
+    sample = None if text is None else bits.read_text(text)
     mesh = _mesh(mesh_axes) if mesh_axes else None
     described = load.describe(*hub.locate_headers(source))
     leaves = _leaves(described, mesh, dtype)
@@ -99,6 +110,7 @@ def inspect(
         dtype=dtype,
         tokenizer=tokenizer,
         notes=(*_undivided(leaves), *_head_twice(described), *_tokenizer_notes(tokenizer)),
+        quant=None if quant is None else bits.of(described, quant, sample, tell),
     )
 
 
@@ -181,20 +193,16 @@ def _mesh(axes: Mapping[str, int]) -> AbstractMesh:
 
 def _leaves(described: Described, mesh: AbstractMesh | None, dtype: str) -> tuple[Leaf, ...]:
     pieces = names.by_leaf(described.parts)
-    held = {
-        path: [described.stored.tensors[piece.theirs].dtype for piece in pieces[path]]
-        for path in described.shapes
-    }
-    placed = _placements(described.shapes, described.dtypes(dtype), mesh) if mesh else {}
+    placed = _placements(described.held(dtype), mesh) if mesh else {}
     return tuple(
         Leaf(
             path=path,
             stored_as=load.stored_as(described.table, path),
             rows=_rows(pieces[path][0]),
             shape=shape,
-            dtypes=_distinct(held[path]),
+            dtypes=_distinct(_stored_as(described, piece.theirs) for piece in pieces[path]),
             parameters=math.prod(shape),
-            bytes=sum(math.prod(shape) // len(held[path]) * kind.itemsize for kind in held[path]),
+            bytes=sum(_piece_bytes(described, piece) for piece in pieces[path]),
             placement=placed.get(path),
         )
         for path, shape in described.shapes.items()
@@ -206,22 +214,65 @@ def _rows(piece: names.Piece) -> tuple[int, int] | None:
     return (rows.start, rows.stop) if rows.stop - rows.start < piece.shape[0] else None
 
 
-def _placements(
-    shapes: Mapping[str, names.Shape], kept: Mapping[str, np.dtype], mesh: AbstractMesh
-) -> dict[str, Placement]:
-    rules = tree.match(sharding.RULES, shapes, unused="allow")
+def _stored_as(described: Described, name: str) -> str:
+    """A tensor's dtype, or the kind of 4 bits that it is stored in."""
+    if name in described.packed:
+        return bnb.held_as(described.stored, described.packed[name])
+    return str(described.stored.tensors[name].dtype)
+
+
+def _piece_bytes(described: Described, piece: names.Piece) -> int:
+    """What a piece takes in the files, with its scales; of a fused tensor its share."""
+    taken = sum(info.nbytes for info in _tensors(described, piece.theirs))
+    start, stop = (taken * row // piece.shape[0] for row in (piece.rows.start, piece.rows.stop))
+    return stop - start
+
+
+def _tensors(described: Described, name: str) -> list[TensorInfo]:
+    """A tensor and, if it is stored in 4 bits, what lies beside it."""
+    stored = described.stored.tensors
+    if name not in described.packed:
+        return [stored[name]]
+    state = f"quant_state.bitsandbytes__{described.packed[name].kind}"
+    beside = [f"{name}.{part}" for part in (*bnb.BESIDE, state)]
+    return [stored[each] for each in (name, *beside) if each in stored]
+
+
+def _placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placement]:
+    rules = tree.match(sharding.RULES, held, unused="allow")
     found = {}
-    for path, placed in sharding.shardings(shapes, mesh).items():
-        shape = shapes[path]
-        axes = (*placed.spec, *[None] * (len(shape) - len(placed.spec)))
-        wanted = zip(shape, rules[path], axes, strict=False)
+    shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
+    for path, where in sharding.shardings(shapes, mesh).items():
+        leaf = held[path]
+        axes = _axes(where, leaf.ndim)
+        wanted = zip(leaf.shape, rules[path], axes, strict=False)
         undivided = [_asked(entry, mesh, size) for size, entry, got in wanted if got is None]
         found[path] = Placement(
             axes=axes,
             undivided=tuple(filter(None, undivided)),
-            bytes_per_device=math.prod(placed.shard_shape(shape)) * kept[path].itemsize,
+            bytes_per_device=_device_bytes(leaf, where),
         )
     return found
+
+
+def _axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | None, ...]:
+    """The mesh axes that split each dimension of a leaf; if it is quantised, of its weight."""
+    if not is_quantized(where):
+        return (*where.spec, *[None] * (dimensions - len(where.spec)))
+    # Of codes [..., blocks, block, out], either of two may be split: together they are the inputs.
+    *layers, blocks, block, outputs = where.codes.spec
+    return (*layers, blocks or block, outputs)
+
+
+def _device_bytes(leaf: Any, where: Any) -> int:
+    """What a device holds of a leaf's arrays."""
+
+    def bits_of(array: Any, placed: Any) -> int:
+        # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
+        size = math.prod(placed.shard_shape(array.shape))
+        return size * jax.dtypes.itemsize_bits(array.dtype)
+
+    return sum(jax.tree.leaves(jax.tree.map(bits_of, leaf, where))) // 8
 
 
 def _asked(entry: str | tuple | None, mesh: AbstractMesh, size: int) -> str | None:
@@ -234,16 +285,17 @@ def _asked(entry: str | tuple | None, mesh: AbstractMesh, size: int) -> str | No
 def _others(described: Described) -> Iterator[Other]:
     """One entry for each of the family's patterns that tensors outside the model match."""
     ours = {piece.theirs for piece in described.parts}
-    left = {name: info for name, info in described.stored.tensors.items() if name not in ours}
+    shapes = bnb.shapes(described.stored, described.packed)
+    left = {name: shape for name, shape in shapes.items() if name not in ours}
     for pattern in (*described.family.other, ".*"):  # the last: a tied head stored again
-        infos = [left.pop(name) for name in names.matching([pattern], left)]
-        if infos:
+        found = {name: left.pop(name) for name in names.matching([pattern], left)}
+        if found:
             yield Other(
-                names=_common([info.name for info in infos]),
-                tensors=len(infos),
-                dtypes=_distinct(info.dtype for info in infos),
-                parameters=sum(math.prod(info.shape) for info in infos),
-                bytes=sum(info.nbytes for info in infos),
+                names=_common(list(found)),
+                tensors=len(found),
+                dtypes=_distinct(_stored_as(described, name) for name in found),
+                parameters=sum(map(math.prod, found.values())),
+                bytes=sum(info.nbytes for name in found for info in _tensors(described, name)),
             )
 
 
@@ -255,8 +307,8 @@ def _common(found: Sequence[str]) -> str:
     return ".".join(parts if parts == first else [*parts, "*"])
 
 
-def _distinct(kinds: Iterable[np.dtype]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(kind) for kind in kinds))
+def _distinct(kinds: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(kinds))
 
 
 def _totals(leaves: Sequence[Leaf]) -> dict[str, int]:
@@ -317,6 +369,7 @@ def table(report: Report, names: bool = False) -> str:
         _tree_lines(report, names),
         labelled(_total_lines(report)),
         labelled(_tokenizer_lines(report.tokenizer)),
+        *(bits.sections(report.quant) if report.quant else ()),
         [line for note in report.notes for line in wrapped("note: ", note)],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)

@@ -4,13 +4,16 @@ Adapters live in a collection of their own, `variables["lora"]`, which mirrors `
 `params/layers/attn/q/w` is `lora/layers/attn/q/w`. `Linear` asks for the adapter at its place.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxtune import tree
+from jaxtune import quant, tree
 
 TARGETS = {
     "all-linear": (r"(.*/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
@@ -31,10 +34,17 @@ class Lora:
     dropout: jax.Array  # float32[...], the share of x that `a` does not see in training
     magnitude: jax.Array | None = None  # [..., out]
 
+    def stands_on(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of some shape may have this adapter."""
+        *layers, inside, outside = shape
+        rank = self.a.shape[-1]
+        a, b = (*layers, inside, rank), (*layers, rank, outside)
+        return (self.a.shape, self.b.shape) == (a, b)
+
     def adapt(
         self,
         x: jax.Array,  # [n, in]
-        w: jax.Array,  # [in, out]
+        w: Any,  # [in, out], plain or quantised
         y: jax.Array,  # [n, out], x @ w
         key: jax.Array | None,  # None outside training
     ) -> jax.Array:  # [n, out]
@@ -68,7 +78,7 @@ def add_lora(
     changes nothing; with `init="pissa"` it holds the weights' principal part, taken out of them.
     """
     _check(rank, dropout, variant, init)
-    params = tree.flatten(variables["params"])
+    params = quant.by_path(variables["params"])
     scale = alpha / (rank**0.5 if variant == "rslora" else rank)
     adapters = {}
     for number, path in enumerate(_targeted(params, targets)):
@@ -82,20 +92,39 @@ def add_lora(
 
 
 def merge(variables: Mapping) -> dict:
-    """Variables without adapters, whose weights do what weights and adapters did together."""
-    params = tree.flatten(variables["params"])
-    for path, adapter in tree.flatten(variables["lora"], is_leaf=_is_lora).items():
-        merged = params[path].astype(jnp.float32) + _product(adapter)
-        if adapter.magnitude is not None:
-            ratio = adapter.magnitude / _column_norms(params[path], adapter)
-            merged = merged * ratio[..., None, :]
-        params[path] = merged.astype(params[path].dtype)
+    """Variables without adapters, whose weights do what weights and adapters did together.
+
+    A quantised weight with an adapter becomes a plain one, in the dtype of the embedding.
+    """
+    params = quant.by_path(variables["params"])
+    plain = variables["params"]["embed"]["w"].dtype
+    for path, adapter in adapters(variables).items():
+        w = params[path]
+        params[path] = merged(w, adapter, plain if quant.is_quantized(w) else w.dtype)
     rest = {name: leaves for name, leaves in variables.items() if name != "lora"}
     return rest | {"params": tree.unflatten(params)}
 
 
-def _is_lora(node) -> bool:
-    return isinstance(node, Lora)
+def adapters(variables: Mapping) -> dict[str, Lora]:
+    """The adapters by the path of the weight that each stands beside."""
+    found = variables.get("lora") or {}
+    return tree.flatten(found, is_leaf=lambda node: isinstance(node, Lora))
+
+
+def one_layer(leaf: Any, layer: int | None) -> Any:
+    """One layer of a stacked weight or adapter; the whole of what has no layers."""
+    return leaf if layer is None else jax.tree.map(operator.itemgetter(layer), leaf)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
+    """The weight that does what a weight and its adapter do, computed a layer at a time."""
+    if w.ndim > 2:
+        return jax.lax.map(lambda each: merged(*each, dtype), (w, adapter))
+    whole = w.astype(jnp.float32) + _product(adapter)
+    if adapter.magnitude is not None:
+        whole = whole * (adapter.magnitude / jnp.linalg.norm(whole, axis=-2))
+    return whole.astype(dtype)
 
 
 def _check(rank: int, dropout: float, variant: str, init: str) -> None:
@@ -123,7 +152,7 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
     return chosen
 
 
-def _new(w: jax.Array, rank: int, scale: float, dropout: float, key: jax.Array) -> Lora:
+def _new(w: Any, rank: int, scale: float, dropout: float, key: jax.Array) -> Lora:
     *layers, inside, outside = w.shape
     bound = inside**-0.5
     return Lora(
@@ -134,8 +163,13 @@ def _new(w: jax.Array, rank: int, scale: float, dropout: float, key: jax.Array) 
     )
 
 
-def _principal(w: jax.Array, adapter: Lora) -> tuple[Lora, jax.Array]:
+def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
     """PiSSA: the largest singular directions as the adapter, and the weight without them."""
+    if quant.is_quantized(w):
+        raise ValueError(
+            "init='pissa' takes the adapter out of the weights, and quantised ones cannot be "
+            "changed: load the base without quant, or take init='default'"
+        )
     rank = adapter.a.shape[-1]
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
     root = jnp.sqrt(s[..., :rank] / adapter.scale[..., None])
@@ -149,7 +183,9 @@ def _product(adapter: Lora) -> jax.Array:  # [..., in, out]
     return adapter.scale[..., None, None] * (adapter.a @ adapter.b)
 
 
-def _column_norms(w: jax.Array, adapter: Lora) -> jax.Array:  # [..., out]
+def _column_norms(w: Any, adapter: Lora) -> jax.Array:  # [..., out]
+    if w.ndim > 2:  # a layer at a time: plain, a quantised weight takes several times its memory
+        return jax.lax.map(lambda each: _column_norms(*each), (w, adapter))
     return jnp.linalg.norm(w.astype(jnp.float32) + _product(adapter), axis=-2)
 
 

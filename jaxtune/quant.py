@@ -7,9 +7,12 @@ they are then kept side by side, each like an output of 64 inputs, the last fill
 
 import math
 import operator
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from functools import partial, reduce
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,11 +40,8 @@ FP4 = tuple(
 SMALLEST = 1e-38  # by which bitsandbytes divides, where all of a block is smaller
 CHUNK = 2**18  # values quantised at a time, so that they stay in the processor's cache
 
-# The decoder's linear maps; embeddings, heads and norms are kept.
-RULES: tree.Rules = (
-    (r"(.*/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w", True),
-    (r".*", False),
-)
+# The decoder's linear maps; embeddings, heads, norms and other towers are kept.
+LINEAR = r"layers/(attn/[qkvo]|mlp/(gate|up|down))/w"
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,80 @@ class Quantized:
         """How many dimensions the weight has."""
         return len(self.shape)
 
+    @property
+    def sharding(self) -> Any:
+        """How its codes lie on the devices."""
+        return self.codes.sharding
+
     def astype(self, dtype: Any) -> jax.Array:  # [..., in, out]
         """The weight as plain numbers, computed in float32."""
         return dequantize(self, dtype)
+
+    def __getitem__(self, layer: Any) -> "Quantized":
+        """One layer, or some, of a stacked weight."""
+        return jax.tree.map(operator.itemgetter(layer), self)
+
+
+def is_quantized(node: Any) -> bool:
+    """Whether this is a quantised weight: a leaf, where a tree's leaves are weights."""
+    return isinstance(node, Quantized)
+
+
+def by_path(weights: Mapping) -> dict[str, Any]:
+    """Weights by slash path, plain and quantised ones."""
+    return tree.flatten(weights, is_leaf=is_quantized)
+
+
+def same(one: Quantized, other: Quantized) -> bool:
+    """Whether two weights have the same codes and scales."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, str]:
+    """What the weights are held as that are quantised, by path.
+
+    `given` is a kind, for all linear maps of the layers, or rules: patterns over paths to a kind
+    or None, of which the first that matches decides.
+    """
+    paths = list(paths)
+    if given is None:
+        return {}
+    rules = [(LINEAR, given), (r".*", None)] if isinstance(given, str) else given
+    found = tree.match(rules, paths, unused="allow" if isinstance(given, str) else "error")
+    for path, kind in found.items():
+        if kind is not None and kind not in MADE:
+            raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
+        if kind is not None and not re.fullmatch(LINEAR, path):
+            raise ValueError(f"quant: {path} is no linear map of a layer, and only these can be")
+    return {path: kind for path, kind in found.items() if kind is not None}
+
+
+def abstract(shape: tuple[int, ...], kind: str) -> Quantized:  # of [..., in, out]
+    """The shapes and dtypes of a weight's arrays when quantised."""
+    how, layers = KINDS[kind], shape[:-2]
+    blocks, block, outputs = grid(shape[-2:], how.block)
+
+    def array(dtype, *sizes):
+        return jax.ShapeDtypeStruct((*layers, *sizes), dtype)
+
+    made = Quantized(
+        codes=array(how.dtype, blocks, block, outputs),
+        scales=array(np.uint8 if how.double else np.float32, blocks, outputs),
+        kind=kind,
+        matrix=tuple(shape[-2:]),
+    )
+    if not how.double:
+        return made
+    peaks = array(np.float32, -(-blocks * outputs // absmax.BLOCK))
+    return made.replace(peaks=peaks, offset=array(np.float32))
 
 
 def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     """A weight's codes and scales as NumPy arrays, computed a few outputs at a time."""
     if kind not in MADE:
-        raise ValueError(f"quantisation {kind!r}: expected one of {', '.join(MADE)}")
+        raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
     if w.ndim > 2:
         layers = [quantize(layer, kind) for layer in w]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
@@ -107,11 +172,15 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     codes = np.empty((blocks, block, outputs), np.uint8)
     scales = np.empty((blocks, outputs), np.float32)
     whole = len(rows) if w.size == codes.size else len(rows) - 1
-    for part in _parts(rows, whole):
+
+    def fill(part: slice) -> None:
         values = rows[part].astype(np.float32).reshape(-1, blocks, block)
         with np.errstate(invalid="ignore"):  # told of below
             some, peaks = _rounded(values, how, alone=part.stop > whole)
         codes[..., part], scales[:, part] = some.transpose(1, 2, 0), peaks.T
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(fill, _parts(rows, whole)))
     if not np.isfinite(scales).all():
         raise ValueError("a weight that is infinite or no number cannot be quantised")
     made = Quantized(codes.view(how.dtype), scales, kind=kind, matrix=w.shape)
@@ -123,7 +192,9 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
 
 @partial(jax.jit, static_argnames="dtype")
 def dequantize(w: Quantized, dtype: Any = jnp.float32) -> jax.Array:  # [..., in, out]
-    """The weight that codes and scales stand for, computed in float32."""
+    """The weight that codes and scales stand for, computed in float32, a layer at a time."""
+    if w.ndim > 2:
+        return jax.lax.map(partial(dequantize, dtype=dtype), w)
     table = KINDS[w.kind].table
     values = look_up(w.codes, np.float32(table)) if table else w.codes.astype(jnp.float32)
     values = (values * plain_scales(w)[..., None, :]).astype(dtype)
@@ -154,16 +225,25 @@ def dot(x: jax.Array, w: Any, output: Any = None) -> jax.Array:  # [n, in], [in,
     return jax.checkpoint(lambda x, w: product(x, w.astype(x.dtype)))(x, w)
 
 
-def specs(w: Quantized, spec: PartitionSpec) -> Quantized:
-    """How a weight's arrays lie on a mesh on which the plain weight would lie as `spec` says."""
+def specs(w: Quantized, spec: PartitionSpec, fitted: Callable) -> Quantized:
+    """How a weight's arrays lie on a mesh on which the plain weight would lie as `spec` says.
+
+    `fitted` takes from a spec what does not divide an array of some shape.
+    """
     *layers, inside, outside = (*spec, *(None,) * (w.ndim - len(spec)))
-    blocks, block, _ = w.codes.shape[-3:]
-    split, within = (inside, None) if blocks > 1 else (None, inside)
-    within = within if block == w.matrix[0] else None
-    codes = PartitionSpec(*layers, split, within, outside)
-    scales, rest = PartitionSpec(*layers, split, outside), PartitionSpec(*layers)
-    peaks, offset = (None, None) if w.peaks is None else (PartitionSpec(*layers, None), rest)
-    return w.replace(codes=codes, scales=scales, peaks=peaks, offset=offset)
+    of_blocks = PartitionSpec(*layers, inside, outside)
+    scales = fitted(of_blocks, w.scales.shape)
+    # Where blocks cannot be divided among devices, the values in them still may be.
+    split = (inside, None) if scales[-2] else (None, inside)
+    whole = fitted(PartitionSpec(*layers), w.codes.shape)
+    return Quantized(
+        codes=fitted(PartitionSpec(*layers, *split, outside), w.codes.shape),
+        scales=scales,
+        peaks=None if w.peaks is None else whole,
+        offset=None if w.offset is None else whole,
+        kind=w.kind,
+        matrix=w.matrix,
+    )
 
 
 def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> float32[...]
@@ -172,40 +252,6 @@ def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> f
     # code is some hundred times faster; on a CPU, the choices are not fused and fill memory.
     ways = {"tpu": partial(_choose, table), "default": partial(_read, table)}
     return jax.lax.platform_dependent(codes.astype(jnp.uint8), **ways)
-
-
-@dataclass(frozen=True)
-class Error:
-    """How far a quantised weight is from its original; errors of several leaves add up."""
-
-    values: int
-    absolute: float  # sum of |error|
-    squares: float  # sum of error²
-    norm: float  # sum of weight²
-
-    def __add__(self, other: "Error") -> "Error":
-        return Error(*map(sum, zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def mean_absolute(self) -> float:
-        """The mean of |error|."""
-        return self.absolute / self.values
-
-    @property
-    def relative(self) -> float:
-        """The error's norm over the weight's."""
-        return math.sqrt(self.squares / self.norm) if self.norm else 0.0
-
-
-def error(w: np.ndarray, quantized: Quantized) -> Error:  # [..., in, out]
-    """How far a weight is from what its codes and scales stand for."""
-    if w.ndim > 2:
-        layers = (jax.tree.map(operator.itemgetter(i), quantized) for i in range(len(w)))
-        return reduce(operator.add, map(error, w, layers))
-    original = w.astype(np.float32)
-    wrong = original - np.asarray(dequantize(quantized))
-    sums = np.abs(wrong).sum(dtype=np.float64), _sum_of_squares(wrong), _sum_of_squares(original)
-    return Error(w.size, *map(float, sums))
 
 
 def nbytes(shape: tuple[int, ...], kind: str) -> int:
@@ -274,7 +320,3 @@ def _choose(table: np.ndarray, codes: jax.Array) -> jax.Array:
 
 def _read(table: np.ndarray, codes: jax.Array) -> jax.Array:
     return jnp.asarray(table).at[codes].get(mode="promise_in_bounds")
-
-
-def _sum_of_squares(values: np.ndarray) -> float:
-    return np.square(values, dtype=np.float64).sum()

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxtune import tree
+from jaxtune import quant, tree
 
 AXES = ("data", "fsdp", "tensor")  # batches over the first two, weights over the last two
 
@@ -67,16 +68,23 @@ def check_mesh(mesh: Any, rules: tree.Rules | None = None) -> None:
 
 
 def shardings(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Any],
     mesh: Mesh,
     rules: tree.Rules = RULES,
-) -> dict[str, NamedSharding]:
-    """A sharding for every leaf, by slash path; `rules` are (pattern, PartitionSpec)."""
+) -> dict[str, Any]:
+    """A sharding for every leaf, by slash path; `rules` are (pattern, PartitionSpec).
+
+    In place of its shape, a quantised weight has its arrays, and gets a sharding for each.
+    """
     specs = tree.match(rules, shapes, unused="allow")
-    return {
-        path: NamedSharding(mesh, fitted(specs[path], shape, mesh))
-        for path, shape in shapes.items()
-    }
+    return {path: _of_leaf(shape, specs[path], mesh) for path, shape in shapes.items()}
+
+
+def _of_leaf(shape: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
+    if not quant.is_quantized(shape):
+        return NamedSharding(mesh, fitted(spec, shape, mesh))
+    specs = quant.specs(shape, spec, partial(fitted, mesh=mesh))
+    return jax.tree.map(partial(NamedSharding, mesh), specs)
 
 
 def of_state(state: Any, mesh: Mesh) -> Any:
@@ -91,20 +99,18 @@ def of_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, state, specs)
 
 
-def unsplit_leaves(
-    shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: tree.Rules = RULES
-) -> list[str]:
+def unsplit_leaves(shapes: Mapping[str, Any], mesh: Mesh, rules: tree.Rules = RULES) -> list[str]:
     """The leaves that rules would split and every device holds whole: no axis divides them."""
     specs = tree.match(rules, shapes, unused="allow")
+    found = shardings(shapes, mesh, rules)
 
     def wanted(spec: PartitionSpec) -> bool:
         return any(mesh.shape.get(name, 1) > 1 for entry in spec for name in _names(entry))
 
-    return [
-        path
-        for path, shape in shapes.items()
-        if wanted(specs[path]) and not wanted(fitted(specs[path], shape, mesh))
-    ]
+    def whole(where: Any) -> bool:
+        return not wanted((where.codes if quant.is_quantized(where) else where).spec)
+
+    return [path for path in shapes if wanted(specs[path]) and whole(found[path])]
 
 
 def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxtune import lora, tree
+from jaxtune import lora, quant, tree
 from jaxtune.loss import cross_entropy
 from jaxtune.models.layout import arrange
 from jaxtune.optim import Optimizer
@@ -43,9 +43,7 @@ class TrainState:
         rng: jax.Array | None = None,
     ) -> "TrainState":
         """A state at step 0; `trainable` rules say which leaves, by path, are True."""
-        chosen = tree.select(variables, trainable, unused="allow")
-        selected, frozen = tree.partition(variables, chosen)
-        _check_selection(tree.flatten(selected), tree.flatten(variables))
+        selected, frozen = split(variables, trainable)
         # A leaf that trains is float32, so that small updates are not rounded away; and it is a
         # copy, because the step takes the state's memory for its own.
         selected = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), selected)
@@ -64,6 +62,14 @@ class TrainState:
     def variables(self) -> dict:
         """What `model.apply` takes."""
         return tree.combine(self.trainable, self.frozen)
+
+
+def split(variables: Mapping, rules: tree.Rules, unused: str = "allow") -> tuple[Any, Any]:
+    """Variables that train, and those that do not, by rules over their paths."""
+    chosen = tree.select(variables, rules, unused=unused, is_leaf=quant.is_quantized)
+    selected, frozen = tree.partition(variables, chosen, is_leaf=quant.is_quantized)
+    _check_selection(quant.by_path(selected), quant.by_path(variables))
+    return selected, frozen
 
 
 def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, dict]:
@@ -164,8 +170,11 @@ def _check_selection(selected: Mapping, everything: Mapping) -> None:
             + ", ".join(list(everything)[:8])
             + (", …" if len(everything) > 8 else "")
         )
-    packed = [
-        path for path, leaf in selected.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    if packed:
-        raise ValueError(f"{packed[0]} is {selected[packed[0]].dtype}, which cannot be trained")
+    for path, leaf in selected.items():
+        if quant.is_quantized(leaf):
+            raise ValueError(
+                f"{path} is quantised ({leaf.kind}), which cannot be trained: train adapters beside"
+                " it, or keep it in full precision (quant takes rules: pattern -> kind or None)"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{path} is {leaf.dtype}, which cannot be trained")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxtune
-from jaxtune import lora, optim, sharding, tasks, tree
+from jaxtune import lora, optim, quant, sharding, tasks, tree
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import load
 from jaxtune.config import Config, Trainable, counted
@@ -27,7 +27,7 @@ from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.models.decoder import Decoder
 from jaxtune.progress import Progress
-from jaxtune.train import TrainState
+from jaxtune.train import TrainState, split
 
 RULES: dict[str, tree.Rules] = {
     "lora": lora.TRAINABLE,
@@ -232,7 +232,9 @@ def placer(config: Config, mesh: Mesh) -> Placer:
 def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
     """The checkpoint's model and its variables, with new adapters where the config wants them."""
     given = config.model
-    decoder, variables = load(directory, given.dtype, mesh=mesh, attention=given.attention)
+    decoder, variables = load(
+        directory, given.dtype, given.quant, mesh=mesh, attention=given.attention
+    )
     decoder = decoder.clone(remat=given.remat)
     if config.trainable.kind == "lora":
         key = jax.random.key(config.seed)
@@ -274,10 +276,9 @@ class Start:
     def __init__(self, config: Config, variables: dict, optimizer: optim.Optimizer, mesh: Mesh):
         rules = trainable(config)
         unused = "error" if config.trainable.kind == "rules" else "allow"
-        chosen = tree.select(variables, rules, unused=unused)
         self.mesh = mesh
         self.dtype = str(variables["params"]["embed"]["w"].dtype)  # of the base as it is held
-        self._given, self.frozen = tree.partition(variables, chosen)
+        self._given, self.frozen = split(variables, rules, unused)
         self._static = (tuple(map(tuple, rules)), optimizer, mesh)
         self._numbers = (dict(optimizer.hyper), jax.random.key(config.seed))
         self.selected = _described(self._given)
@@ -356,8 +357,9 @@ def _adapted(given: Trainable, mesh: Mesh, params: dict, key: jax.Array) -> dict
 
 
 def parameters(leaves: Any) -> int:
-    """How many numbers there are in a tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves))
+    """How many numbers there are in a tree; a quantised weight has those it stands for."""
+    found = jax.tree.leaves(leaves, is_leaf=quant.is_quantized)
+    return sum(math.prod(leaf.shape) for leaf in found)
 
 
 def trained_leaves(selected: dict, mesh: Mesh) -> Iterator[dict[str, str]]:

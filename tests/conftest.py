@@ -7,11 +7,24 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar for every
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 
 import functools
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_configure(config):
+    """Share what is compiled among the workers and the processes that tests start."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a worker's, from the process that started it
+        return
+    programs = tempfile.mkdtemp(prefix="jaxtune-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(programs, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_terminal_summary(terminalreporter):

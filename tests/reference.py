@@ -8,6 +8,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from tests.marks import slow_after
+
 # Tiny models: threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
 
@@ -161,6 +163,10 @@ CASES: dict[str, Case] = {
         "MistralConfig", dict(sliding_window=None, num_key_value_heads=1, vocab_size=193)
     ),
 }
+
+# `make check` compares the awkward ones; `make test` every one.
+AWKWARD = ("gemma3-seven-layers", "phi4-mini-longrope-long")
+EVERY = slow_after(len(AWKWARD), sorted(CASES, key=lambda name: name not in AWKWARD))
 
 
 def make(case: Case, directory: Path, seed: int = 0) -> torch.nn.Module:

@@ -88,6 +88,7 @@ def test_codes_are_those_of_the_cpu_kernel_where_it_rounds_once(signed):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @SIGNED
 def test_a_tpu_s_way_gives_the_same_codes_and_values(signed):
     table, values = adam8.fractions(signed), jnp.asarray(moments(signed))
@@ -164,6 +165,7 @@ def test_thirty_steps_are_those_of_adamw8bit(monkeypatch, record_property):
     record_property("weights", float(near))
 
 
+@pytest.mark.slow
 def test_steps_are_nearer_to_exact_ones_than_those_of_its_cpu_kernel():
     exact, _ = theirs(torch.optim.AdamW)
 
@@ -178,6 +180,7 @@ def test_steps_are_nearer_to_exact_ones_than_those_of_its_cpu_kernel():
     assert 1e-4 * moved < mine < min(cpu_s, 0.07 * moved)
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_are_packed_each_for_itself():
     values = jnp.asarray(moments(True)).reshape(2, 1024, 64)
     whole, transformation = {"layers": {"w": values}}, adam8.scale_by_adam8(0.9, 0.999, 1e-8)
@@ -194,6 +197,7 @@ def test_layers_of_a_stack_are_packed_each_for_itself():
             )
 
 
+@pytest.mark.slow
 def test_a_weight_that_never_moved_stays():
     nothing = {"w": jnp.zeros((256, 64))}
     transformation = adam8.scale_by_adam8(0.9, 0.999, 1e-8)
@@ -249,6 +253,7 @@ def test_numbers_need_no_new_program():
     assert np.abs(directions[0] - directions[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_moments_are_wide_for_one_layer_at_a_time():
     """Beside gradients, a step takes a leaf and some layers; the moments would be four leaves."""
     layers, shape = 32, (256, 256)

@@ -157,6 +157,7 @@ def test_the_tokenizer_gives_the_ids_of_transformers(tiny):
         assert ours.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_the_base_gives_the_logits_of_transformers(tiny):
     import torch
     from transformers import AutoModelForCausalLM

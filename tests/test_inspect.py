@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,16 +20,18 @@ from tokenizers import models, processors
 from transformers import PreTrainedTokenizerFast
 
 import jaxtune
-from jaxtune import tree
+from jaxtune import quant, tree
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.files import CheckpointError, Safetensors, write_sharded
 from jaxtune.checkpoint.hub import HubError
 from jaxtune.families import ConfigError
 from jaxtune.inspect import inspect, table
 from tests import reference
-from tests.checkpoint import test_hub
+from tests.checkpoint import test_bnb, test_hub
+from tests.marks import slow_after
 
-server = test_hub.server  # the fixture
+server = test_hub.server  # the fixtures
+saved = test_bnb.saved
 CASES = list(reference.CASES)
 
 
@@ -68,7 +71,7 @@ def rewrite(directory, change):
 # The tree
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_after(3, CASES))
 def test_counts_are_those_of_transformers(made, name):
     directory, model = made(name)
     report = inspect(directory)
@@ -165,6 +168,54 @@ def test_no_weight_is_read(made, monkeypatch):
     monkeypatch.setattr(Safetensors, "read", fail)
     monkeypatch.setattr(Safetensors, "_map", fail)
     assert inspect(made("llama-mqa-tied-biased")[0]).notes
+
+
+def test_a_checkpoint_stored_in_4_bits(saved):
+    _, plain, packed = saved
+    report, unpacked = inspect(packed), inspect(plain)
+    assert report.totals["parameters"] == unpacked.totals["parameters"]
+    assert report.totals["bytes"] == data_bytes(packed)  # scales and what tells of them included
+    assert report.others == ()
+    _, variables = jaxtune.load(packed)
+    kinds = {
+        path: leaf.kind if quant.is_quantized(leaf) else str(leaf.dtype)
+        for path, leaf in quant.by_path(variables["params"]).items()
+    }
+    assert {leaf.path: leaf.dtypes for leaf in report.leaves} == {
+        path: (kind,) for path, kind in kinds.items()
+    }
+    assert {leaf.path: leaf.shape for leaf in report.leaves} == {
+        leaf.path: leaf.shape for leaf in unpacked.leaves
+    }
+    assert f"  {kinds['layers/attn/q/w']}  " in table(report)
+
+
+def test_a_mesh_under_weights_of_4_bits(saved):
+    _, _, packed = saved
+    _, variables = jaxtune.load(packed)
+    leaves = quant.by_path(variables["params"])
+    whole, split = (inspect(packed, {"fsdp": n}) for n in (1, 4))
+    for leaf in whole.leaves:
+        arrays = jax.tree.leaves(leaves[leaf.path])
+        held = sum(each.size * jax.dtypes.itemsize_bits(each.dtype) for each in arrays) // 8
+        assert leaf.placement.bytes_per_device == held
+    placed = {leaf.path: leaf.placement for leaf in split.leaves}
+    down, up = placed["layers/mlp/down/w"], placed["layers/mlp/up/w"]
+    # The mean and the one peak of each layer's scales are on every device.
+    double = leaves["layers/mlp/down/w"].kind == "nf4-double"
+    scale, beside = (1, 2 * (4 + 4)) if double else (4, 0)
+    codes, scales = 2 * 192 * 64 // 2, 2 * 3 * 64 * scale
+    assert down.axes == (None, None, "fsdp")
+    assert down.bytes_per_device == (codes + scales) // 4 + beside
+    assert up.axes == (None, "fsdp", None)  # within their blocks, of which outputs have one each
+    assert up.bytes_per_device == codes // 4 + scales + beside
+
+
+def test_what_is_stored_in_4_bits_is_not_quantised_again(saved):
+    _, plain, packed = saved
+    assert inspect(packed, quant=[]).quant.sizes == inspect(plain, quant=[]).quant.sizes
+    with pytest.raises(CheckpointError, match="is stored in 4 bits already: what int8 does can be"):
+        inspect(packed, quant=["int8"])
 
 
 def test_a_tied_head_stored_again(llama):
@@ -598,6 +649,17 @@ def test_a_repository_without_its_weights(hosted, published, tmp_path, layout):
     assert all(server.served[name] <= 100_001 for name in weights)
     assert sum(len(server.files[name]) for name in weights) > 10 * server.served[weights[0]]
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_bits_of_a_repository(hosted, published):
+    server = hosted(published / "sharded")
+    assert inspect(test_hub.REPO, quant=[]).quant == inspect(published / "single", quant=[]).quant
+    with pytest.raises(
+        CheckpointError, match=r"nf4 reads the weights, and model-.* is not on this"
+    ):
+        inspect(test_hub.REPO, quant=["nf4"])
+    weights = [name for name in server.served if name.endswith(".safetensors")]
+    assert weights and all(server.served[name] <= 2 * 100_001 for name in weights)  # headers, twice
 
 
 def test_a_repository_in_the_cache_is_not_asked_again(hosted, published):

@@ -134,6 +134,7 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy():
     done = run("--help")
     assert done.returncode == 0
@@ -143,6 +144,7 @@ def test_help_imports_nothing_heavy():
     assert not imported & {"jax", "numpy", "jaxtune.inspect", "huggingface_hub"}
 
 
+@pytest.mark.slow
 def test_errors_reach_the_shell():
     done = run("inspect", "./nowhere")
     assert done.returncode == 2
@@ -159,6 +161,7 @@ def test_a_file_that_cannot_be_read(checkpoint, monkeypatch, capsys):
     assert "Permission denied: 'model.safetensors'" in failure(capsys, "inspect", checkpoint)
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_on(checkpoint):
     command = f"{sys.executable} {ROOT / 'launch.py'} inspect {checkpoint} --names | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

@@ -11,6 +11,7 @@ import jaxtune
 from jaxtune import lora, tree
 from jaxtune.lora import Lora, add_lora, merge
 from tests import reference
+from tests.marks import slow_after
 
 NAME = "gemma3-linear-mqa"
 MODULES = {
@@ -83,8 +84,8 @@ def test_adapted_logits_are_peft_s(pair, tmp_path, variant, options):
     assert np.abs(made.apply(merged, tokens) - want).max() < 5e-5 * want.std()
 
 
-@pytest.mark.parametrize("variant", lora.VARIANTS)
-@pytest.mark.parametrize("init", lora.INITS)
+@pytest.mark.parametrize("variant", slow_after(1, reversed(lora.VARIANTS)))
+@pytest.mark.parametrize("init", slow_after(1, lora.INITS))
 def test_a_fresh_adapter_changes_nothing(pair, variant, init):
     made = pair(NAME)
     tokens = reference.tokens(made.case)
@@ -93,6 +94,7 @@ def test_a_fresh_adapter_changes_nothing(pair, variant, init):
     np.testing.assert_allclose(after, before, atol=2e-5 * float(before.std()))
 
 
+@pytest.mark.slow
 def test_pissa_takes_the_principal_part(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=3, key=jax.random.key(0), init="pissa")
@@ -102,6 +104,7 @@ def test_pissa_takes_the_principal_part(pair):
     np.testing.assert_allclose(left[:, :-3], kept[:, 3:], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_targets(pair):
     variables = pair(NAME).variables
     key = jax.random.key(0)
@@ -135,6 +138,7 @@ def test_what_is_refused(pair, options, says):
         add_lora(pair(NAME).variables, key=jax.random.key(0), **options)
 
 
+@pytest.mark.slow
 def test_dropout_leaves_out_its_share(pair):
     adapter = Lora(jnp.eye(400), jnp.eye(400), jnp.ones(()), jnp.asarray(0.25))
     x = jnp.ones((300, 400))
@@ -170,6 +174,7 @@ def test_masks_of_dropout_are_independent():
             assert spread == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_layers_and_steps(pair):
     made = pair(NAME)
     variables = busy(add_lora(made.variables, rank=4, key=jax.random.key(1), dropout=0.5))
@@ -185,6 +190,7 @@ def test_dropout_differs_between_layers_and_steps(pair):
     np.testing.assert_array_equal(without, made.apply(variables, tokens))
 
 
+@pytest.mark.slow
 def test_adapters_work_beside_bfloat16_weights(pair):
     made = pair(NAME)
     model, variables = jaxtune.load(made.directory, dtype="bfloat16")

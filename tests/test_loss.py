@@ -9,11 +9,12 @@ import pytest
 
 from jaxtune import loss
 from jaxtune.models.decoder import Decoder
+from tests.marks import slow_after
 
 POSITIONS, VOCABULARY = 23, 192
 
 
-@pytest.fixture(params=[None, 3.0], ids=["plain", "capped"])
+@pytest.fixture(params=slow_after(1, [3.0, None]), ids=["capped", "plain"])
 def problem(request, pair):
     """A model with a tied head of a vocabulary that blocks divide, and scored positions."""
     config = pair("gemma2-windows").model.config
@@ -40,7 +41,7 @@ CUTS = {  # fewest tokens of a block, and logits in memory at once
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", slow_after(1, reversed(CUTS)))
 def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
     model, table, *rest = problem
     fewest, logits = CUTS[cut]

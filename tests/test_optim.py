@@ -72,9 +72,10 @@ def test_steps_are_torch_s(made, make, clip):
     ("name", "make"),
     [
         ("lion", lambda: optax.lion(1e-2, b1=0.9, b2=0.999, weight_decay=0.0)),
-        (
+        pytest.param(
             "adafactor",
             lambda: optax.adafactor(1e-2, multiply_by_parameter_scale=False, momentum=None),
+            marks=pytest.mark.slow,
         ),
     ],
 )

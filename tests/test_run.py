@@ -92,6 +92,7 @@ def crash():
     raise RuntimeError("the machine is gone")
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(whole, make):
     workdir, summary = whole
     left = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
@@ -113,6 +114,7 @@ def test_what_a_run_leaves(whole, make):
     assert (workdir / "export/adapter/adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_banner_says_what_will_happen(make, tmp_path):
     said = At(0, None)
     fit(make(("steps", 1), ("mesh.fsdp", 1)), tmp_path, progress=said)
@@ -124,6 +126,7 @@ def test_the_banner_says_what_will_happen(make, tmp_path):
     assert "memory      frozen 192" in text and "held-out" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 4, 7, 11])
 def test_a_run_that_crashes_goes_on_to_the_bit(step, make, whole, tmp_path):
     workdir = tmp_path / "run"
@@ -135,6 +138,7 @@ def test_a_run_that_crashes_goes_on_to_the_bit(step, make, whole, tmp_path):
     assert contents(workdir) == contents(whole[0])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(make, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = contents(tmp_path / "run")
@@ -143,6 +147,7 @@ def test_a_finished_run_is_not_trained_again(make, whole, tmp_path):
     assert again["eval_loss"] == whole[1]["eval_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(number, make, whole, tmp_path):
     stop = At(7, lambda: os.kill(os.getpid(), number))
@@ -161,6 +166,7 @@ def damage(step: Path):
         file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_put_aside(make, whole, tmp_path):
     with pytest.raises(RuntimeError):
         fit(make(), tmp_path, progress=At(11, crash))
@@ -173,6 +179,7 @@ def test_a_damaged_checkpoint_is_put_aside(make, whole, tmp_path):
     assert contents(tmp_path) == contents(whole[0])
 
 
+@pytest.mark.slow
 def test_where_every_checkpoint_is_damaged_nothing_is_touched(make, tmp_path):
     with pytest.raises(RuntimeError):
         fit(make(("checkpoint.best", False)), tmp_path, progress=At(5, crash))
@@ -182,6 +189,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(make, tmp_path):
     assert (tmp_path / "checkpoints/3/state").is_dir()
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_unless_told(make, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = contents(tmp_path / "run")
@@ -202,6 +210,7 @@ def test_one_run_at_a_time(make, tmp_path):
         fit(make(), tmp_path, progress=Quiet())
 
 
+@pytest.mark.slow
 def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
     wild = make(("optim.lr", 1e6), ("eval.every", None))
     with pytest.raises(RunError) as error:
@@ -214,6 +223,7 @@ def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
     assert all(line["step"] < step for line in lines(tmp_path, "train"))
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path, monkeypatch):
     found = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.0])  # before training, and after each step
     monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(found))
@@ -230,6 +240,7 @@ def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path, monkeypatc
     assert np.ascontiguousarray(last.T).tobytes() not in exported
 
 
+@pytest.mark.slow
 def test_tuning_all_weights_exports_a_model(make, tmp_path):
     import jaxtune
 
@@ -240,6 +251,7 @@ def test_tuning_all_weights_exports_a_model(make, tmp_path):
     assert (tmp_path / "export/merged/tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

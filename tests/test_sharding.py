@@ -68,6 +68,7 @@ def test_a_spec_longer_than_the_shape_is_an_error():
         fitted(PartitionSpec(None, "fsdp"), (4,), MESH)
 
 
+@pytest.mark.slow
 def test_every_leaf_of_every_family_has_a_rule(pair):
     from jaxtune import tree
     from tests.reference import CASES

@@ -12,12 +12,13 @@ import transformers
 
 from jaxtune import families, loss, train, tree
 from jaxtune.checkpoint import names
-from jaxtune.checkpoint.load import oriented
+from jaxtune.checkpoint.placing import oriented
 from jaxtune.data.batches import Batch
 from jaxtune.lora import add_lora
 from jaxtune.optim import optimizer
 from jaxtune.train import TrainState, compiled_step, train_step
 from tests import reference
+from tests.marks import slow_after
 from tests.test_lora import MODULES, NAME, adapters, peft_twin
 
 STEPS, ACCUMULATE, ROWS, LENGTH = 30, 2, 2, 20
@@ -229,6 +230,7 @@ def test_the_loss_in_chunks_is_the_loss_at_once(pair, monkeypatch):
             assert distance < 1e-5 * np.linalg.norm(slope), path
 
 
+@pytest.mark.slow
 def test_no_array_spans_batch_sequence_and_vocabulary(pair):
     """In the whole compiled step there are logits for scored positions, and for no others."""
     made = pair("gemma2-windows")
@@ -317,6 +319,7 @@ def test_trainable_leaves_are_float32_and_frozen_ones_keep_theirs(pair):
     assert all("/attn/" in path for path in tree.flatten(state.opt_state.mu))
 
 
+@pytest.mark.slow
 def test_frozen_leaves_stay_as_they_were_to_the_bit(pair):
     made = pair(NAME)
     variables = add_lora(made.variables, rank=2, key=jax.random.key(0))
@@ -329,7 +332,7 @@ def test_frozen_leaves_stay_as_they_were_to_the_bit(pair):
         assert changed == path.endswith(("/a", "/b")), path
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", slow_after(1, ["packed", "padded"]))
 def test_a_scored_token_bears_on_nothing_before_it(pair, layout):
     """Were it seen where it is predicted, the loss would be low and nothing learnt."""
     made = pair(NAME)

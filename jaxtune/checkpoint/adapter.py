@@ -8,14 +8,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxtune import families, tree
-from jaxtune.checkpoint import lowrank, names, peft
+from jaxtune import families, lora, tree
+from jaxtune.checkpoint import bnb, lowrank, names, peft
 from jaxtune.checkpoint.export import origin_of, stored_at, written_dtype
 from jaxtune.checkpoint.files import (
     PYTORCH,
@@ -26,12 +27,14 @@ from jaxtune.checkpoint.files import (
     write_sharded,
 )
 from jaxtune.checkpoint.hub import REPO_ID, locate
-from jaxtune.checkpoint.load import cast, leaf_shapes, match_names, oriented
+from jaxtune.checkpoint.load import leaf_shapes, match_names
 from jaxtune.checkpoint.lowrank import Adapters, Linears, Modules
 from jaxtune.checkpoint.names import Piece, Shape
+from jaxtune.checkpoint.placing import cast, oriented, quantized
 from jaxtune.checkpoint.processes import gathered, in_step
-from jaxtune.lora import Lora
+from jaxtune.lora import Lora, one_layer
 from jaxtune.models.decoder import Decoder
+from jaxtune.quant import by_path, is_quantized, same
 
 ROUNDING = 2.0**-8  # the most that holding a weight in a narrower dtype changes it by, relatively
 
@@ -64,7 +67,7 @@ def save_adapter(
         if jax.process_index() == 0:
             refuse_existing(target, overwrite, peft.CONFIG_NAME)
     sample = standing.smallest(adapters)
-    weight = gathered(params[sample.path] if sample.layer is None else params[sample.path][0])
+    weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
     norms = {path: gathered(lowrank.column_norms(params[path])) for path in standing.idle(adapters)}
     adapters, started = (jax.tree.map(gathered, each) for each in (adapters, started))
     with standing.stored, in_step():
@@ -117,7 +120,7 @@ class _Base:
     stored: Safetensors
 
     @classmethod
-    def at(cls, source: str | os.PathLike, params: Mapping[str, jax.Array]) -> "_Base":
+    def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "_Base":
         """A base in a directory or on the Hub, with a head of its own if `params` have one."""
         directory = locate(source)
         raw, family, config = families.read(directory)
@@ -151,21 +154,28 @@ class _Base:
         partly = [each for each in paths if any(path in adapters for path in each)]
         return sorted({path for each in partly for path in each if path not in adapters})
 
-    def check(self, sample: Piece, weight: np.ndarray, started: Adapters) -> None:
+    def check(self, sample: Piece, weight: Any, started: Adapters) -> None:
         """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
         if not self.stored.tensors:
             return  # a model made from a bare config.json: there is nothing to stand on
         table = names.choose(self.family.tables, self.stored.tensors)
         parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
         place = next(p for p in parts if (p.path, p.layer) == (sample.path, sample.layer))
-        published = oriented(self.stored.read, place).astype(np.float32)
-        expected = published
-        if started:
-            first = lowrank.one_layer(started[sample.path], sample.layer)
-            expected = published - first.scale * (first.a @ first.b)
-        slack = ROUNDING * np.abs(expected) + 1e-5 * np.abs(published).max()
-        if (np.abs(weight.astype(np.float32) - expected) > slack).any():
+        first = one_layer(started[sample.path], sample.layer) if started else None
+        if not self._holds(place, weight, first):
             raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
+
+    def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
+        """Whether a weight is what the checkpoint has there, less a first adapter."""
+        packed = bnb.packed(self.stored)
+        if is_quantized(weight):
+            return same(weight, quantized(self.stored, packed, place, weight.kind))
+        if place.theirs in packed:
+            return False
+        published = oriented(self.stored.read, place).astype(np.float32)
+        expected = published - first.scale * (first.a @ first.b) if first else published
+        slack = ROUNDING * np.abs(expected) + 1e-5 * np.abs(published).max()
+        return bool((np.abs(weight.astype(np.float32) - expected) <= slack).all())
 
 
 def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
@@ -183,20 +193,18 @@ def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
     )
 
 
-def _params(variables: Mapping) -> dict[str, jax.Array]:
+def _params(variables: Mapping) -> dict[str, Any]:
     if "params" not in variables:
         raise CheckpointError(
             f"the variables hold {', '.join(map(str, variables)) or 'nothing'}, and no 'params':"
             " give all of them, not a part"
         )
-    return tree.flatten(variables["params"])
+    return by_path(variables["params"])
 
 
 def _fitting(variables: Mapping, base: _Base, whose: str) -> dict[str, Lora]:
     """The adapters by path; all that cannot stand on the base are listed at once."""
-    adapters = tree.flatten(
-        variables.get("lora") or {}, is_leaf=lambda node: isinstance(node, Lora)
-    )
+    adapters = lora.adapters(variables)
     if not adapters:
         raise CheckpointError(
             f"{whose} hold no adapters: give what jaxtune.add_lora returned, or write whole weights"
@@ -207,7 +215,7 @@ def _fitting(variables: Mapping, base: _Base, whose: str) -> dict[str, Lora]:
         f"  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the base has "
         + (f"a weight {base.shapes[path]}" if path in linear else "no such linear map")
         for path, adapter in adapters.items()
-        if path not in linear or not _stands_on(adapter, base.shapes[path])
+        if path not in linear or not adapter.stands_on(base.shapes[path])
     ]
     if len({adapter.magnitude is None for adapter in adapters.values()}) > 1:
         problems.append("  some have a magnitude (DoRA) and some do not: PEFT has all or none")
@@ -216,12 +224,6 @@ def _fitting(variables: Mapping, base: _Base, whose: str) -> dict[str, Lora]:
             peft.listed(f"the adapters of {whose} do not fit {base.directory}:", problems)
         )
     return adapters
-
-
-def _stands_on(adapter: Lora, shape: Shape) -> bool:
-    *layers, inside, outside = shape
-    rank = adapter.a.shape[-1]
-    return (adapter.a.shape, adapter.b.shape) == ((*layers, inside, rank), (*layers, rank, outside))
 
 
 def _since(started: Adapters, adapters: Adapters) -> Adapters:
@@ -336,7 +338,7 @@ def _misfits(found: Modules, modules: Linears, settings: peft.Settings) -> Itera
             yield f"  missing  {module}: the config's target_modules promise it"
 
 
-def _refuse_idle(adapters: Adapters, params: Mapping[str, jax.Array], source: Path) -> None:
+def _refuse_idle(adapters: Adapters, params: Mapping[str, Any], source: Path) -> None:
     """Stop at an adapter that changes nothing: it was never trained, or is not what was meant."""
     for path, adapter in adapters.items():
         if (adapter.scale[..., None, None] * adapter.b).any():

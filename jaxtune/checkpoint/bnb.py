@@ -52,6 +52,11 @@ def shapes(stored: Safetensors, weights: Mapping[str, Packed]) -> dict[str, tupl
     }
 
 
+def held_as(stored: Safetensors, weight: Packed, whole: bool = True) -> str:
+    """The kind that `read` gives: scales become plain where ours cannot be quantised likewise."""
+    return f"{weight.kind}-double" if whole and _is_double(stored, weight) else weight.kind
+
+
 def read(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Quantized:
     """A packed weight, or some of its outputs, as it is: [in, out] in NumPy arrays."""
     outputs, inputs = weight.shape
@@ -83,6 +88,11 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         nested = state.get("nested_blocksize")
         offset = float(state.get("nested_offset", 0))
         return Packed(name, kind, (outputs, inputs), int(state["blocksize"]), nested, offset)
+    except OSError:  # of a repository on the Hub, only headers are here
+        raise CheckpointError(
+            f"{name} is stored in 4 bits, and how is said in {stored.tensors[match.string].file}, "
+            "which is not on this machine: download the checkpoint and give its directory"
+        ) from None
     except (ValueError, KeyError, TypeError) as problem:
         raise CheckpointError(
             f"{match.string} does not say how {name} is packed, as JSON with shape and blocksize "
@@ -119,14 +129,22 @@ def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # ui
     return codes.view(ml_dtypes.uint4)
 
 
+def _is_double(stored: Safetensors, weight: Packed) -> bool:
+    """Whether scales are quantised as `absmax` does it."""
+    if weight.nested_block != absmax.BLOCK:
+        return False
+    table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
+    return np.array_equal(table, fractions(signed=True))
+
+
 def _nested(stored: Safetensors, weight: Packed, codes: np.ndarray) -> dict:
     """Quantised scales as they are, or made plain where their map or blocks are other ones."""
     peaks = stored.read(f"{weight.name}.nested_absmax").astype(np.float32)
-    table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
     offset = np.float32(weight.offset)
-    if weight.nested_block == absmax.BLOCK and np.array_equal(table, fractions(signed=True)):
+    if _is_double(stored, weight):
         parts = dict(scales=codes, peaks=peaks, offset=offset)
         return parts | dict(kind=f"{weight.kind}-double")
+    table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
     spread = np.repeat(peaks, weight.nested_block)[: codes.size].reshape(codes.T.shape).T
     return dict(scales=table[codes] * spread + offset)
 

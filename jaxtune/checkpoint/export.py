@@ -8,14 +8,15 @@ import reprlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxtune import families, tree
-from jaxtune.checkpoint import names
+from jaxtune import families, lora
+from jaxtune.checkpoint import bnb, names
 from jaxtune.checkpoint.files import (
     CheckpointError,
     Safetensors,
@@ -24,12 +25,16 @@ from jaxtune.checkpoint.files import (
     write_sharded,
 )
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import DTYPES, cast, leaf_shapes
+from jaxtune.checkpoint.load import DTYPES, leaf_shapes
 from jaxtune.checkpoint.names import Piece
+from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.lora import one_layer
 from jaxtune.models.decoder import Decoder, DecoderConfig
+from jaxtune.quant import by_path, is_quantized
 
-Leaves = Mapping[str, jax.Array]  # by slash path
+INTO = ("original", "dequantised")
+Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
 Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by foreign name
 MOST_LISTED = 30  # lines of one error message
 
@@ -40,12 +45,15 @@ def save_merged(
     directory: str | os.PathLike,
     dtype: DTypeLike | None = "float16",
     *,
+    into: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
-    """Write a checkpoint in Hugging Face's layout, as transformers loads it.
+    """Write a checkpoint in Hugging Face's layout, as transformers loads it, adapters merged.
 
-    `dtype=None` keeps each leaf's own. Nothing stands under the final name until all of it does.
+    `dtype=None` keeps each leaf's own. `into` says what stands in for quantised weights: those that
+    they were made from ("original", the default where the model's origin has them), or what the
+    codes stand for ("dequantised"). Nothing stands under the final name until all of it does.
     With many processes, all of them call this, the first one writes, and all succeed or fail.
     """
     target = Path(directory).expanduser()
@@ -55,7 +63,9 @@ def save_merged(
         raw, family, described = families.read(origin)
         _check_config(model.config, described, origin)
         leaves = _fitting(variables, leaf_shapes(Decoder(model.config)))
-        writer = _Writer(leaves, family, stored_at(origin, raw), kind)
+        stored = stored_at(origin, raw)
+        weights = _Weights.of(leaves, lora.adapters(variables), stored, into)
+        writer = _Writer(weights, family, stored, kind)
         config = _described(raw, writer.dtype, described.tied, model.config.tied)
         if jax.process_index() == 0:
             refuse_existing(target, overwrite)
@@ -79,26 +89,80 @@ def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
             shutil.copyfile(file, directory / file.name)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """The weights to write, whatever they are held as."""
+
+    leaves: Leaves
+    adapters: Mapping[str, lora.Lora]  # by the path of the weight they stand beside
+    stored: Safetensors  # the origin's
+    original: bool  # whether those stand in for quantised ones
+
+    @classmethod
+    def of(
+        cls, leaves: Leaves, adapters: Mapping, stored: Safetensors, into: str | None
+    ) -> "_Weights":
+        """With what stands in for quantised weights checked, and chosen if nobody did."""
+        if into not in (None, *INTO):
+            raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
+        full = bool(stored.tensors) and not bnb.packed(stored)
+        if into == "original" and not full:
+            raise CheckpointError(
+                "the model's origin has no full-precision weights to merge into: take "
+                "into='dequantised', or give a directory that has them with "
+                "`model.clone(origin=directory)`"
+            )
+        return cls(leaves, adapters, stored, full and into != "dequantised")
+
+    def dtype(self, piece: Piece) -> np.dtype:
+        """The one a piece is held in, or that of what stands in for it."""
+        leaf = self.leaves[piece.path]
+        if not is_quantized(leaf):
+            return leaf.dtype
+        return self.stored.tensors[piece.theirs].dtype if self.original else self.plain
+
+    @property
+    def plain(self) -> np.dtype:
+        """The dtype of what is not quantised."""
+        return self.leaves["embed/w"].dtype
+
+    def piece(self, piece: Piece) -> np.ndarray:
+        """One layer of a leaf, or a leaf without layers, with its adapter merged."""
+        weight = one_layer(self.leaves[piece.path], piece.layer)
+        if is_quantized(weight) and self.original:
+            weight = oriented(self.stored.read, piece)
+        else:
+            weight = jax.tree.map(gathered, weight)
+        if piece.path not in self.adapters:
+            return np.asarray(weight.astype(self.dtype(piece)))
+        adapter = jax.tree.map(gathered, one_layer(self.adapters[piece.path], piece.layer))
+        return np.asarray(lora.merged(weight, adapter, np.float32))
+
+
 class _Writer:
     """Makes each foreign tensor when its turn comes, from our leaves or from the origin's file."""
 
     def __init__(
-        self, leaves: Leaves, family: families.Family, stored: Safetensors, kind: np.dtype | None
+        self,
+        weights: _Weights,
+        family: families.Family,
+        stored: Safetensors,
+        kind: np.dtype | None,
     ):
         held = stored.tensors
-        self.leaves = leaves
+        self.weights = weights
         self.stored = stored
-        self.dtype = str(kind or leaves["embed/w"].dtype)
+        self.dtype = str(kind or weights.plain)
         table = names.choose(family.tables, held)
-        parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
+        parts = names.pieces(table, {path: leaf.shape for path, leaf in weights.leaves.items()})
         self.tensors = names.by_tensor(parts)
         plan: Plan = {
-            name: (pieces[0].shape, kind or leaves[pieces[0].path].dtype)
+            name: (pieces[0].shape, kind or weights.dtype(pieces[0]))
             for name, pieces in self.tensors.items()
         }
         for name in names.matching(family.other, held):
             info = held[name]
-            plan[name] = (info.shape, kind if kind and _floating(info.dtype) else info.dtype)
+            plan[name] = (info.shape, kind if kind and floating(info.dtype) else info.dtype)
         # The order in which every process must gather, and the one in which files hold tensors.
         self.plan = dict(sorted(plan.items(), key=lambda item: -item[1][1].itemsize))
         self._not_gathered = [name for name in self.plan if name in self.tensors]
@@ -115,13 +179,12 @@ class _Writer:
 
     def _gathered(self, name: str) -> np.ndarray:
         self._not_gathered.remove(name)
-        rows = [self._rows(piece) for piece in self.tensors[name]]
+        rows = [
+            host.T if piece.transposed else host
+            for piece in self.tensors[name]
+            for host in [self.weights.piece(piece)]
+        ]
         return np.concatenate(rows) if len(rows) > 1 else rows[0]
-
-    def _rows(self, piece: Piece) -> np.ndarray:
-        leaf = self.leaves[piece.path]
-        host = gathered(leaf if piece.layer is None else leaf[piece.layer])
-        return host.T if piece.transposed else host
 
 
 def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
@@ -169,17 +232,13 @@ def _check_config(config: DecoderConfig, described: DecoderConfig, origin: Path)
 
 def _fitting(variables: Mapping, wanted: Mapping[str, names.Shape]) -> Leaves:
     """The parameters by path; all that do not fit the model are listed at once."""
-    if variables.get("lora"):
-        raise CheckpointError(
-            "the variables hold adapters: merge the adapters first: jaxtune.merge(variables)"
-        )
     if "params" not in variables:
         raise CheckpointError(
             f'the variables hold {", ".join(map(str, variables)) or "nothing"}, and no "params": '
             "give all that jaxtune.load returned, not a part of it"
         )
-    leaves = tree.flatten(variables["params"])
-    if problems := _misfits(leaves, wanted):
+    leaves = by_path(variables["params"])
+    if problems := [*_misfits(leaves, wanted), *_idle(variables, wanted)]:
         more = len(problems) - MOST_LISTED
         listed = [*problems[:MOST_LISTED], *([f"  … and {more} more like these"] * (more > 0))]
         raise CheckpointError("\n".join(["the variables do not fit the model:", *listed]))
@@ -199,8 +258,18 @@ def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
         *(
             f"  dtype    {path} is {leaves[path].dtype}, not a floating-point one"
             for path in common
-            if not _floating(leaves[path].dtype)
+            if not is_quantized(leaves[path]) and not floating(leaves[path].dtype)
         ),
+    ]
+
+
+def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
+    """Adapters that no weight of the model has room for."""
+    return [
+        f"  adapter  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the model has "
+        + (f"a weight {wanted[path]}" if path in wanted else "no such weight")
+        for path, adapter in lora.adapters(variables).items()
+        if path not in wanted or not adapter.stands_on(wanted[path])
     ]
 
 
@@ -217,13 +286,10 @@ def stored_at(origin: Path, raw: Mapping) -> Safetensors:
     return Safetensors({}, {})
 
 
-def _floating(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
-
-
 def _described(raw: Mapping, dtype: str, was_tied: bool, tied: bool) -> dict:
     """The origin's config.json, true of what is written now."""
     config = _with_dtype(raw, dtype)
+    config.pop("quantization_config", None)  # what is written is plain
     if not {"dtype", "torch_dtype"} & config.keys():
         config["torch_dtype"] = dtype
     return config if was_tied == tied else config | {"tie_word_embeddings": tied}

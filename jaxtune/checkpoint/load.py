@@ -2,33 +2,33 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh
 
 from jaxtune import families, sharding, tree
-from jaxtune.checkpoint import names
+from jaxtune.checkpoint import bnb, names, placing
 from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.names import Piece, Shape
 from jaxtune.models.attention import IMPLEMENTATIONS
 from jaxtune.models.decoder import Decoder, DecoderConfig
+from jaxtune.quant import abstract, is_quantized, kinds
 
 DTYPES = ("float32", "bfloat16", "float16")
-BLOCK_BYTES = 2**26  # of a tensor converted or compared at a time
-Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
 def load(
     source: str | os.PathLike,
     dtype: str = "float32",
+    quant: str | tree.Rules | None = None,
     *,
     mesh: Mesh | None = None,
     rules: tree.Rules | None = None,
@@ -37,8 +37,10 @@ def load(
     """A Flax model and its variables, from a checkpoint directory or a Hub repo id.
 
     `dtype` is that of the weights, and "auto" keeps the stored ones; activations are float32 where
-    any weight is, and otherwise bfloat16 where the hardware has it. With a `mesh`, every leaf goes
-    straight to the devices that `rules` (pattern → PartitionSpec) name, or `sharding.RULES`.
+    any weight is, and otherwise bfloat16 where the hardware has it. `quant` holds linear maps in 4
+    or 8 bits: a kind ("nf4", "nf4-double", "int4", "int8") for all of them, or rules (pattern →
+    kind or None); they are quantised as they are read. With a `mesh`, every leaf goes straight to
+    the devices that `rules` (pattern → PartitionSpec) name, or `sharding.RULES`.
     """
     dtype = known_dtype(dtype)
     if attention not in IMPLEMENTATIONS:
@@ -46,17 +48,18 @@ def load(
     described = describe(locate(source))
     with described.stored as stored:
         described = untied_if_stored_apart(described)
-        kept = described.dtypes(dtype)
-        where = placements(described.shapes, mesh, rules)
+        held = described.held(dtype, quant)
+        where = placements(held, mesh, rules)
+        plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
         model = Decoder(
             described.config,
-            activation_dtype(kept.values()),
+            activation_dtype(plain),
             attention=attention,
             origin=str(described.directory.absolute()),
         )
         params = {
-            path: _place(stored, leaf, described.shapes[path], kept[path], where[path])
-            for path, leaf in names.by_leaf(described.parts).items()
+            path: placing.place(stored, described.packed, pieces, held[path], where[path])
+            for path, pieces in names.by_leaf(described.parts).items()
         }
     return model, {"params": tree.unflatten(params)}
 
@@ -94,14 +97,30 @@ class Described:
         """Where every leaf lies in the files; every tensor that does not fit is listed at once."""
         return match_names(self.table, self.shapes, self.stored, self.family.other, self.directory)
 
-    def dtypes(self, dtype: str) -> dict[str, np.dtype]:
-        """What each leaf will be held in; "auto" takes the widest that its layers are stored in."""
-        if dtype != "auto":
-            return dict.fromkeys(self.shapes, jnp.dtype(dtype))
+    @cached_property
+    def packed(self) -> dict[str, bnb.Packed]:
+        """The tensors that are stored in 4 bits, by their foreign names."""
+        return bnb.packed(self.stored)
+
+    def held(self, dtype: str, quant: str | tree.Rules | None = None) -> dict[str, Any]:
+        """What each leaf is held as: shapes and dtypes of its array, or of those it is quantised to
+
+        With dtype "auto", the widest that its layers are stored in.
+        """
+        chosen = _kinds(self, quant)
+        leaves = names.by_leaf(self.parts)
         return {
-            path: reduce(jnp.promote_types, (self.stored.tensors[p.theirs].dtype for p in parts))
-            for path, parts in names.by_leaf(self.parts).items()
+            path: abstract(shape, chosen[path])
+            if path in chosen
+            else jax.ShapeDtypeStruct(shape, self._dtype(leaves[path], dtype))
+            for path, shape in self.shapes.items()
         }
+
+    def _dtype(self, pieces: Sequence[Piece], dtype: str) -> np.dtype:
+        if dtype != "auto":
+            return jnp.dtype(dtype)
+        stored = (self.stored.tensors[piece.theirs].dtype for piece in pieces)
+        return reduce(jnp.promote_types, stored)
 
 
 def describe(
@@ -119,14 +138,45 @@ def describe(
 
 
 def refuse_quantised(raw: Mapping, directory: Path) -> None:
-    """Stop at a checkpoint whose weights are packed: read as plain numbers they are noise."""
+    """Stop at a checkpoint whose weights are packed in a way that is not known here."""
     stored = raw.get("quantization_config")
-    if stored:
-        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+    if not stored or (isinstance(stored, Mapping) and stored.get("load_in_4bit")):
+        return
+    method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+    raise CheckpointError(
+        f"{directory} is stored quantised ({method}, as quantization_config in its config.json "
+        "says); jaxtune reads bitsandbytes' 4 bits, or the full-precision checkpoint it was made "
+        "from"
+    )
+
+
+def _kinds(described: Described, quant: str | tree.Rules | None) -> dict[str, str]:
+    """What leaves are quantised to, by path: as the caller asks, or as they are stored."""
+    if not described.packed:
+        return kinds(described.shapes, quant)
+    if quant is not None:
         raise CheckpointError(
-            f"{directory} is stored quantised ({method}, as quantization_config in its config.json "
-            "says); jaxtune reads the full-precision checkpoint it was made from"
+            f"{described.directory} is stored in 4 bits already: leave quant out, which keeps "
+            "them, or give the full-precision checkpoint it was made from"
         )
+    found = {}
+    for path, pieces in names.by_leaf(described.parts).items():
+        stored = {_stored_as(described, piece) for piece in pieces}
+        if len(stored) > 1:
+            raise CheckpointError(
+                f"{described.directory}: of the layers of {path}, some are stored in 4 bits and "
+                "some are not, or not alike: jaxtune reads the full-precision checkpoint"
+            )
+        found[path] = stored.pop()
+    return {path: kind for path, kind in found.items() if kind}
+
+
+def _stored_as(described: Described, piece: Piece) -> str | None:
+    """The kind of 4 bits that a piece is stored in, if any."""
+    if piece.theirs not in described.packed:
+        return None
+    whole = piece.rows == slice(0, piece.shape[0])
+    return bnb.held_as(described.stored, described.packed[piece.theirs], whole)
 
 
 def activation_dtype(held: Iterable[np.dtype]):
@@ -154,18 +204,20 @@ def match_names(
 ) -> tuple[Piece, ...]:
     """Where every leaf lies in the files; every tensor that does not fit is listed at once."""
     parts = names.pieces(table, shapes)
-    found = {name: info.shape for name, info in stored.tensors.items()}
+    packed = bnb.packed(stored)
+    found = bnb.shapes(stored, packed)
     # A tied model has its head in the embedding; some files hold it a second time.
     known = other if "head/w" in shapes else [*other, re.escape(stored_as(table, "head/w"))]
     try:
         names.check(parts, found, known)
     except names.NamesError as problem:
         raise CheckpointError(f"{directory}: {problem}") from None
-    packed = [each.theirs for each in parts if not _floating(stored.tensors[each.theirs].dtype)]
-    if packed:
+    plain = [each.theirs for each in parts if each.theirs not in packed]
+    odd = [name for name in plain if not placing.floating(stored.tensors[name].dtype)]
+    if odd:
         raise CheckpointError(
-            f"{directory}: {packed[0]} and {len(packed) - 1} more are stored as "
-            f"{stored.tensors[packed[0]].dtype}, not as floating-point numbers"
+            f"{directory}: {odd[0]} and {len(odd) - 1} more are stored as "
+            f"{stored.tensors[odd[0]].dtype}, not as floating-point numbers"
         )
     return parts
 
@@ -185,7 +237,7 @@ def _equal(stored: Safetensors, one: str, other: str) -> bool:
     first, second = stored.read(one), stored.read(other)
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
-    blocks = _blocks(first)
+    blocks = placing.runs(first)
     alike = all(np.array_equal(_bits(first[rows]), _bits(second[rows])) for rows in blocks)
     stored.release(one)
     stored.release(other)
@@ -198,105 +250,17 @@ def stored_as(table: names.Table, path: str) -> str:
 
 
 def placements(
-    shapes: Mapping[str, Shape], mesh: Mesh | None, rules: tree.Rules | None
-) -> dict[str, Sharding]:
-    """A sharding for every leaf; without a mesh, JAX's default device."""
+    held: Mapping[str, Any], mesh: Mesh | None, rules: tree.Rules | None
+) -> dict[str, Any]:
+    """A sharding for every array of every leaf; without a mesh, JAX's default device."""
     if mesh is not None:
         sharding.check_mesh(mesh, rules)
+        shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
         return sharding.shardings(shapes, mesh, rules or sharding.RULES)
     if rules is not None:
         raise ValueError("rules say how leaves lie on a mesh, and no mesh was given")
-    return dict.fromkeys(shapes, jnp.zeros(()).sharding)
-
-
-def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
-    """One layer of a leaf, or a leaf without layers, as a view of the foreign tensor."""
-    rows = fetch(piece.theirs)[piece.rows]
-    return rows.T if piece.transposed else rows
-
-
-def _place(
-    stored: Safetensors,
-    parts: Sequence[Piece],
-    shape: Shape,
-    dtype: np.dtype,
-    where: Sharding,
-) -> jax.Array:
-    """Put one leaf on its devices, layer by layer: the host never holds more than one."""
-    if parts[0].layer is None:
-        return _put(stored, parts[0], shape, dtype, where)
-    leaf = jnp.zeros(shape, dtype, device=where)
-    for piece in parts:
-        layer = _put(stored, piece, shape[1:], dtype, _of_layer(where))
-        leaf = _set_layer(leaf, layer, piece.layer)
-    return leaf
-
-
-def _put(
-    stored: Safetensors, piece: Piece, shape: Shape, dtype: np.dtype, where: Sharding
-) -> jax.Array:
-    """What this process's devices hold of one piece, read from the file and put there."""
-    # Without a copy of its own, an array on the CPU would be the file's pages themselves.
-    shards = [
-        jax.device_put(_converted(stored, piece, index, dtype), device, may_alias=False)
-        for device, index in where.addressable_devices_indices_map(shape).items()
-    ]
-    array = jax.make_array_from_single_device_arrays(shape, where, shards)
-    jax.block_until_ready(array)
-    stored.release(piece.theirs)
-    return array
-
-
-def _converted(
-    stored: Safetensors, piece: Piece, index: tuple[slice, ...], dtype: np.dtype
-) -> np.ndarray:
-    """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
-    view = oriented(stored.read, piece)[index]
-    if view.dtype == dtype:
-        return view
-    source = view.T if piece.transposed else view  # rows as they lie in the file
-    target = np.empty(source.shape, dtype)
-    for rows in _blocks(source):
-        target[rows] = cast(source[rows], dtype, piece.theirs)
-        stored.release(piece.theirs)
-    return target.T if piece.transposed else target
-
-
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-    """Runs of rows that take about `BLOCK_BYTES` each."""
-    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
-    return (slice(start, start + rows) for start in range(0, len(array), rows))
-
-
-def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A tensor in another dtype; one whose values float16 cannot hold is an error."""
-    if array.dtype == dtype or not _floating(array.dtype):
-        return array
-    with np.errstate(over="ignore"):
-        converted = array.astype(dtype)
-    if dtype == np.float16 and np.isinf(converted).any() and np.isfinite(array).all():
-        largest = np.abs(array.astype(np.float32)).max()
-        raise CheckpointError(
-            f"{name} has values up to {largest:.4g}, beyond float16's range: "
-            "take bfloat16 or float32"
-        )
-    return converted
-
-
-@partial(jax.jit, donate_argnums=0)
-def _set_layer(leaf: jax.Array, layer: jax.Array, number: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(leaf, layer, number, axis=0)
-
-
-def _of_layer(where: Sharding) -> Sharding:
-    """The sharding of one layer of a stacked leaf."""
-    if isinstance(where, NamedSharding):
-        return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    return where
-
-
-def _floating(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
+    default = jnp.zeros(()).sharding
+    return jax.tree.map(lambda _: default, dict(held))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

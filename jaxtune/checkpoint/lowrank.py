@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.checkpoint.names import Piece, Shape
 from jaxtune.checkpoint.peft import Settings, listed
 from jaxtune.checkpoint.processes import gathered
-from jaxtune.lora import Lora
+from jaxtune.lora import Lora, one_layer
 
 PREFIX = "base_model.model."
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -58,14 +59,11 @@ def linears(table: names.Table, shapes: Mapping[str, Shape]) -> Linears:
 
 
 @jax.jit
-def column_norms(w: jax.Array) -> jax.Array:  # [..., in, out] -> float32[..., out]
+def column_norms(w: Any) -> jax.Array:  # [..., in, out] -> float32[..., out]
     """The magnitudes at which DoRA changes nothing."""
+    if w.ndim > 2:  # a layer at a time: plain, a quantised weight takes several times its memory
+        return jax.lax.map(column_norms, w)
     return jnp.linalg.norm(w.astype(jnp.float32), axis=-2)
-
-
-def one_layer(adapter: Lora, layer: int | None) -> Lora:
-    """One layer's adapter out of a stacked one."""
-    return adapter if layer is None else jax.tree.map(lambda leaf: leaf[layer], adapter)
 
 
 # Ours to PEFT's
@@ -219,7 +217,7 @@ def _part(adapter: LowRank, rows: slice, span: slice) -> LowRank:
     return LowRank(adapter.a[span], adapter.b[rows, span], adapter.scale, magnitude)
 
 
-def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: jax.Array, settings: Settings) -> Lora:
+def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settings) -> Lora:
     """A weight's adapter; smaller ranks and layers without an adapter are filled with zeros."""
     *layers, inside, outside = weight.shape
     rank = max(len(part.a) for _, part in parts)
@@ -238,7 +236,7 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: jax.Array, settings:
     return _beside(weight, Lora(a, b, scale, dropout, magnitude))
 
 
-def _beside(weight: jax.Array, adapter: Lora) -> Lora:
+def _beside(weight: Any, adapter: Lora) -> Lora:
     """The adapter on the devices of its weight, whole on each."""
     if isinstance(weight.sharding, NamedSharding):
         return jax.device_put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))

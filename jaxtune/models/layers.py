@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtune import quant
+
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -27,7 +29,7 @@ class Linear(nn.Module):
         w = self.variable("params", "w", _random(self, shape, shape[0] ** -0.5)).value
         # Two dimensions: XLA's CPU backend runs the 3-D products of the backward pass badly.
         flat = x.reshape(-1, x.shape[-1])
-        y = jnp.dot(flat, w.astype(x.dtype), preferred_element_type=self.output or x.dtype)
+        y = quant.dot(flat, w, self.output)
         if self.has_variable("lora", "w"):
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
             y = self.get_variable("lora", "w").adapt(flat, w, y, key)

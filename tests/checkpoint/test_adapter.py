@@ -24,6 +24,7 @@ from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.lora import Lora, add_lora
 from tests import reference
 from tests.checkpoint.test_load import free_port, start
+from tests.marks import slow_after
 
 PLAIN, FUSED, TOWER = "gemma3-linear-mqa", "phi3-window", "gemma3-tower"
 # Both sides multiply in float32, in another order; the bound that was promised is twice this.
@@ -130,13 +131,17 @@ def check_same(one, other) -> None:
 
 @pytest.mark.parametrize(
     "name, variant",
-    [
-        *((name, "lora") for name in ("gemma-mqa", "gemma2-windows", "gemma3-seven-layers", TOWER)),
-        *((name, "lora") for name in ("llama-mqa-tied-biased", "mistral-window", "qwen2-yarn")),
-        *((name, "lora") for name in ("qwen3-mqa-biased", "phi4-mini-longrope-long")),
-        (FUSED, "lora"),
-        *((name, variant) for name in (PLAIN, FUSED) for variant in ("rslora", "dora")),
-    ],
+    slow_after(
+        2,
+        [
+            (FUSED, "dora"),
+            (TOWER, "lora"),
+            *((name, "lora") for name in ("gemma-mqa", "gemma2-windows", "gemma3-seven-layers")),
+            *((name, "lora") for name in ("llama-mqa-tied-biased", "mistral-window", "qwen2-yarn")),
+            *((name, "lora") for name in ("qwen3-mqa-biased", "phi4-mini-longrope-long", FUSED)),
+            *((PLAIN, "rslora"), (PLAIN, "dora"), (FUSED, "rslora")),
+        ],
+    ),
 )
 def test_peft_computes_our_logits(pair, name, variant, tmp_path, record_property):
     made = pair(name)
@@ -151,12 +156,15 @@ def test_peft_computes_our_logits(pair, name, variant, tmp_path, record_property
 
 @pytest.mark.parametrize(
     "name, variant, targets",
-    [
-        ("llama-linear", "dora", ["head/w", "layers/mlp/down/w"]),
-        (TOWER, "lora", ["layers/mlp/down/w"]),  # a name that the vision tower has not
-        (FUSED, "lora", ["layers/attn/[qv]/w", "layers/mlp/up/w"]),
-        (FUSED, "dora", ["layers/attn/k/w", "layers/mlp/down/w"]),
-    ],
+    slow_after(
+        1,
+        [
+            (FUSED, "dora", ["layers/attn/k/w", "layers/mlp/down/w"]),
+            (FUSED, "lora", ["layers/attn/[qv]/w", "layers/mlp/up/w"]),
+            (TOWER, "lora", ["layers/mlp/down/w"]),  # a name that the vision tower has not
+            ("llama-linear", "dora", ["head/w", "layers/mlp/down/w"]),
+        ],
+    ),
 )
 def test_some_targets(pair, name, variant, targets, tmp_path):
     made = pair(name)
@@ -166,7 +174,7 @@ def test_some_targets(pair, name, variant, targets, tmp_path):
     check_same(jaxtune.load_adapter(made.model, made.variables, directory), variables)
 
 
-@pytest.mark.parametrize("name", [PLAIN, FUSED])
+@pytest.mark.parametrize("name", slow_after(1, [FUSED, PLAIN]))
 def test_ranks_and_scales_of_their_own(pair, name, tmp_path):
     """One rank a leaf and one scale a layer, as a loaded adapter may have them."""
     made = pair(name)
@@ -188,6 +196,7 @@ def test_ranks_and_scales_of_their_own(pair, name, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, variant", [(PLAIN, "lora"), (PLAIN, "dora"), (FUSED, "rslora")])
 def test_pissa_becomes_the_difference(pair, name, variant, tmp_path):
     made = pair(name)
@@ -205,6 +214,7 @@ def test_pissa_becomes_the_difference(pair, name, variant, tmp_path):
     assert error(made.apply(again, tokens), want) < NEAR
 
 
+@pytest.mark.slow
 def test_another_start_is_refused(pair, tmp_path):
     made = pair(PLAIN)
     started = begun(made, rank=3, init="pissa")
@@ -243,38 +253,45 @@ def written_by_peft(made, directory, **options):
 
 @pytest.mark.parametrize(
     "name, options",
-    [
-        (PLAIN, {}),
-        (
-            PLAIN,
-            dict(use_rslora=True, r=3, rank_pattern={"q_proj": 2, r"layers\.1\.mlp.up_proj": 7}),
-        ),
-        (
-            PLAIN,
-            dict(use_dora=True, layers_to_transform=[0, 2], target_modules=["q_proj", "up_proj"]),
-        ),
-        (
-            PLAIN,
-            dict(
-                alpha_pattern={r".*\.[02]\..*o_proj": 2, "k_proj": 11},
-                exclude_modules=["v_proj", "model.layers.0.mlp.up_proj"],
+    slow_after(
+        2,
+        [
+            (FUSED, dict(use_dora=True, target_modules=["qkv_proj"])),
+            (
+                PLAIN,
+                dict(
+                    use_rslora=True, r=3, rank_pattern={"q_proj": 2, r"layers\.1\.mlp.up_proj": 7}
+                ),
             ),
-        ),
-        (PLAIN, dict(target_modules=r".*\.1\..*(k|down)_proj", rank_pattern={"k_proj": 1})),
-        (
-            PLAIN,
-            dict(
-                layers_to_transform=1,
-                layers_pattern="layers",
-                target_modules=["gate_proj", "o_proj"],
+            (PLAIN, {}),
+            (
+                PLAIN,
+                dict(
+                    use_dora=True, layers_to_transform=[0, 2], target_modules=["q_proj", "up_proj"]
+                ),
             ),
-        ),
-        ("llama-linear", dict(target_modules=["lm_head", "k_proj"])),
-        (FUSED, {}),
-        (FUSED, dict(use_dora=True, target_modules=["qkv_proj"])),
-        (FUSED, dict(layers_to_transform=[1], target_modules=["gate_up_proj", "o_proj"])),
-        (TOWER, {}),  # the vision tower's, which text leaves at zero, are left out
-    ],
+            (
+                PLAIN,
+                dict(
+                    alpha_pattern={r".*\.[02]\..*o_proj": 2, "k_proj": 11},
+                    exclude_modules=["v_proj", "model.layers.0.mlp.up_proj"],
+                ),
+            ),
+            (PLAIN, dict(target_modules=r".*\.1\..*(k|down)_proj", rank_pattern={"k_proj": 1})),
+            (
+                PLAIN,
+                dict(
+                    layers_to_transform=1,
+                    layers_pattern="layers",
+                    target_modules=["gate_proj", "o_proj"],
+                ),
+            ),
+            ("llama-linear", dict(target_modules=["lm_head", "k_proj"])),
+            (FUSED, {}),
+            (FUSED, dict(layers_to_transform=[1], target_modules=["gate_up_proj", "o_proj"])),
+            (TOWER, {}),  # the vision tower's, which text leaves at zero, are left out
+        ],
+    ),
 )
 def test_we_compute_peft_s_logits(pair, name, options, tmp_path, record_property):
     made = pair(name)
@@ -292,6 +309,7 @@ def test_we_compute_peft_s_logits(pair, name, options, tmp_path, record_property
     assert error(reference.logits(read_by_peft(made, ours), tokens), want) < NEAR
 
 
+@pytest.mark.slow
 def test_peft_s_converted_pissa(pair, tmp_path):
     made = pair(PLAIN)
     options = LoraConfig(
@@ -445,7 +463,7 @@ def test_a_base_of_which_the_config_is_left(pair, tmp_path):
     check_same(jaxtune.load_adapter(made.model, made.variables, directory), variables)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_after(1, ["bfloat16", "float16"]))
 def test_a_base_held_in_another_dtype_is_that_base(pair, dtype, tmp_path):
     made = pair(PLAIN)
     model, plain = jaxtune.load(made.directory, dtype=dtype)
@@ -542,7 +560,8 @@ def test_adapters_of_other_models(pair, directory, tmp_path):
         attach(pair(TOWER), tmp_path / "tower")
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dora", "lora"])
 def test_an_adapter_that_does_nothing(pair, variant, tmp_path):
     made = pair("llama-linear")
     fresh = begun(made, variant=variant)

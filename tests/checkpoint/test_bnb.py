@@ -114,6 +114,7 @@ def test_other_blocks_and_codes(tmp_path, kind, blocksize, double):
     np.testing.assert_array_equal(quant.dequantize(ours).T, expected)
 
 
+@pytest.mark.slow
 def test_an_odd_number_of_values(tmp_path):
     w = normal(5, 7)  # in one block: bitsandbytes' CPU kernel is right about it
     stored, expected = write(tmp_path, w)

@@ -287,6 +287,7 @@ def test_a_tied_config_whose_file_holds_an_equal_head(copied):
     assert "head" not in variables["params"]
 
 
+@pytest.mark.slow
 def test_a_tied_config_whose_file_holds_another_head(copied):
     """The tensors are believed, as in transformers."""
     configure(copied, tie_word_embeddings=True)

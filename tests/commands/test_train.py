@@ -73,6 +73,7 @@ def test_a_workdir_that_cannot_be_written(config, failure):
     assert "file/run cannot be written: Not a directory; --workdir names another" in message
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config(config, failure):
     assert launch.main(["--config", config(), "--workdir", "here"]) == 0
     before = Path("here/metrics.jsonl").read_bytes(), Path("here/config.json").read_bytes()
@@ -96,6 +97,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(config, failure, small_disk):
     options = ("--config", config(checkpoint={"every": 1}), "--workdir", small_disk / "run")
     assert launch.main([*map(str, options), "--config.steps=1"]) in (0, 2)

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jaxtune.data
 
 HEAVY = {"tensorflow", "torch", "transformers", "datasets", "pyarrow", "grain", "pandas"}
 LATE = {"tokenizers", "sentencepiece", "jinja2"}  # where they are used, as quick as they are
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     modules = [file.stem for file in Path(jaxtune.data.__path__[0]).glob("[a-z]*.py")]
     assert len(modules) > 10

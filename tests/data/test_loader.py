@@ -10,6 +10,7 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
+from tests.marks import slow_after
 
 ROWS = [{"prefix": "a " * (n * 7 % 23), "suffix": f" {n}" * (1 + n % 5)} for n in range(53)]
 
@@ -82,7 +83,7 @@ def test_processes_share_the_very_batches_of_one(loader, packing, count):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", slow_after(1, [3, 0]))
 def test_going_on_with_other_threads_and_processes(loader, packing, workers):
     how = {"accumulate": 2, "packing": packing, "seed": 2, "epochs": 3}
     whole = list(loader(4, **how))

@@ -11,15 +11,15 @@ import torch
 import jaxtune
 from jaxtune import families, tree
 from jaxtune.checkpoint import names
-from jaxtune.checkpoint.load import oriented
+from jaxtune.checkpoint.placing import oriented
 from jaxtune.models.layout import arrange
 from tests import reference
+from tests.marks import slow_after
 
 # Largest difference of any logit, over the logits' standard deviation. Two float32 forward passes
 # that add in different orders reach 1.4e-5 here on the sharpest of these models.
 BOUND = 5e-5
-CASES = list(reference.CASES)
-ONE_A_FAMILY = {reference.CASES[name].config: name for name in CASES}
+ONE_A_FAMILY = {case.config: name for name, case in reference.CASES.items()}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def close(record_property):
     return check
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", reference.EVERY)
 def test_logits(pair, name, close):
     made = pair(name)
     tokens = reference.tokens(made.case)
@@ -42,7 +42,7 @@ def test_logits(pair, name, close):
     close(made.apply(made.variables, tokens), want)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", reference.EVERY)
 def test_right_padding(pair, name, close):
     made = pair(name)
     tokens = reference.tokens(made.case, seed=1)
@@ -56,7 +56,7 @@ def test_right_padding(pair, name, close):
     close(got[valid], want[valid])
 
 
-@pytest.mark.parametrize("name", ["gemma3-seven-layers", "qwen2-tied-windows"])
+@pytest.mark.parametrize("name", slow_after(1, ["gemma3-seven-layers", "qwen2-tied-windows"]))
 def test_padding_in_the_middle(pair, name, close):
     """Tokens past a gap stand where they stood: the reference counts positions through it."""
     made = pair(name)
@@ -97,7 +97,7 @@ def test_long_texts(tmp_path, name, close):
     close(jax.jit(model.apply)(variables, tokens), reference.logits(live, tokens))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", reference.EVERY)
 def test_packed_segments(pair, name, close):
     made = pair(name)
     texts = reference.tokens(made.case, batch=1, seed=2)[0]
@@ -113,7 +113,7 @@ def test_packed_segments(pair, name, close):
     close(np.asarray(got)[0, valid], np.concatenate(alone))
 
 
-@pytest.mark.parametrize("name", ["gemma-mqa", "llama-llama3"])
+@pytest.mark.parametrize("name", slow_after(1, ["gemma-mqa", "llama-llama3"]))
 def test_prefix(pair, name, close):
     """A prefix that sees itself whole, with the reference told so by a mask of its own."""
     made = pair(name)

@@ -16,6 +16,7 @@ from jaxtune.models.attention import attend, choose
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layout import arrange
 from jaxtune.models.rope import default
+from tests.marks import slow_after
 
 ROOT = Path(__file__).parents[2]
 SCALE = 0.3  # no power of two, so that scaling rounds
@@ -99,7 +100,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", slow_after(1, [2, 1, 4]))
 @pytest.mark.parametrize("window, softcap", [(None, None), (4, 2.0)])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_plain_is_the_sum_written_out(name, window, softcap, kv_heads):
@@ -169,6 +170,7 @@ cudnn = partial(fused.cudnn, implementation="xla")
 SUMS = 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "described, windows, kind, softcap",
     [
@@ -182,6 +184,7 @@ def test_splash_is_the_plain_form(monkeypatch, described, windows, kind, softcap
     compare(splash, described, arrays, SUMS, windows, kind, softcap)
 
 
+@pytest.mark.slow
 def test_splash_in_bfloat16():
     # Every logit comes of q rounded once more than in the plain form: 2**-9 of logits up to 10.
     arrays = tensors(length=130, heads=4, kv_heads=2, size=80, dtype=jnp.bfloat16)
@@ -195,7 +198,7 @@ def test_blocks_hold_a_sequence_with_little_to_spare(length):
     assert 0 <= whole - length < fused.LANES * whole // block
 
 
-@pytest.mark.parametrize("kernel", [splash, cudnn])
+@pytest.mark.parametrize("kernel", slow_after(1, [splash, cudnn]))
 def test_padding_leaks_into_no_gradient(kernel):
     arrays = tensors(length=128, heads=2, kv_heads=1, size=16)
     valid = padded(128)
@@ -209,6 +212,7 @@ def test_padding_leaks_into_no_gradient(kernel):
     assert np.abs(grads[2][~valid]).max() > 0
 
 
+@pytest.mark.slow
 def test_splash_under_vmap():
     """Two sets of queries share keys, as two adapters on q share what lies under them."""
     q, k, v = tensors(length=128, heads=2, kv_heads=1, size=16)
@@ -222,20 +226,24 @@ def test_splash_under_vmap():
 
 @pytest.mark.parametrize(
     "described, kind, kv_heads",
-    [
-        ({}, 0, 1),
-        ({}, 1, 2),
-        (dict(segments=packed(130)), 0, 2),
-        (both(130), 1, 1),
-        (dict(valid=padded(130)), 0, 2),
-        (dict(positions=np.cumsum(np.full((2, 130), 2), axis=1)), 0, 4),
-    ],
+    slow_after(
+        1,
+        [
+            (both(130), 1, 1),
+            ({}, 0, 1),
+            ({}, 1, 2),
+            (dict(segments=packed(130)), 0, 2),
+            (dict(valid=padded(130)), 0, 2),
+            (dict(positions=np.cumsum(np.full((2, 130), 2), axis=1)), 0, 4),
+        ],
+    ),
 )
 def test_what_cudnn_is_told_is_the_plain_form(described, kind, kv_heads):
     arrays = tensors(length=130, kv_heads=kv_heads, size=16)
     compare(cudnn, described, arrays, SUMS, (40, None), kind)
 
 
+@pytest.mark.slow
 def test_what_cudnn_is_told_in_bfloat16():
     # Weights rounded to 2**-9 before they meet values; sums of those up to 4.
     arrays = tensors(length=130, size=16, dtype=jnp.bfloat16)
@@ -379,6 +387,7 @@ def small(**changes) -> DecoderConfig:
     return DecoderConfig(**sizes, **rest, **changes)
 
 
+@pytest.mark.slow
 def test_the_model_carries_the_choice(monkeypatch):
     monkeypatch.setattr(fused, "splash", splash)
     config = small(attention_softcap=5.0)

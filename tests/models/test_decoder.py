@@ -34,7 +34,7 @@ TOKENS = np.random.default_rng(0).integers(0, 101, (2, 12))
 
 @pytest.fixture(scope="module")
 def variables():
-    return Decoder(CONFIG).init(jax.random.key(0), TOKENS)
+    return jax.jit(Decoder(CONFIG).init)(jax.random.key(0), TOKENS)
 
 
 def test_the_parts_make_the_whole(variables):

@@ -1,0 +1,142 @@
+"""Tensors of a file onto devices: a leaf at a time, a layer of it at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from jaxtune.checkpoint import bnb
+from jaxtune.checkpoint.files import CheckpointError, Safetensors
+from jaxtune.checkpoint.names import Piece
+from jaxtune.quant import Quantized, is_quantized, quantize
+
+BLOCK_BYTES = 2**26  # of a tensor converted or compared at a time
+Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
+
+
+def place(
+    stored: Safetensors,
+    packed: Mapping[str, bnb.Packed],  # what is stored in 4 bits, by name
+    pieces: Sequence[Piece],
+    held: Any,  # the leaf's shape and dtype, or those of the arrays it is quantised to
+    where: Any,  # a sharding for each
+) -> Any:
+    """Put one leaf on its devices, layer by layer: the host never holds more than one."""
+    if pieces[0].layer is None:
+        return _put(stored, pieces[0], held, where)
+    leaf = jax.tree.map(lambda s, where: jnp.zeros(s.shape, s.dtype, device=where), held, where)
+    one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), held)
+    each = jax.tree.map(_of_layer, where)
+    for piece in pieces:
+        if is_quantized(held):
+            layer = _put_quantized(stored, packed, piece, held.kind, each)
+        else:
+            layer = _put(stored, piece, one, each)
+        leaf = _set_layer(leaf, layer, piece.layer)
+    return leaf
+
+
+def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
+    """One layer of a leaf, or a leaf without layers, as a view of the foreign tensor."""
+    rows = fetch(piece.theirs)[piece.rows]
+    return rows.T if piece.transposed else rows
+
+
+def quantized(
+    stored: Safetensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
+) -> Quantized:
+    """One layer of a leaf as codes and scales, in NumPy arrays; some are stored so."""
+    if piece.theirs in packed:
+        return bnb.read(stored, packed[piece.theirs], piece.rows)
+    try:
+        return quantize(oriented(stored.read, piece), kind)
+    except ValueError as problem:
+        raise CheckpointError(f"{piece.theirs}: {problem}") from None
+
+
+def _put_quantized(
+    stored: Safetensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
+) -> Quantized:
+    made = quantized(stored, packed, piece, kind)
+    array = jax.tree.map(lambda part, at: _sent(part.shape, at, part.__getitem__), made, where)
+    stored.release(piece.theirs)
+    return array
+
+
+def _put(
+    stored: Safetensors, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding
+) -> jax.Array:
+    """What this process's devices hold of one piece, read from the file and put there."""
+    array = _sent(held.shape, where, partial(_converted, stored, piece, held.dtype))
+    stored.release(piece.theirs)
+    return array
+
+
+def _sent(
+    shape: tuple[int, ...], where: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """An array on its devices, each of which gets its part of it."""
+    # Without a copy of its own, an array on the CPU would be the file's pages themselves.
+    shards = [
+        jax.device_put(part(index), device, may_alias=False)
+        for device, index in where.addressable_devices_indices_map(shape).items()
+    ]
+    array = jax.make_array_from_single_device_arrays(shape, where, shards)
+    return jax.block_until_ready(array)
+
+
+def _converted(
+    stored: Safetensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]
+) -> np.ndarray:
+    """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
+    view = oriented(stored.read, piece)[index]
+    if view.dtype == dtype:
+        return view
+    source = view.T if piece.transposed else view  # rows as they lie in the file
+    target = np.empty(source.shape, dtype)
+    for rows in runs(source):
+        target[rows] = cast(source[rows], dtype, piece.theirs)
+        stored.release(piece.theirs)
+    return target.T if piece.transposed else target
+
+
+def runs(array: np.ndarray) -> Iterator[slice]:
+    """Runs of rows that take about `BLOCK_BYTES` each."""
+    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A tensor in another dtype; one whose values float16 cannot hold is an error."""
+    if array.dtype == dtype or not floating(array.dtype):
+        return array
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype)
+    if dtype == np.float16 and np.isinf(converted).any() and np.isfinite(array).all():
+        largest = np.abs(array.astype(np.float32)).max()
+        raise CheckpointError(
+            f"{name} has values up to {largest:.4g}, beyond float16's range: "
+            "take bfloat16 or float32"
+        )
+    return converted
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(leaf: Any, layer: Any, number: int) -> Any:
+    update = partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=0)
+    return jax.tree.map(update, leaf, layer)
+
+
+def _of_layer(where: Sharding) -> Sharding:
+    """The sharding of one layer of a stacked leaf."""
+    if isinstance(where, NamedSharding):
+        return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    return where
+
+
+def floating(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)

@@ -1,0 +1,49 @@
+"""Adapters merged into plain weights, whatever their base is held as, and what that changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import lora, quant, tree
+from jaxtune.checkpoint.export import INTO, origin_of
+from jaxtune.checkpoint.load import load
+from jaxtune.compare import Difference, compare
+from jaxtune.models.decoder import Decoder
+
+
+def merged(model: Decoder, variables: Mapping, into: str, dtype: Any = "float16") -> dict:
+    """Plain variables of one dtype, as `save_merged(…, into=…)` writes them."""
+    if into not in INTO:
+        raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
+    base = quant.by_path(variables["params"])
+    if into == "original" and any(map(quant.is_quantized, base.values())):
+        full = quant.by_path(load(origin_of(model), "auto")[1]["params"])
+        base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
+    adapters = lora.adapters(variables)
+    whole = {
+        path: lora.merged(leaf, adapters[path], dtype) if path in adapters else leaf.astype(dtype)
+        for path, leaf in base.items()
+    }
+    return {"params": tree.unflatten(whole)}
+
+
+def differences(
+    model: Decoder,
+    variables: Mapping,
+    tokens: jax.Array,  # int32[B, T]
+    dtype: Any = "float16",
+) -> dict[str, Difference]:
+    """How far merging moves the predictions of a model on a quantised base, by what it goes into.
+
+    The adapter was trained on what the codes stand for: merged into that, predictions stay as they
+    are up to `dtype`'s rounding; merged into the original weights, they lose the error of the codes
+    with which the adapter was trained. One merged model is in memory at a time.
+    """
+    apply = jax.jit(model.apply)
+    reference = apply(variables, jnp.asarray(tokens))
+    return {
+        into: compare(reference, apply(merged(model, variables, into, dtype), jnp.asarray(tokens)))
+        for into in INTO
+    }
