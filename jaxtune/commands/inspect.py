@@ -18,17 +18,39 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--mesh", metavar="AXES", help="lay leaves over, say, fsdp=8,tensor=2")
     parser.add_argument("--dtype", default="auto", help="of leaves on the mesh (default: stored)")
     parser.add_argument("--names", action="store_true", help="show the names in the files too")
+    parser.add_argument(
+        "--quant",
+        nargs="?",
+        const="",
+        metavar="KINDS",
+        help="what it takes in fewer bits; with kinds, such as --quant=nf4,int8, also what these "
+        "do to weights and predictions, for which the weights are read",
+    )
+    parser.add_argument("--text", metavar="FILE", help="what to compare predictions on")
     parser.add_argument("--json", action="store_true", help="print the JSON, not the table")
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Print the report, and write it."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
+    asked = kinds(options.quant)
+    if not asked:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
     from jaxtune.inspect import inspect, table
+    from jaxtune.progress import Progress
     from jaxtune.workdir import write_json
 
-    report = inspect(options.checkpoint, axes(options.mesh), options.dtype)
+    progress = Progress(sys.stderr)
+    report = inspect(
+        options.checkpoint,
+        axes(options.mesh),
+        options.dtype,
+        asked,
+        options.text,
+        progress.draw,
+    )
+    if asked and progress.live:
+        progress.say()
     content = dataclasses.asdict(report)
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
@@ -51,6 +73,13 @@ def axes(text: str | None) -> Mapping[str, int] | None:
     if len(found) < len(pairs):
         raise UsageError(f"--mesh {text!r}: expected axes and sizes, such as fsdp=8,tensor=2")
     return found
+
+
+def kinds(text: str | None) -> list[str] | None:
+    """`nf4,int8` as a list."""
+    if text is None:
+        return None
+    return list(dict.fromkeys(kind.strip() for kind in text.split(","))) if text else []
 
 
 def checkpoint_name(source: str) -> str:
