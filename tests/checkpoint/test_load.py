@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import jaxtune
 from jaxtune import tree
 from jaxtune.checkpoint import load as loading
+from jaxtune.checkpoint import placing
 from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.families import ConfigError
 from tests import reference
@@ -121,7 +122,7 @@ def test_dtypes_may_be_given_as_types(pair):
 
 
 def test_big_tensors_are_converted_and_compared_in_blocks(pair, copied, monkeypatch):
-    monkeypatch.setattr(loading, "BLOCK_BYTES", 1000)  # five rows of 48 float32
+    monkeypatch.setattr(placing, "BLOCK_BYTES", 1000)  # five rows of 48 float32
     _, variables = jaxtune.load(copied, dtype="bfloat16")
     want = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pair(NAME).variables)
     jax.tree.map(np.testing.assert_array_equal, variables, want)
