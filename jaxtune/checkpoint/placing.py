@@ -1,6 +1,6 @@
 """Tensors of a file onto devices: a leaf at a time, a layer of it at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.checkpoint.names import Piece
 from jaxtune.quant import Quantized, is_quantized, quantize
 
-BLOCK_BYTES = 2**26  # of a tensor converted or compared at a time
+BLOCK_BYTES = 2**24  # of a tensor converted or compared at a time
 Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
@@ -28,7 +28,7 @@ def place(
     """Put one leaf on its devices, layer by layer: the host never holds more than one."""
     if pieces[0].layer is None:
         return _put(stored, pieces[0], held, where)
-    leaf = jax.tree.map(lambda s, where: jnp.zeros(s.shape, s.dtype, device=where), held, where)
+    leaf = jax.tree.map(lambda s, at: jnp.zeros(s.shape, _roomy(s.dtype), device=at), held, where)
     one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), held)
     each = jax.tree.map(_of_layer, where)
     for piece in pieces:
@@ -37,7 +37,7 @@ def place(
         else:
             layer = _put(stored, piece, one, each)
         leaf = _set_layer(leaf, layer, piece.layer)
-    return leaf
+    return jax.tree.map(_narrowed, leaf, held, where)
 
 
 def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
@@ -62,7 +62,12 @@ def _put_quantized(
     stored: Safetensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
 ) -> Quantized:
     made = quantized(stored, packed, piece, kind)
-    array = jax.tree.map(lambda part, at: _sent(part.shape, at, part.__getitem__), made, where)
+
+    def sent(part: np.ndarray, at: Sharding) -> jax.Array:
+        roomy = part.view(_roomy(part.dtype))
+        return _sent(part.shape, at, lambda index: [(0, 0, roomy[index])], roomy.dtype)
+
+    array = jax.tree.map(sent, made, where)
     stored.release(piece.theirs)
     return array
 
@@ -71,37 +76,59 @@ def _put(
     stored: Safetensors, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding
 ) -> jax.Array:
     """What this process's devices hold of one piece, read from the file and put there."""
-    array = _sent(held.shape, where, partial(_converted, stored, piece, held.dtype))
+    parts = partial(_converted, stored, piece, held.dtype)
+    array = _sent(held.shape, where, parts, held.dtype)
     stored.release(piece.theirs)
     return array
 
 
+Blocks = Iterable[tuple[int, int, np.ndarray]]  # each with its axis, and where on it it begins
+
+
 def _sent(
-    shape: tuple[int, ...], where: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray]
+    shape: tuple[int, ...],
+    where: Sharding,
+    parts: Callable[[tuple[slice, ...]], Blocks],
+    dtype: np.dtype,
 ) -> jax.Array:
-    """An array on its devices, each of which gets its part of it."""
-    # Without a copy of its own, an array on the CPU would be the file's pages themselves.
+    """An array on its devices, each of which gets its part of it, block by block."""
+    whole = where.shard_shape(shape)
     shards = [
-        jax.device_put(part(index), device, may_alias=False)
+        _filled(parts(index), whole, dtype, device)
         for device, index in where.addressable_devices_indices_map(shape).items()
     ]
     array = jax.make_array_from_single_device_arrays(shape, where, shards)
     return jax.block_until_ready(array)
 
 
+def _filled(blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, device: Any) -> jax.Array:
+    """Blocks side by side on one device."""
+    array = None
+    for axis, start, block in blocks:
+        # Without a copy of its own, an array on the CPU would be the file's pages themselves.
+        block = jax.device_put(block, device, may_alias=False)
+        if block.shape == shape:
+            return block
+        if array is None:
+            array = jnp.zeros(shape, dtype, device=device)
+        # Till it is there: the host is to hold one block at a time.
+        array = jax.block_until_ready(_set_block(array, block, start, axis))
+    return array
+
+
 def _converted(
     stored: Safetensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]
-) -> np.ndarray:
+) -> Blocks:
     """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
     view = oriented(stored.read, piece)[index]
     if view.dtype == dtype:
-        return view
+        yield 0, 0, view
+        return
     source = view.T if piece.transposed else view  # rows as they lie in the file
-    target = np.empty(source.shape, dtype)
     for rows in runs(source):
-        target[rows] = cast(source[rows], dtype, piece.theirs)
+        block = cast(source[rows], dtype, piece.theirs)
+        yield (1, rows.start, block.T) if piece.transposed else (0, rows.start, block)
         stored.release(piece.theirs)
-    return target.T if piece.transposed else target
 
 
 def runs(array: np.ndarray) -> Iterator[slice]:
@@ -129,6 +156,23 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def _set_layer(leaf: Any, layer: Any, number: int) -> Any:
     update = partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=0)
     return jax.tree.map(update, leaf, layer)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _set_block(array: jax.Array, block: jax.Array, start: int, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, block, start, axis)
+
+
+def _roomy(dtype: np.dtype) -> np.dtype:
+    """A byte for codes of 4 bits: XLA's CPU backend copies whole arrays of these to set a part."""
+    wider = {"uint4": np.dtype(np.uint8), "int4": np.dtype(np.int8)}
+    return wider.get(str(dtype), np.dtype(dtype))
+
+
+def _narrowed(array: jax.Array, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
+    if array.dtype == held.dtype:
+        return array
+    return jax.jit(lambda array: array.astype(held.dtype), out_shardings=where)(array)
 
 
 def _of_layer(where: Sharding) -> Sharding:

@@ -1,0 +1,272 @@
+"""Trainers that take turns, a step each, in processes of their own."""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shapes import cpu, write_checkpoint
+
+Rows = list[tuple[np.ndarray, int]]  # of a step: tokens, and how many of them are the prompt
+Run = dict[str, Any]  # the steps of a trainer, and the most memory that it held
+MARK = "measured "  # before the lines that the parent process reads
+CHECKPOINT = "checkpoint"  # the child that writes it, so that the parent stays small
+SAME = 1e-4  # relative: losses of the first step, before any weight differs
+
+
+def main(
+    description: str,
+    shape: Mapping,
+    trainers: Mapping[str, Callable[[Path, int], None]],
+    report: Callable[[dict[str, Run], argparse.Namespace], None],
+) -> None:
+    """Let trainers take turns and report; a child process is one of them.
+
+    Each takes the checkpoint's directory and how many steps to do.
+    """
+    options = parse(description)
+    if options.child == CHECKPOINT:
+        write_checkpoint(options.directory, shape)
+    elif options.child:
+        trainers[options.child](options.directory, options.rounds + 1)
+    elif importlib.util.find_spec("trl") is None:
+        print("TRL is the trainer to compare with, and is not installed: pip install trl")
+        sys.exit(2)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            options.directory = options.directory or Path(scratch) / "base"
+            subprocess.run(command(CHECKPOINT, options), check=True)
+            options.busy = os.getloadavg()[0]
+            report(measure(trainers, options), options)
+
+
+def parse(description: str) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def command(name: str, options: argparse.Namespace) -> list[str]:
+    """The command of a child process."""
+    line = [sys.executable, sys.argv[0], "--child", name, "--directory", str(options.directory)]
+    return [*line, "--rounds", str(options.rounds)]
+
+
+# The parent
+
+
+def measure(names: Iterable[str], options: argparse.Namespace) -> dict[str, Run]:
+    """Every trainer's losses and seconds, step by step in turn, and its peak memory."""
+    running = {name: start(name, options) for name in names}
+    found = {name: dict(steps=[]) for name in running}
+    for _ in range(options.rounds + 1):  # the first step compiles, and warms up
+        for name, process in running.items():
+            found[name]["steps"].append(taken(process))
+    for name, process in running.items():
+        process.stdin.close()
+        process.stdout.close()
+        _, process.returncode, used = os.wait4(process.pid, 0)
+        found[name]["peak"] = used.ru_maxrss * 1024
+    return found
+
+
+def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
+    """A trainer's process, ready for its first step."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command(name, options), env=environment, text=True, **pipes)
+    told(process)
+    return process
+
+
+def taken(process: subprocess.Popen) -> dict:
+    """One step of a trainer that waits for its turn."""
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return told(process)
+
+
+def told(process: subprocess.Popen) -> dict:
+    """The next thing that a child says; what its libraries print is passed over."""
+    for line in process.stdout:
+        if line.startswith(MARK):
+            return json.loads(line.removeprefix(MARK))
+    raise RuntimeError(f"{' '.join(process.args)} ended early: run it alone to see why")
+
+
+# The children
+
+
+def tell(**values) -> None:
+    """The parent's next `told`."""
+    print(MARK + json.dumps(values), flush=True)
+
+
+def turn() -> tuple[float, float]:
+    """Wait for the parent's word; the clock, and the processor time of this process, then."""
+    if not sys.stdin.readline():
+        sys.exit("the benchmark that this process served has ended")
+    return time.perf_counter(), time.process_time()
+
+
+def spent(begun: tuple[float, float]) -> dict[str, float]:
+    """What has passed since a turn began."""
+    clock, processor = begun
+    return dict(seconds=time.perf_counter() - clock, processor=time.process_time() - processor)
+
+
+def train(model, variables, optimizer, batches: Iterable) -> None:
+    """Train under jaxtune, a step whenever the parent says so."""
+    import jax
+
+    import jaxtune
+
+    state = jaxtune.TrainState.create(variables, optimizer=optimizer)
+    tell(ready=True)
+    for batch in batches:
+        begun = turn()
+        state, metrics = jaxtune.train_step(model, optimizer, state, batch)
+        jax.block_until_ready((state, metrics))
+        tell(**spent(begun), loss=float(metrics["loss"]))
+
+
+def examples(rows: Rows) -> list:
+    """A step's rows as jaxtune's batches are made of them."""
+    from jaxtune.data.prompts import Example
+
+    return [
+        Example(tokens.astype(np.int32), np.arange(len(tokens)) >= prompt, None, "")
+        for tokens, prompt in rows
+    ]
+
+
+def trl(model, adapter: Mapping, rows: Iterable[Rows], **settings):
+    """A trainer of TRL's, which stops before every step until the parent says go on."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    data = [
+        dict(
+            input_ids=tokens.tolist(),
+            completion_mask=[0] * prompt + [1] * (len(tokens) - prompt),
+        )
+        for step in rows
+        for tokens, prompt in step
+    ]
+    common = dict(
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**common, **settings),
+        train_dataset=Dataset.from_list(data),
+        peft_config=LoraConfig(target_modules="all-linear", **adapter),
+        processing_class=tokenizer(),
+        callbacks=[turns()],
+    )
+
+
+def tokenizer():
+    """One that knows the special tokens alone: the rows are numbers already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    special = dict(pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
+    numbers = {token: number for number, token in enumerate(special.values())}
+    words = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+def turns():
+    """The callback by which TRL's steps are timed and wait for their turn."""
+    from transformers import TrainerCallback
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.begun = turn()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.spent = spent(self.begun)
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "loss" in logs:
+                tell(**self.spent, loss=float(logs["loss"]))
+
+    return Turns()
+
+
+# The report
+
+
+def table(found: Mapping[str, Run], rates: Mapping[str, float], rows: int, options) -> None:
+    """The figures of every trainer."""
+    print(
+        f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores, "
+        f"of which {options.busy:.1f} were busy"
+    )
+    print(f"median of {options.rounds} steps each; {rows} rows a step, tokens without padding")
+    losses = (f"{name} {first_loss(run):.5f}" for name, run in found.items())
+    print("first losses:", ", ".join(losses))
+    print("| | tokens a second | a step | of one core | peak memory |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, run in found.items():
+        seconds, processor = (middle(run, what) for what in ("seconds", "processor"))
+        figures = (
+            f"{rates[name]:.0f} | {seconds:.1f} s | {processor:.1f} s | {run['peak'] / 1e9:.2f} GB"
+        )
+        print(f"| {name} | {figures} |")
+
+
+def judge(kept: Mapping[str, bool]) -> None:
+    """Say which claims hold; exit with 1 unless all do."""
+    for claim, holds in kept.items():
+        print(f"{claim}: {'kept' if holds else 'BROKEN'}")
+    sys.exit(not all(kept.values()))
+
+
+def middle(run: Run, what: str) -> float:
+    """The median over the steps after the first."""
+    return statistics.median(step[what] for step in run["steps"][1:])
+
+
+def rate(run: Run, rows: Callable[[int], Rows]) -> float:
+    """Tokens a second without padding, the median over the steps after the first."""
+    steps = list(enumerate(run["steps"]))[1:]
+    return statistics.median(real_tokens(rows(number)) / step["seconds"] for number, step in steps)
+
+
+def real_tokens(rows: Rows) -> int:
+    """Tokens of a step's rows, padding left out."""
+    return sum(len(tokens) for tokens, _ in rows)
+
+
+def first_loss(run: Run) -> float:
+    """The loss of the untrained adapter."""
+    return run["steps"][0]["loss"]
+
+
+def same_first_loss(runs: Iterable[Run]) -> bool:
+    """Whether trainers began with the same loss."""
+    losses = [first_loss(run) for run in runs]
+    return max(losses) - min(losses) <= SAME * min(losses)
