@@ -12,9 +12,7 @@ def get_config(size: str = "lite") -> ConfigDict:
     return ConfigDict(
         dict(
             model=dict(path="meta-llama/Llama-3.2-3B", dtype="bfloat16", quant="nf4-double"),
-            data=dict(
-                source=f"ed-donner/items_prompts_{size}", prefix="{prompt}", suffix="{completion}"
-            ),
+            data=dict(source=f"ed-donner/items_prompts_{size}", task="price"),
             trainable=dict(dropout=0.1, **SIZES[size]),
             optim=dict(name="adamw", lr=1e-4, weight_decay=0.001),
             schedule=dict(name="cosine", warmup=0.01),

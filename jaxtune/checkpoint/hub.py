@@ -65,6 +65,11 @@ def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path
     return directory, partial(_headers, repo, revision)
 
 
+def locate_tokenizer(source: str | os.PathLike[str]) -> Path:
+    """The directory or file of a tokenizer; a repository's weights and their index stay there."""
+    return _existing(source) or _download(*_repository(source), without=["*.safetensors*"])
+
+
 def _existing(source: str | os.PathLike[str]) -> Path | None:
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
         path = Path(source).expanduser()

@@ -11,7 +11,11 @@ from typing import Any
 COMMANDS = {
     "train": "tune a model as a config says, or go on with that (the default)",
     "preview": "rows as the step sees them: prefix, suffix, what is scored; and the counts",
+    "eval": "held-out rows answered and scored, by the base, by what was tuned, or by both",
+    "generate": "prompts answered: one, those of a file, or as you type them",
     "inspect": "what a checkpoint holds, from headers alone: its tree, totals and tokenizer",
+    "tokens": "tokenizers side by side: which numbers are one token, tokens a word and a byte",
+    "prepare": "a published dataset as the JSON lines that a task reads",
 }
 DEFAULT = "train"
 OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.data.errors import RowError, column
+from jaxtune.metrics.colour import DISTANCE, VALID, palette
+from jaxtune.metrics.exact import EXACT
+from jaxtune.tasks import short
 
+METRICS = (VALID, DISTANCE, EXACT)
+ASK = "description"
 COLUMNS = {"description": "a theme in words", "colors": "its colours, a list or one as text"}
 COUNT = 4
 FILLING = "#000000"
@@ -29,6 +34,21 @@ def suffix(record: Mapping[str, Any], place: str) -> str:
     return " " + json.dumps((colours + [FILLING] * COUNT)[:COUNT])
 
 
+def shown(answer: str, colour: bool) -> str:
+    """Four colours, as they look where colours are shown, and as they are written."""
+    colours = palette(answer)
+    if colours is None:
+        return f"no palette of four: {short(answer.strip())}"
+    swatches = f"{''.join(map(_swatch, colours))}  " if colour else ""
+    return f"{swatches}{' '.join(colours)}"
+
+
+def _swatch(colour: str) -> str:
+    """A patch of a terminal in a colour."""
+    red, green, blue = bytes.fromhex(_normal(colour, "the answer").removeprefix("#"))
+    return f"\033[48;2;{red};{green};{blue}m      \033[0m"
+
+
 def _listed(given: Any, place: str) -> list[Any]:
     """The list in a column, which may be written as JSON or as Python does."""
     found = given
@@ -39,7 +59,7 @@ def _listed(given: Any, place: str) -> list[Any]:
     if not isinstance(found, list | tuple) or not any(found):
         raise RowError(
             place,
-            f"column 'colors' is {_short(given)}; a list of colours was expected, such as "
+            f"column 'colors' is {short(given)}; a list of colours was expected, such as "
             "['#1f2a44', '#e8dcc5']",
         )
     return list(found)
@@ -50,12 +70,7 @@ def _normal(colour: Any, place: str) -> str:
     digits = COLOUR.fullmatch(colour.strip()) if isinstance(colour, str) else None
     if digits is None:
         raise RowError(
-            place, f"column 'colors' holds {_short(colour)}, which is no hex colour such as #1f2a44"
+            place, f"column 'colors' holds {short(colour)}, which is no hex colour such as #1f2a44"
         )
     wide = digits[1] or "".join(each * 2 for each in digits[2])
     return f"#{wide.lower()}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

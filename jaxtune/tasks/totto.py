@@ -4,13 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.data.errors import RowError, column
+from jaxtune.metrics.bleu import BLEU
+from jaxtune.metrics.chrf import CHRF
+from jaxtune.metrics.parent import Table, parent
+from jaxtune.metrics.rouge import ROUGE_L
+from jaxtune.tasks import texts
 
 COLUMNS = {
     "table_page_title": "of the page that the table is on",
     "table_section_title": "of the section",
+    "table_section_text": "which stands before the table; PARENT alone reads it",
     "table": "rows of cells: value, is_header, column_span, row_span",
     "highlighted_cells": "pairs of row and column",
     "target": "the sentence; or else sentence_annotations, whose first final_sentence it is",
+    "references": "all sentences that would do; or else every final_sentence, or the target",
 }
 PREFIX = "Describe the highlighted cells in one sentence.\n{table}\nSentence:"
 
@@ -25,6 +32,28 @@ def prefix(record: Mapping[str, Any], place: str) -> str:
 def suffix(record: Mapping[str, Any], place: str) -> str:
     """The sentence."""
     return f" {_sentence(record, place).strip()}"
+
+
+def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """Every sentence that would do."""
+    found = texts(record, "references", place) or tuple(_annotated(record))
+    return found or (_sentence(record, place).strip(),)
+
+
+def prepared(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The columns read here, of a record as it was published, and every sentence that would do."""
+    target = _sentence(record, place).strip()
+    return {
+        "table_page_title": record.get("table_page_title") or "",
+        "table_section_title": record.get("table_section_title") or "",
+        "table_section_text": record.get("table_section_text") or "",
+        "table": column(record, "table", place),
+        "highlighted_cells": column(record, "highlighted_cells", place),
+        "target": target,
+        "references": list(
+            dict.fromkeys([target, *_annotated(record), *texts(record, "references", place)])
+        ),
+    }
 
 
 def linearised(record: Mapping[str, Any], place: str) -> str:
@@ -47,6 +76,35 @@ def linearised(record: Mapping[str, Any], place: str) -> str:
         if record.get(key)
     ]
     return "\n".join([*titles, *lines])
+
+
+def _whole(record: Mapping[str, Any]) -> Table:
+    """What an answer may tell of: all cells, titles and the section's text."""
+    cells = [cell for row in record["table"] for cell in row]
+    return _told(record, cells) + _titles(record, "table_section_text")
+
+
+def _highlighted(record: Mapping[str, Any]) -> Table:
+    """What an answer ought to tell."""
+    return _told(record, [record["table"][row][cell] for row, cell in record["highlighted_cells"]])
+
+
+def _told(record: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
+    values = [("cell", _unbarred(cell.get("value", ""))) for cell in cells]
+    return values + _titles(record, "table_page_title", "table_section_title")
+
+
+def _titles(record: Mapping[str, Any], *names: str) -> Table:
+    return [(name, _unbarred(record[name])) for name in names if record.get(name)]
+
+
+def _unbarred(value: Any) -> str:
+    """As ToTTo's evaluation has a value, whose files keep values apart by bars."""
+    return str(value).replace("|", "-")
+
+
+# As ToTTo's evaluation has them; PARENT's weight is what it takes when told none.
+METRICS = (BLEU, CHRF, ROUGE_L, parent(_whole, weight=None, told_of=_highlighted))
 
 
 def _grid(table: Sequence[Sequence[Cell]]) -> list[dict[int, Cell]]:
@@ -82,10 +140,23 @@ def _line(grid: Sequence[Mapping[int, Cell]], cell: Cell, row: int) -> str:
 def _sentence(record: Mapping[str, Any], place: str) -> str:
     if isinstance(record.get("target"), str) and record["target"].strip():
         return record["target"]
-    found = record.get("sentence_annotations") or []
-    # As the dataset's own files have it, or as a table of columns.
-    first = found.get("final_sentence", [None])[0] if isinstance(found, Mapping) else None
-    first = found[0].get("final_sentence") if isinstance(found, list) and found else first
-    if not isinstance(first, str) or not first.strip():
+    first = next(iter(_annotated(record)), None)
+    if first is None:
         raise RowError(place, "has no sentence in 'target' nor in 'sentence_annotations'")
     return first
+
+
+def _annotated(record: Mapping[str, Any]) -> list[str]:
+    """The final sentences of all annotators."""
+    found = record.get("sentence_annotations")
+    # As the dataset's own files have it, or as a table of columns.
+    if isinstance(found, Mapping):
+        return _texts(found.get("final_sentence"))
+    each = found if isinstance(found, list) else []
+    return _texts([one.get("final_sentence") for one in each if isinstance(one, Mapping)])
+
+
+def _texts(values: Any) -> list[str]:
+    """Those of a list that say something."""
+    listed = values if isinstance(values, list) else []
+    return [each.strip() for each in listed if isinstance(each, str) and each.strip()]

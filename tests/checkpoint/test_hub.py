@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.files import CheckpointError
-from jaxtune.checkpoint.hub import HubError, locate
+from jaxtune.checkpoint.hub import HubError, locate, locate_tokenizer
 
 REPO = "maker/model"
 COMMIT = "a" * 40
@@ -213,6 +213,16 @@ def test_nearest_name_is_offered(tmp_path):
 def test_only_wanted_files_are_fetched(server):
     assert found(locate(REPO)) == WANTED
     assert sorted(server.downloads()) == sorted(WANTED)
+
+
+def test_a_tokenizer_comes_without_weights(server, tmp_path):
+    server.files["model.safetensors.index.json"] = b"{}"
+    small = {name: data for name, data in WANTED.items() if name != "model.safetensors"}
+    assert found(locate_tokenizer(f"{REPO}@v2")) == small
+    assert sorted(server.downloads()) == sorted(small)
+    assert locate_tokenizer(tmp_path) == tmp_path
+    with pytest.raises(HubError, match="has no revision v3"):
+        locate_tokenizer(f"{REPO}@v3")
 
 
 def test_revision_is_passed_on(server):

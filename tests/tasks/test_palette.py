@@ -1,9 +1,12 @@
 """Themes and their colours as text, and rows that have none."""
 
+import re
+
 import pytest
 
 from jaxtune.data.errors import RowError
-from jaxtune.tasks import find, names, palette
+from jaxtune.tasks import palette
+from tests.tasks.answering import scored
 
 PLACE = "palette.csv:7"
 
@@ -48,11 +51,32 @@ def test_the_prompt_states_the_task_and_the_theme():
         palette.prefix({"Description": "x"}, PLACE)
 
 
-def test_tasks_are_found_by_name():
-    assert {"palette", "totto"} <= set(names())
-    assert find("palette") is palette
-    for name in names():
-        task = find(name)
-        assert task.COLUMNS and callable(task.prefix) and callable(task.suffix)
-    with pytest.raises(ValueError, match=r"data\.task 'pallete' is not one of 'palette', 'totto'"):
-        find("pallete")
+BLUES = {"description": "a calm sea", "colors": ["#1F2A44", "#fff", "#a0b1c2", "#000"]}
+
+
+def test_answers_are_scored_against_the_four_colours():
+    answer = palette.suffix(BLUES, PLACE)
+    found = scored(palette, (BLUES, answer))
+    assert found == {"valid": 1, "palette_distance": pytest.approx(0), "exact": 1}
+    black, grey = {"colors": ["#000"]}, '["#000", "#FFFFFF", "#000", "#000000"]'
+    found = scored(palette, (BLUES, answer), (black, grey), (BLUES, "blue"), (BLUES, "[]"))
+    # Of the two palettes one has a white for a black, 100 apart, as one colour of four.
+    assert found == {"valid": 0.5, "palette_distance": pytest.approx(12.5), "exact": 0.25}
+
+
+def test_an_answer_is_shown_as_it_looks():
+    answer = ' ["#1F2a44", "#fff", "#A0b1C2", "#000000"]'
+    written = "#1F2a44 #fff #A0b1C2 #000000"
+    assert palette.shown(answer, colour=False) == written
+    swatches, _, text = palette.shown(answer, colour=True).partition("  #")
+    assert text == written[1:]
+    blocks = re.findall(r"\x1b\[48;2;(\d+);(\d+);(\d+)m {6}\x1b\[0m", swatches)
+    assert blocks == [("31", "42", "68"), ("255",) * 3, ("160", "177", "194"), ("0",) * 3]
+
+
+@pytest.mark.parametrize(
+    "answer", ["blue\x1b[1m", "[]", '["#fff"]', '["#1", "#2", "#3", "#4"]', "7", "[1, 2, 3, 4]"]
+)
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_no_palette_is_shown_as_said(answer, colour):
+    assert palette.shown(f" {answer}\n", colour) == f"no palette of four: {answer!r}"

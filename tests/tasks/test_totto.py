@@ -3,7 +3,10 @@
 import pytest
 
 from jaxtune.data.errors import RowError
+from jaxtune.metrics import Answered, per_row
+from jaxtune.metrics.parent import parent
 from jaxtune.tasks import totto
+from tests.tasks.answering import scored
 
 PLACE = "totto.jsonl:3"
 
@@ -57,3 +60,61 @@ def test_rows_that_cannot_be_told(change, problem):
     with pytest.raises(RowError, match=problem):
         totto.prefix(RECORD | change, PLACE)
         totto.suffix(RECORD | change, PLACE)
+
+
+def test_references_are_all_sentences_that_would_do():
+    sentences = [{"final_sentence": each} for each in ("One.", " Two. ", "")]
+    record = RECORD | {"sentence_annotations": sentences, "target": "Three."}
+    assert totto.references(record | {"references": ["Four.", "Five."]}, PLACE) == (
+        "Four.",
+        "Five.",
+    )
+    assert totto.references(record | {"references": []}, PLACE) == ("One.", "Two.")
+    assert totto.references({"target": " Three. "}, PLACE) == ("Three.",)
+    again = totto.prepared(record, PLACE)
+    assert totto.references(again, PLACE) == ("Three.", "One.", "Two.")
+
+
+@pytest.mark.parametrize(
+    "record, problem",
+    [
+        ({}, "has no sentence in 'target' nor in"),
+        ({"target": "One.", "references": [1]}, r"column 'references' is \[1\]; a text or a list"),
+        ({"target": "One.", "references": {"a": 1}}, "column 'references' is {'a': 1}; a text"),
+    ],
+)
+def test_rows_without_references(record, problem):
+    with pytest.raises(RowError, match=rf"totto\.jsonl:3: {problem}"):
+        totto.references(record, PLACE)
+
+
+def test_answers_are_scored_as_the_leaderboard_does():
+    sentence = totto.references(RECORD, PLACE)[0]
+    told = scored(totto, (RECORD, sentence))
+    assert list(told) == ["bleu", "chrf", "rouge_l", "parent"]
+    assert [told[name] for name in ("bleu", "chrf", "rouge_l")] == pytest.approx([100, 100, 1])
+    assert 0.5 < told["parent"] < 1  # neither answer nor reference tells of the career
+    assert scored(totto, (RECORD, "No."))["bleu"] == 0
+
+
+def test_parent_knows_the_whole_page_and_wants_what_is_highlighted():
+    record = RECORD | {"table_section_text": "Her youth|1999"}
+    titles = [("", "Ann Smith"), ("", "Career")]
+    cells = ["Season", "League", "Games", "Goals", "2003", "21", "4", "2004", "30", "12"]
+    whole = [*(("", cell) for cell in cells), *titles, ("", "Her youth-1999")]
+    expected = parent(lambda _: whole, None, lambda _: [("", "2004"), ("", "12"), *titles])
+    answers = ["In her youth Ann Smith had 12 goals", "Ann had 21 games in 2003", "youth-1999", ""]
+    rows = [Answered(each, totto.references(record, PLACE), record) for each in answers]
+    found = per_row(totto.METRICS, rows)["parent"]
+    assert found == per_row([expected], rows)["parent"] and len(set(found)) == len(answers)
+    # What the section's text says counts as told of.
+    without = [Answered(answers[0], rows[0].references, RECORD)]
+    assert per_row(totto.METRICS, without)["parent"][0] < found[0]
+
+
+def test_parent_of_cells_that_are_not_all_filled_in():
+    record = RECORD | {
+        "table": [[{"is_header": False}, {"value": 7}]],
+        "highlighted_cells": [[0, 1]],
+    }
+    assert totto.prefix(record, PLACE) and scored(totto, (record, "7"))["parent"] > 0

@@ -1,0 +1,104 @@
+"""PARENT (Dhingra et al. 2019): n-grams of a text, against references and the table it tells of.
+
+Of an answer G, a reference R and a table T of K values v, with w(g) the share of an n-gram's words
+that are among the values, and #(g) how often a text has it, the paper takes
+
+    precision of order n = sum_g [p + (1 - p) w(g)] #G(g) / sum_g #G(g),  p = min(1, #R(g) / #G(g))
+    recall of R, order n = sum_g min(#G(g), #R(g)) w(g) / sum_g #R(g) w(g)
+    recall of T          = 1/K sum_v LCS(v, G) / |v|
+    recall               = (geometric mean of recalls of R)^(1 - lambda) (recall of T)^lambda
+
+and F of this and the geometric mean of the precisions. What is 0 of it is treated as in the
+authors' released code, and so is F: the best over references, averaged over rows, 0 to 1.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxtune.metrics.metric import Answered, Metric, mean, references
+from jaxtune.metrics.sequences import longest_common, ngrams
+from jaxtune.metrics.words import mteval
+
+ORDERS = range(1, 5)
+SMALL = 1e-5  # for a recall of 0, and a precision of 0 of more than one word
+GUARD = 1e-8  # of the division in F
+
+Table = list[tuple[str, str]]  # attributes and their values
+Values = list[list[str]]  # the words of each
+
+
+def parent(
+    table_of: Callable[[Mapping[str, Any]], Table],
+    weight: float | None = 0.5,
+    told_of: Callable[[Mapping[str, Any]], Table] | None = None,
+) -> Metric:
+    """PARENT over a record's table; `told_of` is the part that ought to be told, if not all.
+
+    `weight` is lambda; None, as in ToTTo's evaluation, is the share of it that a reference omits.
+    """
+
+    def score(row: Answered) -> float:
+        known = {word for words in _values(table_of(row.record)) for word in words}
+        told = _values((told_of or table_of)(row.record))
+        answer = _words(row.answer)
+        return max(_f(answer, _words(each), known, told, weight) for each in references(row))
+
+    return mean("parent", score)
+
+
+def _words(text: str) -> list[str]:
+    return mteval(text.strip().lower())
+
+
+def _values(table: Table) -> Values:
+    return [words for _, value in table if (words := _words(value))]
+
+
+def _f(
+    answer: list[str], expected: list[str], known: set[str], told: Values, weight: float | None
+) -> float:
+    precision = _geometric([_precision(answer, expected, known, order) for order in ORDERS], 0.0)
+    recalls = [_recall(answer, expected, known, order) for order in ORDERS]
+    share = 1 - _mentioned(expected, told) if weight is None else weight
+    table = _mentioned(answer, told) or SMALL
+    recall = _geometric(recalls, SMALL) ** (1 - share) * table**share
+    return 2 * precision * recall / (precision + recall + GUARD)
+
+
+def _precision(answer: list[str], expected: list[str], known: set[str], order: int) -> float:
+    counts, others = ngrams(answer, order), ngrams(expected, order)
+    right = sum(
+        min(count, others[each]) + max(count - others[each], 0) * _entailed(each, known)
+        for each, count in counts.items()
+    )
+    return right / counts.total() if counts else 0.0
+
+
+def _recall(answer: list[str], expected: list[str], known: set[str], order: int) -> float:
+    """1 where the table entails nothing that the reference says."""
+    counts, others = ngrams(answer, order), ngrams(expected, order)
+    weights = Counter({each: count * _entailed(each, known) for each, count in others.items()})
+    right = sum(
+        weight * min(1, counts[each] / others[each]) for each, weight in weights.items() if weight
+    )
+    return right / weights.total() if weights.total() else 1.0
+
+
+def _entailed(ngram: Iterable[str], known: set[str]) -> float:
+    found = [word in known for word in ngram]
+    return sum(found) / len(found)
+
+
+def _mentioned(text: list[str], told: Values) -> float:
+    """How much of the values a text has, on average; 1 where there is none to tell."""
+    shares = [longest_common(value, text) / len(value) for value in told]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def _geometric(values: list[float], without: float) -> float:
+    """The geometric mean; `without` where not one word is right."""
+    if not values[0]:
+        return without
+    return math.exp(sum(math.log(each or SMALL) for each in values) / len(values))

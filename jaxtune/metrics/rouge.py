@@ -1,0 +1,26 @@
+"""ROUGE-L (Lin 2004) as Google's rouge-score computes it, without stemming, 0 to 1."""
+
+import re
+
+from jaxtune.metrics.metric import Answered, mean, references
+from jaxtune.metrics.sequences import longest_common
+
+WORD = re.compile(r"[a-z0-9]+")
+
+
+def _score(row: Answered) -> float:
+    """F of the longest common subsequence, with the best of several references."""
+    answer = _words(row.answer)
+    return max(_f(answer, _words(each)) for each in references(row))
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _f(answer: list[str], expected: list[str]) -> float:
+    common = longest_common(answer, expected)
+    return 2 * common / (len(answer) + len(expected)) if common else 0.0
+
+
+ROUGE_L = mean("rouge_l", _score)

@@ -1,0 +1,72 @@
+"""VQA accuracy (Antol et al. 2015), as the challenge's own evaluation computes it, 0 to 1."""
+
+import re
+
+from jaxtune.metrics.metric import Answered, mean, references
+
+AGREEING = 3  # people who gave an answer make it right
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = {name: str(number) for number, name in enumerate(NAMES)} | {"none": "0"}
+ARTICLES = {"a", "an", "the"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+GROUPED = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
+# Written as here where one apostrophe is left out, `couldnt've` and `couldn'tve` alike.
+CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+    haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+    might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+    shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+    someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+    what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+    why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    you've
+"""
+
+
+def _contractions() -> dict[str, str]:
+    found = {
+        word[:at] + word[at + 1 :]: word
+        for word in CONTRACTED.split()
+        for at, character in enumerate(word)
+        if character == "'"
+    }
+    return found | {"somebody'd": "somebodyd"}  # sic
+
+
+CONTRACTIONS = _contractions()
+
+
+def normalised(text: str) -> str:
+    """Without punctuation and articles, numbers up to ten as digits, contractions as written."""
+    grouped = GROUPED.search(text)
+    found = text
+    for mark in PUNCTUATION:
+        # Within a word a mark becomes a space, unless a number holds a comma: so the challenge's.
+        apart = grouped or f"{mark} " in text or f" {mark}" in text
+        found = found.replace(mark, "" if apart else " ")
+    words = (NUMBERS.get(word, word) for word in PERIOD.sub("", found).lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def _score(row: Answered) -> float:
+    """How right the answer is to all references but one, averaged over which one.
+
+    To be right takes three that agree with it, or all where fewer are left; of a lone reference,
+    which no other is left beside, it takes that one.
+    """
+    answer, expected = _spaced(row.answer), [_spaced(each) for each in references(row)]
+    if len(set(expected)) > 1:  # As the challenge's: what all agree on is taken to the letter.
+        answer, expected = normalised(answer), [normalised(each) for each in expected]
+    same = [each == answer for each in expected]
+    others = [sum(same) - each for each in same] if len(same) > 1 else same
+    needed = min(AGREEING, max(len(same) - 1, 1))
+    return sum(min(agreeing / needed, 1) for agreeing in others) / len(others)
+
+
+def _spaced(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+VQA = mean("vqa", _score)

@@ -1,0 +1,350 @@
+"""Plots as small SVG texts: guesses against the truth, and the error of every item by its size.
+
+They stand alone or within a page, several on one: no style, script, font or name of theirs reaches
+beyond them. The colours read on white and on black.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.etree import ElementTree
+
+INK = "#767676"  # 4.5 times as light as black, and white as it
+COLOURS = ("#1b9e77", "#e08e0b", "#d1495b", "#4c78c8", "#9467bd", "#767676")  # of kinds, in turn
+FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+SIZE, TITLE_SIZE = 12, 15  # of letters
+LETTER = 0.6 * SIZE  # how wide one is, or less
+TOP, RIGHT, BOTTOM = 62, 28, 50  # margins; that on the left is as wide as its labels
+SQUARE = 460  # the sides of a scatter's field
+WIDE, HIGH = 640, 300  # those of bars
+STRIP = 0.12  # of a logarithmic axis, for values that have no logarithm
+TICKS = 6  # about so many on an axis
+CROWD = 300  # points, above which they are drawn smaller
+EQUAL = 1e-9  # values that differ by less, relatively, are drawn as equal
+NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A guess beside the truth, of a kind that has a colour; the label is shown on pointing."""
+
+    truth: float
+    guess: float
+    kind: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One item's error, of a kind that has a colour; the label is shown on pointing."""
+
+    value: float
+    kind: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to shares of an axis's length."""
+
+    ticks: tuple[float, ...]
+    low: float
+    high: float
+    log: bool = False
+    strip: float = 0.0  # the share below `low`, for values that have no logarithm
+    negative: bool = False  # whether values below zero are among these
+
+    def __call__(self, value: float) -> float:
+        """Where a value lies: 0 is the beginning, 1 the end."""
+        if not self.log:
+            return (value - self.low) / (self.high - self.low)
+        if value <= 0:
+            return self.strip / 2
+        begin, end = math.log(self.low), math.log(self.high)
+        return self.strip + (1 - self.strip) * (math.log(value) - begin) / (end - begin)
+
+    def labels(self, text: Format) -> dict[float, str]:
+        """What stands at each tick."""
+        found = {tick: text(tick) for tick in self.ticks}
+        return found | {0.0: f"≤ {text(0.0)}"} if self.strip and self.negative else found
+
+
+def number(value: float) -> str:
+    """A number on an axis: `1,500`, `0.05`, `2e+09`."""
+    return f"{value:.4g}" if value and not 1e-4 <= abs(value) < 1e7 else f"{value:,.7g}"
+
+
+def scatter(
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_label: str = "truth",
+    y_label: str = "guess",
+    kinds: Sequence[str] = (),
+    log: bool = False,
+    text: Format = number,
+) -> str:
+    """Guesses against the truth on equal axes, the diagonal where both agree, as SVG.
+
+    `kinds` orders the legend and its colours; those it lacks follow. With `log`, values of zero and
+    less are drawn in a strip of their own.
+    """
+    values = [value for point in points for value in (point.truth, point.guess)]
+    _check(values)
+    axis = axis_of(values, log)
+    colours = _colours(points, kinds)
+    field = _Field(axis, axis, SQUARE, SQUARE, text)
+    svg = field.drawn(title, x_label, y_label, _legend(points, colours))
+    for tick, label in axis.labels(text).items():
+        field.line(svg, axis(tick), 0, axis(tick), 1, stroke_opacity=_strength(axis, tick))
+        field.below(svg, axis(tick), label)
+    field.line(svg, axis.strip, axis.strip, 1, 1, stroke_dasharray="5 4")
+    group = _add(svg, "g", fill_opacity=0.65)
+    radius = 4 if len(points) <= CROWD else 2.5
+    for point in points:
+        x, y = field.at(axis(point.truth), axis(point.guess))
+        dot = _add(group, "circle", cx=x, cy=y, r=radius, fill=colours[point.kind])
+        _tell(dot, point.label, f"{x_label} {text(point.truth)}, {y_label} {text(point.guess)}")
+    return _written(svg)
+
+
+def bars(
+    items: Sequence[Bar],
+    *,
+    title: str,
+    x_label: str = "items, from the smallest error to the largest",
+    y_label: str = "error",
+    kinds: Sequence[str] = (),
+    marks: Mapping[str, float] | None = None,
+    log: bool = False,
+    text: Format = number,
+) -> str:
+    """The error of every item as a bar, sorted by size, as SVG.
+
+    `marks` are values by name, such as the mean, drawn as lines across; for the rest see `scatter`.
+    """
+    marks = dict(marks or {})
+    items = sorted(items, key=lambda item: item.value)
+    sizes = [item.value for item in items]
+    _check(sizes)
+    values = [*sizes, *marks.values()]
+    _check(values)
+    if min(values) < 0:
+        raise ValueError(f"an error of {min(values)} to plot: its size, from 0, was expected")
+    axis = axis_of(values if log else [*values, 0.0], log)
+    colours = _colours(items, kinds)
+    ranks = Axis(_ranks(len(items)), 0, len(items))
+    field = _Field(ranks, axis, WIDE, HIGH, text)
+    svg = field.drawn(title, x_label, y_label, _legend(items, colours))
+    for rank in ranks.ticks:
+        field.below(svg, ranks(rank - 0.5), f"{rank:,}")
+    group = _add(svg, "g", fill_opacity=0.85)
+    for place, item in enumerate(items):
+        bar = field.bar(group, ranks(place), ranks(place + 1), axis(item.value))
+        bar.set("fill", colours[item.kind])
+        _tell(bar, item.label, text(item.value))
+    _draw_marks(svg, field, marks)
+    return _written(svg)
+
+
+def axis_of(values: Sequence[float], log: bool) -> Axis:
+    """An axis with round ticks that reaches over all values."""
+    if log:
+        positive = [value for value in values if value > 0] or [1.0]
+        strip = STRIP if min(values) <= 0 else 0.0
+        return _logarithmic(min(positive), max(positive), strip, min(values) < 0)
+    return _linear(min(values), max(values))
+
+
+def _linear(low: float, high: float) -> Axis:
+    """From zero if that is near."""
+    if low >= 0 and low <= high / 2:
+        low = 0.0
+    if high - low <= EQUAL * max(abs(low), abs(high)):
+        margin = abs(high) / 2 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / (TICKS - 1)
+    power = math.floor(math.log10(rough))
+    step = next(m for m in (1, 2, 5, 10) if m * 10.0**power >= rough * (1 - EQUAL))
+    # Divided by a whole power of ten, ticks are the nearest numbers to what is written.
+    unit = (lambda k: k * step * 10**power) if power >= 0 else (lambda k: k * step / 10**-power)
+    size = step * 10.0**power
+    first, last = math.floor(low / size + EQUAL), math.ceil(high / size - EQUAL)
+    ticks = tuple(float(unit(k)) for k in range(first, last + 1))
+    return Axis(ticks, ticks[0], ticks[-1])
+
+
+def _logarithmic(low: float, high: float, strip: float, negative: bool) -> Axis:
+    """Over 1, 2 and 5 times powers of ten, or where these would be many, over powers alone."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    rounds = [
+        m * 10.0**power if power >= 0 else m / 10.0**-power for power in powers for m in (1, 2, 5)
+    ]
+    begin = max(each for each in rounds if each <= low)
+    end = min(each for each in rounds if each >= high and each > begin)
+    ticks = [each for each in rounds if begin <= each <= end]
+    if len(ticks) > TICKS + 2:
+        decades = [each for each in ticks if rounds.index(each) % 3 == 0]
+        ticks = decades[:: math.ceil(len(decades) / (TICKS + 2))]
+    zero = (0.0,) if strip else ()
+    return Axis((*zero, *ticks), begin, end, True, strip, negative)
+
+
+def _ranks(count: int) -> tuple[int, ...]:
+    """The first item, and round ones after it."""
+    ticks = [int(tick) for tick in _linear(0, count).ticks if tick == int(tick)]
+    return (1, *(tick for tick in ticks if 1 < tick <= count))
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Where axes lie in a picture."""
+
+    x: Axis
+    y: Axis
+    width: int
+    height: int
+    text: Format
+    top: int = TOP
+
+    @property
+    def left(self) -> float:
+        """Room for the axis's title and labels."""
+        return 40 + LETTER * max(map(len, self.y.labels(self.text).values()))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place of two shares."""
+        return self.left + x * self.width, self.top + (1 - y) * self.height
+
+    def line(
+        self, parent: ElementTree.Element, x: float, y: float, to_x: float, to_y: float, **style
+    ) -> None:
+        """A line from one place to another, in shares."""
+        (x1, y1), (x2, y2) = self.at(x, y), self.at(to_x, to_y)
+        _add(parent, "line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=INK, **style)
+
+    def bar(
+        self, parent: ElementTree.Element, begin: float, end: float, share: float
+    ) -> ElementTree.Element:
+        """A bar from the axis up; an error of nothing is there to see, too."""
+        (x, y), (right, foot) = self.at(begin, share), self.at(end, 0)
+        gap = 1 if right - x > 4 else 0
+        height = max(foot - y, 1)
+        box = dict(x=x + gap / 2, y=foot - height, width=right - x - gap, height=height)
+        return _add(parent, "rect", **box)
+
+    def below(self, parent: ElementTree.Element, share: float, label: str) -> None:
+        """A label under the field."""
+        x, y = self.at(share, 0)
+        _add(parent, "text", label, x=x, y=y + 18, text_anchor="middle")
+
+    def drawn(
+        self, title: str, x_label: str, y_label: str, legend: Sequence[tuple[str, str]]
+    ) -> ElementTree.Element:
+        """The picture with titles, legend and the axis on the left, and room for the rest."""
+        width, height = round(self.left + self.width + RIGHT), self.top + self.height + BOTTOM
+        svg = ElementTree.Element("svg", _attributes(xmlns="http://www.w3.org/2000/svg"))
+        box = dict(viewBox=f"0 0 {width} {height}", width=width, height=height)
+        svg.attrib |= _attributes(**box, role="img", aria_label=_clean(title), fill=INK)
+        svg.attrib |= _attributes(font_family=FONT, font_size=SIZE)
+        weight = dict(font_size=TITLE_SIZE, font_weight=600)
+        _add(svg, "text", title, x=self.left, y=22, **weight)
+        _draw_legend(svg, self.left, 46, legend)
+        middle, down = self.left + self.width / 2, self.top + self.height / 2
+        _add(svg, "text", x_label, x=middle, y=height - 10, text_anchor="middle")
+        turned = f"translate(16 {_short(down)}) rotate(-90)"
+        _add(svg, "text", y_label, transform=turned, text_anchor="middle")
+        self._y_ticks(svg)
+        return svg
+
+    def _y_ticks(self, svg: ElementTree.Element) -> None:
+        for tick, label in self.y.labels(self.text).items():
+            x, y = self.at(0, self.y(tick))
+            strength = _strength(self.y, tick)
+            self.line(svg, 0, self.y(tick), 1, self.y(tick), stroke_opacity=strength)
+            _add(svg, "text", label, x=x - 8, y=y + SIZE / 3, text_anchor="end")
+
+
+def _strength(axis: Axis, tick: float) -> float:
+    """Of a tick's line: where an axis begins, and at zero on a logarithmic one, it is darker."""
+    return 0.6 if axis(tick) <= axis.strip / 2 else 0.22
+
+
+def _draw_marks(svg: ElementTree.Element, field: _Field, marks: Mapping[str, float]) -> None:
+    """Lines across, each with its name above it, on the left, where bars are low."""
+    last = math.inf
+    for name, value in sorted(marks.items(), key=lambda mark: mark[1]):
+        share = field.y(value)
+        field.line(svg, 0, share, 1, share, stroke_dasharray="5 4")
+        x, y = field.at(0, share)
+        last = min(y - 5, last - SIZE - 2)  # clear of the line, and of the name below
+        _add(svg, "text", f"{name} {field.text(value)}", x=x + 6, y=last)
+
+
+def _check(values: Sequence[float]) -> None:
+    if not values:
+        raise ValueError("there is nothing to plot")
+    odd = [value for value in values if not math.isfinite(value)]
+    if odd:
+        raise ValueError(f"{odd[0]} cannot be plotted: finite numbers were expected")
+
+
+def _colours(items: Iterable[Point | Bar], kinds: Sequence[str]) -> dict[str, str]:
+    """A colour for each kind: those of `kinds`, then others as they come."""
+    names = dict.fromkeys([*kinds, *(item.kind for item in items)])
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+
+
+def _legend(items: Sequence[Point | Bar], colours: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each kind with how many there are of it, and its colour."""
+    counts = {name: sum(item.kind == name for item in items) for name in colours}
+    return [(f"{name} ({counts[name]:,})", colours[name]) for name in colours if name]
+
+
+def _draw_legend(
+    svg: ElementTree.Element, x: float, y: float, legend: Sequence[tuple[str, str]]
+) -> None:
+    starts = [x]
+    for text, _ in legend:
+        starts.append(starts[-1] + LETTER * len(text) + 30)
+    for (text, colour), (start, _) in zip(legend, pairwise(starts), strict=True):
+        _add(svg, "circle", cx=start + 5, cy=y - 4, r=5, fill=colour)
+        _add(svg, "text", text, x=start + 15, y=y)
+
+
+def _tell(parent: ElementTree.Element, label: str, text: str) -> None:
+    """What is shown on pointing."""
+    _add(parent, "title", f"{label}: {text}" if label else text)
+
+
+def _add(
+    parent: ElementTree.Element, name: str, text: str | None = None, **attributes
+) -> ElementTree.Element:
+    added = ElementTree.SubElement(parent, name, _attributes(**attributes))
+    added.text = None if text is None else _clean(text)
+    return added
+
+
+def _attributes(**values: str | float) -> dict[str, str]:
+    """As SVG has them: `font_size` is font-size, and numbers are short."""
+    return {
+        name.replace("_", "-"): value if isinstance(value, str) else _short(value)
+        for name, value in values.items()
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _clean(text: str) -> str:
+    """Text without the characters that XML does not allow."""
+    return NOT_XML.sub("�", text)
+
+
+def _written(svg: ElementTree.Element) -> str:
+    return ElementTree.tostring(svg, encoding="unicode") + "\n"

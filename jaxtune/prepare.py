@@ -1,0 +1,145 @@
+"""Records as they were published become the JSON lines that a task reads.
+
+A task's module has `prepared(record, place)`, the columns it reads of a published record and those
+its answers are scored by. Rows are read, checked and written one at a time.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+from jaxtune import tasks
+from jaxtune.data.errors import DataError, RowError, Skipped, known
+from jaxtune.data.sources import Source, open_source
+
+SCRIPT = "Dataset scripts are no longer supported"  # how the datasets package says so
+CONVERTED = "refs/convert/parquet"  # the revision where the Hub keeps such a dataset as Parquet
+SUFFIXES = (".jsonl", ".ndjson", ".json")  # of what is read as JSON lines
+CHUNK = 256  # rows between two reports of progress
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file of rows, and what was left out of it."""
+
+    file: Path
+    rows: int
+    left_out: Skipped
+
+
+def prepare(
+    task: str,
+    source: str,
+    file: Path,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    subset: str | None = None,
+    rows: int | None = None,
+    overwrite: bool = False,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Prepared:
+    """Write the rows of a source as a task reads them, whole or not at all.
+
+    Rows that the task cannot write as text are left out and counted; where none is left, that is
+    an error. `rows` are how many of the source are read, and `tell` hears how many have been.
+    """
+    module = _task(task)
+    file = file.expanduser()
+    _refuse(file, overwrite)
+    found = _opened(source, split=split, revision=revision, subset=subset, limit=rows)
+    left_out = Skipped("skip")
+    with _new_file(file, overwrite) as out:
+        count = 0
+        for line in _lines(found, module, left_out, tell):
+            out.write(line)
+            count += 1
+        if not count:
+            first = left_out.first[0]
+            raise DataError(f"none of the {left_out.count:,} rows can be used; the first: {first}")
+    return Prepared(file, count, left_out)
+
+
+def _task(name: str) -> ModuleType:
+    ready = [each for each in tasks.names() if hasattr(tasks.find(each), "prepared")]
+    if name in tasks.names() and name not in ready:
+        raise ValueError(
+            f"task {name!r} reads its data as they are published, with nothing to prepare; those"
+            f" prepared are {', '.join(ready)}"
+        )
+    return tasks.find(known("task", name, ready))
+
+
+def _opened(source: str, **options: Any) -> Source:
+    try:
+        return open_source(source, **options)
+    except DataError as error:
+        if SCRIPT not in str(error) or options["revision"]:
+            raise
+        raise DataError(
+            f"{source}: this dataset is a script, which the datasets package runs no more; the Hub"
+            f" keeps it as Parquet under another revision: add --revision {CONVERTED}"
+        ) from None
+
+
+def _lines(
+    source: Source, task: ModuleType, left_out: Skipped, tell: Callable[[int, int], None]
+) -> Iterator[bytes]:
+    """The rows that can be used, each a line of JSON."""
+    for number in range(len(source)):
+        place = source.place(number)
+        try:
+            yield _line(task, source[number], place)
+        except RowError as error:
+            left_out.note(error)
+        except OSError as error:
+            raise DataError(f"{place}: cannot be read: {error.strerror or error}") from None
+        if not (number + 1) % CHUNK:
+            tell(number + 1, len(source))
+
+
+def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
+    """A row as it will be read again, and as the task can write it."""
+    row = task.prepared(record, place)
+    try:
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise RowError(place, f"cannot be written as JSON: {error}") from None
+    read = json.loads(line)
+    task.prefix(read, place)
+    task.suffix(read, place)
+    return line
+
+
+def _refuse(file: Path, overwrite: bool) -> None:
+    """Stop at a name that cannot be written, or must not be."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{file}: a name ending in {', '.join(SUFFIXES)} was expected")
+    if file.is_dir():
+        raise ValueError(f"{file}: is a directory; the name of a file was expected")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{file}: there is such a file already; --overwrite replaces it")
+
+
+@contextlib.contextmanager
+def _new_file(file: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """A file that gets its name when all of it is on the disk, and else leaves nothing behind."""
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        _refuse(file, overwrite)  # it may have come meanwhile
+        partial.replace(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,45 @@
+"""What to describe becomes its caption, in the manner of PaliGemma: `caption en`, then a line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.data.errors import RowError
+from jaxtune.metrics.bleu import BLEU4
+from jaxtune.metrics.cider import CIDER
+from jaxtune.metrics.rouge import ROUGE_L
+from jaxtune.tasks import texts
+
+PREFIX = "caption en"
+COLUMNS = {
+    "prefix": f"what to do; {PREFIX!r} where it is left out",
+    "suffix": "the caption",
+    "caption": "instead of suffix: the caption, or a list of captions",
+    "captions": "all captions that would do, the first learnt where there is no other column",
+}
+METRICS = (CIDER, BLEU4, ROUGE_L)
+ASK = "prefix"
+CAPTIONS = ("suffix", "caption", "captions")
+
+
+def prefix(record: Mapping[str, Any], place: str) -> str:
+    """What to do, on a line of its own."""
+    asked = texts(record, "prefix", place) or (PREFIX,)
+    return f"{asked[0]}\n"
+
+
+def suffix(record: Mapping[str, Any], place: str) -> str:
+    """The caption; of several the first."""
+    return _first_of(CAPTIONS, record, place)[0]
+
+
+def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """All captions."""
+    return _first_of(CAPTIONS[::-1], record, place)
+
+
+def _first_of(names: tuple[str, ...], record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """The texts of the first column that has any."""
+    found = [texts(record, name, place) for name in names]
+    if not any(found):
+        raise RowError(place, f"has no caption in {', '.join(map(repr, CAPTIONS))}")
+    return next(filter(None, found))

@@ -1,0 +1,49 @@
+"""A question becomes a short answer, in the manner of PaliGemma: `answer en`, and it, on a line."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.data.errors import RowError, column
+from jaxtune.metrics.exact import EXACT
+from jaxtune.metrics.vqa import VQA
+from jaxtune.tasks import short, texts
+
+COLUMNS = {
+    "question": "the question",
+    "answers": "those of several people, a list of texts or of records with an `answer`",
+    "answer": "instead of answers: the one there is",
+}
+METRICS = (VQA, EXACT)
+ASK = "question"
+PREFIX = "answer en {question}\n"
+
+
+def prefix(record: Mapping[str, Any], place: str) -> str:
+    """What to do, and the question."""
+    question = column(record, "question", place)
+    if not isinstance(question, str) or not question.strip():
+        raise RowError(place, f"column 'question' is {short(question)}; a question was expected")
+    return PREFIX.format(question=question.strip())
+
+
+def suffix(record: Mapping[str, Any], place: str) -> str:
+    """The answer that most gave; of equals the first."""
+    ((answer, _),) = Counter(references(record, place)).most_common(1)
+    return answer
+
+
+def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """All answers, one as often as it was given."""
+    given = {**record, "answers": _plain(record.get("answers"))}
+    found = texts(given, "answers", place) or texts(record, "answer", place)
+    if not found:
+        raise RowError(place, "has no answer in 'answers' nor in 'answer'")
+    return found
+
+
+def _plain(answers: Any) -> Any:
+    """Answers without what else the dataset's own files say of each."""
+    if not isinstance(answers, list | tuple):
+        return answers
+    return [each.get("answer") if isinstance(each, Mapping) else each for each in answers]
