@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxtune.checkpoint.adapter import load_adapter, save_adapter
     from jaxtune.checkpoint.export import save_merged
     from jaxtune.checkpoint.load import load
+    from jaxtune.decode import generate
     from jaxtune.lora import add_lora, merge
     from jaxtune.models.layout import arrange
     from jaxtune.optim import optimizer
@@ -22,6 +23,7 @@ __all__ = [
     "add_lora",
     "arrange",
     "eval_step",
+    "generate",
     "load",
     "load_adapter",
     "make_mesh",
@@ -37,6 +39,7 @@ _HOMES = {
     "add_lora": "jaxtune.lora",
     "arrange": "jaxtune.models.layout",
     "eval_step": "jaxtune.train",
+    "generate": "jaxtune.decode",
     "load": "jaxtune.checkpoint.load",
     "load_adapter": "jaxtune.checkpoint.adapter",
     "make_mesh": "jaxtune.sharding",

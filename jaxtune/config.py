@@ -282,6 +282,31 @@ class Eval:
         least=1,
         also="early_stopping early_stopping_patience",
     )
+    answers: int = about(
+        0, "answer the first so many rows, too, and score that as the task does", least=0
+    )
+
+
+@dataclass(frozen=True)
+class Generate:
+    """How rows are answered, in evaluations and by the generate command."""
+
+    max_new_tokens: int = about(64, "tokens of an answer at most", least=1)
+    temperature: float = about(
+        0.0, "0 takes the likeliest token; above, tokens are drawn by chance", least=0
+    )
+    top_k: int | None = about(None, "draw among the so many likeliest tokens", least=1)
+    top_p: float | None = about(
+        None, "draw among the likeliest tokens that together have this chance", above=0
+    )
+    min_p: float | None = about(
+        None, "draw among tokens with this share of the likeliest one's chance", least=0
+    )
+    repetition: float | None = about(
+        None, "a penalty of tokens that were there already", above=0, also="repetition_penalty"
+    )
+    stops: tuple[str, ...] = about((), "texts that end an answer, beside the end tokens")
+    batch: int = about(8, "rows answered at once", least=1)
 
 
 @dataclass(frozen=True)
@@ -293,7 +318,12 @@ class Checkpoint:
     )
     keep: int = about(2, "keep so many of the newest", least=1, also="save_total_limit")
     best: bool = about(
-        True, "keep that of the lowest evaluation loss too", also="load_best_model_at_end"
+        True, "keep the one that did best in evaluation too", also="load_best_model_at_end"
+    )
+    metric: str = about(
+        "",
+        "which metric of answers says what is best; empty: the loss",
+        also="metric_for_best_model",
     )
 
 
@@ -340,6 +370,7 @@ class Config:
     schedule: Schedule = Schedule()
     batch: Batch = Batch()
     eval: Eval = Eval()
+    generate: Generate = Generate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     mesh: Mesh = Mesh()
@@ -478,7 +509,12 @@ def _evaluation(config: Config) -> Conflicts:
             (*named, *held),
             "rows to evaluate come either from elsewhere or out of the training rows; keep one",
         )
-    elif named and (config.eval.source or train[0], config.eval.split or train[1]) == train:
+    if config.checkpoint.metric and not config.eval.answers:
+        yield (
+            ("checkpoint.metric", "eval.answers"),
+            "a metric of answers needs some: set eval.answers to a number of rows",
+        )
+    if named and (config.eval.source or train[0], config.eval.split or train[1]) == train:
         yield named, "these are the rows to train on; name others, or set eval.holdout instead"
     elif not named and not held:
         for key in SCHEMA.given(config, "eval.rows", "eval.patience"):

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune import banner, wiring
+from jaxtune import banner, evaluation, wiring
+from jaxtune.answering import Answerer
 from jaxtune.checkpoint.resume import Checkpoints
 from jaxtune.config import Config
 from jaxtune.data.loader import Loader, Step
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.evaluation import Question
 from jaxtune.journal import Journal, Silent
 from jaxtune.models.decoder import Decoder
 from jaxtune.optim import SCHEDULES, Optimizer
 from jaxtune.progress import Progress, duration
-from jaxtune.train import TrainState, eval_step, train_step
+from jaxtune.train import TrainState, train_step
 from jaxtune.workdir import Workdir
 
 EXPLODED = 3  # times the first loss, and worse than guessing: the run is lost
@@ -52,7 +55,8 @@ class Tally:
     seconds: float = 0.0
     first_loss: float | None = None
     before: float | None = None  # on rows set apart, before the first step
-    best_loss: float | None = None
+    best_loss: float | None = None  # of the evaluation with the best score
+    best_score: float | None = None
     best_step: int = 0
     worse: int = 0  # evaluations since the best
 
@@ -107,6 +111,8 @@ class Run:
     tally: Tally
     saved: int  # the step of the newest checkpoint
     export: Callable[[dict], Path]  # writes variables as the rest of the world reads them
+    tokenizer: Tokenizer
+    asked: Sequence[Question]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
 
     def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
@@ -115,6 +121,7 @@ class Run:
         if self.evaluator and self.done == 0:
             self.tally.before = self._evaluate(log)
             self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
+            self._answer(log)
         self.speed.start()
         while self.done < self.total and not self._hopeless:
             step = next(self.loader)
@@ -182,13 +189,14 @@ class Run:
         """Log, evaluate and save what is due."""
         if self._at(self.config.log.every):
             self._log(log, norm)
-        loss, better = None, False
+        score, better = None, False
         if self.evaluator and self._at(self.config.eval.every):
             loss = self._evaluate(log)
-            better = self._compare(loss)
+            score = self._score(loss, self._answer(log))
+            better = self._compare(loss, score)
         wanted = save or self._hopeless or self._at(self.config.checkpoint.every)
         if wanted or (better and self.config.checkpoint.best):
-            self._save(loss)
+            self._save(score)
         self.speed.start()
 
     def _settle(self, step: Step, metrics: Mapping) -> float:
@@ -263,32 +271,50 @@ class Run:
     def _evaluate(self, log: Journal | Silent) -> float:
         """The mean loss over the rows set apart for it."""
         self.progress.draw(f"step {self.done:,}: evaluating")
-        self.evaluator.restore({**self.evaluator.state(), "step": 0})
-        variables = self.state.variables
-        sums = [
-            eval_step(self.model, variables, self.place(step.batch, parts=False))
-            for step in self.evaluator
-        ]
-        total, weight = np.array(jax.device_get(sums), np.float64).sum(axis=0)
-        loss = float(total / weight)
+        loss = evaluation.loss(self.model, self.state.variables, self.evaluator, self.place)
         log.write(self.done, "eval", {"loss": loss}, {})
         return loss
 
-    def _compare(self, loss: float) -> bool:
+    def _answer(self, log: Journal | Silent) -> dict[str, float]:
+        """What the metrics of answers to held-out rows come to, if any are to be answered."""
+        if not self.asked:
+            return {}
+        config = self.config
+        answerer = Answerer(
+            self.model, self.state.variables, self.tokenizer, config.generate, config.seed
+        )
+        where = self.workdir.path / "eval" / f"step-{self.done:06}"
+        found, _ = evaluation.evaluate(answerer, self.asked, config, where, self.progress)
+        figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
+        log.write(self.done, "answers", figures, {})
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.say(f"step {self.done:,}: {len(self.asked):,} rows answered: {told}")
+        return figures
+
+    def _score(self, loss: float, figures: Mapping[str, float]) -> float:
+        """What is the lower the better: the loss, or the metric that the config names."""
+        wanted = self.config.checkpoint.metric
+        if not wanted:
+            return loss
+        higher = {each.name: each.higher for each in evaluation.metrics_of(self.config)}[wanted]
+        value = figures.get(wanted, -math.inf if higher else math.inf)
+        return -value if higher else value
+
+    def _compare(self, loss: float, score: float) -> bool:
         """Whether this is the best evaluation so far."""
         tally, best = self.tally, self.tally.best_loss
-        better = best is None or loss < best
+        better = tally.best_score is None or score < tally.best_score
         note = "" if best is None else f"; the best was {best:.4f} at step {tally.best_step:,}"
         self.progress.say(f"step {self.done:,}: held-out loss {loss:.4f}{note}")
         if better:
-            tally.best_loss, tally.best_step = loss, self.done
+            tally.best_loss, tally.best_score, tally.best_step = loss, score, self.done
         tally.worse = 0 if better else tally.worse + 1
         return better
 
-    def _save(self, loss: float | None) -> None:
+    def _save(self, score: float | None) -> None:
         if self.saved != self.done:
             position = {"loader": self.loader.state(), "tally": vars(self.tally)}
-            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, loss)
+            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
             self.saved = self.done
 
     def _leave(self, number: int) -> None:

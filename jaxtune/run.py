@@ -16,6 +16,9 @@ from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.resume import Checkpoints
 from jaxtune.config import Config
 from jaxtune.data.loader import Loader
+from jaxtune.data.prompts import Prompt
+from jaxtune.data.sources import first
+from jaxtune.evaluation import Question, metrics_of, questions
 from jaxtune.journal import journal
 from jaxtune.loop import Run, RunError, Tally
 from jaxtune.models.decoder import Decoder
@@ -53,7 +56,11 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
         directory = locate(config.model.path)
         mesh = wiring.mesh(config)
         place = wiring.placer(config, mesh)
-        loader, evaluator = _loaders(config, directory, workdir, place, progress, stack)
+        tokenizer = wiring.tokenizer(config, directory, workdir.started)
+        prompt = wiring.prompt(config, tokenizer)
+        loader, evaluator, asked = _loaders(
+            config, directory, workdir, place, prompt, progress, stack
+        )
         total = wiring.total_steps(config, loader)
         _tell(progress, banner.of_steps(config, loader, total, place))
         progress.draw(f"reading the weights of {config.model.path}")
@@ -81,6 +88,8 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
             done=done,
             tally=tally,
             saved=done,
+            tokenizer=tokenizer,
+            asked=asked,
             export=lambda variables: _export(config, directory, model, variables, start, workdir),
         )
 
@@ -90,12 +99,14 @@ def _loaders(
     directory: Path,
     workdir: Workdir,
     place: Placer,
+    prompt: Prompt,
     progress: Progress,
     stack: contextlib.ExitStack,
-) -> tuple[Loader, Loader | None]:
-    """The batches to train on, and those to evaluate on, once all rows have been read."""
-    tokenizer = wiring.tokenizer(config, directory, workdir.started)
-    prompt = wiring.prompt(config, tokenizer)
+) -> tuple[Loader, Loader | None, list[Question]]:
+    """The batches to train on and those to evaluate on, once all rows have been read.
+
+    And the rows to answer at each evaluation.
+    """
     depends = wiring.identity(config, directory, workdir.started)
     train, held = (
         source
@@ -109,7 +120,19 @@ def _loaders(
     )
     for each in filter(None, loaders):
         stack.callback(each.close)
-    return loaders
+    return *loaders, _questions(config, held, prompt)
+
+
+def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list[Question]:
+    metric = config.checkpoint.metric
+    known = [each.name for each in metrics_of(config)]
+    if metric and metric not in known:
+        raise ValueError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
+    if not config.eval.answers:
+        return []
+    if held is None:
+        raise ValueError("eval.answers: there are no rows to answer; set eval.source or its like")
+    return questions(config, first(held.source, config.eval.answers), prompt)
 
 
 def _checkpoints(config: Config, workdir: Workdir) -> Checkpoints:

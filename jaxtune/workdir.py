@@ -67,6 +67,12 @@ def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterato
         yield found
 
 
+def begun(path: Path) -> str:
+    """The date that the run in a directory began, or else today's: chat templates are told it."""
+    about = _read(path / RUN)
+    return about["started"] if about else datetime.date.today().isoformat()
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write a file of JSON whole or not at all."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

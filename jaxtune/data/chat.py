@@ -49,6 +49,11 @@ class ChatTemplate:
             blocks = _of_turns(blocks, asked, chosen)
         return text, self._ended(text, blocks)
 
+    def request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+        """The text of a conversation that ends where the assistant is asked to speak."""
+        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        return _blocks(self.write(messages, options, ask=True))[0]
+
     def write(
         self, messages: Sequence[Message], options: Mapping[str, Any], ask: bool = False
     ) -> str:

@@ -44,6 +44,10 @@ class Form(Protocol):
         """The record's tokens, BOS not among them unless the text writes it."""
         ...
 
+    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+        """The tokens that an answer is to follow, likewise; the record needs to hold none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Template:
@@ -68,9 +72,18 @@ class Template:
         fields = [*_fields(self.prefix), *_fields(self.suffix)]
         return list(dict.fromkeys(name for _, name, *_ in fields if name is not None))
 
+    @property
+    def asks(self) -> list[str]:
+        """The columns that are read, and not answered with."""
+        return list(dict.fromkeys(name for _, name, *_ in _fields(self.prefix) if name))
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
         _end(tokenizer, self.end)
+
+    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+        """The prefix."""
+        return tokenizer.encode(_filled(self.prefix, record, place, tokenizer), special=True)
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """The prefix, and the suffix with its end token."""
@@ -106,6 +119,12 @@ class Written:
         """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
         _end(tokenizer, self.end)
 
+    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+        """The prefix; a record may have the columns by either name."""
+        renamed = {known: record[theirs] for known, theirs in self.columns if theirs in record}
+        text = self.prefix({**record, **renamed}, place)
+        return tokenizer.encode(tokenizer.quote(text), special=True)
+
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """The prefix, and the suffix with its end token."""
         renamed = {known: column(record, theirs, place) for known, theirs in self.columns}
@@ -128,13 +147,20 @@ class Chat:
         if tokenizer.template is None:
             raise DataError("the tokenizer has no chat template; give one, or use a template form")
 
+    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+        """The conversation up to where the assistant is to speak."""
+        messages = column(record, self.messages, place)
+        return tokenizer.ask(messages, **self._told(record, place, tokenizer))
+
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """The conversation, the assistant's turns scored."""
         messages = column(record, self.messages, place)
-        options = dict(self.options)
-        if self.tools:
-            options["tools"] = tokenizer.quote(column(record, self.tools, place))
-        return tokenizer.chat(messages, turns=self.turns, **options)
+        return tokenizer.chat(messages, turns=self.turns, **self._told(record, place, tokenizer))
+
+    def _told(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The template's options for a record."""
+        tools = {"tools": tokenizer.quote(column(record, self.tools, place))} if self.tools else {}
+        return {**self.options, **tools}
 
 
 @dataclass(frozen=True)
@@ -172,6 +198,16 @@ class Prompt:
         tokens, scored, cut = tokens[keep], scored[keep], len(tokens) - len(keep)
         causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
         return Example(tokens, scored, causal, place, cut)
+
+    def asked(self, record: Mapping[str, Any], place: str) -> list[int]:
+        """The tokens that an answer is to follow, with BOS if it is wanted."""
+        try:
+            ids = self.form.asked(record, place, self.tokenizer)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise RowError(place, str(error)) from None
+        return self._joined([Span(ids, False)])[0].tolist()
 
     def _joined(self, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (int32[T]) and whether each is scored (bool[T]), with BOS if it is wanted."""

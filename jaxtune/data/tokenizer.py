@@ -156,6 +156,13 @@ class Tokenizer:
         runs = itertools.groupby(self._tokens(text, regions), lambda token: token[1])
         return [Span([number for number, _ in run], scored) for scored, run in runs]
 
+    def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """A conversation as the chat template writes it, up to where the assistant speaks."""
+        if self.template is None:
+            raise DataError("the tokenizer has no chat template; give one as `template`")
+        text = self.template.request(messages, options)
+        return [number for number, _ in self._tokens(text, [])]
+
     @property
     def _joins(self) -> bool:
         """Whether text after a special token is encoded as what continues a text."""

@@ -14,6 +14,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.models.attention import attend, soften
+from jaxtune.models.cache import KVCache, Stored
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from jaxtune.models.layout import Layout, arrange, lengths
 from jaxtune.models.rope import Rope, angles, rotate
@@ -66,6 +67,11 @@ class DecoderConfig:
         """The distinct kinds of layer, in order of first appearance."""
         return tuple(dict.fromkeys(self.layers))
 
+    @property
+    def switch(self) -> int | None:
+        """The tokens above which a row's angles are other ones, those of its first tokens too."""
+        return max((kind.rope.switch for kind in self.kinds if kind.rope.long), default=None)
+
 
 @struct.dataclass
 class Shared:
@@ -74,6 +80,8 @@ class Shared:
     layout: Layout
     cosine: jax.Array  # float32[U, B, T, R]
     sine: jax.Array
+    slot: jax.Array | None = None  # int32[], where tokens go in a cache
+    keys: Layout | None = None  # of a cache that tokens look at; None: they look at each other
     attention: str = struct.field(pytree_node=False, default="auto")
 
 
@@ -83,7 +91,9 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, kind: jax.Array, shared: Shared) -> jax.Array:  # [B, T, D]
+    def __call__(
+        self, x: jax.Array, stored: Stored | None, layer: jax.Array, kind: jax.Array, shared: Shared
+    ) -> tuple[jax.Array, Stored | None]:  # [B, T, D]
         config = self.config
         q = self._heads(x, "q", config.heads)
         k = self._heads(x, "k", config.kv_heads)
@@ -92,12 +102,17 @@ class Attention(nn.Module):
             q = RMSNorm(config.norm_epsilon, config.norm_offset, name="q_norm")(q)
             k = RMSNorm(config.norm_epsilon, config.norm_offset, name="k_norm")(k)
         cosine, sine = shared.cosine[kind], shared.sine[kind]
+        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        if stored is not None:
+            stored = stored.put(layer, shared.slot, k, v)
+        if shared.keys is not None:
+            k, v = stored.of(layer, x.dtype)
         attended = attend(
-            rotate(q, cosine, sine),
-            rotate(k, cosine, sine),
+            q,
+            k,
             v,
             shared.layout,
-            shared.layout,
+            shared.keys or shared.layout,
             kind=kind,
             windows=tuple(each.window for each in config.kinds),
             scale=config.query_scale,
@@ -105,7 +120,7 @@ class Attention(nn.Module):
             implementation=shared.attention,
         )
         joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)
-        return _named(Linear(config.width, config.out_bias, name="o")(joined))
+        return _named(Linear(config.width, config.out_bias, name="o")(joined)), stored
 
     def _heads(self, x: jax.Array, name: str, count: int) -> jax.Array:  # [B, T, count, H]
         size = self.config.head_size
@@ -133,11 +148,18 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, kind: jax.Array, shared: Shared) -> tuple[jax.Array, None]:
-        attended = Attention(self.config, name="attn")(self._norm("attn_norm", x), kind, shared)
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Stored | None],
+        place: tuple[jax.Array, jax.Array],  # the layer's number and kind
+        shared: Shared,
+    ) -> tuple[tuple[jax.Array, Stored | None], None]:
+        x, stored = carry
+        attention = Attention(self.config, name="attn")
+        attended, stored = attention(self._norm("attn_norm", x), stored, *place, shared)
         x = x + self._after("attn_post_norm", attended)
         mixed = Mlp(self.config, name="mlp")(self._norm("mlp_norm", x))
-        return x + self._after("mlp_post_norm", mixed), None
+        return (x + self._after("mlp_post_norm", mixed), stored), None
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_epsilon, self.config.norm_offset, name=name)(x)
@@ -200,15 +222,41 @@ class Decoder(nn.Module):
 
     def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
         """Embeddings through every layer and the final norm."""
+        return self._through(x, None, layout)[0]
+
+    def prefill(
+        self, x: jax.Array, layout: Layout, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
+        """The same, of tokens that begin their rows; an empty cache is told of them."""
+        x, stored = self._through(x, cache.stored, layout, slot=cache.slot)
+        return x, cache.noted(layout).replace(stored=stored)
+
+    def extend(
+        self, x: jax.Array, layout: Layout, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
+        """The same, of tokens that see those in a cache, which is told of them."""
+        noted = cache.noted(layout)
+        x, stored = self._through(x, cache.stored, layout, slot=cache.slot, keys=noted.layout)
+        return x, noted.replace(stored=stored)
+
+    def _through(
+        self,
+        x: jax.Array,
+        stored: Stored | None,
+        layout: Layout,
+        slot: jax.Array | None = None,
+        keys: Layout | None = None,
+    ) -> tuple[jax.Array, Stored | None]:
         config = self.config
         # Comparing every pair of tokens, for those models alone whose rope asks for it.
-        long = any(kind.rope.long for kind in config.kinds)
-        span = lengths(layout) if long else layout.position
+        span = layout.position if config.switch is None else lengths(layout)
         tables = [angles(kind.rope, layout.position, span) for kind in config.kinds]
         cosine, sine = (jnp.stack(table) for table in zip(*tables, strict=True))
+        shared = Shared(layout, cosine, sine, slot, keys, self.attention)
         kinds = jnp.asarray([config.kinds.index(kind) for kind in config.layers], jnp.int32)
-        x, _ = self.layers(x, kinds, Shared(layout, cosine, sine, self.attention))
-        return self.norm(x)
+        places = (jnp.arange(len(config.layers)), kinds)
+        (x, stored), _ = self.layers((x, stored), places, shared)
+        return self.norm(x), stored
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # float32[..., V]
         """Scores of every next token for hidden states of any leading shape."""

@@ -1,0 +1,101 @@
+"""Text in, text out: prompts through a model and back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtune import decode
+from jaxtune.config import Generate
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.models.decoder import Decoder
+
+TORN = "\ufffd"  # what the bytes of half a character decode to
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as text."""
+
+    text: str  # without what ended it
+    tokens: int
+    chance: float  # log-probability of all of it
+    ended: bool  # by itself, not for want of room
+    next: tuple[tuple[str, float], ...] = ()  # the likeliest first tokens, if asked for
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers prompts."""
+
+    model: Decoder
+    variables: Mapping
+    tokenizer: Tokenizer
+    settings: Generate
+    seed: int = 0
+
+    def replies(self, prompts: Sequence[Sequence[int]], likeliest: int = 0) -> list[Reply]:
+        """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
+        given = self.settings
+        answers = decode.answers(
+            self.model,
+            self.variables,
+            prompts,
+            given.max_new_tokens,
+            stops=self.tokenizer.stops,
+            seed=self.seed,
+            batch=given.batch,
+            finished=self._finished if given.stops else None,
+            **self._numbers,
+        )
+        first = self._next(prompts, likeliest) if likeliest else [()] * len(prompts)
+        return [
+            Reply(self.text(each.tokens), len(each.tokens), sum(each.chances), each.ended, chances)
+            for each, chances in zip(answers, first, strict=True)
+        ]
+
+    def stream(self, prompt: Sequence[int]) -> Iterator[str]:
+        """The text of an answer in the pieces in which it comes."""
+        said, tokens = "", []
+        for token in decode.stream(
+            self.model,
+            self.variables,
+            prompt,
+            self.settings.max_new_tokens,
+            stops=self.tokenizer.stops,
+            sampling=decode.Sampling.of(**self._numbers),
+            seed=self.seed,
+        ):
+            tokens.append(token)
+            text, over = self.text(tokens), bool(self.settings.stops) and self._finished(tokens)
+            if not text.endswith(TORN) or over:
+                yield text[len(said) :]
+                said = text
+            if over:
+                return
+        yield self.text(tokens)[len(said) :]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, up to what ends it."""
+        kept = [token for token in tokens if token not in self.tokenizer.stops]
+        text = self.tokenizer.decode(kept, continues=True)
+        ends = [at for stop in self.settings.stops if (at := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    @property
+    def _numbers(self) -> dict[str, float | None]:
+        given = self.settings
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition")
+        return {name: getattr(given, name) for name in names}
+
+    def _finished(self, tokens: Sequence[int]) -> bool:
+        text = self.tokenizer.decode(tokens, continues=True)
+        return any(stop in text for stop in self.settings.stops)
+
+    def _next(self, prompts: Sequence[Sequence[int]], count: int) -> list[tuple]:
+        count = min(count, self.model.config.vocabulary)
+        found = decode.next_tokens(
+            self.model, self.variables, prompts, count, batch=self.settings.batch
+        )
+        return [
+            tuple((self.tokenizer.decode([token], continues=True), chance) for token, chance in row)
+            for row in found
+        ]
