@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append")
     options = parser.parse_args()
     [device, *_] = devices(options.target)
-    print(f"{datetime.date.today()}, compiled for one {device.device_kind}")
+    print(f"{datetime.date.today()}, compiled for one {device.device_kind or options.target}")
     kept = [report(CASES[name], device) for name in options.case or CASES]
     sys.exit(not all(kept))
 

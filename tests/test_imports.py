@@ -198,7 +198,7 @@ ALLOWED = {
         "jaxtune.tokens",
         "jaxtune.workdir",
     },
-    "jaxtune.demo": {"jaxtune", *RUNNING, "jaxtune.run", "jaxtune.tasks"},
+    "jaxtune.demo": {*RUNNING, "jaxtune.judge", "jaxtune.run", "jaxtune.tasks"},
 }
 FAMILIES = "gemma|llama|qwen|phi|mistral"
 
