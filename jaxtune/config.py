@@ -41,6 +41,12 @@ class Model:
         "hold the layers' linear maps in 4 or 8 bits, or those that patterns over paths name",
         also="load_in_4bit load_in_8bit quantization bnb_4bit_quant_type",
     )
+    compute: Literal["auto", "float32", "bfloat16"] = about(
+        "auto",
+        "dtype of activations; auto is float32 where any weight is, and else bfloat16 where the "
+        "hardware has it",
+        also="bf16 fp16 mixed_precision",
+    )
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(
         "auto", "how it is computed; auto takes the machine's fused kernel wherever that can serve"
     )

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import tree
+from jaxtune.models import tables
 from jaxtune.models.attention import soften
 
 CHUNK_BYTES = 2**27  # of float32 logits at a time
-BLOCK = 4096  # the fewest tokens of a block; as many at a time suit a processor's cache
 TABLE = "params/embed/w"  # where the vectors are that a tied head scores with
 
 
@@ -66,7 +66,7 @@ def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
     if trainable or not model.config.tied or not isinstance(table, jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
         return partial(graded, model, trainable, frozen), model.config.vocabulary
-    blocks = _blocks(table)
+    blocks = tables.blocks(table)
     return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[0]
 
 
@@ -94,8 +94,7 @@ def _block_loss(
 
     def add(carry, number):
         highest, total, pull = carry
-        rows = jax.lax.dynamic_index_in_dim(blocks, number, 1, keepdims=False)
-        rows = rows.astype(hidden.dtype)
+        rows = tables.block(blocks, number, hidden.dtype)
         logits, slope = _softened(product("nd,wd->nw", hidden, rows), cap)
         top = jnp.maximum(highest, logits.max(-1))
         shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[:, None])
@@ -106,7 +105,7 @@ def _block_loss(
     # Made of `hidden`, the sums are split over devices as it is, and not as the table is.
     start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
     (highest, total, pull), _ = jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))
-    own = jnp.take(table, targets, axis=0).astype(hidden.dtype)
+    own = tables.rows(table, targets, hidden.dtype)
     picked, slope = _softened(product("nd,nd->n", hidden, own), cap)
     loss = jnp.sum(weights * (highest + jnp.log(total) - picked))
     to_hidden = weights[:, None] * (pull / total[:, None] - slope[:, None] * own)
@@ -116,14 +115,6 @@ def _block_loss(
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
     """Logits under the soft cap, and its slope there."""
     return jax.jvp(lambda given: soften(given, cap), (logits,), (jnp.ones_like(logits),))
-
-
-def _blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, V / W, D]
-    """A block is every so manieth token: one split over devices by tokens stays where it is."""
-    count = 1
-    while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
-        count *= 2
-    return table.reshape(-1, count, table.shape[-1])
 
 
 def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:

@@ -229,13 +229,23 @@ def placer(config: Config, mesh: Mesh) -> Placer:
 # Weights
 
 
-def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
-    """The checkpoint's model and its variables, with new adapters where the config wants them."""
+def base(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
+    """A checkpoint's model and its variables, held and computed as the config says."""
     given = config.model
     decoder, variables = load(
-        directory, given.dtype, given.quant, mesh=mesh, attention=given.attention
+        directory,
+        given.dtype,
+        given.quant,
+        mesh=mesh,
+        attention=given.attention,
+        compute=given.compute,
     )
-    decoder = decoder.clone(remat=given.remat)
+    return decoder.clone(remat=given.remat), variables
+
+
+def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
+    """The checkpoint's model and its variables, with new adapters where the config wants them."""
+    decoder, variables = base(config, directory, mesh)
     if config.trainable.kind == "lora":
         key = jax.random.key(config.seed)
         variables |= _adapted(config.trainable, mesh, variables["params"], key)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtune import loss
+from jaxtune.models import tables
 from jaxtune.models.decoder import Decoder
 from tests.marks import slow_after
 
@@ -45,7 +46,7 @@ CUTS = {  # fewest tokens of a block, and logits in memory at once
 def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
     model, table, *rest = problem
     fewest, logits = CUTS[cut]
-    monkeypatch.setattr(loss, "BLOCK", fewest)
+    monkeypatch.setattr(tables, "BLOCK", fewest)
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * logits)
 
     def cut_up(hidden, *others):
@@ -62,8 +63,8 @@ def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
 def test_logits_far_apart_neither_overflow_nor_vanish(problem, monkeypatch):
     """The highest logit comes in the last block, a hundred above what came before."""
     model, table, hidden, targets, _ = problem
-    monkeypatch.setattr(loss, "BLOCK", 3)
-    last = loss._blocks(table).shape[1] - 1
+    monkeypatch.setattr(tables, "BLOCK", 3)
+    last = tables.blocks(table).shape[1] - 1
     table = table.at[last].set(40 * hidden[0])
     rest = (hidden[:1], targets[:1], jnp.ones((1,)))
     got, slope = jax.value_and_grad(
@@ -77,7 +78,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish(problem, monkeypatch):
 
 def test_no_more_logits_than_a_block_holds(problem, monkeypatch):
     model, table, *rest = problem
-    monkeypatch.setattr(loss, "BLOCK", 3)
+    monkeypatch.setattr(tables, "BLOCK", 3)
     graded = jax.grad(
         lambda hidden: loss.cross_entropy(model, {}, {loss.TABLE: table}, hidden, *rest[1:])
     )

@@ -23,6 +23,7 @@ from jaxtune.models.decoder import Decoder, DecoderConfig
 from jaxtune.quant import abstract, is_quantized, kinds
 
 DTYPES = ("float32", "bfloat16", "float16")
+COMPUTE = ("auto", "float32", "bfloat16")  # never float16: Gemma's activations overflow it
 
 
 def load(
@@ -33,11 +34,13 @@ def load(
     mesh: Mesh | None = None,
     rules: tree.Rules | None = None,
     attention: str = "auto",
+    compute: str = "auto",
 ) -> tuple[Decoder, dict]:
     """A Flax model and its variables, from a checkpoint directory or a Hub repo id.
 
-    `dtype` is that of the weights, and "auto" keeps the stored ones; activations are float32 where
-    any weight is, and otherwise bfloat16 where the hardware has it. `quant` holds linear maps in 4
+    `dtype` is that of the weights, and "auto" keeps the stored ones; `compute` is that of the
+    activations: float32 where any weight is, and otherwise bfloat16 where the hardware has it, or
+    what is said. `quant` holds linear maps in 4
     or 8 bits: a kind ("nf4", "nf4-double", "int4", "int8") for all of them, or rules (pattern →
     kind or None); they are quantised as they are read. With a `mesh`, every leaf goes straight to
     the devices that `rules` (pattern → PartitionSpec) name, or `sharding.RULES`.
@@ -45,6 +48,8 @@ def load(
     dtype = known_dtype(dtype)
     if attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
+    if compute not in COMPUTE:
+        raise ValueError(f"compute {compute!r}: expected one of {', '.join(COMPUTE)}")
     described = describe(locate(source))
     with described.stored as stored:
         described = untied_if_stored_apart(described)
@@ -53,7 +58,7 @@ def load(
         plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
         model = Decoder(
             described.config,
-            activation_dtype(plain),
+            activation_dtype(plain) if compute == "auto" else jnp.dtype(compute),
             attention=attention,
             origin=str(described.directory.absolute()),
         )
@@ -61,6 +66,7 @@ def load(
             path: placing.place(stored, described.packed, pieces, held[path], where[path])
             for path, pieces in names.by_leaf(described.parts).items()
         }
+    placing.trim()
     return model, {"params": tree.unflatten(params)}
 
 

@@ -218,7 +218,7 @@ class Decoder(nn.Module):
         """Token embeddings as the first layer gets them."""
         # Models that scale were trained with the factor rounded to the activations' precision.
         scale = jnp.asarray(self.config.embed_scale, self.dtype)
-        return self.embedding(tokens).astype(self.dtype) * scale
+        return self.embedding(tokens, self.dtype) * scale
 
     def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
         """Embeddings through every layer and the final norm."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import quant
+from jaxtune.models import tables
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -48,13 +49,12 @@ class Embedding(nn.Module):
     def setup(self):
         self.w = self.variable("params", "w", _random(self, (self.vocabulary, self.width), 0.02))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:  # int32[...] -> [..., D]
-        return jnp.take(self.w.value, tokens, axis=0)
+    def __call__(self, tokens: jax.Array, dtype: Any) -> jax.Array:  # int32[...] -> [..., D]
+        return tables.rows(self.w.value, tokens, dtype)
 
     def score(self, x: jax.Array) -> jax.Array:  # [..., D] -> float32[..., V]
         """The product of `x` with every token's vector."""
-        w = self.w.value.astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=jnp.float32)
+        return tables.scores(x, self.w.value)
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,58 @@
+"""Parts of a bfloat16 table: the same numbers and gradients, and no float32 of the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune.models import tables
+
+RANDOM = np.random.default_rng(0)
+TABLE = jnp.asarray(RANDOM.standard_normal((2 * tables.BLOCK, 24)), jnp.bfloat16)
+INDEX = jnp.asarray([[0, 5, 8191], [7, 7, 4096]])
+X = jnp.asarray(RANDOM.standard_normal((3, 24)), jnp.float32)
+
+
+def wide(table):
+    return table.astype(jnp.float32)
+
+
+def test_rows_and_scores_are_those_of_the_table():
+    np.testing.assert_array_equal(tables.rows(TABLE, INDEX, jnp.float32), wide(TABLE)[INDEX])
+    assert tables.blocks(TABLE).shape == (tables.BLOCK, 2, 24)
+    # Sums of 24 products in another order.
+    np.testing.assert_allclose(tables.scores(X, TABLE), X @ wide(TABLE).T, atol=1e-5)
+    assert np.isnan(tables.rows(TABLE, jnp.asarray([len(TABLE)]), jnp.float32)).all()
+
+
+def test_gradients_are_those_of_the_table():
+    def ours(table, x):
+        return (tables.scores(x, table) ** 2).sum() + (
+            tables.rows(table, INDEX, x.dtype) ** 3
+        ).sum()
+
+    def plainly(table, x):
+        return ((x @ wide(table).T) ** 2).sum() + (wide(table)[INDEX] ** 3).sum()
+
+    for got, want in zip(*(jax.grad(f, (0, 1))(TABLE, X) for f in (ours, plainly)), strict=True):
+        got, want = wide(got), wide(want)
+        # Gradients of the table are rounded to bfloat16 before they are added.
+        assert np.linalg.norm(got - want) < 2**-8 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda table, x, index: tables.rows(table, index, jnp.float32).sum(),
+        lambda table, x, index: tables.scores(x, table).max(),
+    ],
+    ids=["rows", "scores"],
+)
+def test_nothing_of_the_table_s_size_is_made(part):
+    def looped(table, x, indices):
+        return jax.lax.map(lambda index: part(table, x, index), indices)
+
+    indices = jnp.stack([INDEX] * 4)
+    program = jax.jit(looped).lower(TABLE, X, indices).compile()
+    # A block in float32, logits, and little else; the table in float32 takes twice a block.
+    assert program.memory_analysis().temp_size_in_bytes < 1.6 * 4 * tables.BLOCK * 24
