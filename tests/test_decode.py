@@ -66,6 +66,7 @@ def test_greedy_answers_with_an_adapter_are_those_of_peft(pair, tmp_path):
     assert found != generate(made.model, made.variables, asked, NEW, stops=STOPS)
 
 
+@pytest.mark.slow
 def test_a_quantised_base_answers_as_its_plain_twin(base):
     model, variables = jaxtune.load(base, quant="nf4-double")
     plain = jaxtune.merge(jaxtune.add_lora(variables, rank=1, key=jax.random.key(0)))
@@ -90,6 +91,7 @@ def test_what_is_cached_changes_nothing(pair):
     np.testing.assert_allclose([each for _, each in first], np.sort(row)[::-1][:5], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_prompts_beside_them(pair):
     made = pair(NAME)
     asked = prompts(made, 5)
@@ -105,6 +107,7 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(pair):
     assert other != together[::2]
 
 
+@pytest.mark.slow
 def test_an_answer_may_be_finished_by_what_is_said_of_it(pair):
     made = pair(NAME)
     asked = prompts(made, 3)
@@ -164,6 +167,7 @@ def test_distributions_are_those_of_transformers(given):
     np.testing.assert_allclose(jax.nn.softmax(found), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_sampled_has_the_distribution_it_should(base):
     """Samples of one token over 512: chi-square beside its 99.9th percentile."""
     model, variables = jaxtune.load(base)
