@@ -1,14 +1,17 @@
 """Text in, text out: prompts through a model and back."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtune import decode
 from jaxtune.config import Generate
+from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.models.decoder import Decoder
 
 TORN = "\ufffd"  # what the bytes of half a character decode to
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies of characters write a byte of others
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ class Answerer:
     settings: Generate
     seed: int = 0
 
+    def check(self, prompt: Sequence[int], place: str) -> None:
+        """Refuse a prompt that leaves no room for its answer."""
+        context, new = self.model.config.context, self.settings.max_new_tokens
+        if len(prompt) + new > context:
+            raise TooLong(
+                place,
+                f"the prompt has {len(prompt):,} tokens, which with {new:,} new ones is more than "
+                f"the model's context of {context:,}; shorten it, or lower generate.max_new_tokens",
+            )
+
     def replies(self, prompts: Sequence[Sequence[int]], likeliest: int = 0) -> list[Reply]:
         """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
         given = self.settings
@@ -47,10 +60,7 @@ class Answerer:
             **self._numbers,
         )
         first = self._next(prompts, likeliest) if likeliest else [()] * len(prompts)
-        return [
-            Reply(self.text(each.tokens), len(each.tokens), sum(each.chances), each.ended, chances)
-            for each, chances in zip(answers, first, strict=True)
-        ]
+        return [self._reply(*each) for each in zip(answers, first, strict=True)]
 
     def stream(self, prompt: Sequence[int]) -> Iterator[str]:
         """The text of an answer in the pieces in which it comes."""
@@ -65,13 +75,14 @@ class Answerer:
             seed=self.seed,
         ):
             tokens.append(token)
-            text, over = self.text(tokens), bool(self.settings.stops) and self._finished(tokens)
-            if not text.endswith(TORN) or over:
+            if self._finished(tokens):
+                break
+            text = self._settled(tokens)
+            if len(text) > len(said):
                 yield text[len(said) :]
                 said = text
-            if over:
-                return
-        yield self.text(tokens)[len(said) :]
+        if rest := self.text(tokens)[len(said) :]:
+            yield rest
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of an answer, up to what ends it."""
@@ -86,9 +97,33 @@ class Answerer:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition")
         return {name: getattr(given, name) for name in names}
 
+    def _reply(self, answer: decode.Answer, following: tuple) -> Reply:
+        count = len(answer.tokens)
+        # It went on a few tokens after a stop, till it was looked at.
+        while count and self._finished(answer.tokens[: count - 1]):
+            count -= 1
+        chance = sum(answer.chances[:count])
+        return Reply(self.text(answer.tokens), count, chance, answer.ended, following)
+
     def _finished(self, tokens: Sequence[int]) -> bool:
+        if not self.settings.stops:
+            return False
         text = self.tokenizer.decode(tokens, continues=True)
         return any(stop in text for stop in self.settings.stops)
+
+    def _settled(self, tokens: Sequence[int]) -> str:
+        """What of an answer under way no further token changes; nothing while that is unknown."""
+        text = self.text(tokens)
+        # One byte that fits none makes all those around it, too, what no character is.
+        if text.endswith(TORN) or BYTE.fullmatch(self.tokenizer.piece(tokens[-1])):
+            return ""
+        begun = (
+            length
+            for stop in self.settings.stops
+            for length in range(1, len(stop))
+            if text.endswith(stop[:length])
+        )
+        return text[: len(text) - max(begun, default=0)]
 
     def _next(self, prompts: Sequence[Sequence[int]], count: int) -> list[tuple]:
         count = min(count, self.model.config.vocabulary)

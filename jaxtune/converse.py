@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxtune import wiring
 from jaxtune.answering import Answerer
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.load import load
 from jaxtune.config import Config
 from jaxtune.data.errors import DataError
 from jaxtune.data.prompts import Prompt
@@ -20,40 +20,51 @@ from jaxtune.workdir import begun, write_json
 BATCH = "answers.json"  # what is written where all prompts are known beforehand
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as it was given and as the model sees it."""
+
+    text: str
+    place: str
+    tokens: list[int]
+
+
+def prompting(config: Config, workdir: Path) -> Prompt:
+    """How a text becomes a prompt; no weight is read for it."""
+    tokenizer = wiring.tokenizer(config, locate(config.model.path), begun(workdir))
+    return wiring.prompt(config, tokenizer)
+
+
 def answerer(
-    config: Config, workdir: Path, adapter: str | None, base: bool
-) -> tuple[Answerer, Prompt]:
-    """The model that answers, and how a prompt is put to it."""
-    directory = locate(config.model.path)
+    config: Config, workdir: Path, prompt: Prompt, adapter: str | None, base: bool
+) -> Answerer:
+    """The model that answers."""
     tuned = None if base else tuned_at(workdir, adapter)
-    tokenizer = wiring.tokenizer(config, directory, begun(workdir))
-    prompt = wiring.prompt(config, tokenizer)
-    mesh, given = wiring.mesh(config), config.model
-    model, variables = load(
-        directory, given.dtype, given.quant, mesh=mesh, attention=given.attention
-    )
+    mesh = wiring.mesh(config)
+    model, variables = wiring.base(config, locate(config.model.path), mesh)
     if tuned is not None:
         model, variables = tuned_variables(config, model, variables, tuned, mesh)
-    return Answerer(model, variables, tokenizer, config.generate, config.seed), prompt
+    return Answerer(model, variables, prompt.tokenizer, config.generate, config.seed)
+
+
+def asked(config: Config, prompt: Prompt, text: str, place: str) -> Asked:
+    """A text as a prompt."""
+    return Asked(text, place, prompt.asked(recorded(config, prompt, text, place), place))
 
 
 def answer(
-    answerer: Answerer, prompt: Prompt, config: Config, texts: Iterable[str], say: Callable
-) -> list[dict[str, str]]:
-    """Answer one text after the other, as it comes, and show what came of it."""
-    found = []
-    for number, text in enumerate(texts):
-        record = recorded(config, prompt, text, f"prompt {number + 1}")
-        tokens = prompt.asked(record, f"prompt {number + 1}")
-        parts = []
-        for part in answerer.stream(tokens):
-            parts.append(part)
-            say(part)
-        whole = "".join(parts)
-        shown = getattr(task_of(config), "shown", None)
-        say("\n" + (f"{shown(whole, sys.stdout.isatty())}\n" if shown else ""))
-        found.append({"prompt": text, "answer": whole})
-    return found
+    answerer: Answerer, config: Config, asked: Asked, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Answer a prompt, and show what comes of it as it comes."""
+    answerer.check(asked.tokens, asked.place)
+    parts = []
+    for part in answerer.stream(asked.tokens):
+        parts.append(part)
+        say(part)
+    whole = "".join(parts)
+    shown = getattr(task_of(config), "shown", None)
+    say("\n" + (f"{shown(whole, sys.stdout.isatty())}\n" if shown else ""))
+    return {"prompt": asked.text, "answer": whole}
 
 
 def recorded(config: Config, prompt: Prompt, text: str, place: str) -> Mapping[str, Any]:
@@ -69,6 +80,8 @@ def recorded(config: Config, prompt: Prompt, text: str, place: str) -> Mapping[s
         return {config.data.messages: [{"role": "user", "content": text}]}
     task = task_of(config)
     columns = [getattr(task, "ASK", "")] if task else prompt.form.asks
+    if not columns:
+        raise DataError(f"{place}: data.prefix has no column that a text could fill; give {{}}")
     if len(columns) != 1 or not columns[0]:
         known = list(task.COLUMNS) if task else columns
         raise DataError(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtune import tasks
 from jaxtune.answering import Answerer, Reply
 from jaxtune.config import Config
-from jaxtune.data.errors import RowError, column
+from jaxtune.data.errors import RowError, TooLong, column
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Prompt
 from jaxtune.data.sources import Source
@@ -27,7 +27,7 @@ from jaxtune.train import eval_step
 from jaxtune.wiring import Placer
 from jaxtune.workdir import write_json, write_text
 
-CHUNK = 32  # rows answered between two writes
+CHUNK = 32  # rows answered between two writes, or as many batches as are in them
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"
 
 
@@ -54,14 +54,15 @@ def metrics_of(config: Config) -> tuple[Metric, ...]:
 
 
 def questions(config: Config, source: Source, prompt: Prompt) -> list[Question]:
-    """The rows of a source as a model is asked them; bad ones as the config's `bad_rows` says."""
+    """The rows of a source as a model is asked them; without those that a survey leaves out."""
     found = []
     for number in range(len(source)):
         place = source.place(number)
         try:
             found.append(_question(config, number, source[number], place, prompt))
-        except RowError:
-            if config.data.bad_rows == "fail":
+        except RowError as error:
+            long = isinstance(error, TooLong)
+            if (config.data.too_long if long else config.data.bad_rows) != "skip":
                 raise
     if not found:
         raise ValueError("there is no row to answer")
@@ -96,12 +97,18 @@ def evaluate(
     `about` says what the answers depend on: what a directory holds of the same is gone on with,
     and one of something else is refused. Without, it is begun anew.
     """
+    for question in asked:
+        answerer.check(question.prompt, question.place)
     done = _begun(directory, about) if about else _emptied(directory)
     likeliest = getattr(task_of(config), "NEXT", 0)
-    left = [question for question in asked if question.number not in done]
-    for start in range(0, len(left), CHUNK):
-        progress.draw(f"answered {len(done):,} of {len(asked):,} rows")
-        chunk = left[start : start + CHUNK]
+    batch = config.generate.batch
+    size = batch * max(1, CHUNK // batch)
+    for start in range(0, len(asked), size):
+        chunk = asked[start : start + size]
+        # The rows that are answered together tell in the last digit: they are the same ever again.
+        if all(question.number in done for question in chunk):
+            continue
+        progress.draw(f"answered {start:,} of {len(asked):,} rows")
         replies = answerer.replies([question.prompt for question in chunk], likeliest)
         lines = [_line(q, reply, answerer) for q, reply in zip(chunk, replies, strict=True)]
         with (directory / PARTIAL).open("a", encoding="utf-8") as file:
@@ -119,11 +126,12 @@ def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
         raise ValueError(f"{directory} holds answers of another model or other settings")
     write_json(held, about)
     file = directory / (WHOLE if (directory / WHOLE).is_file() else PARTIAL)
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]  # the last line may be torn
+    text = file.read_bytes() if file.is_file() else b""
+    whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn, within a character too
     if whole != text:
-        write_text(file, whole)
-    lines = map(json.loads, whole.splitlines())
+        write_text(file, whole.decode())
+    # Not splitlines: JSON leaves some of what that splits at as it is.
+    lines = map(json.loads, whole.split(b"\n")[:-1])
     return {line["row"]: line for line in lines}
 
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ from jaxtune import evaluation, wiring
 from jaxtune.answering import Answerer
 from jaxtune.checkpoint.adapter import load_adapter
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.load import load
 from jaxtune.config import Config
 from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.evaluation import Question
 from jaxtune.metrics import Answered, Metric, paired
-from jaxtune.metrics.intervals import Figure
+from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.decoder import Decoder
 from jaxtune.progress import Progress
 from jaxtune.terminal import grid
 from jaxtune.workdir import begun, write_json
+
+LESS = "tuned less base"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def judge(
     mesh = wiring.mesh(config)
     place = wiring.placer(config, mesh)
     found: dict[str, Verdict] = {}
-    for contender in _contenders(config, directory, mesh, exported, base):
+    about = _about(config, asked)
+    for contender in _contenders(config, directory, mesh, exported, base, about):
         progress.draw(f"{contender.name}: held-out loss")
         loader = wiring.evaluating(config, rows, place.share)
         loss = evaluation.loss(contender.model, contender.variables, loader, place)
@@ -83,7 +86,7 @@ def tuned_variables(
     """What a run has exported: an adapter on the base, or a whole model in its place."""
     if (tuned / "adapter_config.json").is_file():
         return model, load_adapter(model, base, tuned)
-    return load(tuned, config.model.dtype, mesh=mesh, attention=config.model.attention)
+    return wiring.base(replace(config, model=replace(config.model, quant=None)), tuned, mesh)
 
 
 def tuned_at(workdir: Path, adapter: str | None) -> Path:
@@ -99,22 +102,41 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     )
 
 
+def _about(config: Config, asked: Sequence[Question]) -> dict[str, Any]:
+    """What all answers depend on; not how many are asked at once, nor what the loss takes."""
+    rows = [(each.number, each.place, each.prompt, each.references) for each in asked]
+    generate = {name: value for name, value in vars(config.generate).items() if name != "batch"}
+    return {
+        "model": vars(config.model),
+        "generate": generate,
+        "seed": config.seed,
+        "task": config.data.task,
+        "rows": len(rows),
+        "asked": evaluation.digest(rows),
+    }
+
+
+def _files(directory: Path) -> list:
+    """What changes when weights do, wherever the directory is moved."""
+    return [[file.name, *stamp(file)[1:]] for file in sorted(directory.glob("*.safetensors"))]
+
+
 def _contenders(
-    config: Config, directory: Path, mesh: Any, tuned: Path | None, base: bool
+    config: Config,
+    directory: Path,
+    mesh: Any,
+    tuned: Path | None,
+    base: bool,
+    about: Mapping[str, Any],
 ) -> Iterator[Contender]:
     """One after the other: the base first, as the other stands on it."""
-    given = config.model
-    model, variables = load(
-        directory, given.dtype, given.quant, mesh=mesh, attention=given.attention
-    )
-    about = {"model": vars(given), "data": vars(config.data), "eval": vars(config.eval)}
-    about |= {"generate": vars(config.generate), "seed": config.seed}
+    model, variables = wiring.base(config, directory, mesh)
+    about = {**about, "base": _files(directory)}
     if base:
         yield Contender("base", model, variables, about)
     if tuned is not None:
         model, variables = tuned_variables(config, model, variables, tuned, mesh)
-        files = [stamp(file) for file in sorted(tuned.glob("*.safetensors"))]
-        yield Contender("tuned", model, variables, about | {"tuned": files})
+        yield Contender("tuned", model, variables, about | {"tuned": _files(tuned)})
 
 
 def _asked(
@@ -150,37 +172,45 @@ def _told(
         }
         for name, verdict in found.items()
     }
+    gained: dict[str, Difference] = {}
     if len(found) == 2:
         first, second = found.values()
-        both = paired(metrics, first.rows, second.rows)
+        gained = paired(metrics, first.rows, second.rows)
         content["tuned_less_base"] = {
             name: {**vars(each.difference), "intervals_overlap": each.overlap}
-            for name, each in both.items()
+            for name, each in gained.items()
         }
     write_json(workdir / "eval.json", content)
-    for line in _table(metrics, found):
+    for line in _table(metrics, found, gained):
         progress.say(line)
     progress.say(f"written to {workdir / 'eval.json'}; predictions and scores beside it")
     return content
 
 
-def _table(metrics: tuple[Metric, ...], found: dict[str, Verdict]) -> list[str]:
+def _table(
+    metrics: tuple[Metric, ...], found: dict[str, Verdict], gained: dict[str, Difference]
+) -> list[str]:
+    """A row for each figure: that of each model, and the difference where there are two."""
     better = {True: "higher is better", False: "lower is better"}
     rows = [
         {"": metric.name}
         | {name: _shown(verdict.figures[metric.name]) for name, verdict in found.items()}
+        | ({LESS: _shown(gained[metric.name].difference)} if gained else {})
         | {" ": better[metric.higher]}
         for metric in metrics
     ]
+    losses = [verdict.loss for verdict in found.values()]
     rows.append(
         {"": "held-out loss"}
         | {name: f"{verdict.loss:.4f}" for name, verdict in found.items()}
+        | ({LESS: f"{losses[1] - losses[0]:.4f}"} if gained else {})
         | {" ": better[False]}
     )
-    return grid(["", *found, " "], rows, list(found))
+    numbers = [*found, *([LESS] if gained else [])]
+    return grid(["", *numbers, " "], rows, numbers)
 
 
 def _shown(figure: Figure) -> str:
-    if figure.value is None:
+    if figure.value is None or figure.low is None:
         return "-"
     return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"

@@ -130,6 +130,11 @@ def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list
         raise ValueError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
     if not config.eval.answers:
         return []
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"eval.answers is {config.eval.answers}, and {jax.process_count()} processes run this: "
+            "one process answers; set eval.answers to 0, and after the run take the eval command"
+        )
     if held is None:
         raise ValueError("eval.answers: there are no rows to answer; set eval.source or its like")
     return questions(config, first(held.source, config.eval.answers), prompt)

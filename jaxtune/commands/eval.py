@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from jaxtune.commands import config_and_place, configured
+from jaxtune.commands import UsageError, config_and_place, configured
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -21,12 +21,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Evaluate, or go on with an evaluation that was interrupted."""
+    if options.base and options.adapter:
+        raise UsageError("--base asks the untuned base alone, which has no --adapter")
     config, workdir = config_and_place(options)
     from jaxtune.judge import judge
 
     judge(
         config,
-        workdir,
+        workdir.expanduser(),
         base=options.base or options.both,
         tuned=not options.base,
         adapter=options.adapter,

@@ -2,10 +2,12 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxtune.commands import config_and_place, configured
+
+TYPED = "the prompt"
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -28,33 +30,54 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Answer; without a prompt or file, what is typed, until the input ends."""
     config, workdir = config_and_place(options)
-    from jaxtune.converse import answer, answerer, kept
+    from jaxtune.converse import answer, answerer, asked, kept, prompting
 
-    # What may be wrong with prompts that are there already comes up before the weights are read.
-    texts = given(options)
-    ready, prompt = answerer(config, workdir, options.adapter, options.base)
-
-    def say(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    found = answer(ready, prompt, config, typed() if texts is None else texts, say)
-    if texts is not None:
-        print(f"written to {kept(workdir, found)}", file=sys.stderr)
+    workdir = workdir.expanduser()
+    prompt = prompting(config, workdir)
+    # What is wrong with prompts that are there already comes up before the weights are read.
+    questions = [asked(config, prompt, text, place) for place, text in given(options)]
+    ready = answerer(config, workdir, prompt, options.adapter, options.base)
+    for question in questions:
+        ready.check(question.tokens, question.place)
+    if not questions:
+        conversed(lambda text: answer(ready, config, asked(config, prompt, text, TYPED), say))
+        return 0
+    found = []
+    try:
+        for question in questions:
+            found.append(answer(ready, config, question, say))
+    finally:
+        if found:
+            print(f"written to {kept(workdir, found)}", file=sys.stderr)
     return 0
 
 
-def given(options: Namespace) -> list[str] | None:
-    """The prompts, if they are not to be typed."""
+def given(options: Namespace) -> list[tuple[str, str]]:
+    """The prompts and where they stand; none if they are to be typed."""
     if options.prompt is not None:
-        return [options.prompt]
+        return [("--prompt", options.prompt)]
     if options.file is None:
-        return None
-    lines = options.file.expanduser().read_text(encoding="utf-8").splitlines()
-    found = [line for line in lines if line.strip()]
+        return []
+    file = options.file.expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+    found = [(f"{file}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ValueError(f"{options.file} holds no prompt: a line each was expected")
+        raise ValueError(f"{file} holds no prompt: a line each was expected")
     return found
+
+
+def conversed(answer: Callable[[str], object]) -> None:
+    """Answer what is typed; on a terminal, what was mistyped ends nothing."""
+    for text in typed():
+        try:
+            answer(text)
+        except ValueError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f"error: {error}", file=sys.stderr)
 
 
 def typed() -> Iterator[str]:
@@ -67,3 +90,9 @@ def typed() -> Iterator[str]:
             return
         if text.strip():
             yield text
+
+
+def say(text: str) -> None:
+    """Print a part of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -279,3 +279,64 @@ def test_text_that_functions_write(tokenizer):
     assert example.tokens.tolist().count(gemma.eos) == 1 and example.tokens[-1] == gemma.eos
     with pytest.raises(RowError, match="has no column 'topic'"):
         make(gemma, form)({"theme": "x", "answer": "y"}, PLACE)
+
+
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": " First.\n"},
+        {"role": "user", "content": "<eos> two?"},
+        {"role": "assistant", "content": "Second."},
+    ]
+}
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        PROMPT,
+        Template("{description} <eos>", "{colors}"),
+        columns("description", "colors"),
+        Written(lambda record, place: f"{record['theme']}\n<eos>", lambda record, place: "blue",
+                columns=[("theme", "description")]),
+    ],
+)  # fmt: skip
+def test_what_is_asked_is_what_training_reads(tokenizer, kind, form):
+    prompt = make(tokenizer(kind), form)
+    for description in ("a calm sea", " two  words ", "naïve 😀\n", "<eos> é"):
+        record = RECORD | {"description": description}
+        example = prompt(record, PLACE)
+        before = example.tokens[: np.argmax(example.scored)].tolist()
+        assert prompt.asked(record, PLACE) == before
+        assert prompt.asked({"description": description}, PLACE) == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["gemma", "llama", "qwen", "generation", "phi", "mistral", "zephyr"]
+)
+def test_a_chat_is_asked_as_training_reads_it(tokenizer, kind):
+    prompt = make(tokenizer(kind), Chat())
+    messages = CHAT["messages"]
+    for count in (2, 4):
+        example = prompt({"messages": messages[:count]}, PLACE)
+        scored = np.flatnonzero(example.scored)
+        first = next(n for n in scored[::-1] if not example.scored[n - 1])
+        asked = prompt.asked({"messages": messages[: count - 1]}, PLACE)
+        assert asked == example.tokens[:first].tolist()
+
+
+def test_what_cannot_be_asked_is_named(tokenizer):
+    gemma = tokenizer("gemma")
+    with pytest.raises(RowError, match=r"^a.jsonl:7: has no column 'description'"):
+        make(gemma).asked({"colors": []}, PLACE)
+    with pytest.raises(RowError, match=r"^a.jsonl:7: message 1 has no role"):
+        make(gemma, Chat()).asked({"messages": [{"content": "a"}]}, PLACE)
+    with pytest.raises(RowError, match=r"^a.jsonl:7: the chat template refuses the conversation"):
+        make(gemma, Chat()).asked({"messages": CHAT["messages"][1:2]}, PLACE)
+
+
+def test_the_columns_that_a_prompt_asks_for():
+    form = Template("{a} {b:.2f} {a} {{c}}", "{d}")
+    assert (form.asks, form.columns) == (["a", "b"], ["a", "b", "d"])
+    assert columns("x", "y").asks == ["x"] and Template("fixed", "{d}").asks == []

@@ -1,0 +1,97 @@
+"""What an evaluation depends on, where it finds what was tuned, and what it tells."""
+
+import pytest
+
+from jaxtune import config as configs
+from jaxtune import evaluation, judge, wiring
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.metrics import Answered
+from jaxtune.metrics.exact import EXACT
+from jaxtune.metrics.intervals import Figure, paired, summarise
+from jaxtune.progress import Quiet
+
+
+@pytest.fixture(scope="module")
+def about(base, rows):
+    """`about(eval={…})` is what answers under these settings depend on."""
+
+    def about(**changes):
+        values = {"model": {"path": str(base)}, "data": {"source": str(rows)}}
+        for section, fields in changes.items():
+            values[section] = {**values.get(section, {}), **fields}
+        config = configs.parse(values)
+        prompt = wiring.prompt(config, Tokenizer.open(base))
+        _, held = wiring.sources(config)
+        return judge._about(config, evaluation.questions(config, held, prompt))
+
+    return about
+
+
+def test_what_answers_depend_on(about):
+    usual = about(eval={"holdout": 8})
+    assert usual["rows"] == 8
+    for same in (
+        {"eval": {"holdout": 8, "every": 7}},
+        {"eval": {"holdout": 8}, "generate": {"batch": 2}},
+        {"eval": {"holdout": 8}, "data": {"workers": 0}, "optim": {"lr": 1.0}},
+    ):
+        assert about(**same) == usual
+    others = [
+        about(eval={"holdout": 8, "rows": 7}),
+        about(eval={"holdout": 8}, generate={"max_new_tokens": 3}),
+        about(eval={"holdout": 8}, data={"prefix": "{prefix} "}),
+        about(eval={"holdout": 8}, data={"suffix": "{suffix}."}),
+        about(eval={"holdout": 8}, model={"quant": "int8"}),
+    ]
+    assert len({evaluation.digest(each) for each in [usual, *others]}) == 6
+
+
+def test_rows_that_change_are_other_rows(about, rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
+    given = {"data": {"source": str(tmp_path / "rows.jsonl")}, "eval": {"holdout": 8}}
+    before = about(**given)
+    assert about(**given) == before
+    (tmp_path / "rows.jsonl").write_text(rows.read_text().replace("#", "%"))
+    assert about(**given) != before
+
+
+def test_where_the_tuned_weights_are(tmp_path):
+    with pytest.raises(ValueError, match=r"export holds no adapter and no merged model: train f"):
+        judge.tuned_at(tmp_path, None)
+    (tmp_path / "export/merged").mkdir(parents=True)
+    assert judge.tuned_at(tmp_path, None) == tmp_path / "export/merged"
+    (tmp_path / "export/adapter").mkdir()
+    assert judge.tuned_at(tmp_path, None) == tmp_path / "export/adapter"
+    assert judge.tuned_at(tmp_path / "x", str(tmp_path / "export/merged")).name == "merged"
+
+
+def test_what_is_missing_is_said_before_anything_is_read(base, rows, tmp_path):
+    config = configs.parse({"model": {"path": str(base)}, "data": {"source": str(rows)}})
+    with pytest.raises(ValueError, match="export holds no adapter"):
+        judge.judge(config, tmp_path, progress=Quiet())
+    with pytest.raises(ValueError, match=r"no rows to evaluate on: set eval.source, eval.split or"):
+        judge.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+    with pytest.raises(ValueError, match=r"nowhere"):
+        judge.judge(config, tmp_path, adapter="./nowhere", progress=Quiet())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table(tmp_path):
+    first, second = (
+        [Answered(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
+    )
+    found = {
+        name: judge.Verdict(loss, summarise([EXACT], rows), rows, tmp_path)
+        for name, loss, rows in (("base", 2.5, first), ("tuned", 1.25, second))
+    }
+    lines = judge._table((EXACT,), found, paired([EXACT], first, second))
+    assert [line.split() for line in lines[::2]] == [
+        ["base", "tuned", "tuned", "less", "base"],
+        ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"],
+    ]
+    exact = lines[1]
+    assert exact.startswith("exact") and exact.endswith("higher is better")
+    assert "1 [1, 1]" in exact and exact.count("0.5 [0.3") == 2
+    (name, _, last) = judge._table((EXACT,), {"base": found["base"]}, {})
+    assert name.split() == ["base"] and last.split()[:3] == ["held-out", "loss", "2.5000"]
+    assert judge._shown(Figure(None, None, None)) == "-"
