@@ -527,4 +527,16 @@ def _evaluation(config: Config) -> Conflicts:
             yield (key,), "no rows to evaluate; set eval.source, eval.split or eval.holdout"
 
 
-CHECKS = (_length, _batch, _quantised, _mesh, _text_of_rows, _evaluation)
+def _answers(config: Config) -> Conflicts:
+    given = config.generate
+    if "" in given.stops:
+        yield ("generate.stops",), "found an empty text, which would end every answer at once"
+    drawn = SCHEMA.given(config, "generate.top_k", "generate.top_p", "generate.min_p")
+    if drawn and not given.temperature:
+        yield (
+            (*drawn, "generate.temperature"),
+            "nothing is drawn by chance at a temperature of 0; raise it, or leave these out",
+        )
+
+
+CHECKS = (_answers, _length, _batch, _quantised, _mesh, _text_of_rows, _evaluation)

@@ -304,7 +304,8 @@ class Run:
         """Whether this is the best evaluation so far."""
         tally, best = self.tally, self.tally.best_loss
         better = tally.best_score is None or score < tally.best_score
-        note = "" if best is None else f"; the best was {best:.4f} at step {tally.best_step:,}"
+        by = self.config.checkpoint.metric and f" by {self.config.checkpoint.metric}"
+        note = f"; the best{by} was {best:.4f} at step {tally.best_step:,}" if best else ""
         self.progress.say(f"step {self.done:,}: held-out loss {loss:.4f}{note}")
         if better:
             tally.best_loss, tally.best_score, tally.best_step = loss, score, self.done
