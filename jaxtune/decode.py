@@ -136,7 +136,7 @@ def answers(
     asked = [(tuple(prompt), number) for prompt in prompts for number in range(samples)]
     how = _How(tuple(stops), sampling, seed, finished)
     found: dict[int, Answer] = {}
-    for chosen in _batches([len(prompt) for prompt, _ in asked], batch):
+    for chosen in alike([len(prompt) for prompt, _ in asked], batch):
         rows, room = [asked[i] for i in chosen], [max_new_tokens] * len(chosen)
         found |= zip(chosen, _answered(model, variables, rows, room, how), strict=True)
     return [found[i] for i in range(len(asked))]
@@ -157,7 +157,7 @@ def stream(
     how = _How(tuple(stops), sampling, seed)
     prompt, room = tuple(prompt), max_new_tokens
     while room:
-        most = _before_switch(model, prompt, room)
+        most = before_switch(model, prompt, room)
         under_way = begin(model, variables, [(prompt, 0)], [most], how)
         for count in range(1, most + 1):
             under_way = proceed(model, variables, under_way, count)
@@ -179,8 +179,8 @@ def next_tokens(
     """The likeliest next tokens of each prompt with their probabilities; nothing is decoded."""
     check(model, prompts, 0)
     found = {}
-    for chosen in _batches(list(map(len, prompts)), batch):
-        rows = _rows(variables, [prompts[i] for i in chosen])
+    for chosen in alike(list(map(len, prompts)), batch):
+        rows = padded(variables, [prompts[i] for i in chosen])
         chances, tokens = map(np.asarray, _likeliest(model, count, variables, *rows))
         for row, i in enumerate(chosen):
             found[i] = list(zip(tokens[row].tolist(), chances[row].tolist(), strict=True))
@@ -233,7 +233,7 @@ def begin(
     how: _How,
 ) -> Answering:
     """Answers of one token each."""
-    tokens, length = _rows(variables, [prompt for prompt, _ in asked])
+    tokens, length = padded(variables, [prompt for prompt, _ in asked])
     numbers = [(zlib.crc32(np.int32(prompt).tobytes()), sample) for prompt, sample in asked]
     idle = tokens.shape[0] - len(asked)  # rows that fill the batch up
     return _begun(
@@ -268,7 +268,7 @@ def collected(under_way: Answering, rows: int) -> list[Answer]:
     return found
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+def alike(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Rows of about one length together."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     yield from (order[start : start + size] for start in range(0, len(order), size))
@@ -282,7 +282,7 @@ def _answered(
     how: _How,
 ) -> list[Answer]:
     """A batch of answers; those whose angles change on the way are gone on with anew from there."""
-    most = [_before_switch(model, *each) for each in zip([p for p, _ in asked], room, strict=True)]
+    most = [before_switch(model, *each) for each in zip([p for p, _ in asked], room, strict=True)]
     under_way = begin(model, variables, asked, most, how)
     found = _finished(model, variables, under_way, len(asked), how)
     cut = [i for i in range(len(asked)) if most[i] < room[i] and not found[i].ended]
@@ -313,7 +313,7 @@ def _finished(
             return [replace(answer, ended=answer.ended or ended) for answer, ended in told]
 
 
-def _before_switch(model: Decoder, prompt: Sequence[int], room: int) -> int:
+def before_switch(model: Decoder, prompt: Sequence[int], room: int) -> int:
     """The tokens that can follow a prompt before the angles of all tokens change."""
     switch = model.config.switch
     return room if switch is None or len(prompt) > switch else min(room, switch + 1 - len(prompt))
@@ -354,7 +354,7 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
     return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
 
 
-def _rows(
+def padded(
     variables: Mapping, prompts: Sequence[Sequence[int]]
 ) -> tuple[jax.Array, jax.Array]:  # int32[B, T], int32[B]
     """Prompts filled up to one of few shapes, and their lengths, on the devices of the weights."""
@@ -392,7 +392,7 @@ def _begun(
 ) -> Answering:
     rows, width = tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
-    logits, cache = _prefill(model, variables, tokens, length, cache)
+    logits, cache = prefill(model, variables, tokens, length, cache)
     seen = None
     if sampling.repetition is not None:
         within = jnp.where(jnp.arange(width) < length[:, None], tokens, logits.shape[-1])
@@ -414,7 +414,7 @@ def _begun(
     return _chosen(start, logits)
 
 
-def _prefill(
+def prefill(
     model: Decoder, variables: Mapping, tokens: jax.Array, length: jax.Array, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
     """The logits after each prompt."""
@@ -431,7 +431,7 @@ def _likeliest(
     model: Decoder, count: int, variables: Mapping, tokens: jax.Array, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:  # float32[B, count], int32[B, count]
     cache = KVCache.empty(model.config, *tokens.shape, model.dtype)
-    logits, _ = _prefill(model, variables, tokens, length, cache)
+    logits, _ = prefill(model, variables, tokens, length, cache)
     return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), count)
 
 
@@ -443,22 +443,27 @@ def _proceeded(
         return (state.count < until) & ~state.ended.all()
 
     def step(state: Answering) -> Answering:
-        logits, cache = _extended(model, variables, state)
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, 1, keepdims=False)
+        place = state.length + state.count - 1
+        logits, cache = extended(model, variables, state.cache, last, place)
         return _chosen(state.replace(cache=cache), logits)
 
     return jax.lax.while_loop(unfinished, step, under_way)
 
 
-def _extended(
-    model: Decoder, variables: Mapping, state: Answering
+def extended(
+    model: Decoder,
+    variables: Mapping,
+    cache: KVCache,  # of B rows
+    last: jax.Array,  # int32[B], tokens that it is yet to be told of
+    place: jax.Array,  # int32[B], where they stand in their rows
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
-    """The logits after the last token of each answer."""
-    last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=1)  # [B, 1]
-    position = state.length[:, None] + state.count - 1
-    order = jnp.broadcast_to(state.cache.slot, position.shape)  # after all that went before
+    """The logits after one token more in each row; below 0 is none, and its row says nothing."""
+    position = place[:, None]
+    order = jnp.broadcast_to(cache.slot, position.shape)  # after all that went before
     layout = Layout(position, jnp.zeros_like(position), order, whole=False, counted=False)
-    x = model.apply(variables, jnp.maximum(last, 0), method="embed")
-    hidden, cache = model.apply(variables, x, layout, state.cache, method="extend")
+    x = model.apply(variables, jnp.maximum(last, 0)[:, None], method="embed")
+    hidden, cache = model.apply(variables, x, layout, cache, method="extend")
     return model.apply(variables, hidden[:, 0], method="logits"), cache
 
 
@@ -469,7 +474,9 @@ def _chosen(state: Answering, logits: jax.Array) -> Answering:
     if state.sampling.temperature is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
         token = jax.vmap(jax.random.categorical)(keys, allowed).astype(jnp.int32)
-    chance = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
+    # Not by a log-softmax, which would be written out for the whole vocabulary.
+    chance = jnp.take_along_axis(logits, token[:, None], axis=-1)
+    chance -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     token = jnp.where(state.ended, -1, token)[:, None]
 
     def into(held, new):

@@ -141,6 +141,7 @@ ALLOWED = {
         "jaxtune.tree",
     },
     "jaxtune.decode": {"jaxtune.data.batches", "jaxtune.models", "jaxtune.sharding"},
+    "jaxtune.beams": {"jaxtune.data.batches", "jaxtune.decode", "jaxtune.models"},
     "jaxtune.answering": {"jaxtune.config", "jaxtune.data", "jaxtune.decode", "jaxtune.models"},
     "jaxtune.evaluation": {
         *RUNNING,
