@@ -114,7 +114,7 @@ def test_what_cannot_be_answered(options, changes, problem, config, failure):
     Path("bytes.txt").write_bytes(b"\xff\xfe")
     Path("prompts.txt").write_text("a sea\n\n{sea}\n")
     message = failure("generate", "--config", config(**changes), *options)
-    assert problem in message and message.count("\n") == 1
+    assert problem in message and message.count("\n") <= 2  # a config's problems have a title
     assert not Path("runs/x/answers.json").exists()
 
 
