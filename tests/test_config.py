@@ -550,3 +550,20 @@ def test_importing_it_imports_neither_jax_nor_ml_collections():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"jax", "ml_collections", "yaml", "numpy"} & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        (dict(generate=dict(top_k=3)), "generate.top_k"),
+        (dict(generate=dict(stops=[""])), "generate.stops"),
+        (dict(model=dict(quant="nf4"), trainable=dict(kind="full")), "trainable.kind"),
+        (dict(model=dict(quant="nf4"), trainable=dict(init="pissa")), "trainable.init"),
+        (dict(model=dict(quant=[(".*", "nf5")])), "model.quant"),
+    ],
+)
+def test_what_answers_and_quantised_bases_cannot_do(values, keys):
+    given = dict(data=dict(source="x.jsonl"), trainable=dict(targets="attention")) | values
+    given["model"] = dict(path="base") | given.get("model", {})
+    with pytest.raises(config.ConfigError, match=re.escape(keys)):
+        config.parse(given)
