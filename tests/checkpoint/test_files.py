@@ -1,12 +1,7 @@
 """checkpoint/files against the safetensors package, and against files that are damaged."""
 
-import errno
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import mmap
 import weakref
 from pathlib import Path
 
@@ -18,7 +13,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from jaxtune.checkpoint import files
+from jaxtune.checkpoint import files, writing
 from jaxtune.checkpoint.files import (
     CheckpointError,
     Safetensors,
@@ -157,16 +152,8 @@ def test_data_start_on_a_multiple_of_eight(tmp_path):
         assert Safetensors.open(path).tensors["w" * length].start % 8 == 0
 
 
-def test_blocks_are_small_and_complete(monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 100)
-    array = random_array((5, 12), np.float32).T
-    blocks = list(files._blocks(array))
-    assert [block.nbytes for block in blocks] == [100, 100, 40]
-    assert_same(np.concatenate(blocks), array)
-
-
 def test_transposed_arrays_are_written_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 100)  # 5 rows of 20 bytes
+    monkeypatch.setattr(writing, "BLOCK_BYTES", 100)  # 5 rows of 20 bytes
     arrays = {
         "matrix": random_array((5, 12), np.float32).T,
         "stack": random_array((7, 2, 3), np.int16).transpose(1, 2, 0),
@@ -245,7 +232,7 @@ def test_release_leaves_the_neighbours_alone(tmp_path, monkeypatch):
         checkpoint.release("b")
         ((_, first, length),) = calls
         info = checkpoint.tensors["b"]
-        page = files.mmap.PAGESIZE
+        page = mmap.PAGESIZE
         assert first % page == 0 and length % page == 0
         assert info.start <= first < info.start + page
         assert info.stop - page < first + length <= info.stop
@@ -558,218 +545,9 @@ def test_failure_leaves_no_half_written_shard(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def synced(monkeypatch):
-    """The inodes of everything that is brought to the disk."""
-    inodes = set()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: inodes.add(os.fstat(descriptor).st_ino))
-    return inodes
-
-
 def test_weights_are_on_the_disk_before_they_have_their_names(tmp_path, synced):
     sharded(tmp_path)
     assert synced == {path.stat().st_ino for path in tmp_path.iterdir()}
-
-
-# New directories
-
-HOST = socket.gethostname()
-CAPTURED = {"capture_output": True, "text": True, "check": True}
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
-
-def checkpoint(directory):
-    """What overwriting may replace, as far as it looks."""
-    directory.mkdir()
-    (directory / "config.json").write_text("old")
-    return directory
-
-
-def test_new_directory_appears_when_complete(tmp_path):
-    final = tmp_path / "deeper" / "export"
-    with new_directory(final) as partial:
-        assert partial == final.with_name(f".export.partial-{HOST}-{os.getpid()}")
-        (partial / "inner").mkdir()
-        (partial / "inner" / "config.json").write_text("{}")
-        assert not final.exists()
-    assert (final / "inner" / "config.json").read_text() == "{}"
-    assert names(final.parent) == ["export"]
-
-
-def test_new_directory_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
-    with new_directory(tmp_path / "export") as partial:
-        (partial / "inner").mkdir()
-        (partial / "inner" / "config.json").write_text("{}")
-    tree = [tmp_path, *tmp_path.rglob("*")]
-    assert len(tree) == 4
-    assert synced == {path.stat().st_ino for path in tree}
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_failure_leaves_everything_as_it_was(tmp_path, error, overwrite):
-    final = tmp_path / "export"
-    if overwrite:
-        checkpoint(final)
-    with pytest.raises(error), new_directory(final, overwrite) as partial:
-        (partial / "new").write_text("new")
-        raise error
-    assert names(tmp_path) == (["export"] if overwrite else [])
-    assert not overwrite or names(final) == ["config.json"]
-
-
-def test_killed_process_leaves_nothing_under_the_final_name(tmp_path):
-    script = (
-        "import os, signal, sys\n"
-        "from jaxtune.checkpoint.files import new_directory\n"
-        "with new_directory(sys.argv[1], overwrite=True) as partial:\n"
-        "    (partial / 'half').write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    final = checkpoint(tmp_path / "export")
-    root = Path(files.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script, str(final)], cwd=root, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert names(final) == ["config.json"]
-    assert [name.split("-")[0] for name in names(tmp_path)] == [".export.partial", "export"]
-
-
-def test_leftovers_of_a_killed_process_do_not_come_back(tmp_path):
-    leftover = tmp_path / f".export.partial-{HOST}-{os.getpid()}"
-    leftover.mkdir()
-    (leftover / "half").write_text("half")
-    with new_directory(tmp_path / "export") as partial:
-        (partial / "whole").write_text("whole")
-    assert names(tmp_path / "export") == ["whole"]
-
-
-def test_existing_directory_is_refused_before_any_work(tmp_path):
-    (tmp_path / "old").write_text("old")
-    with (
-        pytest.raises(CheckpointError, match=r"already exists and is not empty: .* overwrite=True"),
-        new_directory(tmp_path),
-    ):
-        pytest.fail("the block ran")
-    assert names(tmp_path) == ["old"]
-
-
-def test_directory_that_fills_meanwhile_is_kept(tmp_path):
-    final = tmp_path / "export"
-    with pytest.raises(CheckpointError, match="already exists"), new_directory(final) as partial:
-        (partial / "mine").write_text("mine")
-        final.mkdir()
-        (final / "theirs").write_text("theirs")
-    assert names(tmp_path) == ["export"]
-    assert names(final) == ["theirs"]
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (["thesis.tex"], "it has no config.json, but thesis.tex"),
-        (["config.json", "run-1/model.safetensors"], "it holds run-1"),
-        (["run-1/config.json"], "it holds run-1"),
-    ],
-)
-def test_only_a_checkpoint_is_overwritten(tmp_path, content, problem):
-    final = tmp_path / "export"
-    for name in content:
-        (final / name).parent.mkdir(parents=True, exist_ok=True)
-        (final / name).write_text("mine")
-    with (
-        pytest.raises(CheckpointError, match=rf"does not look like a checkpoint \({problem}\)"),
-        new_directory(final, overwrite=True),
-    ):
-        pytest.fail("the block ran")
-    assert all((final / name).read_text() == "mine" for name in content)
-
-
-def test_an_empty_directory_may_be_overwritten(tmp_path):
-    (tmp_path / "export").mkdir()
-    with new_directory(tmp_path / "export", overwrite=True) as partial:
-        (partial / "new").write_text("new")
-    assert names(tmp_path / "export") == ["new"]
-
-
-def test_leftovers_of_dead_processes_are_removed(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], **CAPTURED)
-    dead, alive = int(done.stdout), os.getppid()
-    kept = [
-        f".export.partial-{HOST}-{alive}",
-        f".export.partial-{HOST}-1",  # another user's, unless the tests run as root
-        f".export.partial-{HOST}-0",
-        f".export.partial-elsewhere-{dead}",  # of a process on another host
-        f".export.partial-{HOST}-99999999999999999999",
-        f".export.partial-{HOST}-notes",
-        f".exported.partial-{HOST}-{dead}",
-    ]
-    for name in (*kept, f".export.partial-{HOST}-{dead}"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "half").write_text("half")
-    with new_directory(tmp_path / "export"):
-        pass
-    assert names(tmp_path) == sorted([*kept, "export"])
-
-
-def test_empty_directory_is_filled(tmp_path):
-    (tmp_path / "export").mkdir()
-    with new_directory(tmp_path / "export") as partial:
-        (partial / "new").write_text("new")
-    assert names(tmp_path / "export") == ["new"]
-    assert names(tmp_path) == ["export"]
-
-
-def test_file_in_the_way(tmp_path):
-    (tmp_path / "export").write_text("a file")
-    for overwrite in (False, True):
-        with (
-            pytest.raises(CheckpointError, match="export is a file"),
-            new_directory(tmp_path / "export", overwrite),
-        ):
-            pytest.fail("the block ran")
-    with (
-        pytest.raises(CheckpointError, match="cannot be written"),
-        new_directory(tmp_path / "export" / "in"),
-    ):
-        pytest.fail("the block ran")
-
-
-def test_overwrite_keeps_the_old_one_until_the_new_one_is_complete(tmp_path):
-    final = checkpoint(tmp_path / "export")
-    with new_directory(final, overwrite=True) as partial:
-        (partial / "new").write_text("new")
-        assert names(final) == ["config.json"]
-    assert names(final) == ["new"]
-    assert names(tmp_path) == ["export"]
-
-
-def test_old_directory_comes_back_if_the_new_one_cannot_be_moved_in(tmp_path, monkeypatch):
-    final = checkpoint(tmp_path / "export")
-    rename = Path.rename
-
-    def fail_for_partial(self, target):
-        if ".partial-" in self.name:
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_partial)
-    with pytest.raises(OSError, match="Input/output"), new_directory(final, overwrite=True):
-        pass
-    assert names(tmp_path) == ["export"]
-    assert names(final) == ["config.json"]
-
-
-def test_link_to_a_directory_on_another_disk(tmp_path):
-    (tmp_path / "big_disk" / "export").mkdir(parents=True)
-    (tmp_path / "export").symlink_to(tmp_path / "big_disk" / "export")
-    with new_directory(tmp_path / "export") as partial:
-        assert partial.parent == tmp_path / "big_disk"
-        (partial / "new").write_text("new")
-    assert (tmp_path / "export").is_symlink()
-    assert names(tmp_path / "export") == ["new"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -783,29 +561,4 @@ def test_disk_full_while_writing_weights(tmp_path):
     ):
         (partial / "model.safetensors.partial").symlink_to("/dev/full")
         write(partial, arrays)
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_disk_full_while_writing_anything_else(tmp_path, code):
-    with (
-        pytest.raises(
-            CheckpointError, match=r"disk is full: more than [\d,]*5,000 bytes are needed"
-        ),
-        new_directory(tmp_path / "export") as partial,
-    ):
-        (partial / "tokenizer.json").write_bytes(bytes(5_000))
-        raise OSError(code, os.strerror(code))
-    assert names(tmp_path) == []
-
-
-def test_other_errors_are_not_called_a_full_disk(tmp_path):
-    def produce(name):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with (
-        pytest.raises(OSError, match="Input/output"),
-        new_directory(tmp_path / "export") as partial,
-    ):
-        write_sharded(partial, {"w": ((1,), np.int8)}, produce)
-    assert names(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
