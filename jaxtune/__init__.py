@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxtune.beams import beam_search
     from jaxtune.checkpoint.adapter import load_adapter, save_adapter
     from jaxtune.checkpoint.export import save_merged
     from jaxtune.checkpoint.load import load
@@ -22,6 +23,7 @@ __all__ = [
     "TrainState",
     "add_lora",
     "arrange",
+    "beam_search",
     "eval_step",
     "generate",
     "load",
@@ -38,6 +40,7 @@ _HOMES = {
     "TrainState": "jaxtune.train",
     "add_lora": "jaxtune.lora",
     "arrange": "jaxtune.models.layout",
+    "beam_search": "jaxtune.beams",
     "eval_step": "jaxtune.train",
     "generate": "jaxtune.decode",
     "load": "jaxtune.checkpoint.load",

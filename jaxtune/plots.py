@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from xml.etree import ElementTree
 
 INK = "#767676"  # 4.5 times as light as black, and white as it
@@ -85,17 +85,19 @@ def scatter(
     x_label: str = "truth",
     y_label: str = "guess",
     kinds: Sequence[str] = (),
+    reach: Sequence[float] = (),
     log: bool = False,
     text: Format = number,
 ) -> str:
     """Guesses against the truth on equal axes, the diagonal where both agree, as SVG.
 
-    `kinds` orders the legend and its colours; those it lacks follow. With `log`, values of zero and
-    less are drawn in a strip of their own.
+    `kinds` orders the legend and its colours; those it lacks follow. The axes reach over the values
+    in `reach` too. With `log`, values of zero and less are drawn in a strip of their own.
     """
     values = [value for point in points for value in (point.truth, point.guess)]
     _check(values)
-    axis = axis_of(values, log)
+    _check([*values, *reach])
+    axis = axis_of([*values, *reach], log)
     colours = _colours(points, kinds)
     field = _Field(axis, axis, SQUARE, SQUARE, text)
     svg = field.drawn(title, x_label, y_label, _legend(points, colours))
@@ -120,6 +122,7 @@ def bars(
     y_label: str = "error",
     kinds: Sequence[str] = (),
     marks: Mapping[str, float] | None = None,
+    reach: Sequence[float] = (),
     log: bool = False,
     text: Format = number,
 ) -> str:
@@ -131,7 +134,7 @@ def bars(
     items = sorted(items, key=lambda item: item.value)
     sizes = [item.value for item in items]
     _check(sizes)
-    values = [*sizes, *marks.values()]
+    values = [*sizes, *marks.values(), *reach]
     _check(values)
     if min(values) < 0:
         raise ValueError(f"an error of {min(values)} to plot: its size, from 0, was expected")
@@ -246,7 +249,8 @@ class _Field:
         self, title: str, x_label: str, y_label: str, legend: Sequence[tuple[str, str]]
     ) -> ElementTree.Element:
         """The picture with titles, legend and the axis on the left, and room for the rest."""
-        width, height = round(self.left + self.width + RIGHT), self.top + self.height + BOTTOM
+        right = max(self.left + self.width, *_legend_starts(self.left, legend))
+        width, height = round(right + RIGHT), self.top + self.height + BOTTOM
         svg = ElementTree.Element("svg", _attributes(xmlns="http://www.w3.org/2000/svg"))
         box = dict(viewBox=f"0 0 {width} {height}", width=width, height=height)
         svg.attrib |= _attributes(**box, role="img", aria_label=_clean(title), fill=INK)
@@ -305,13 +309,15 @@ def _legend(items: Sequence[Point | Bar], colours: Mapping[str, str]) -> list[tu
     return [(f"{name} ({counts[name]:,})", colours[name]) for name in colours if name]
 
 
+def _legend_starts(x: float, legend: Sequence[tuple[str, str]]) -> list[float]:
+    """Where each entry of a legend begins, and where another would."""
+    return list(accumulate((LETTER * len(text) + 30 for text, _ in legend), initial=x))
+
+
 def _draw_legend(
     svg: ElementTree.Element, x: float, y: float, legend: Sequence[tuple[str, str]]
 ) -> None:
-    starts = [x]
-    for text, _ in legend:
-        starts.append(starts[-1] + LETTER * len(text) + 30)
-    for (text, colour), (start, _) in zip(legend, pairwise(starts), strict=True):
+    for (text, colour), (start, _) in zip(legend, pairwise(_legend_starts(x, legend)), strict=True):
         _add(svg, "circle", cx=start + 5, cy=y - 4, r=5, fill=colour)
         _add(svg, "text", text, x=start + 15, y=y)
 

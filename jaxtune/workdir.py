@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -42,17 +42,24 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterator[Workdir]:
-    """A directory for a config's run: made, or gone on with if it holds one of that config."""
-    path = path.expanduser()
+def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
+    """A directory, made, that one at a time is at work in; others of it do not `take` it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("a") if jax.process_index() == 0 else None
+        lock = (path / LOCK).open("a") if take else None
     except OSError as error:
         raise _unwritable(path, error) from None
     with lock or contextlib.nullcontext():
         if lock:
-            _take(lock, path)
+            _take(lock, path, what)
+        yield
+
+
+@contextlib.contextmanager
+def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterator[Workdir]:
+    """A directory for a config's run: made, or gone on with if it holds one of that config."""
+    path = path.expanduser()
+    with locked(path, "run", take=jax.process_index() == 0):
         changes = _changes(path, config)
         told = [line for line in changes if not line.startswith(FREE)]
         if told and not accept_changes:
@@ -97,12 +104,12 @@ def _unwritable(path: Path, error: OSError) -> WorkdirError:
     )
 
 
-def _take(lock: Any, path: Path) -> None:
+def _take(lock: TextIO, path: Path, what: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkdirError(
-            f"another run is at work in {path}; wait for it, or name another --workdir"
+            f"another {what} is at work in {path}; wait for it, or name another --workdir"
         ) from None
 
 

@@ -1,5 +1,9 @@
 """What an evaluation depends on, where it finds what was tuned, and what it tells."""
 
+import hashlib
+import math
+import os
+
 import pytest
 
 from jaxtune import config as configs
@@ -9,6 +13,7 @@ from jaxtune.metrics import Answered
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
 from jaxtune.progress import Quiet
+from jaxtune.workdir import WorkdirError, locked
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +86,62 @@ def test_the_table(tmp_path):
         [Answered(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
     )
     found = {
-        name: judge.Verdict(loss, summarise([EXACT], rows), rows, tmp_path)
+        name: judge.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
         for name, loss, rows in (("base", 2.5, first), ("tuned", 1.25, second))
     }
     lines = judge._table((EXACT,), found, paired([EXACT], first, second))
-    assert [line.split() for line in lines[::2]] == [
-        ["base", "tuned", "tuned", "less", "base"],
-        ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"],
-    ]
+    header, _, loss, perplexity = (line.split() for line in lines)
+    assert header == ["base", "tuned", "tuned", "less", "base"]
+    assert loss == ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"]
+    assert perplexity == ["perplexity", "12.18", "3.49", "-8.692", "lower", "is", "better"]
     exact = lines[1]
     assert exact.startswith("exact") and exact.endswith("higher is better")
     assert "1 [1, 1]" in exact and exact.count("0.5 [0.3") == 2
-    (name, _, last) = judge._table((EXACT,), {"base": found["base"]}, {})
-    assert name.split() == ["base"] and last.split()[:3] == ["held-out", "loss", "2.5000"]
+    (name, _, loss, last) = judge._table((EXACT,), {"base": found["base"]}, {})
+    assert name.split() == ["base"] and loss.split()[:3] == ["held-out", "loss", "2.5000"]
+    assert last.split()[:2] == ["perplexity", "12.18"]
     assert judge._shown(Figure(None, None, None)) == "-"
+
+
+@pytest.mark.parametrize("loss", [710.0, math.inf, math.nan])
+def test_a_loss_without_a_perplexity(loss, tmp_path):
+    rows = [Answered("a", ("a",), {})]
+    verdict = judge.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+    assert judge._content(verdict, [])["perplexity"] is None
+    (*_, last) = judge._table((EXACT,), {"base": verdict}, {})
+    assert last.split()[:2] == ["perplexity", "nan" if math.isnan(loss) else "inf"]
+
+
+def test_weights_are_told_apart_by_their_content(tmp_path):
+    def written(directory, weights=b"1", scale=8):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        (tmp_path / directory / "adapter_model.safetensors").write_bytes(weights)
+        (tmp_path / directory / "adapter_config.json").write_text(f'{{"lora_alpha": {scale}}}')
+        return judge._files(tmp_path / directory)
+
+    usual = written("a")
+    assert [name for name, _ in usual] == ["adapter_config.json", "adapter_model.safetensors"]
+    os.utime(tmp_path / "a/adapter_model.safetensors", ns=(1, 1))
+    assert judge._files(tmp_path / "a") == written("b") == written("a") == usual
+    assert len({str(each) for each in (usual, written("a", b"2"), written("a", scale=16))}) == 3
+    alone = judge._files(tmp_path / "b/adapter_model.safetensors")
+    assert alone == usual[1:]
+
+
+def test_in_the_hubs_cache_the_content_is_the_name(tmp_path):
+    content = b"weights"
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    for directory in ("blobs", "snapshot", "copy"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "snapshot/model.safetensors").symlink_to(blob)
+    (tmp_path / "copy/model.safetensors").write_bytes(content)
+    blob.touch()  # which is not read
+    assert judge._files(tmp_path / "snapshot") == judge._files(tmp_path / "copy")
+
+
+def test_one_evaluation_at_a_time(base, rows, tmp_path):
+    given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
+    config = configs.parse({"model": {"path": str(base)}, **given})
+    with locked(tmp_path / "eval", "eval"), pytest.raises(WorkdirError, match="another eval is at"):
+        judge.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+    assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]

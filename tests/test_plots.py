@@ -104,6 +104,28 @@ def test_points_lie_within_the_field(values, log):
     assert all(0 < float(each.get("y")) < height for each in places)
 
 
+def test_axes_reach_over_what_is_to_be_compared():
+    points = [Point(10, 20), Point(30, 5)]
+    other = scatter([*points, Point(700, 90)], title="Prices", log=True)
+    svg = scatter(points, title="Prices", log=True, reach=(700, 90))
+    assert dots(svg) == dots(other)[:2] != dots(scatter(points, title="Prices", log=True))
+    heights = [
+        [each.get("height") for each in parts(bars(items, title="Errors", reach=reach), "rect")]
+        for items, reach in (([Bar(3), Bar(5)], (80,)), ([Bar(3), Bar(5), Bar(80)], ()))
+    ]
+    assert heights[0] == heights[1][:2]
+    with pytest.raises(ValueError, match="nan cannot be plotted"):
+        scatter(points, title="Prices", reach=(math.nan,))
+
+
+def test_a_legend_wider_than_the_field_has_its_room():
+    kinds = [f"kind {number} of a long name indeed" for number in range(5)]
+    svg = scatter([Point(1, 2, kind) for kind in kinds], title="Prices")
+    last = next(each for each in parts(svg, "text") if each.text == f"{kinds[-1]} (1)")
+    width = float(ElementTree.fromstring(svg).get("width"))
+    assert float(last.get("x")) + plots.LETTER * len(last.text) < width
+
+
 def test_zeros_have_a_strip_on_a_logarithmic_axis():
     axis = axis_of([0, 3, 300], log=True)
     assert axis(0) == axis(-1) == plots.STRIP / 2 < axis(3)

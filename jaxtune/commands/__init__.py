@@ -31,9 +31,9 @@ def overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     return [each for each in arguments if not OVERRIDE.fullmatch(each)], changes
 
 
-def configured(parser: ArgumentParser) -> None:
-    """The arguments of a command that reads a config."""
-    parser.usage = f"{parser.prog} --config FILE [--workdir DIR] [--config.key=value …]"
+def configured(parser: ArgumentParser, usage: str) -> None:
+    """The arguments of a command that reads a config, and what more its usage tells."""
+    parser.usage = f"{parser.prog} --config FILE [--workdir DIR] [--config.key=value …] {usage}"
     parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/x.py")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
 

@@ -7,7 +7,7 @@ from jaxtune.commands import UsageError, config_and_place, configured
 
 def arguments(parser: ArgumentParser) -> None:
     """What it takes."""
-    configured(parser)
+    configured(parser, "[--base | --both] [--adapter DIR]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the untuned base alone")
     which.add_argument("--both", action="store_true", help="the base beside what was tuned")

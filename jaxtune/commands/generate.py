@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from jaxtune.commands import config_and_place, configured
@@ -12,7 +13,7 @@ TYPED = "the prompt"
 
 def arguments(parser: ArgumentParser) -> None:
     """What it takes."""
-    configured(parser)
+    configured(parser, "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="ask the untuned base")
     which.add_argument(
@@ -24,6 +25,9 @@ def arguments(parser: ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt, or a row as JSON")
     prompts.add_argument("--file", type=Path, metavar="FILE", help="a prompt a line")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="the picture that all prompts are about"
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,12 +39,14 @@ def run(options: Namespace) -> int:
     workdir = workdir.expanduser()
     prompt = prompting(config, workdir)
     # What is wrong with prompts that are there already comes up before the weights are read.
-    questions = [asked(config, prompt, text, place) for place, text in given(options)]
+    image = options.image
+    questions = [asked(config, prompt, text, place, image) for place, text in given(options)]
     ready = answerer(config, workdir, prompt, options.adapter, options.base)
     for question in questions:
         ready.check(question.tokens, question.place)
     if not questions:
-        conversed(lambda text: answer(ready, config, asked(config, prompt, text, TYPED), say))
+        typed = partial(asked, config, prompt, place=TYPED, image=image)
+        conversed(lambda text: answer(ready, config, typed(text), say))
         return 0
     found = []
     try:

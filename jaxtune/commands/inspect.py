@@ -13,7 +13,13 @@ from jaxtune.commands import UsageError
 
 def arguments(parser: ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("checkpoint", help="a directory, owner/name or owner/name@revision")
+    parser.usage = f"{parser.prog} CHECKPOINT [--quant[=KINDS]] [--text FILE] [--mesh AXES] …"
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",  # as --quant may have taken it: see `meant`
+        metavar="CHECKPOINT",
+        help="a directory, owner/name or owner/name@revision",
+    )
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/inspect/NAME")
     parser.add_argument("--mesh", metavar="AXES", help="lay leaves over, say, fsdp=8,tensor=2")
     parser.add_argument("--dtype", default="auto", help="of leaves on the mesh (default: stored)")
@@ -33,7 +39,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the report, and write it."""
-    asked = kinds(options.quant)
+    checkpoint, quant = meant(options.checkpoint, options.quant)
+    asked = kinds(quant)
     if not asked:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
     from jaxtune.inspect import inspect, table
@@ -42,7 +49,7 @@ def run(options: Namespace) -> int:
 
     progress = Progress(sys.stderr)
     report = inspect(
-        options.checkpoint,
+        checkpoint,
         axes(options.mesh),
         options.dtype,
         asked,
@@ -57,11 +64,23 @@ def run(options: Namespace) -> int:
     else:
         print(table(report, names=options.names))
     # Not runs/NAME itself: that may be a run, or the very checkpoint.
-    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(options.checkpoint)
+    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
     write_json(workdir / "inspect.json", content)
     where = sys.stderr if options.json else sys.stdout
     print(f"\nwritten to {workdir / 'inspect.json'}", file=where)
     return 0
+
+
+def meant(checkpoint: str | None, quant: str | None) -> tuple[str, str | None]:
+    """The checkpoint and the kinds, also where `--quant` stands before the one and took it."""
+    if checkpoint is not None:
+        return checkpoint, quant
+    if quant and ("/" in quant or Path(quant).expanduser().exists()):
+        return quant, ""
+    raise UsageError(
+        "inspect takes a checkpoint, a directory or owner/name"
+        + (f"; found none but --quant {quant!r}" if quant else "")
+    )
 
 
 def axes(text: str | None) -> Mapping[str, int] | None:

@@ -9,7 +9,7 @@ from jaxtune.commands import UsageError, config_and_place, configured
 
 def arguments(parser: ArgumentParser) -> None:
     """What it takes."""
-    configured(parser)
+    configured(parser, "[--rows N]")
     parser.add_argument("--rows", type=int, default=4, help="how many to print (default: 4)")
     parser.set_defaults(run=run)
 

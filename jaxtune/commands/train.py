@@ -12,7 +12,7 @@ PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 def arguments(parser: ArgumentParser) -> None:
     """What it takes."""
-    configured(parser)
+    configured(parser, "[--accept-changes] [--distributed]")
     parser.add_argument(
         "--accept-changes",
         action="store_true",

@@ -6,6 +6,7 @@ An answer without a number is a guess of 0, and `answered` says how many have on
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from jaxtune.metrics.metric import Answered, Metric, average, mean, named, refer
 NUMBER = re.compile(
     r"(?:(?<!\w)-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
+SEVERAL = re.compile("[0-9]{2}")
 # What is near enough to a price, by the rule that those who train on prices go by.
 NEAR = 40.0  # dollars, or
 SHARE = 0.2  # of the truth
@@ -39,6 +41,14 @@ def weighted(row: Answered) -> float | None:
     known = [(number, each) for number, each in numbers if number is not None and each > 0]
     total = sum(each for _, each in known)
     return sum(number * each for number, each in known) / total if total else None
+
+
+def by_digits(rows: Sequence[Answered]) -> bool:
+    """Whether tokens are single digits, so that the first one of a number says little of it."""
+    likely = {text.strip() for row in rows for text, _ in row.next}
+    numerals = [text for text in likely if NUMBER.fullmatch(text)]
+    wide = any(truth(row) >= 10 for row in rows)
+    return bool(numerals) and wide and not any(map(SEVERAL.search, numerals))
 
 
 def truth(row: Answered) -> float:
@@ -81,5 +91,15 @@ def _rmsle(name: str, guessed: Callable[[Answered], float]) -> Metric:
     return Metric(name, statistics, lambda sums: math.sqrt(average(sums)), higher=False)
 
 
+def _of_whole_numbers(metric: Metric) -> Metric:
+    """A metric that no row has where numbers come a digit at a time."""
+
+    def statistics(rows: Sequence[Answered]) -> np.ndarray:
+        found = metric.statistics(rows)
+        return np.zeros_like(found) if by_digits(rows) else found
+
+    return replace(metric, statistics=statistics)
+
+
 WRITTEN = metrics()
-WEIGHTED = metrics(weighted, "weighted_")
+WEIGHTED = tuple(map(_of_whole_numbers, metrics(weighted, "weighted_")))

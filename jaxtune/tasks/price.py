@@ -1,17 +1,30 @@
 """A product becomes its price: prompts and completions as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Number
+from statistics import median
 from typing import Any
 
 from jaxtune.data.errors import RowError, column
-from jaxtune.metrics.numbers import WEIGHTED, WRITTEN, first
+from jaxtune.metrics import Answered
+from jaxtune.metrics.numbers import NEAR, SHARE, WEIGHTED, WRITTEN, by_digits, first, truth, written
+from jaxtune.plots import Bar, Point, bars, scatter
 from jaxtune.tasks import short
 
 COLUMNS = {"prompt": "the product and what to tell of it", "completion": "the price"}
 METRICS = (*WRITTEN, *WEIGHTED)
 ASK = "prompt"
 NEXT = 100
+# How far off a guess is: a hit, within twice of what a hit may be off, or further.
+KINDS = tuple(
+    f"{word} ${NEAR * times:.0f} or {SHARE * times:.0%}"
+    for word, times in (("within", 1), ("within", 2), ("beyond", 2))
+)
+EDGE = 100  # times the highest price: guesses above it are drawn there
+BY_DIGITS = (
+    "no weighted metrics: this tokenizer writes numbers a digit at a time, so the likeliest first "
+    "tokens are digits and no prices"
+)
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
@@ -30,6 +43,69 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     if first(price) is None:
         raise RowError(place, f"column 'completion' is {short(price)}; a price was expected")
     return (price,)
+
+
+def remarks(rows: Sequence[Answered]) -> list[str]:
+    """Why there are no weighted metrics, where there are none."""
+    return [BY_DIGITS] if by_digits(rows) else []
+
+
+def plots(answered: Mapping[str, Sequence[Answered]]) -> dict[str, dict[str, str]]:
+    """Guesses against prices, and every item's error, coloured by how far off they are."""
+    edge = EDGE * max(1.0, *(truth(row) for rows in answered.values() for row in rows))
+    points = {name: [_point(row, edge) for row in rows] for name, rows in answered.items()}
+    together = [point for each in points.values() for point in each]
+    values = [value for point in together for value in (point.truth, point.guess)]
+    errors = [_error(point) for point in together]
+    cut = f", guesses of at most {_dollars(edge)}" if edge in map(abs, values) else ""
+    return {
+        name: {
+            "prices.svg": _prices(name, each, values, cut),
+            "errors.svg": _errors(name, each, errors, cut),
+        }
+        for name, each in points.items()
+    }
+
+
+def _prices(name: str, points: Sequence[Point], reach: Sequence[float], cut: str) -> str:
+    return scatter(
+        points,
+        title=f"Guesses against prices: {name}{cut}",
+        x_label="price",
+        kinds=KINDS,
+        reach=reach,
+        log=True,
+        text=_dollars,
+    )
+
+
+def _errors(name: str, points: Sequence[Point], reach: Sequence[float], cut: str) -> str:
+    errors = [_error(point) for point in points]
+    return bars(
+        [Bar(_error(point), point.kind, point.label) for point in points],
+        title=f"Error of every item: {name}{cut}",
+        marks={"mean": sum(errors) / len(errors), "median": median(errors)},
+        kinds=KINDS,
+        reach=reach,
+        log=True,
+        text=_dollars,
+    )
+
+
+def _point(row: Answered, edge: float) -> Point:
+    price, guess = truth(row), max(-edge, min(written(row) or 0.0, edge))
+    error, near = abs(guess - price), max(NEAR, SHARE * price)
+    kind = KINDS[0 if error < near else 1 if error < 2 * near else 2]
+    return Point(price, guess, kind, f"{row.place} answered {short(row.answer.strip())}")
+
+
+def _error(point: Point) -> float:
+    return abs(point.guess - point.truth)
+
+
+def _dollars(value: float) -> str:
+    text = f"{abs(value):,.2f}".removesuffix(".00") if abs(value) < 100 else f"{abs(value):,.0f}"
+    return f"{'-' if value < 0 else ''}${text}"
 
 
 def _written(record: Mapping[str, Any], name: str, place: str) -> str:

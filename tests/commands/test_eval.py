@@ -1,6 +1,7 @@
 """`launch.py eval` on a finished run: what it writes, what it does not do twice, what it tells."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,6 @@ def arguments(place: Path, workdir: Path) -> list[str]:
 def run(place, tmp_path, monkeypatch):
     """A copy of that run."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)
-    # Files keep their times, by which adapters are told apart.
     return Path(shutil.copytree(place / "run", tmp_path / "run", symlinks=True))
 
 
@@ -110,15 +110,18 @@ def test_what_is_written(run, rows):
 
 
 @pytest.mark.slow
-def test_the_verdict(run):
+def test_the_verdict(run, base):
     found = json.loads((run / "eval.json").read_text())
     assert list(found) == ["base", "tuned", "tuned_less_base"]
+    assert found["base"]["weights"] == str(base)
+    assert found["tuned"]["weights"].endswith("/run/export/adapter")
     for name in ("base", "tuned"):
         (directory,) = of(run, name)
         metrics = json.loads((directory / "metrics.json").read_text())
         assert metrics == {"rows": HELD, "metrics": found[name]["metrics"]}
         assert found[name]["rows"] == HELD
         assert Path(found[name]["predictions"]).name == "predictions.jsonl"
+        assert found[name]["perplexity"] == pytest.approx(math.exp(found[name]["loss"]))
     gained = found["tuned_less_base"]["exact"]
     assert gained.keys() == {"value", "low", "high", "intervals_overlap"}
     values = [found[name]["metrics"]["exact"]["value"] for name in ("base", "tuned")]
@@ -160,15 +163,59 @@ def test_nothing_is_answered_twice(evaluate, run, answered):
     before = contents(run)
     printed = evaluate("--both")
     assert contents(run) == before and not answered
-    header, exact, loss, written = printed.splitlines()
+    header, exact, loss, perplexity, written = printed.splitlines()
     assert header.split() == ["base", "tuned", "tuned", "less", "base"]
     assert exact.startswith("exact ") and exact.count("[") == 3
-    assert loss.startswith("held-out loss ") and str(run / "eval.json") in written
+    assert loss.startswith("held-out loss ") and perplexity.startswith("perplexity ")
+    assert str(run / "eval.json") in written
     (only,) = [line for line in evaluate("--base").splitlines() if line.startswith("exact")]
     assert only.count("[") == 1 and not answered
     # How many are answered at once changes no answer, so those that are there stand.
     evaluate("--both", "--config.generate.batch=1")
     assert contents(run) == before and not answered
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_for_again_changes_nothing(place, evaluate, run, answered):
+    before = contents(run)
+    adapter = run / "export/adapter/adapter_model.safetensors"
+    written = adapter.stat().st_mtime_ns
+    assert launch.main(["train", *arguments(place, run)]) == 0
+    assert adapter.stat().st_mtime_ns > written
+    evaluate("--both")
+    assert contents(run) == before and not answered
+
+
+@pytest.mark.slow
+def test_earlier_results_stay(evaluate, run):
+    (base,), (tuned,) = of(run, "base"), of(run, "tuned")
+    both = run / "eval" / f"results-{base.name}-{tuned.name}.json"
+    before = both.read_text()
+    assert before == (run / "eval.json").read_text()
+    printed = evaluate("--base")
+    alone = run / "eval" / f"results-{base.name}.json"
+    assert str(alone) in printed and both.read_text() == before
+    assert [*json.loads(alone.read_text())] == ["base"]
+    assert alone.read_text() == (run / "eval.json").read_text() != before
+
+
+@pytest.mark.slow
+def test_plots_lie_beside_the_predictions(place, tmp_path, capsys):
+    rows = [{"prompt": f"A lamp of {n}:", "completion": f" {n}"} for n in range(10, 16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["data.task=price", f"data.source={tmp_path}/rows.jsonl", "eval.holdout=4"]
+    options = [f"--config.{change}" for change in changes]
+    adapter = str(place / "run/export/adapter")
+    command = ["eval", *arguments(place, tmp_path / "run"), "--both", "--adapter", adapter]
+    assert launch.main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "run/eval.json").read_text())
+    for name in ("base", "tuned"):
+        (directory,) = of(tmp_path / "run", name)
+        files = [directory / file for file in ("prices.svg", "errors.svg")]
+        assert found[name]["plots"] == list(map(str, files))
+        for file in files:
+            assert str(file) in printed and f": {name}" in file.read_text()
 
 
 def contents(run: Path) -> dict[str, bytes]:

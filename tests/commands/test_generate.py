@@ -132,6 +132,22 @@ def test_an_adapter_of_another_base(config, failure, wider):
     assert "q_proj" in message and "48" in message and "32" in message
 
 
+@pytest.mark.parametrize(
+    "command, options",
+    [
+        ("generate", ["--prompt TEXT", "--file FILE", "--base", "--adapter DIR"]),
+        ("eval", ["--base", "--both", "--adapter DIR"]),
+        ("train", ["--accept-changes", "--distributed"]),
+        ("preview", ["--rows N"]),
+    ],
+)
+def test_usage_tells_all_options(command, options, capsys):
+    with pytest.raises(SystemExit):
+        launch.main([command, "--help"])
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert all(each in usage for each in ["--config FILE", "--workdir DIR", *options])
+
+
 def test_what_is_mistyped_on_a_terminal_ends_nothing(capsys, monkeypatch):
     from jaxtune.commands import generate
 

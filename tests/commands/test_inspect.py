@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jaxtune.commands.inspect import checkpoint_name, kinds
+from jaxtune.commands.inspect import checkpoint_name, kinds, meant
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,22 @@ def test_quant_alone_tells_sizes(base, capsys):
     row = next(line for line in printed.splitlines() if line.startswith("nf4-double "))
     assert row.endswith(f"{sizes['nf4-double']['bits']:.2f}")
     assert "all else is then bfloat16" in " ".join(printed.split())
+
+
+def test_quant_before_the_checkpoint_takes_no_kinds_of_it(base, capsys):
+    assert report(capsys, base, "--quant") == report(capsys, "--quant", base)
+    Path("near").symlink_to(base)
+    assert meant(None, "near") == ("near", "") and meant("near", "nf4") == ("near", "nf4")
+    assert meant(None, "owner/name") == ("owner/name", "") and meant("near", None)[1] is None
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [([], ""), (["--quant"], ""), (["--quant", "nf4"], "found none but --quant '")],
+)
+def test_without_a_checkpoint(options, found, failure):
+    message = failure("inspect", *options)
+    assert "inspect takes a checkpoint, a directory or owner/name" in message and found in message
 
 
 def test_without_quant_there_is_none(base, capsys):

@@ -61,6 +61,27 @@ def test_the_likeliest_tokens_are_weighed_by_their_probabilities():
     assert found["weighted_answered"] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "likely, truth, apart",
+    [
+        ("1 9 $ 12th", "150", True),
+        ("1 95 $", "150", False),
+        ("1 00", "150", False),
+        ("1 9", "9.99", False),  # all of the price before the point is one digit
+    ],
+)
+def test_digits_that_come_one_by_one_are_no_prices(likely, truth, apart):
+    rows = [
+        made.answered("150", (truth,), next=tuple((text, 0.2) for text in texts.split()))
+        for texts in (likely, "3 $")
+    ]
+    assert numbers.by_digits(rows) == apart
+    figures = summarise(numbers.WEIGHTED, rows, samples=20)
+    for figure in figures.values():
+        assert (figure.value is None) == (figure.low is None) == apart
+    assert all((each == [None] * 2) == apart for each in per_row(numbers.WEIGHTED, rows).values())
+
+
 def test_a_reference_without_a_number_is_named():
     row = made.answered("5", ("cheap",), place="prices.csv:7")
     with pytest.raises(

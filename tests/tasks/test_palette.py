@@ -57,11 +57,11 @@ BLUES = {"description": "a calm sea", "colors": ["#1F2A44", "#fff", "#a0b1c2", "
 def test_answers_are_scored_against_the_four_colours():
     answer = palette.suffix(BLUES, PLACE)
     found = scored(palette, (BLUES, answer))
-    assert found == {"valid": 1, "palette_distance": pytest.approx(0), "exact": 1}
+    assert found == {"valid": 1, "palette_distance": pytest.approx(0)}
     black, grey = {"colors": ["#000"]}, '["#000", "#FFFFFF", "#000", "#000000"]'
     found = scored(palette, (BLUES, answer), (black, grey), (BLUES, "blue"), (BLUES, "[]"))
     # Of the two palettes one has a white for a black, 100 apart, as one colour of four.
-    assert found == {"valid": 0.5, "palette_distance": pytest.approx(12.5), "exact": 0.25}
+    assert found == {"valid": 0.5, "palette_distance": pytest.approx(12.5)}
 
 
 def test_an_answer_is_shown_as_it_looks():

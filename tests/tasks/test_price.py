@@ -1,7 +1,9 @@
 """Prompts and prices as they are, and guesses scored."""
 
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from jaxtune.data.errors import RowError
 from jaxtune.data.prompts import Prompt, Template, Written
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.metrics import Answered
+from jaxtune.plots import COLOURS
 from jaxtune.tasks import price
 from tests.tasks.answering import PLACE, scored
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
+TICK = re.compile(r">\$[0-9,.]+<")
 ROW = {"prompt": "A kettle.\n\nPrice is $", "completion": "100.00"}
 AWKWARD = [
     {"prompt": "<bos>A {lamp} of <eos> ", "completion": " 7 <eos>"},
@@ -46,6 +51,63 @@ def test_guesses_are_scored_as_written_and_as_weighed():
         "weighted_answered": 1,
     }  # fmt: skip
     assert found == pytest.approx(expected)
+
+
+def test_why_there_are_no_weighted_metrics():
+    rows = [Answered("150", ("100",), ROW, PLACE, ((text, 0.5),)) for text in ("1", "2")]
+    (said,) = price.remarks(rows)
+    assert "a digit at a time" in said
+    assert price.remarks([*rows, Answered("1", ("2",), ROW, PLACE, (("90", 0.5),))]) == []
+
+
+def rows_of(*pairs):
+    return [
+        Answered(answer, (truth,), ROW, f"x.csv:{n}") for n, (answer, truth) in enumerate(pairs)
+    ]
+
+
+def drawn(svg, name):
+    """Parts of a picture that say something on pointing."""
+    found = ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{name}")
+    return [each for each in found if len(each)]
+
+
+def test_plots_have_every_item_coloured_by_how_far_off_it_is():
+    rows = rows_of(("$120", "100"), ("150.00", "100"), ("none", "100"), ("600", "500"))
+    plots = price.plots({"tuned": rows})
+    assert [*plots] == ["tuned"] and [*plots["tuned"]] == ["prices.svg", "errors.svg"]
+    colours = dict(zip(("hit", "near", "far"), COLOURS, strict=False))
+    dots, columns = (
+        drawn(plots["tuned"][file], name)
+        for file, name in (("prices.svg", "circle"), ("errors.svg", "rect"))
+    )
+    # 20 off; 50, a half, which is more than 40 but less than 80; all of it; 100, a fifth of 500.
+    kinds = ["hit", "near", "far", "near"]
+    assert [each.get("fill") for each in dots] == [colours[kind] for kind in kinds]
+    assert [each[0].text for each in dots] == [
+        "x.csv:0 answered '$120': price $100, guess $120",
+        "x.csv:1 answered '150.00': price $100, guess $150",
+        "x.csv:2 answered 'none': price $100, guess $0",
+        "x.csv:3 answered '600': price $500, guess $600",
+    ]
+    assert [each[0].text.rpartition("$")[2] for each in columns] == ["20", "50", "100", "100"]
+    assert "mean $67.50" in plots["tuned"]["errors.svg"]
+
+
+def test_plots_of_two_are_on_equal_axes():
+    base, tuned = rows_of(("9000", "100"), ("7", "20")), rows_of(("90", "100"), ("21", "20"))
+    both = price.plots({"base": base, "tuned": tuned})
+    for file in ("prices.svg", "errors.svg"):
+        ticks = [TICK.findall(both[name][file]) for name in ("base", "tuned")]
+        assert ticks[0] == ticks[1] and ">$1,000<" in ticks[0]
+    assert TICK.findall(price.plots({"tuned": tuned})["tuned"]["prices.svg"]) != ticks[1]
+    assert "at most" not in both["base"]["prices.svg"]
+
+
+def test_guesses_beyond_all_prices_are_drawn_at_the_edge():
+    rows = rows_of(("9" * 307, "100"), (f"-{'9' * 307}", "100"))
+    for svg in price.plots({"base": rows})["base"].values():
+        assert "guesses of at most $10,000" in svg
 
 
 @pytest.mark.parametrize(
