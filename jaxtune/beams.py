@@ -7,6 +7,7 @@ has room for.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,17 @@ from jaxtune.data.batches import fitting, sizes
 from jaxtune.decode import (
     LONGEST,
     Answer,
+    Prompts,
     alike,
     before_switch,
-    check,
     extended,
     padded,
     prefill,
+    questions,
     stops_of,
 )
 from jaxtune.models.cache import KVCache
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 
 NONE = -1e9  # the score of what is not there, as transformers has it
 
@@ -83,11 +85,12 @@ class Search:
 
 
 def beam_search(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 32,
     *,
+    images: Sequence[Any] | None = None,
     beams: int = 4,
     length_penalty: float = 1.0,
     stops: Sequence[int] | None = None,
@@ -101,22 +104,22 @@ def beam_search(
     for name, value in dict(max_new_tokens=max_new_tokens, beams=beams, batch=batch).items():
         if value < 1:
             raise ValueError(f"{name} {value}: expected 1 or more")
-    check(model, prompts, max_new_tokens)
+    asks = questions(model, prompts, images, max_new_tokens)
     _check_switch(model, prompts, max_new_tokens)
     stops = np.int32(sorted(set(stops_of(model) if stops is None else stops)))
     how = (np.int32(max_new_tokens), stops, np.float32(length_penalty))
     room = fitting(max_new_tokens, sizes(LONGEST, 16))
     found: dict[int, Beam] = {}
-    for chosen in alike([len(prompt) for prompt in prompts], batch):
-        tokens, length = padded(variables, [prompts[i] for i in chosen])
-        asked = np.arange(len(length)) < len(chosen)  # the others fill the batch up
-        search = _begun(model, room, beams, variables, tokens, length, asked, *how)
+    for chosen in alike([len(ask.tokens) for ask in asks], batch):
+        rows = padded(variables, [asks[i] for i in chosen])
+        asked = np.arange(len(rows.length)) < len(chosen)  # the others fill the batch up
+        search = _begun(model, room, beams, variables, rows, asked, *how)
         kept = _searched(model, variables, search).kept
         found |= zip(chosen, _collected(kept, len(chosen), stops.tolist()), strict=True)
     return [found[i] for i in range(len(prompts))]
 
 
-def _check_switch(model: Decoder, prompts: Sequence[Sequence[int]], new: int) -> None:
+def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
     """Refuse answers on whose way the angles of all tokens change: every beam would begin anew."""
     for number, prompt in enumerate(prompts):
         if before_switch(model, prompt, new) < new:
@@ -140,21 +143,20 @@ def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _begun(
-    model: Decoder,
+    model: Model,
     room: int,
     beams: int,
     variables: Mapping,
-    tokens: jax.Array,  # int32[B, T]
-    length: jax.Array,  # int32[B]
+    prompts: Prompts,
     asked: jax.Array,  # bool[B]
     most: jax.Array,  # int32[]
     stops: jax.Array,  # int32[n]
     penalty: jax.Array,  # float32[]
 ) -> Search:
     """The first token of each; a prompt is read once for all its beams."""
-    rows, width = tokens.shape
+    rows, width = prompts.tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
-    logits, cache = prefill(model, variables, tokens, length, cache)
+    logits, cache = prefill(model, variables, prompts, cache)
     nothing = Hypotheses.none(rows, beams, room)
     search = Search(
         cache=_of_rows(cache, jnp.repeat(jnp.arange(rows), beams)),
@@ -163,7 +165,7 @@ def _begun(
         kept=nothing,
         count=jnp.zeros((), jnp.int32),
         most=most,
-        length=length,
+        length=prompts.length,
         hopeful=asked,
         stops=stops,
         penalty=penalty,
@@ -172,7 +174,7 @@ def _begun(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _searched(model: Decoder, variables: Mapping, search: Search) -> Search:
+def _searched(model: Model, variables: Mapping, search: Search) -> Search:
     def unfinished(search: Search) -> jax.Array:
         return (search.count < search.most) & search.hopeful.any()
 

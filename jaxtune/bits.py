@@ -21,7 +21,6 @@ from jaxtune.checkpoint.load import Described
 from jaxtune.compare import SAMPLE, Difference, compare
 from jaxtune.data.errors import DataError
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.models.decoder import Decoder
 from jaxtune.quant import KINDS, LINEAR, MADE, Quantized, dequantize, kinds, nbytes
 from jaxtune.terminal import few, grid, labelled, size_text
 
@@ -236,13 +235,13 @@ def _tokens(described: Described, text: str | None) -> tuple[list[int], str]:
             f"the text is {len(ids)} tokens long: two or more were expected to compare "
             "predictions on"
         )
-    most = min(TOKENS, described.config.context)
+    most = min(TOKENS, described.model.config.context)
     start = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
     taken = [*start, *ids][:most]
-    if max(taken) >= described.config.vocabulary:
+    if max(taken) >= described.model.config.vocabulary:
         return [], (
             "not compared: the tokenizer gives ids beyond the embedding's "
-            f"{described.config.vocabulary:,} rows"
+            f"{described.model.config.vocabulary:,} rows"
         )
     source = "the sample text" if text is None else "the text"
     first = f"the first {most} of " if len(taken) < len(start + ids) else ""
@@ -254,7 +253,8 @@ def _plain(described: Described) -> tuple[Any, dict[str, Any]]:
     # A CPU computes no bfloat16: it would make float32 of all layers, beside what they are held in.
     dtype = "float32" if jax.default_backend() == "cpu" else "auto"
     model, variables = load.load(described.directory, dtype)
-    return Decoder(model.config, attention="plain"), tree.flatten(variables["params"])
+    plain = model.clone(attention="plain", dtype=jnp.float32)
+    return plain, tree.flatten(variables["params"])
 
 
 def _measure_kind(

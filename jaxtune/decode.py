@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding
 from jaxtune import sharding
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.models.cache import KVCache
-from jaxtune.models.decoder import Decoder
 from jaxtune.models.layout import Layout, arrange
+from jaxtune.models.paligemma import Model
 
 EVERY = 8  # tokens between two looks at whether an answer is finished
 LONGEST = 2**20  # tokens of a prompt or an answer; sizes above are not told apart
@@ -80,6 +80,15 @@ class Answering:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A prompt, its pictures, and which of several answers to it is wanted."""
+
+    tokens: tuple[int, ...]
+    images: Any = None  # float32[I, S, S, 3], where the model sees pictures
+    sample: int = 0
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a prompt was answered with."""
 
@@ -89,7 +98,7 @@ class Answer:
 
 
 def generate(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 32,
@@ -104,11 +113,12 @@ def generate(
 
 
 def answers(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 32,
     *,
+    images: Sequence[Any] | None = None,
     stops: Sequence[int] | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -122,90 +132,138 @@ def answers(
 ) -> list[Answer]:
     """An answer to each prompt, or `samples` of each in a row.
 
+    `images` are the pictures of each prompt, [S, S, 3] or several of these, from -1 to 1; their
+    tokens are put before a prompt that has none.
     `stops` are the tokens that end an answer, by default those that the checkpoint names; every
     few tokens, `finished` may say of an answer so far that it is, too. What is sampled depends on
     the seed and the prompt, not on the prompts beside it.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: expected 1 or more")
-    check(model, prompts, max_new_tokens)
+    asks = questions(model, prompts, images, max_new_tokens)
     sampling = Sampling.of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition
     )
     stops = stops_of(model) if stops is None else tuple(stops)
-    asked = [(tuple(prompt), number) for prompt in prompts for number in range(samples)]
+    asked = [replace(ask, sample=number) for ask in asks for number in range(samples)]
     how = _How(tuple(stops), sampling, seed, finished)
     found: dict[int, Answer] = {}
-    for chosen in alike([len(prompt) for prompt, _ in asked], batch):
+    for chosen in alike([len(ask.tokens) for ask in asked], batch):
         rows, room = [asked[i] for i in chosen], [max_new_tokens] * len(chosen)
         found |= zip(chosen, _answered(model, variables, rows, room, how), strict=True)
     return [found[i] for i in range(len(asked))]
 
 
 def stream(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     prompt: Sequence[int],
     max_new_tokens: int,
     *,
+    images: Any = None,
     stops: Sequence[int],
     sampling: Sampling,
     seed: int = 0,
 ) -> Iterator[int]:
     """The tokens of one answer as they come."""
-    check(model, [prompt], max_new_tokens)
-    how = _How(tuple(stops), sampling, seed)
-    prompt, room = tuple(prompt), max_new_tokens
+    given = None if images is None else [images]
+    (ask,) = questions(model, [prompt], given, max_new_tokens)
+    how, room = _How(tuple(stops), sampling, seed), max_new_tokens
     while room:
-        most = before_switch(model, prompt, room)
-        under_way = begin(model, variables, [(prompt, 0)], [most], how)
+        most = before_switch(model, ask.tokens, room)
+        under_way = begin(model, variables, [ask], [most], how)
         for count in range(1, most + 1):
             under_way = proceed(model, variables, under_way, count)
             token = int(under_way.tokens[0, count - 1])
             yield token
             if token in stops:
                 return
-            prompt, room = (*prompt, token), room - 1
+            ask, room = replace(ask, tokens=(*ask.tokens, token)), room - 1
 
 
 def next_tokens(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     prompts: Sequence[Sequence[int]],
     count: int = 10,
     *,
+    images: Sequence[Any] | None = None,
     batch: int = 8,
 ) -> list[list[tuple[int, float]]]:
     """The likeliest next tokens of each prompt with their probabilities; nothing is decoded."""
-    check(model, prompts, 0)
+    asks = questions(model, prompts, images, 0)
     found = {}
-    for chosen in alike(list(map(len, prompts)), batch):
-        rows = padded(variables, [prompts[i] for i in chosen])
-        chances, tokens = map(np.asarray, _likeliest(model, count, variables, *rows))
+    for chosen in alike([len(ask.tokens) for ask in asks], batch):
+        rows = padded(variables, [asks[i] for i in chosen])
+        chances, tokens = map(np.asarray, _likeliest(model, count, variables, rows))
         for row, i in enumerate(chosen):
             found[i] = list(zip(tokens[row].tolist(), chances[row].tolist(), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
-def check(model: Decoder, prompts: Sequence[Sequence[int]], new: int) -> None:
+def questions(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    images: Sequence[Any] | None,  # those of each prompt
+    new: int,
+) -> list[Ask]:
+    """Prompts with their pictures; refuse those that no answer of so many tokens can follow."""
+    if images is not None and len(images) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts have {len(images)} sets of images")
+    asks = [
+        _ask(model, number, tuple(prompt), None if images is None else images[number])
+        for number, prompt in enumerate(prompts)
+    ]
+    _check(model, [ask.tokens for ask in asks], new)
+    return asks
+
+
+def _ask(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Ask:
+    """A prompt with its pictures, and as many tokens as these take."""
+    wants = model.pictures
+    if wants is None:
+        if images is not None:
+            raise ValueError("images were given to a model that reads text alone")
+        return Ask(tokens)
+    side = wants.side
+    stacked = np.zeros((0, side, side, 3), np.float32) if images is None else np.float32(images)
+    if stacked.shape[-3:] != (side, side, 3) or stacked.ndim not in (3, 4):
+        raise ValueError(
+            f"the images of prompt {number} have the shape {stacked.shape}; [{side}, {side}, 3], or"
+            " several of these, was expected"
+        )
+    stacked = stacked.reshape(-1, side, side, 3)
+    there, due = tokens.count(wants.token), len(stacked) * wants.tokens
+    if due and not there:
+        return Ask((wants.token,) * due + tokens, stacked)
+    if there != due:
+        raise ValueError(
+            f"prompt {number} has {there:,} picture tokens ({wants.token}) for {len(stacked)} "
+            f"pictures of {wants.tokens:,} each"
+        )
+    return Ask(tokens, stacked)
+
+
+def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
     """Refuse prompts that are empty, too long or not of this vocabulary."""
     vocabulary, context = model.config.vocabulary, model.config.context
+    beside = {model.pictures.token} if model.pictures else set()
     for number, prompt in enumerate(prompts):
-        if len(prompt) == 0:
+        if set(prompt) <= beside:
             raise ValueError(f"prompt {number} is empty: a model needs a token to go on from")
         if len(prompt) + new > context:
             raise ValueError(
                 f"prompt {number} has {len(prompt):,} tokens, which with {new:,} new ones is more "
                 f"than the model's context of {context:,}: shorten it, or ask for fewer"
             )
-        if not all(0 <= token < vocabulary for token in prompt):
+        if not all(0 <= token < vocabulary or token in beside for token in prompt):
             raise ValueError(
                 f"prompt {number} has a token outside the vocabulary of {vocabulary:,}: it was "
                 "made with another model's tokenizer"
             )
 
 
-def stops_of(model: Decoder) -> tuple[int, ...]:
+def stops_of(model: Model) -> tuple[int, ...]:
     """The tokens that end a text, as the checkpoint's own files say."""
     for name in ("generation_config.json", "config.json"):
         file = Path(model.origin) / name
@@ -213,6 +271,15 @@ def stops_of(model: Decoder) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, list) else (found,)
     return ()
+
+
+@struct.dataclass
+class Prompts:
+    """Prompts filled up to one length, and a batch of them to one of few sizes."""
+
+    tokens: jax.Array  # int32[B, T]
+    length: jax.Array  # int32[B]
+    images: jax.Array | None  # float32[B, I, S, S, 3]; None where no prompt has any
 
 
 @dataclass(frozen=True)
@@ -226,22 +293,21 @@ class _How:
 
 
 def begin(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
-    asked: Sequence[tuple[Sequence[int], int]],  # prompts, and the number of a sample of each
+    asked: Sequence[Ask],
     most: Sequence[int],  # tokens of each answer
     how: _How,
 ) -> Answering:
     """Answers of one token each."""
-    tokens, length = padded(variables, [prompt for prompt, _ in asked])
-    numbers = [(zlib.crc32(np.int32(prompt).tobytes()), sample) for prompt, sample in asked]
-    idle = tokens.shape[0] - len(asked)  # rows that fill the batch up
+    prompts = padded(variables, asked)
+    numbers = [(zlib.crc32(np.int32(ask.tokens).tobytes()), ask.sample) for ask in asked]
+    idle = prompts.tokens.shape[0] - len(asked)  # rows that fill the batch up
     return _begun(
         model,
         fitting(max(most), sizes(LONGEST, 16)),
         variables,
-        tokens,
-        length,
+        prompts,
         np.int32([*most, *[0] * idle]),
         np.int32(sorted(how.stops)),
         how.sampling,
@@ -250,7 +316,7 @@ def begin(
 
 
 def proceed(
-    model: Decoder, variables: Mapping, under_way: Answering, until: int | None = None
+    model: Model, variables: Mapping, under_way: Answering, until: int | None = None
 ) -> Answering:
     """Answers gone on with till all have ended, or have so many tokens."""
     return _proceeded(model, variables, under_way, np.int32(until or LONGEST))
@@ -275,20 +341,20 @@ def alike(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _answered(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
-    asked: Sequence[tuple[tuple[int, ...], int]],
+    asked: Sequence[Ask],
     room: Sequence[int],
     how: _How,
 ) -> list[Answer]:
     """A batch of answers; those whose angles change on the way are gone on with anew from there."""
-    most = [before_switch(model, *each) for each in zip([p for p, _ in asked], room, strict=True)]
+    most = [before_switch(model, a.tokens, room) for a, room in zip(asked, room, strict=True)]
     under_way = begin(model, variables, asked, most, how)
     found = _finished(model, variables, under_way, len(asked), how)
     cut = [i for i in range(len(asked)) if most[i] < room[i] and not found[i].ended]
     if not cut:
         return found
-    longer = [((*asked[i][0], *found[i].tokens), asked[i][1]) for i in cut]
+    longer = [replace(asked[i], tokens=(*asked[i].tokens, *found[i].tokens)) for i in cut]
     rest = _answered(model, variables, longer, [room[i] - most[i] for i in cut], how)
     for i, more in zip(cut, rest, strict=True):
         tokens, chances = found[i].tokens + more.tokens, found[i].chances + more.chances
@@ -297,7 +363,7 @@ def _answered(
 
 
 def _finished(
-    model: Decoder, variables: Mapping, under_way: Answering, rows: int, how: _How
+    model: Model, variables: Mapping, under_way: Answering, rows: int, how: _How
 ) -> list[Answer]:
     """Answers till all have ended, by themselves or by what is said of them now and then."""
     if how.finished is None:
@@ -313,7 +379,7 @@ def _finished(
             return [replace(answer, ended=answer.ended or ended) for answer, ended in told]
 
 
-def before_switch(model: Decoder, prompt: Sequence[int], room: int) -> int:
+def before_switch(model: Model, prompt: Sequence[int], room: int) -> int:
     """The tokens that can follow a prompt before the angles of all tokens change."""
     switch = model.config.switch
     return room if switch is None or len(prompt) > switch else min(room, switch + 1 - len(prompt))
@@ -354,20 +420,32 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
     return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
 
 
-def padded(
-    variables: Mapping, prompts: Sequence[Sequence[int]]
-) -> tuple[jax.Array, jax.Array]:  # int32[B, T], int32[B]
-    """Prompts filled up to one of few shapes, and their lengths, on the devices of the weights."""
-    count = 1 << (len(prompts) - 1).bit_length()
-    width = fitting(max(map(len, prompts)), sizes(LONGEST))
+def padded(variables: Mapping, asked: Sequence[Ask]) -> Prompts:
+    """Prompts filled up to one of few shapes, on the devices of the weights."""
+    count = 1 << (len(asked) - 1).bit_length()
+    width = fitting(max(len(ask.tokens) for ask in asked), sizes(LONGEST))
     tokens, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)], length[row] = prompt, len(prompt)
-    where = variables["params"]["embed"]["w"].sharding
+    for row, ask in enumerate(asked):
+        tokens[row, : len(ask.tokens)], length[row] = ask.tokens, len(ask.tokens)
+    prompts = Prompts(tokens, length, _side_by_side([ask.images for ask in asked], count))
+    where = jax.tree.leaves(variables["params"])[0].sharding
     if not isinstance(where, NamedSharding):
-        return jnp.asarray(tokens), jnp.asarray(length)
+        return jax.tree.map(jnp.asarray, prompts)
     spec = sharding.fitted(sharding.ROWS, (count,), where.mesh)
-    return jax.device_put((tokens, length), NamedSharding(where.mesh, spec))
+    return jax.device_put(prompts, NamedSharding(where.mesh, spec))
+
+
+def _side_by_side(images: Sequence[Any], count: int) -> np.ndarray | None:
+    """Rows of pictures, filled up with dark ones to rows of one length."""
+    most = max(0 if each is None else len(each) for each in images)
+    if not most:
+        return None
+    shape = next(each.shape[1:] for each in images if each is not None)
+    found = np.zeros((count, 1 << (most - 1).bit_length(), *shape), np.float32)
+    for row, each in enumerate(images):
+        if each is not None:
+            found[row, : len(each)] = each
+    return found
 
 
 @jax.jit
@@ -380,22 +458,22 @@ def _keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:  # uint32[B, 2] -> 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _begun(
-    model: Decoder,
+    model: Model,
     room: int,
     variables: Mapping,
-    tokens: jax.Array,  # int32[B, T]
-    length: jax.Array,  # int32[B]
+    prompts: Prompts,
     most: jax.Array,  # int32[B]
     stops: jax.Array,  # int32[n]
     sampling: Sampling,
     keys: jax.Array,  # [B]
 ) -> Answering:
-    rows, width = tokens.shape
+    rows, width = prompts.tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
-    logits, cache = prefill(model, variables, tokens, length, cache)
+    logits, cache = prefill(model, variables, prompts, cache)
     seen = None
     if sampling.repetition is not None:
-        within = jnp.where(jnp.arange(width) < length[:, None], tokens, logits.shape[-1])
+        inside = jnp.arange(width) < prompts.length[:, None]
+        within = jnp.where(inside, prompts.tokens, logits.shape[-1])
         seen = jnp.zeros(logits.shape, jnp.bool_)
         seen = seen.at[jnp.arange(rows)[:, None], within].set(True, mode="drop")
     start = Answering(
@@ -404,7 +482,7 @@ def _begun(
         chances=jnp.zeros((rows, room), jnp.float32),
         count=jnp.zeros((), jnp.int32),
         most=most,
-        length=length,
+        length=prompts.length,
         ended=most < 1,
         stops=stops,
         sampling=sampling,
@@ -415,29 +493,33 @@ def _begun(
 
 
 def prefill(
-    model: Decoder, variables: Mapping, tokens: jax.Array, length: jax.Array, cache: KVCache
+    model: Model, variables: Mapping, prompts: Prompts, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
     """The logits after each prompt."""
-    valid = jnp.arange(tokens.shape[1]) < length[:, None]
-    layout = arrange(tokens.shape, valid=valid)
-    x = model.apply(variables, tokens, method="embed")
+    shape = prompts.tokens.shape
+    valid = jnp.arange(shape[1]) < prompts.length[:, None]
+    # Beside pictures, the tokens of a prompt see each other, as in training.
+    causal = jnp.zeros(shape, jnp.bool_) if model.pictures else None
+    layout = arrange(shape, valid=valid, causal=causal)
+    seen = (prompts.tokens,) if prompts.images is None else (prompts.tokens, prompts.images)
+    x = model.apply(variables, *seen, method="embed")
     hidden, cache = model.apply(variables, x, layout, cache, method="prefill")
-    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, prompts.length[:, None, None] - 1, axis=1)[:, 0]
     return model.apply(variables, last, method="logits"), cache
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _likeliest(
-    model: Decoder, count: int, variables: Mapping, tokens: jax.Array, length: jax.Array
+    model: Model, count: int, variables: Mapping, prompts: Prompts
 ) -> tuple[jax.Array, jax.Array]:  # float32[B, count], int32[B, count]
-    cache = KVCache.empty(model.config, *tokens.shape, model.dtype)
-    logits, _ = prefill(model, variables, tokens, length, cache)
+    cache = KVCache.empty(model.config, *prompts.tokens.shape, model.dtype)
+    logits, _ = prefill(model, variables, prompts, cache)
     return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), count)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _proceeded(
-    model: Decoder, variables: Mapping, under_way: Answering, until: jax.Array
+    model: Model, variables: Mapping, under_way: Answering, until: jax.Array
 ) -> Answering:
     def unfinished(state: Answering) -> jax.Array:
         return (state.count < until) & ~state.ended.all()
@@ -452,7 +534,7 @@ def _proceeded(
 
 
 def extended(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     cache: KVCache,  # of B rows
     last: jax.Array,  # int32[B], tokens that it is yet to be told of

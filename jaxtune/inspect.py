@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -98,7 +98,8 @@ def inspect(
     mesh = _mesh(mesh_axes) if mesh_axes else None
     described = load.describe(*hub.locate_headers(source))
     leaves = _leaves(described, mesh, dtype)
-    tokenizer = tokenizer_facts(described.directory, described.raw, described.config.vocabulary)
+    rows = described.model.config.vocabulary
+    tokenizer = tokenizer_facts(described.directory, described.raw, rows)
     return Report(
         source=os.fspath(source),
         directory=str(described.directory),
@@ -119,7 +120,7 @@ def inspect(
 
 def _model(described: Described) -> dict[str, Any]:
     """The facts of a config in our terms."""
-    config = described.config
+    config = described.model.config
     return {
         "family": described.family.title,
         "model_type": described.family.model_type,
@@ -141,6 +142,7 @@ def _model(described: Described) -> dict[str, Any]:
         "vocabulary": config.vocabulary,
         "tied": config.tied,
         "context": config.context,
+        "pictures": described.model.pictures and asdict(described.model.pictures),
     }
 
 
@@ -211,7 +213,7 @@ def _leaves(described: Described, mesh: AbstractMesh | None, dtype: str) -> tupl
 
 def _rows(piece: names.Piece) -> tuple[int, int] | None:
     rows = piece.rows
-    return (rows.start, rows.stop) if rows.stop - rows.start < piece.shape[0] else None
+    return (rows.start, rows.stop) if rows.stop - rows.start < piece.among else None
 
 
 def _stored_as(described: Described, name: str) -> str:
@@ -224,7 +226,8 @@ def _stored_as(described: Described, name: str) -> str:
 def _piece_bytes(described: Described, piece: names.Piece) -> int:
     """What a piece takes in the files, with its scales; of a fused tensor its share."""
     taken = sum(info.nbytes for info in _tensors(described, piece.theirs))
-    start, stop = (taken * row // piece.shape[0] for row in (piece.rows.start, piece.rows.stop))
+    taken //= piece.shape[0] if piece.stacked else 1
+    start, stop = (taken * row // piece.among for row in (piece.rows.start, piece.rows.stop))
     return stop - start
 
 

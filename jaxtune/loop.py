@@ -21,7 +21,7 @@ from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.evaluation import Question
 from jaxtune.journal import Journal, Silent
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 from jaxtune.optim import SCHEDULES, Optimizer
 from jaxtune.progress import Progress, duration
 from jaxtune.train import TrainState, train_step
@@ -98,7 +98,7 @@ class Run:
     config: Config
     workdir: Workdir
     progress: Progress
-    model: Decoder
+    model: Model
     optimizer: Optimizer
     start: wiring.Start
     place: wiring.Placer

@@ -5,6 +5,7 @@ Adapters live in a collection of their own, `variables["lora"]`, which mirrors `
 """
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ from flax import struct
 
 from jaxtune import quant, tree
 
+# Of the decoder alone: a picture tower's are named by patterns, such as `img/layers/.*/w`.
 TARGETS = {
-    "all-linear": (r"(.*/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
-    "attention": (r"(.*/)?layers/attn/[qkvo]/w",),
+    "all-linear": (r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
+    "attention": (r"(llm/)?layers/attn/[qkvo]/w",),
 }
+EMBEDDING = r"(llm/)?embed/w"
 VARIANTS = ("lora", "rslora", "dora")
 INITS = ("default", "pissa")
 TRAINABLE: tree.Rules = ((r"lora/.*/(a|b|magnitude)", True), (r".*", False))
@@ -97,12 +100,17 @@ def merge(variables: Mapping) -> dict:
     A quantised weight with an adapter becomes a plain one, in the dtype of the embedding.
     """
     params = quant.by_path(variables["params"])
-    plain = variables["params"]["embed"]["w"].dtype
+    plain = embedding(params).dtype
     for path, adapter in adapters(variables).items():
         w = params[path]
         params[path] = merged(w, adapter, plain if quant.is_quantized(w) else w.dtype)
     rest = {name: leaves for name, leaves in variables.items() if name != "lora"}
     return rest | {"params": tree.unflatten(params)}
+
+
+def embedding(params: Mapping[str, Any]) -> Any:
+    """The table of token vectors among parameters by path, wherever the decoder's are."""
+    return next(leaf for path, leaf in params.items() if re.fullmatch(EMBEDDING, path))
 
 
 def adapters(variables: Mapping) -> dict[str, Lora]:
@@ -146,7 +154,7 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
     patterns = TARGETS[targets] if isinstance(targets, str) else targets
     rules = [*((pattern, True) for pattern in patterns), (r".*", False)]
     chosen = [path for path, take in tree.match(rules, params).items() if take]
-    flat = [path for path in chosen if not path.endswith("/w") or path.endswith("embed/w")]
+    flat = [path for path in chosen if not path.endswith("/w") or re.fullmatch(EMBEDDING, path)]
     if flat:
         raise ValueError(f"no adapter can stand beside {', '.join(flat)}: not a linear map")
     return chosen

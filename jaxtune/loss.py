@@ -3,6 +3,7 @@
 Axes beyond the decoder's: n scored positions, C positions of a chunk, W tokens of a block.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from jaxtune.models import tables
 from jaxtune.models.attention import soften
 
 CHUNK_BYTES = 2**27  # of float32 logits at a time
-TABLE = "params/embed/w"  # where the vectors are that a tied head scores with
+TABLE = re.compile(r"params/(.*/)?embed/w")  # the vectors that a tied head scores with
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -62,7 +63,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
     """What gives a chunk's loss with its gradients, and how many logits a position it makes."""
-    table = frozen.get(TABLE)
+    table = next((leaf for path, leaf in frozen.items() if TABLE.fullmatch(path)), None)
     if trainable or not model.config.tied or not isinstance(table, jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
         return partial(graded, model, trainable, frozen), model.config.vocabulary

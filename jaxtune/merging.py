@@ -10,10 +10,10 @@ from jaxtune import lora, quant, tree
 from jaxtune.checkpoint.export import INTO, origin_of
 from jaxtune.checkpoint.load import load
 from jaxtune.compare import Difference, compare
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 
 
-def merged(model: Decoder, variables: Mapping, into: str, dtype: Any = "float16") -> dict:
+def merged(model: Model, variables: Mapping, into: str, dtype: Any = "float16") -> dict:
     """Plain variables of one dtype, as `save_merged(…, into=…)` writes them."""
     if into not in INTO:
         raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
@@ -30,7 +30,7 @@ def merged(model: Decoder, variables: Mapping, into: str, dtype: Any = "float16"
 
 
 def differences(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     tokens: jax.Array,  # int32[B, T]
     dtype: Any = "float16",

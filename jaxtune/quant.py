@@ -40,8 +40,8 @@ FP4 = tuple(
 SMALLEST = 1e-38  # by which bitsandbytes divides, where all of a block is smaller
 CHUNK = 2**18  # values quantised at a time, so that they stay in the processor's cache
 
-# The decoder's linear maps; embeddings, heads, norms and other towers are kept.
-LINEAR = r"layers/(attn/[qkvo]|mlp/(gate|up|down))/w"
+# The decoder's linear maps; embeddings, heads, norms and picture towers are kept.
+LINEAR = r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w"
 
 
 @dataclass(frozen=True)

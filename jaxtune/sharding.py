@@ -19,7 +19,8 @@ RULES: tree.Rules = (
     (r"(.*/)?head/w", PartitionSpec("fsdp", "tensor")),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
-    (r".*/(scale|b)", PartitionSpec()),
+    (r".*/(scale|b|bias)", PartitionSpec()),
+    (r"(.*/)?(img/(patches/w|positions)|projector/w)", PartitionSpec()),
 )
 # What trains beside them: adapters lie as the weights that they add to, and an optimiser's arrays
 # as what they are kept for, whose path theirs ends with. All else is small.

@@ -18,7 +18,6 @@ from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.compare import SAMPLE, compare
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.inspect import inspect, table
-from jaxtune.models.decoder import Decoder
 from tests import tiny
 
 LINEAR = 7  # linear maps in a layer
@@ -84,7 +83,7 @@ def rewrite(directory, change):
 
 def test_an_8b_model_takes_what_is_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    shapes = load.leaf_shapes(Decoder(families.read(tmp_path)[2]))
+    shapes = load.leaf_shapes(families.read(tmp_path)[2])
     assert sum(map(math.prod, shapes.values())) == 8_030_261_248
     found = {size.kind: size for size in bits.sizes(shapes)}
     assert found["float32"].bytes == 4 * 8_030_261_248
@@ -281,7 +280,8 @@ def test_predictions_are_left_out_without_a_tokenizer(bare):
 
 def test_predictions_are_left_out_where_the_embedding_lacks_tokens(base):
     described = load.describe(base)
-    small = replace(described, config=replace(described.config, vocabulary=64))
+    config = replace(described.model.config, vocabulary=64)
+    small = replace(described, model=described.model.clone(config=config))
     ids, about = bits._tokens(small, None)
     assert not ids and "ids beyond the embedding's 64 rows" in about
 

@@ -193,7 +193,7 @@ def test_dropout_differs_between_layers_and_steps(pair):
 @pytest.mark.slow
 def test_adapters_work_beside_bfloat16_weights(pair):
     made = pair(NAME)
-    model, variables = jaxtune.load(made.directory, dtype="bfloat16")
+    model, variables = jaxtune.load(made.directory, dtype="bfloat16", compute="bfloat16")
     variables = busy(add_lora(variables, rank=4, key=jax.random.key(1)))
     logits = model.apply(variables, reference.tokens(made.case))
     assert jnp.isfinite(logits).all()

@@ -50,7 +50,7 @@ def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * logits)
 
     def cut_up(hidden, *others):
-        return 1.5 * loss.cross_entropy(model, {}, {loss.TABLE: table}, hidden, *others)
+        return 1.5 * loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *others)
 
     got, slope = jax.jit(jax.value_and_grad(cut_up))(*rest)
     want, true = jax.value_and_grad(lambda *rest: 1.5 * written_out(model, table, *rest))(*rest)
@@ -68,7 +68,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish(problem, monkeypatch):
     table = table.at[last].set(40 * hidden[0])
     rest = (hidden[:1], targets[:1], jnp.ones((1,)))
     got, slope = jax.value_and_grad(
-        lambda hidden: loss.cross_entropy(model, {}, {loss.TABLE: table}, hidden, *rest[1:])
+        lambda hidden: loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *rest[1:])
     )(rest[0])
     logits = model.apply({"params": {"embed": {"w": table}}}, rest[0], method="logits")[0]
     want = jax.nn.logsumexp(logits) - logits[targets[0]]
@@ -80,7 +80,7 @@ def test_no_more_logits_than_a_block_holds(problem, monkeypatch):
     model, table, *rest = problem
     monkeypatch.setattr(tables, "BLOCK", 3)
     graded = jax.grad(
-        lambda hidden: loss.cross_entropy(model, {}, {loss.TABLE: table}, hidden, *rest[1:])
+        lambda hidden: loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *rest[1:])
     )
     program = str(jax.make_jaxpr(graded)(rest[0]))
     assert f"f32[{POSITIONS},3]" in program

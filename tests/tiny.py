@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 import jaxtune
 from jaxtune import families
-from jaxtune.models.decoder import Decoder
 from tests.data import made
 
 CONFIG = dict(
@@ -36,8 +35,7 @@ def write_base(directory: Path, **changes) -> Path:
     """Write a Gemma-like checkpoint with random weights."""
     with tempfile.TemporaryDirectory() as origin:
         (Path(origin) / "config.json").write_text(json.dumps(CONFIG | changes))
-        _, _, config = families.read(Path(origin))
-        model = Decoder(config, origin=origin)
+        model = families.read(Path(origin))[2].clone(origin=origin)
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         jaxtune.save_merged(model, {"params": params}, directory, dtype="float32")
     made.gemma(directory)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from jaxtune.checkpoint.files import (
     write_sharded,
 )
 from jaxtune.checkpoint.hub import REPO_ID, locate
-from jaxtune.checkpoint.load import leaf_shapes, match_names
+from jaxtune.checkpoint.load import leaf_shapes, match_names, read, table_of
 from jaxtune.checkpoint.lowrank import Adapters, Linears, Modules
 from jaxtune.checkpoint.names import Piece, Shape
 from jaxtune.checkpoint.placing import cast, oriented, quantized
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.stored import Stored
 from jaxtune.lora import Lora, one_layer
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized, same
 
 ROUNDING = 2.0**-8  # the most that holding a weight in a narrower dtype changes it by, relatively
@@ -80,7 +82,7 @@ def save_adapter(
     return target
 
 
-def load_adapter(model: Decoder, variables: Mapping, directory: str | os.PathLike) -> dict:
+def load_adapter(model: Model, variables: Mapping, directory: str | os.PathLike) -> dict:
     """Variables with an adapter that PEFT or `save_adapter` wrote, from a directory or Hub repo.
 
     It must be one for this model. Layers without an adapter get one that does nothing.
@@ -91,7 +93,7 @@ def load_adapter(model: Decoder, variables: Mapping, directory: str | os.PathLik
             " variables without"
         )
     params = _params(variables)
-    family = families.read(origin_of(model))[1]
+    family = read(origin_of(model))[1]
     source = locate(directory)
     settings = peft.Settings.read(source)
     with Safetensors.open(_weights(source)) as stored:
@@ -116,16 +118,22 @@ class _Base:
 
     directory: Path
     family: families.Family
-    shapes: Mapping[str, Shape]  # of our leaves
-    stored: Safetensors
+    model: Model
+    stored: Stored
 
     @classmethod
     def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "_Base":
         """A base in a directory or on the Hub, with a head of its own if `params` have one."""
         directory = locate(source)
-        raw, family, config = families.read(directory)
-        config = dataclasses.replace(config, tied="head/w" not in params)
-        return cls(directory, family, leaf_shapes(Decoder(config)), stored_at(directory, raw))
+        raw, family, model = read(directory)
+        tied = f"{model.tower}head/w" not in params
+        model = model.clone(config=dataclasses.replace(model.config, tied=tied))
+        return cls(directory, family, model, stored_at(directory, raw))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Those of our leaves."""
+        return leaf_shapes(self.model)
 
     @property
     def linears(self) -> Linears:
@@ -158,7 +166,7 @@ class _Base:
         """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
         if not self.stored.tensors:
             return  # a model made from a bare config.json: there is nothing to stand on
-        table = names.choose(self.family.tables, self.stored.tensors)
+        table = table_of(self.family, self.model, self.stored)
         parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
         place = next(p for p in parts if (p.path, p.layer) == (sample.path, sample.layer))
         first = one_layer(started[sample.path], sample.layer) if started else None
@@ -267,11 +275,12 @@ class _Written:
             for module, pieces in base.linears.items()
             if any(piece.path in adapters for piece in pieces)
         }
+        beside = [*base.others, *(base.linears.keys() - modules.keys())]
         # PEFT has one for all.
         dropout = max(np.float32(adapter.dropout.max()) for adapter in adapters.values())
         return cls(
             modules,
-            peft.targets(modules, base.others),
+            peft.targets(modules, beside),
             float(str(dropout)),  # 0.1, and not what float32 makes of it
             PYTORCH | lowrank.noted_ranks(adapters, base.linears),
         )

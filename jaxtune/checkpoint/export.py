@@ -6,7 +6,8 @@ import json
 import os
 import reprlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxtune import families, lora
-from jaxtune.checkpoint import bnb, names
+from jaxtune.checkpoint import bnb, names, npz
 from jaxtune.checkpoint.files import (
     CheckpointError,
     Safetensors,
@@ -25,14 +26,18 @@ from jaxtune.checkpoint.files import (
     write_sharded,
 )
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import DTYPES, leaf_shapes
+from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read, table_of
 from jaxtune.checkpoint.names import Piece
+from jaxtune.checkpoint.npz import Npz
 from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.stored import Stored
+from jaxtune.families import bigvision
 from jaxtune.lora import one_layer
-from jaxtune.models.decoder import Decoder, DecoderConfig
+from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized
 
+NPZ = ".npz"
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
 Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by foreign name
@@ -40,7 +45,7 @@ MOST_LISTED = 30  # lines of one error message
 
 
 def save_merged(
-    model: Decoder,
+    model: Model,
     variables: Mapping,
     directory: str | os.PathLike,
     dtype: DTypeLike | None = "float16",
@@ -51,6 +56,8 @@ def save_merged(
 ) -> Path:
     """Write a checkpoint in Hugging Face's layout, as transformers loads it, adapters merged.
 
+    A name that ends in .npz gets PaliGemma in big_vision's layout instead.
+
     `dtype=None` keeps each leaf's own. `into` says what stands in for quantised weights: those that
     they were made from ("original", the default where the model's origin has them), or what the
     codes stand for ("dequantised"). Nothing stands under the final name until all of it does.
@@ -60,24 +67,37 @@ def save_merged(
     with in_step():
         kind = written_dtype(dtype)
         origin = origin_of(model)
-        raw, family, described = families.read(origin)
-        _check_config(model.config, described, origin)
-        leaves = _fitting(variables, leaf_shapes(Decoder(model.config)))
+        raw, family, described = read(origin)
+        _check_config(model, described, origin)
+        leaves = _fitting(variables, leaf_shapes(model))
         stored = stored_at(origin, raw)
-        weights = _Weights.of(leaves, lora.adapters(variables), stored, into)
-        writer = _Writer(weights, family, stored, kind)
-        config = _described(raw, writer.dtype, described.tied, model.config.tied)
+        theirs = table_of(family, model, stored)
+        weights = _Weights.of(leaves, lora.adapters(variables), stored, theirs, into)
+        table = _table_to_write(target, theirs, family, model, stored)
+        writer = _Writer(weights, table, family.other, kind)
+        config = _described(raw, writer.dtype, described.config.tied, model.config.tied)
         if jax.process_index() == 0:
             refuse_existing(target, overwrite)
-    with writer.stored, in_step():
+    with stored, in_step():
         try:
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and target.suffix == NPZ:
+                npz.write(target, writer.plan, writer.blocks, overwrite)
+            elif jax.process_index() == 0:
                 with new_directory(target, overwrite=overwrite) as partial:
                     _write_companions(partial, origin, config)
                     write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
         finally:
             writer.gather_rest()
     return target
+
+
+def _table_to_write(
+    target: Path, theirs: names.Table, family: families.Family, model: Model, stored: Stored
+) -> names.Table:
+    """The names in what is to be written: as the origin's, where that has the same format."""
+    if (target.suffix == NPZ) == (stored.format == Npz.format):
+        return theirs
+    return bigvision.tables(model)[0] if target.suffix == NPZ else family.tables[0]
 
 
 def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
@@ -95,12 +115,18 @@ class _Weights:
 
     leaves: Leaves
     adapters: Mapping[str, lora.Lora]  # by the path of the weight they stand beside
-    stored: Safetensors  # the origin's
+    stored: Stored  # the origin's
+    origin: Mapping[tuple[str, int | None], Piece]  # where each leaf's layers are in that
     original: bool  # whether those stand in for quantised ones
 
     @classmethod
     def of(
-        cls, leaves: Leaves, adapters: Mapping, stored: Safetensors, into: str | None
+        cls,
+        leaves: Leaves,
+        adapters: Mapping,
+        stored: Stored,
+        table: names.Table,
+        into: str | None,
     ) -> "_Weights":
         """With what stands in for quantised weights checked, and chosen if nobody did."""
         if into not in (None, *INTO):
@@ -112,25 +138,29 @@ class _Weights:
                 "into='dequantised', or give a directory that has them with "
                 "`model.clone(origin=directory)`"
             )
-        return cls(leaves, adapters, stored, full and into != "dequantised")
+        parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
+        origin = {(piece.path, piece.layer): piece for piece in parts}
+        return cls(leaves, adapters, stored, origin, full and into != "dequantised")
 
     def dtype(self, piece: Piece) -> np.dtype:
         """The one a piece is held in, or that of what stands in for it."""
         leaf = self.leaves[piece.path]
         if not is_quantized(leaf):
             return leaf.dtype
-        return self.stored.tensors[piece.theirs].dtype if self.original else self.plain
+        if not self.original:
+            return self.plain
+        return self.stored.tensors[self.origin[piece.path, piece.layer].theirs].dtype
 
     @property
     def plain(self) -> np.dtype:
         """The dtype of what is not quantised."""
-        return self.leaves["embed/w"].dtype
+        return lora.embedding(self.leaves).dtype
 
     def piece(self, piece: Piece) -> np.ndarray:
         """One layer of a leaf, or a leaf without layers, with its adapter merged."""
         weight = one_layer(self.leaves[piece.path], piece.layer)
         if is_quantized(weight) and self.original:
-            weight = oriented(self.stored.read, piece)
+            weight = oriented(self.stored.read, self.origin[piece.path, piece.layer])
         else:
             weight = jax.tree.map(gathered, weight)
         if piece.path not in self.adapters:
@@ -145,22 +175,20 @@ class _Writer:
     def __init__(
         self,
         weights: _Weights,
-        family: families.Family,
-        stored: Safetensors,
+        table: names.Table,
+        other: Sequence[str],  # patterns of the origin's tensors that are carried along
         kind: np.dtype | None,
     ):
-        held = stored.tensors
+        held = weights.stored.tensors
         self.weights = weights
-        self.stored = stored
         self.dtype = str(kind or weights.plain)
-        table = names.choose(family.tables, held)
         parts = names.pieces(table, {path: leaf.shape for path, leaf in weights.leaves.items()})
         self.tensors = names.by_tensor(parts)
         plan: Plan = {
             name: (pieces[0].shape, kind or weights.dtype(pieces[0]))
             for name, pieces in self.tensors.items()
         }
-        for name in names.matching(family.other, held):
+        for name in names.matching(other, held):
             info = held[name]
             plan[name] = (info.shape, kind if kind and floating(info.dtype) else info.dtype)
         # The order in which every process must gather, and the one in which files hold tensors.
@@ -169,22 +197,25 @@ class _Writer:
 
     def tensor(self, name: str) -> np.ndarray:
         """One foreign tensor in the dtype announced for it."""
-        found = self._gathered(name) if name in self.tensors else self.stored.read(name)
-        return cast(found, self.plan[name][1], name)
+        if name in self.tensors:
+            (whole,) = self.blocks(name)
+            return whole
+        return cast(self.weights.stored.read(name), self.plan[name][1], name)
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The same in parts, layer by layer where it holds all of them."""
+        self._not_gathered.remove(name)
+        pieces = self.tensors[name]
+        for _, layer in groupby(pieces, key=lambda piece: piece.layer):
+            rows = [piece.foreign(self.weights.piece(piece)) for piece in layer]
+            whole = np.concatenate(rows) if len(rows) > 1 else rows[0]
+            yield cast(whole, self.plan[name][1], name)
 
     def gather_rest(self) -> None:
         """Take part in the gathers still to come, in which other processes wait for this one."""
         while self._not_gathered and jax.process_count() > 1:
-            self._gathered(self._not_gathered[0])
-
-    def _gathered(self, name: str) -> np.ndarray:
-        self._not_gathered.remove(name)
-        rows = [
-            host.T if piece.transposed else host
-            for piece in self.tensors[name]
-            for host in [self.weights.piece(piece)]
-        ]
-        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+            for _ in self.blocks(self._not_gathered[0]):
+                pass
 
 
 def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
@@ -199,24 +230,26 @@ def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
     )
 
 
-def origin_of(model: Decoder) -> Path:
+def origin_of(model: Model) -> Path:
     """Where the model's config.json and tokenizer are."""
-    if model.origin and (Path(model.origin) / "config.json").is_file():
-        return Path(model.origin)
+    origin = Path(model.origin)
+    if model.origin and ((origin / "config.json").is_file() or origin.suffix == NPZ):
+        return origin
     raise CheckpointError(
         f"the model's origin is {model.origin or 'not set'}: config.json and tokenizer files are "
         "carried along from there. Give it with `model.clone(origin=directory)`"
     )
 
 
-def _check_config(config: DecoderConfig, described: DecoderConfig, origin: Path) -> None:
+def _check_config(model: Model, described: Model, origin: Path) -> None:
     """The origin's config.json goes along, so it must tell of this model."""
     # A head stored apart unties the model, whatever config.json says: `_described` puts it right.
     pairs = {
-        field.name: (getattr(config, field.name), getattr(described, field.name))
-        for field in dataclasses.fields(config)
+        field.name: (getattr(model.config, field.name), getattr(described.config, field.name))
+        for field in dataclasses.fields(model.config)
         if field.name != "tied"
     }
+    pairs["pictures"] = (model.pictures, described.pictures)
     differing = [
         f"  {name}: the model has {reprlib.repr(ours)}, the origin {reprlib.repr(theirs)}"
         for name, (ours, theirs) in pairs.items()
@@ -273,11 +306,13 @@ def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
     ]
 
 
-def stored_at(origin: Path, raw: Mapping) -> Safetensors:
+def stored_at(origin: Path, raw: Mapping) -> Stored:
     """The origin's weights, if it has any: a model may have been made from a bare config.json."""
+    if origin.suffix == NPZ:
+        return Npz.open(origin)
     if any(origin.glob("*.safetensors")):
         return Safetensors.open(origin)
-    if raw.get("vision_config"):
+    if raw.get("vision_config") and families.find(raw).pictures is None:
         raise CheckpointError(
             f"{origin} has a vision_config and no *.safetensors any more: the vision tower is "
             "carried along from there. Put the weight files back, or give another directory that "

@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 
 from jaxtune import families, sharding, tree
 from jaxtune.checkpoint import bnb, names, placing
-from jaxtune.checkpoint.files import CheckpointError, Safetensors
+from jaxtune.checkpoint.files import Safetensors
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.names import Piece, Shape
+from jaxtune.checkpoint.npz import Npz
+from jaxtune.checkpoint.stored import CheckpointError, Stored
+from jaxtune.families import bigvision
 from jaxtune.models.attention import IMPLEMENTATIONS
-from jaxtune.models.decoder import Decoder, DecoderConfig
+from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,8 +38,8 @@ def load(
     rules: tree.Rules | None = None,
     attention: str = "auto",
     compute: str = "auto",
-) -> tuple[Decoder, dict]:
-    """A Flax model and its variables, from a checkpoint directory or a Hub repo id.
+) -> tuple[Model, dict]:
+    """A Flax model and its variables, from a checkpoint directory, a Hub repo id or an .npz file.
 
     `dtype` is that of the weights, and "auto" keeps the stored ones; `compute` is that of the
     activations: float32 where any weight is, and otherwise bfloat16 where the hardware has it, or
@@ -56,9 +59,8 @@ def load(
         held = described.held(dtype, quant)
         where = placements(held, mesh, rules)
         plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
-        model = Decoder(
-            described.config,
-            activation_dtype(plain) if compute == "auto" else jnp.dtype(compute),
+        model = described.model.clone(
+            dtype=activation_dtype(plain) if compute == "auto" else jnp.dtype(compute),
             attention=attention,
             origin=str(described.directory.absolute()),
         )
@@ -82,21 +84,21 @@ def known_dtype(dtype: Any) -> str:
 class Described:
     """A checkpoint as its config.json and headers tell it, before any weight is read."""
 
-    directory: Path
+    directory: Path  # or the .npz file
     raw: families.Config
     family: families.Family
-    config: DecoderConfig
-    stored: Safetensors
+    model: Model
+    stored: Stored
 
     @cached_property
     def table(self) -> names.Table:
         """The family's names, as the release that wrote these files spells them."""
-        return names.choose(self.family.tables, self.stored.tensors)
+        return table_of(self.family, self.model, self.stored)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         """The shape of every leaf, by slash path."""
-        return leaf_shapes(Decoder(self.config))
+        return leaf_shapes(self.model)
 
     @cached_property
     def parts(self) -> tuple[Piece, ...]:
@@ -129,18 +131,37 @@ class Described:
         return reduce(jnp.promote_types, stored)
 
 
-def describe(
-    directory: Path, headers: Callable[[Path], Safetensors] = Safetensors.open
-) -> Described:
+def describe(directory: Path, headers: Callable[[Path], Stored] = Safetensors.open) -> Described:
     """Open a checkpoint's directory; `headers` finds its tensors, which need not lie there."""
-    if not directory.is_dir():
+    if not directory.is_dir() and directory.suffix != ".npz":
         raise CheckpointError(
             f"{directory} is a file: a checkpoint is a directory, with config.json beside its "
-            "*.safetensors"
+            "*.safetensors, or one .npz file of big_vision"
         )
-    raw, family, config = families.read(directory)
+    raw, family, model = read(directory)
     refuse_quantised(raw, directory)
-    return Described(directory, raw, family, config, headers(directory))
+    stored = Npz.open(directory) if directory.suffix == ".npz" else headers(directory)
+    return Described(directory, raw, family, model, stored)
+
+
+def read(origin: Path) -> tuple[families.Config, families.Family, Model]:
+    """What a checkpoint says of itself: its config.json, or the shapes in its .npz file."""
+    if origin.suffix != ".npz":
+        return families.read(origin)
+    with Npz.open(origin) as stored:
+        shapes = {name: info.shape for name, info in stored.tensors.items()}
+    try:
+        raw = bigvision.config(shapes)
+        family = families.find(raw)
+        return raw, family, family.model(raw)
+    except families.ConfigError as problem:
+        raise CheckpointError(f"{origin}: {problem}") from None
+
+
+def table_of(family: families.Family, model: Model, stored: Stored) -> names.Table:
+    """The names of a model's tensors, as in the files that are there."""
+    tables = bigvision.tables(model) if stored.format == Npz.format else family.tables
+    return names.choose(tables, stored.tensors)
 
 
 def refuse_quantised(raw: Mapping, directory: Path) -> None:
@@ -181,30 +202,33 @@ def _stored_as(described: Described, piece: Piece) -> str | None:
     """The kind of 4 bits that a piece is stored in, if any."""
     if piece.theirs not in described.packed:
         return None
-    whole = piece.rows == slice(0, piece.shape[0])
+    whole = piece.rows == slice(0, piece.among)
     return bnb.held_as(described.stored, described.packed[piece.theirs], whole)
 
 
 def activation_dtype(held: Iterable[np.dtype]):
     """The activations' dtype for weights held in these."""
-    names = {str(dtype) for dtype in held}
-    if "float32" in names or ("bfloat16" not in names and jax.default_backend() == "cpu"):
+    # XLA's CPU backend has no bfloat16 of its own: it widens, and rounds after every operation.
+    if jax.default_backend() == "cpu" or "float32" in map(str, held):
         return jnp.float32
     # Never float16: Gemma's activations overflow it.
     return jnp.bfloat16
 
 
-def leaf_shapes(model: Decoder) -> dict[str, Shape]:
+def leaf_shapes(model: Model) -> dict[str, Shape]:
     """The shape of every leaf of a model's parameters, by slash path, without making any."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    abstract = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), tokens)
+    seen = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
+    if model.pictures:
+        side = model.pictures.side
+        seen.append(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    abstract = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), *seen)
     return {path: leaf.shape for path, leaf in tree.flatten(abstract["params"]).items()}
 
 
 def match_names(
     table: names.Table,
     shapes: Mapping[str, Shape],
-    stored: Safetensors,
+    stored: Stored,
     other: Sequence[str],
     directory: Path,
 ) -> tuple[Piece, ...]:
@@ -213,9 +237,10 @@ def match_names(
     packed = bnb.packed(stored)
     found = bnb.shapes(stored, packed)
     # A tied model has its head in the embedding; some files hold it a second time.
-    known = other if "head/w" in shapes else [*other, re.escape(stored_as(table, "head/w"))]
+    head = next((path for name in table for path in name.ours if path.endswith("head/w")), None)
+    spare = [] if head is None or head in shapes else [re.escape(stored_as(table, head))]
     try:
-        names.check(parts, found, known)
+        names.check(parts, found, [*other, *spare])
     except names.NamesError as problem:
         raise CheckpointError(f"{directory}: {problem}") from None
     plain = [each.theirs for each in parts if each.theirs not in packed]
@@ -231,14 +256,17 @@ def match_names(
 def untied_if_stored_apart(described: Described) -> Described:
     """Believe the tensors where a config says tied and the head stored beside it differs."""
     stored = described.stored
-    head, embedding = (stored_as(described.table, path) for path in ("head/w", "embed/w"))
-    if not described.config.tied or not {head, embedding} <= stored.tensors.keys():
+    model = described.model
+    head, embedding = (
+        stored_as(described.table, model.tower + path) for path in ("head/w", "embed/w")
+    )
+    if not model.config.tied or not {head, embedding} <= stored.tensors.keys():
         return described
     alike = _equal(stored, head, embedding)
-    return replace(described, config=replace(described.config, tied=alike))
+    return replace(described, model=model.clone(config=replace(model.config, tied=alike)))
 
 
-def _equal(stored: Safetensors, one: str, other: str) -> bool:
+def _equal(stored: Stored, one: str, other: str) -> bool:
     """Whether two tensors hold the same bytes; a block at a time, up to the first difference."""
     first, second = stored.read(one), stored.read(other)
     if (first.shape, first.dtype) != (second.shape, second.dtype):
@@ -250,9 +278,9 @@ def _equal(stored: Safetensors, one: str, other: str) -> bool:
     return alike
 
 
-def stored_as(table: names.Table, path: str) -> str:
-    """The foreign name of the tensor that holds a leaf, or one layer of it."""
-    return next(name.theirs for name in table if path in name.ours)
+def stored_as(table: names.Table, path: str) -> str | None:
+    """The foreign name of the tensor that holds a leaf, or one layer of it, if the table has it."""
+    return next((name.theirs for name in table if path in name.ours), None)
 
 
 def placements(

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 Shape = tuple[int, ...]
 
 
@@ -21,22 +23,49 @@ class Name:
 
     theirs: str
     ours: tuple[str, ...]
-    transposed: bool = False
+    axes: tuple[int, ...] | None = None  # which of ours each of their axes is; None: the same
+    view: Shape | None = None  # what shape ours take before axes change places; None: their own
+    stacked: bool = False  # all layers are in one tensor, on an axis before the others
 
 
+TRANSPOSED = (1, 0)  # the axes of a linear map that is stored as [out, in]
 Table = tuple[Name, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one foreign tensor; they are one of our leaves, or one layer of it."""
+    """Rows of one foreign tensor, or of a layer of it; they are one of our leaves, or its layer."""
 
     theirs: str
     shape: Shape  # of the whole foreign tensor
-    rows: slice  # of its first axis
-    transposed: bool
+    rows: slice  # of its first axis, after that of layers if it has one
     path: str
     layer: int | None
+    own: Shape  # of what it is of ours
+    axes: tuple[int, ...] | None = None
+    view: Shape | None = None
+    stacked: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a matrix of ours with its axes exchanged and no more."""
+        return self.axes == TRANSPOSED and self.view is None
+
+    @property
+    def among(self) -> int:
+        """How many rows there are, those of other leaves included."""
+        return self.shape[1 if self.stacked else 0]
+
+    def ours(self, foreign: np.ndarray) -> np.ndarray:
+        """The piece of a foreign tensor, shaped as ours; a view of it where that can be."""
+        rows = (foreign[self.layer] if self.stacked else foreign)[self.rows]
+        back = rows.transpose(np.argsort(self.axes)) if self.axes else rows
+        return back.reshape(self.own) if self.view else back
+
+    def foreign(self, ours: np.ndarray) -> np.ndarray:
+        """The rows of the foreign tensor that a leaf of ours, or its layer, is."""
+        seen = ours.reshape(self.view) if self.view else ours
+        return seen.transpose(self.axes) if self.axes else seen
 
 
 class NamesError(ValueError):
@@ -47,13 +76,13 @@ def linear(theirs: str, *ours: str) -> Table:
     """The weight and, where the model has one, the bias of a linear map stored as [out, in]."""
     weights, biases = (tuple(f"{leaf}/{part}" for leaf in ours) for part in "wb")
     return (
-        Name(f"{theirs}.weight", weights, transposed=True),
+        Name(f"{theirs}.weight", weights, TRANSPOSED),
         Name(f"{theirs}.bias", biases),
     )
 
 
-def prefixed(table: Table, prefixes: Mapping[str, str]) -> Table:
-    """The table with the start of each foreign name exchanged."""
+def prefixed(table: Table, prefixes: Mapping[str, str], ours: str = "") -> Table:
+    """The table with the start of each foreign name exchanged, and one put before our paths."""
 
     def rename(name: str) -> str:
         for old, new in prefixes.items():
@@ -61,7 +90,10 @@ def prefixed(table: Table, prefixes: Mapping[str, str]) -> Table:
                 return new + name.removeprefix(old)
         return name
 
-    return tuple(replace(each, theirs=rename(each.theirs)) for each in table)
+    return tuple(
+        replace(each, theirs=rename(each.theirs), ours=tuple(ours + path for path in each.ours))
+        for each in table
+    )
 
 
 def pieces(table: Table, shapes: Mapping[str, Shape]) -> tuple[Piece, ...]:
@@ -76,16 +108,24 @@ def pieces(table: Table, shapes: Mapping[str, Shape]) -> tuple[Piece, ...]:
 
 
 def _split(name: Name, shapes: Mapping[str, Shape]) -> Iterable[Piece]:
-    layered = "{layer}" in name.theirs
+    numbered = "{layer}" in name.theirs
+    layered = numbered or name.stacked
     ours = [shapes[path][1:] if layered else shapes[path] for path in name.ours]
-    theirs = [shape[::-1] if name.transposed else shape for shape in ours]
+    theirs = [_foreign_shape(name, shape) for shape in ours]
     stops = [sum(shape[0] for shape in theirs[: i + 1]) for i in range(len(theirs))]
-    whole = (stops[-1], *theirs[0][1:])
-    for layer in range(shapes[name.ours[0]][0]) if layered else (None,):
-        foreign = name.theirs.replace("{layer}", str(layer))
-        for path, shape, stop in zip(name.ours, theirs, stops, strict=True):
-            rows = slice(stop - shape[0], stop)
-            yield Piece(foreign, whole, rows, name.transposed, path, layer)
+    layers = range(shapes[name.ours[0]][0]) if layered else (None,)
+    whole = ((len(layers),) if name.stacked else ()) + (stops[-1], *theirs[0][1:])
+    form = dict(axes=name.axes, view=name.view, stacked=name.stacked)
+    for layer in layers:
+        foreign = name.theirs.replace("{layer}", str(layer)) if numbered else name.theirs
+        for path, own, shape, stop in zip(name.ours, ours, theirs, stops, strict=True):
+            yield Piece(foreign, whole, slice(stop - shape[0], stop), path, layer, own, **form)
+
+
+def _foreign_shape(name: Name, shape: Shape) -> Shape:
+    """The shape that a leaf of ours, or one layer of it, has among theirs."""
+    seen = name.view or shape
+    return tuple(seen[axis] for axis in name.axes) if name.axes else seen
 
 
 def by_leaf(parts: Iterable[Piece]) -> dict[str, list[Piece]]:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxtune.checkpoint import bnb
-from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.checkpoint.names import Piece
+from jaxtune.checkpoint.stored import CheckpointError, Stored
 from jaxtune.quant import Quantized, is_quantized, quantize
 
 BLOCK_BYTES = 2**24  # of a tensor converted or compared at a time
@@ -21,7 +21,7 @@ Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
 def place(
-    stored: Safetensors,
+    stored: Stored,
     packed: Mapping[str, bnb.Packed],  # what is stored in 4 bits, by name
     pieces: Sequence[Piece],
     held: Any,  # the leaf's shape and dtype, or those of the arrays it is quantised to
@@ -43,13 +43,12 @@ def place(
 
 
 def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
-    """One layer of a leaf, or a leaf without layers, as a view of the foreign tensor."""
-    rows = fetch(piece.theirs)[piece.rows]
-    return rows.T if piece.transposed else rows
+    """One layer of a leaf, or a leaf without layers; where that can be, a view of the file."""
+    return piece.ours(fetch(piece.theirs))
 
 
 def quantized(
-    stored: Safetensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
+    stored: Stored, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
 ) -> Quantized:
     """One layer of a leaf as codes and scales, in NumPy arrays; some are stored so."""
     if piece.theirs in packed:
@@ -67,7 +66,7 @@ def trim() -> None:
 
 
 def _put_quantized(
-    stored: Safetensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
+    stored: Stored, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
 ) -> Quantized:
     made = quantized(stored, packed, piece, kind)
 
@@ -80,9 +79,7 @@ def _put_quantized(
     return array
 
 
-def _put(
-    stored: Safetensors, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding
-) -> jax.Array:
+def _put(stored: Stored, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
     """What this process's devices hold of one piece, read from the file and put there."""
     parts = partial(_converted, stored, piece, held.dtype)
     array = _sent(held.shape, where, parts, held.dtype)
@@ -124,9 +121,7 @@ def _filled(blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, device: Any
     return array
 
 
-def _converted(
-    stored: Safetensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]
-) -> Blocks:
+def _converted(stored: Stored, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]) -> Blocks:
     """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
     view = oriented(stored.read, piece)[index]
     if view.dtype == dtype:

@@ -4,13 +4,13 @@ import difflib
 import json
 from pathlib import Path
 
-from jaxtune.families import gemma, llama, mistral, phi, qwen
+from jaxtune.families import gemma, llama, mistral, paligemma, phi, qwen
 from jaxtune.families.huggingface import Config, ConfigError, Family
-from jaxtune.models.decoder import DecoderConfig
+from jaxtune.models.paligemma import Model
 
 SUPPORTED: dict[str, Family] = {
     family.model_type: family
-    for module in (gemma, llama, mistral, phi, qwen)
+    for module in (gemma, llama, mistral, phi, qwen, paligemma)
     for family in module.FAMILIES
 }
 
@@ -18,6 +18,11 @@ SUPPORTED: dict[str, Family] = {
 def find(config: Config, where: str = "config.json") -> Family:
     """The family of a parsed `config.json`."""
     name = config.get("model_type")
+    # Some have a part of another make in later releases, by the same name for the whole.
+    text = config.get("text_config")
+    within = f"{name}+{text.get('model_type')}" if isinstance(text, dict) else None
+    if within in SUPPORTED:
+        return SUPPORTED[within]
     if isinstance(name, str) and name in SUPPORTED:
         return SUPPORTED[name]
     near = difflib.get_close_matches(str(name), SUPPORTED, n=1)
@@ -29,7 +34,7 @@ def find(config: Config, where: str = "config.json") -> Family:
     )
 
 
-def read(directory: Path) -> tuple[Config, Family, DecoderConfig]:
+def read(directory: Path) -> tuple[Config, Family, Model]:
     """A checkpoint's parsed `config.json`, its family, and the model it describes."""
     file = directory / "config.json"
     try:
@@ -47,7 +52,7 @@ def read(directory: Path) -> tuple[Config, Family, DecoderConfig]:
         raise ConfigError(f"{file}: expected a JSON object, found {type(config).__name__}")
     family = find(config, str(file))
     try:
-        return config, family, family.decoder(config)
+        return config, family, family.model(config)
     except ConfigError as problem:
         raise ConfigError(f"{file}: {problem}") from None
     except KeyError as missing:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtune.checkpoint.names import Name, Table, linear
+from jaxtune.checkpoint.names import TRANSPOSED, Name, Table, linear
 from jaxtune.models import rope
-from jaxtune.models.decoder import DecoderConfig, LayerKind
+from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
+from jaxtune.models.paligemma import Model, PaliGemma, PicturesConfig
 
 Config = Mapping[str, Any]
 
@@ -25,6 +26,13 @@ class Family:
     decoder: Callable[[Config], DecoderConfig]
     tables: tuple[Table, ...]  # in use: what we write first, transformers' modules last
     other: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)  # tensors known and not ours
+    pictures: Callable[[Config], PicturesConfig] | None = None  # of those that see them
+
+    def model(self, config: Config) -> Model:
+        """The model that a `config.json` describes."""
+        if self.pictures is None:
+            return Decoder(self.decoder(config))
+        return PaliGemma(self.decoder(config), self.pictures(config))
 
 
 ACTIVATIONS = {
@@ -39,7 +47,7 @@ ACTIVATIONS = {
 ENDS: Table = (
     Name("model.embed_tokens.weight", ("embed/w",)),
     Name("model.norm.weight", ("norm/scale",)),
-    Name("lm_head.weight", ("head/w",), transposed=True),
+    Name("lm_head.weight", ("head/w",), TRANSPOSED),
 )
 ATTENTION: Table = (
     *linear("model.layers.{layer}.self_attn.q_proj", "layers/attn/q"),

@@ -64,7 +64,7 @@ def plain(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H]
     v: jax.Array,  # [B, S, K, H]
-    seen: jax.Array,  # bool[B, T, S]
+    seen: jax.Array | None,  # bool[B, T, S]; None sees all
     *,
     scale: float,
     softcap: float | None = None,
@@ -74,7 +74,8 @@ def plain(
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
     logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
     logits = soften(logits * scale, softcap)
-    logits = jnp.where(seen[:, None, :, None], logits, UNSEEN)
+    if seen is not None:
+        logits = jnp.where(seen[:, None, :, None], logits, UNSEEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bktgs,bskh->btkgh", weights, v).reshape(q.shape)
 

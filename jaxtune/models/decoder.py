@@ -11,21 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.models.attention import attend, soften
 from jaxtune.models.cache import KVCache, Stored
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from jaxtune.models.layout import Layout, arrange, lengths
+from jaxtune.models.remat import named, policy
 from jaxtune.models.rope import Rope, angles, rotate
-
-# What of a layer's forward pass is kept for the backward pass; the rest is computed again. What
-# linear maps give is kept by name: as "every product", the adapter's would be kept beside it.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names("linear"),
-    "none": jax.checkpoint_policies.everything_saveable,
-}
 
 
 @dataclass(frozen=True)
@@ -120,11 +112,11 @@ class Attention(nn.Module):
             implementation=shared.attention,
         )
         joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)
-        return _named(Linear(config.width, config.out_bias, name="o")(joined)), stored
+        return named(Linear(config.width, config.out_bias, name="o")(joined)), stored
 
     def _heads(self, x: jax.Array, name: str, count: int) -> jax.Array:  # [B, T, count, H]
         size = self.config.head_size
-        projected = _named(Linear(count * size, self.config.qkv_bias, name=name)(x))
+        projected = named(Linear(count * size, self.config.qkv_bias, name=name)(x))
         return projected.reshape(*x.shape[:2], count, size)
 
 
@@ -136,10 +128,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D]
         config = self.config
-        gate = _named(Linear(config.hidden, config.mlp_bias, name="gate")(x))
-        up = _named(Linear(config.hidden, config.mlp_bias, name="up")(x))
+        gate = named(Linear(config.hidden, config.mlp_bias, name="gate")(x))
+        up = named(Linear(config.hidden, config.mlp_bias, name="up")(x))
         gated = ACTIVATIONS[config.activation](gate) * up
-        return _named(Linear(config.width, config.mlp_bias, name="down")(gated))
+        return named(Linear(config.width, config.mlp_bias, name="down")(gated))
 
 
 class Block(nn.Module):
@@ -168,11 +160,6 @@ class Block(nn.Module):
         return self._norm(name, branch) if self.config.post_norms else branch
 
 
-def _named(projected: jax.Array) -> jax.Array:
-    """What a linear map gives, as `REMAT` speaks of it."""
-    return checkpoint_name(projected, "linear")
-
-
 class Decoder(nn.Module):
     """A decoder-only language model: `model.apply(variables, tokens)` gives logits.
 
@@ -184,15 +171,16 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
     origin: str = ""  # the directory that the weights came from
     attention: str = "auto"  # how it is computed; see `attention.attend`
-    remat: str = "full"  # what of a layer is computed again, to save memory; see `REMAT`
+    remat: str = "full"  # what of a layer is computed again, to save memory; see `remat.REMAT`
+
+    tower = ""  # where the decoder's leaves are
+    pictures = None  # it sees none
 
     def setup(self):
         config = self.config
-        if self.remat not in REMAT:
-            raise ValueError(f"remat {self.remat!r}: expected one of {', '.join(REMAT)}")
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat]),
+            nn.remat(Block, prevent_cse=False, policy=policy(self.remat)),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),

@@ -1,4 +1,4 @@
-"""The three things every tower is made of: linear maps, embeddings and RMS norms."""
+"""What every tower is made of: linear maps, embeddings and norms."""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., in] -> [..., features]
         shape = (x.shape[-1], self.features)
-        w = self.variable("params", "w", _random(self, shape, shape[0] ** -0.5)).value
+        w = self.variable("params", "w", random(self, shape, shape[0] ** -0.5)).value
         # Two dimensions: XLA's CPU backend runs the 3-D products of the backward pass badly.
         flat = x.reshape(-1, x.shape[-1])
         y = quant.dot(flat, w, self.output)
@@ -47,7 +47,7 @@ class Embedding(nn.Module):
     width: int
 
     def setup(self):
-        self.w = self.variable("params", "w", _random(self, (self.vocabulary, self.width), 0.02))
+        self.w = self.variable("params", "w", random(self, (self.vocabulary, self.width), 0.02))
 
     def __call__(self, tokens: jax.Array, dtype: Any) -> jax.Array:  # int32[...] -> [..., D]
         return tables.rows(self.w.value, tokens, dtype)
@@ -73,6 +73,22 @@ class RMSNorm(nn.Module):
         return (normed * (self.offset + scale)).astype(x.dtype)
 
 
-def _random(module: nn.Module, shape: tuple[int, ...], deviation: float):
+class LayerNorm(nn.Module):
+    """x with mean 0 and variance 1, times `scale`, plus `bias`; computed in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., D]
+        scale = self.variable("params", "scale", jnp.ones, (x.shape[-1],)).value
+        bias = self.variable("params", "bias", jnp.zeros, (x.shape[-1],)).value
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def random(module: nn.Module, shape: tuple[int, ...], deviation: float):
     """An initialiser that asks for a key only when it is run."""
     return lambda: deviation * jax.random.normal(module.make_rng("params"), shape)

@@ -53,13 +53,14 @@ def configure(directory: Path, **changes) -> None:
 
 def test_dtypes(pair):
     directory = pair(NAME).directory
-    for dtype, activations in (
-        ("float32", jnp.float32),
-        ("bfloat16", jnp.bfloat16),
-        ("float16", jnp.float32),  # on a CPU: float16 is for keeping, not for computing
-        ("auto", jnp.float32),
+    for dtype, compute, activations in (
+        ("float32", "auto", jnp.float32),
+        ("bfloat16", "auto", jnp.float32),  # on a CPU, which keeps these and computes in no less
+        ("float16", "auto", jnp.float32),
+        ("bfloat16", "bfloat16", jnp.bfloat16),
+        ("auto", "auto", jnp.float32),
     ):
-        model, variables = jaxtune.load(directory, dtype=dtype)
+        model, variables = jaxtune.load(directory, dtype=dtype, compute=compute)
         held = {leaf.dtype for leaf in jax.tree.leaves(variables)}
         assert held == {jnp.dtype("float32" if dtype == "auto" else dtype)}
         assert model.dtype == activations

@@ -181,7 +181,7 @@ def test_bfloat16(pair, name, tmp_path, record_property):
     tokens = reference.tokens(case, batch=4, seed=5)
     rounded = reference.logits(exact, tokens)
     truth = reference.logits(exact.float(), tokens)
-    model, variables = jaxtune.load(tmp_path / "stored", dtype="bfloat16")
+    model, variables = jaxtune.load(tmp_path / "stored", "bfloat16", compute="bfloat16")
     got = np.asarray(jax.jit(model.apply)(variables, tokens))
 
     def error(found):

@@ -9,9 +9,10 @@ import pytest
 
 from jaxtune.lora import add_lora
 from jaxtune.models import rope
-from jaxtune.models.decoder import REMAT, Decoder, DecoderConfig, LayerKind
+from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layers import Linear, RMSNorm
 from jaxtune.models.layout import arrange
+from jaxtune.models.remat import REMAT
 
 LOCAL, GLOBAL = (
     LayerKind(rope.default(10_000.0, 8), 5),

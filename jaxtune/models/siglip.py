@@ -1,0 +1,129 @@
+"""SigLIP's picture encoder: patches in, a vector for each out.
+
+Axes beyond the decoder's: S side of a picture in pixels, P patches of a picture, W width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxtune.models.attention import plain
+from jaxtune.models.layers import ACTIVATIONS, LayerNorm, Linear, random
+from jaxtune.models.remat import named, policy
+
+BLOCK = 1024  # patches that look at all others at a time; more would fill the memory with logits
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """The sizes of a picture encoder."""
+
+    side: int  # pixels of a picture's side
+    patch: int  # and of a patch's
+    width: int
+    hidden: int
+    heads: int
+    layers: int
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.side // self.patch
+
+
+class Patches(nn.Module):
+    """Each square of pixels as a vector."""
+
+    config: SiglipConfig
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array) -> jax.Array:  # [B, S, S, 3] -> [B, P, W]
+        patch, grid, width = self.config.patch, self.config.grid, self.config.width
+        shape = (patch, patch, 3, width)
+        w = self.variable("params", "w", random(self, shape, (patch * patch * 3) ** -0.5)).value
+        b = self.variable("params", "b", jnp.zeros, (width,)).value
+        cut = pictures[:, : grid * patch, : grid * patch]
+        squares = cut.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
+        flat = squares.reshape(-1, patch * patch * 3)
+        found = flat @ w.reshape(-1, width).astype(flat.dtype) + b.astype(flat.dtype)
+        return found.reshape(-1, grid * grid, width)
+
+
+class Attention(nn.Module):
+    """Attention in which every patch sees every other."""
+
+    config: SiglipConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, P, W]
+        width, heads = self.config.width, self.config.heads
+        q, k, v = (
+            named(Linear(width, bias=True, name=name)(x)).reshape(*x.shape[:2], heads, -1)
+            for name in "qkv"
+        )
+        attended = _attended(q, k, v, (width // heads) ** -0.5)
+        return named(Linear(width, bias=True, name="o")(attended.reshape(x.shape)))
+
+
+def _attended(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+    """Attention [B, P, N, H], for many patches a block of queries after the other."""
+    count = -(-q.shape[1] // BLOCK)
+    if count == 1 or q.shape[1] % count:
+        return plain(q, k, v, None, scale=scale)
+    blocks = q.reshape(q.shape[0], count, -1, *q.shape[2:]).swapaxes(0, 1)
+    one = jax.checkpoint(lambda block: plain(block, k, v, None, scale=scale))
+    return jax.lax.map(one, blocks).swapaxes(0, 1).reshape(q.shape)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    config: SiglipConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, P, W]
+        wide = named(Linear(self.config.hidden, bias=True, name="up")(x))
+        active = ACTIVATIONS[self.config.activation](wide)
+        return named(Linear(self.config.width, bias=True, name="down")(active))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each around the residual."""
+
+    config: SiglipConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:  # [B, P, W]
+        epsilon = self.config.norm_epsilon
+        x = x + Attention(self.config, name="attn")(LayerNorm(epsilon, name="attn_norm")(x))
+        return x + Mlp(self.config, name="mlp")(LayerNorm(epsilon, name="mlp_norm")(x)), None
+
+
+class Siglip(nn.Module):
+    """The encoder: [B, S, S, 3] from -1 to 1 -> [B, P, W], row after row of patches."""
+
+    config: SiglipConfig
+    dtype: Any = jnp.float32  # of activations
+    remat: str = "full"  # as a decoder's
+
+    def setup(self):
+        config = self.config
+        self.patches = Patches(config)
+        shape = (config.grid**2, config.width)
+        self.positions = self.variable("params", "positions", random(self, shape, 0.02))
+        self.layers = nn.scan(
+            nn.remat(Block, prevent_cse=False, policy=policy(self.remat)),
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=config.layers,
+        )(config)
+        self.norm = LayerNorm(config.norm_epsilon)
+
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        x = self.patches(pictures.astype(self.dtype)) + self.positions.value.astype(self.dtype)
+        return self.norm(self.layers(x)[0])
