@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtune import decode
 from jaxtune.config import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 
 TORN = "\ufffd"  # what the bytes of half a character decode to
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies of characters write a byte of others
@@ -29,7 +30,7 @@ class Reply:
 class Answerer:
     """A model that answers prompts."""
 
-    model: Decoder
+    model: Model
     variables: Mapping
     tokenizer: Tokenizer
     settings: Generate
@@ -45,7 +46,12 @@ class Answerer:
                 f"the model's context of {context:,}; shorten it, or lower generate.max_new_tokens",
             )
 
-    def replies(self, prompts: Sequence[Sequence[int]], likeliest: int = 0) -> list[Reply]:
+    def replies(
+        self,
+        prompts: Sequence[Sequence[int]],
+        likeliest: int = 0,
+        images: Sequence[Any] | None = None,  # the pictures of each
+    ) -> list[Reply]:
         """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
         given = self.settings
         answers = decode.answers(
@@ -53,16 +59,17 @@ class Answerer:
             self.variables,
             prompts,
             given.max_new_tokens,
+            images=images,
             stops=self.tokenizer.stops,
             seed=self.seed,
             batch=given.batch,
             finished=self._finished if given.stops else None,
             **self._numbers,
         )
-        first = self._next(prompts, likeliest) if likeliest else [()] * len(prompts)
+        first = self._next(prompts, likeliest, images) if likeliest else [()] * len(prompts)
         return [self._reply(*each) for each in zip(answers, first, strict=True)]
 
-    def stream(self, prompt: Sequence[int]) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
         """The text of an answer in the pieces in which it comes."""
         said, tokens = "", []
         for token in decode.stream(
@@ -70,6 +77,7 @@ class Answerer:
             self.variables,
             prompt,
             self.settings.max_new_tokens,
+            images=images,
             stops=self.tokenizer.stops,
             sampling=decode.Sampling.of(**self._numbers),
             seed=self.seed,
@@ -125,10 +133,10 @@ class Answerer:
         )
         return text[: len(text) - max(begun, default=0)]
 
-    def _next(self, prompts: Sequence[Sequence[int]], count: int) -> list[tuple]:
+    def _next(self, prompts: Sequence[Sequence[int]], count: int, images: Any) -> list[tuple]:
         count = min(count, self.model.config.vocabulary)
         found = decode.next_tokens(
-            self.model, self.variables, prompts, count, batch=self.settings.batch
+            self.model, self.variables, prompts, count, images=images, batch=self.settings.batch
         )
         return [
             tuple((self.tokenizer.decode([token], continues=True), chance) for token, chance in row)

@@ -89,6 +89,21 @@ class Data:
     columns: tuple[tuple[str, str], ...] = about(
         (), "a dictionary of the columns that the file calls otherwise: {task's name: file's name}"
     )
+    image: str = about(
+        "image",
+        "where the model sees pictures: the column with a row's picture, as a path or as bytes, or "
+        "with a list of such; empty: none is read, and rows are text alone",
+        also="image_column images",
+    )
+    image_root: str = about(
+        "", "the folder that pictures' paths start from; empty: that of the row's own file"
+    )
+    augment: tuple[tuple[Literal["crop", "flip", "colour"], float], ...] = about(
+        (),
+        "pictures differ each epoch, in training: (crop, least share of the area that is kept), "
+        "(flip, chance to be mirrored), (colour, share that brightness and colours stray by)",
+        least=0,
+    )
     tokenizer: str = about("", "the tokenizer's directory or file; empty: the checkpoint's own")
     bad_rows: Literal["fail", "skip"] = about(
         "fail", "a row that cannot be used stops the run, or is left out and counted"
@@ -504,6 +519,21 @@ def _text_of_rows(config: Config) -> Conflicts:
             yield (key, other), f"{key} is read only with {other}; set that, or leave {key} out"
 
 
+def _pictures(config: Config) -> Conflicts:
+    data = config.data
+    if not data.image:
+        for key in SCHEMA.given(config, "data.image_root", "data.augment"):
+            problem = f"no pictures are read; name their column, or leave out {key}"
+            yield (key, "data.image"), problem
+    names = [name for name, _ in data.augment]
+    if len(set(names)) < len(names):
+        yield ("data.augment",), f"found {', '.join(names)}; expected each once"
+    for name, amount in data.augment:
+        if amount > 1 or (name == "crop" and not amount):
+            least = "above" if name == "crop" else "from"
+            yield ("data.augment",), f"found {amount} for {name}, expected a share {least} 0 to 1"
+
+
 def _evaluation(config: Config) -> Conflicts:
     named, held = (
         SCHEMA.given(config, "eval.source", "eval.split"),
@@ -539,4 +569,4 @@ def _answers(config: Config) -> Conflicts:
         )
 
 
-CHECKS = (_answers, _length, _batch, _quantised, _mesh, _text_of_rows, _evaluation)
+CHECKS = (_answers, _length, _batch, _quantised, _mesh, _text_of_rows, _pictures, _evaluation)

@@ -1,11 +1,15 @@
 """The generate command: prompts from the terminal or a file, answered as a config says."""
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxtune import wiring
 from jaxtune.answering import Answerer
@@ -17,6 +21,7 @@ from jaxtune.evaluation import task_of
 from jaxtune.judge import tuned_at, tuned_variables
 from jaxtune.workdir import begun, write_json
 
+ERASED = "\r\033[K"  # back to where a terminal's line begins, and none of it left
 BATCH = "answers.json"  # what is written where all prompts are known beforehand
 
 
@@ -27,12 +32,14 @@ class Asked:
     text: str
     place: str
     tokens: list[int]
+    images: np.ndarray | None  # those of its pictures
 
 
 def prompting(config: Config, workdir: Path) -> Prompt:
     """How a text becomes a prompt; no weight is read for it."""
-    tokenizer = wiring.tokenizer(config, locate(config.model.path), begun(workdir))
-    return wiring.prompt(config, tokenizer)
+    directory = locate(config.model.path)
+    tokenizer = wiring.tokenizer(config, directory, begun(workdir))
+    return wiring.prompt(config, tokenizer, wiring.pictures(directory))
 
 
 def answerer(
@@ -47,9 +54,18 @@ def answerer(
     return Answerer(model, variables, prompt.tokenizer, config.generate, config.seed)
 
 
-def asked(config: Config, prompt: Prompt, text: str, place: str) -> Asked:
-    """A text as a prompt."""
-    return Asked(text, place, prompt.asked(recorded(config, prompt, text, place), place))
+def asked(
+    config: Config, prompt: Prompt, text: str, place: str, image: Path | None = None
+) -> Asked:
+    """A text as a prompt, with a picture if its model wants one."""
+    record = recorded(config, prompt, text, place)
+    if image is not None:
+        if prompt.pictures is None:
+            raise DataError(f"--image {image}: {config.model.path} sees no pictures")
+        record = {**record, prompt.image: os.path.abspath(image)}
+    elif prompt.pictures and prompt.image not in record:
+        raise DataError(f"{place}: {config.model.path} looks at a picture; give it with --image")
+    return Asked(text, place, prompt.asked(record, place), prompt.seen(record, place))
 
 
 def answer(
@@ -58,13 +74,19 @@ def answer(
     """Answer a prompt, and show what comes of it as it comes."""
     answerer.check(asked.tokens, asked.place)
     parts = []
-    for part in answerer.stream(asked.tokens):
+    for part in answerer.stream(asked.tokens, asked.images):
         parts.append(part)
         say(part)
     whole = "".join(parts)
     shown = getattr(task_of(config), "shown", None)
-    say("\n" + (f"{shown(whole, sys.stdout.isatty())}\n" if shown else ""))
+    say((_instead(whole, shown) if shown and sys.stdout.isatty() else "") + "\n")
     return {"prompt": asked.text, "answer": whole}
+
+
+def _instead(said: str, shown: Callable[[str, bool], str]) -> str:
+    """An answer as its task shows it, in place of what was said, or below where that is long."""
+    short = said.isprintable() and len(said) < shutil.get_terminal_size().columns
+    return (ERASED if short else "\n") + shown(said, True)
 
 
 def recorded(config: Config, prompt: Prompt, text: str, place: str) -> Mapping[str, Any]:

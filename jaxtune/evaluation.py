@@ -14,14 +14,16 @@ import numpy as np
 from jaxtune import tasks
 from jaxtune.answering import Answerer, Reply
 from jaxtune.config import Config
+from jaxtune.data import images
 from jaxtune.data.errors import RowError, TooLong, column
+from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Prompt
 from jaxtune.data.sources import Source
 from jaxtune.metrics import Answered, Metric, per_row, summarise
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 from jaxtune.progress import Progress
 from jaxtune.train import eval_step
 from jaxtune.wiring import Placer
@@ -40,6 +42,8 @@ class Question:
     record: Mapping[str, Any]
     prompt: list[int]
     references: tuple[str, ...]
+    pictures: tuple[Reference, ...] = ()
+    side: int = 0  # of a picture as the model sees it
 
 
 def task_of(config: Config) -> ModuleType | None:
@@ -81,7 +85,9 @@ def _question(config: Config, number: int, record: Mapping, place: str, prompt: 
     else:
         tokens = example.tokens[first : scored[-1] + 1]
         references = (prompt.tokenizer.decode(tokens.tolist(), continues=True).strip(),)
-    return Question(number, place, record, example.tokens[:first].tolist(), references)
+    side = prompt.pictures.size if prompt.pictures else 0
+    before = example.tokens[:first].tolist()
+    return Question(number, place, record, before, references, example.images, side)
 
 
 def evaluate(
@@ -109,7 +115,8 @@ def evaluate(
         if all(question.number in done for question in chunk):
             continue
         progress.draw(f"answered {start:,} of {len(asked):,} rows")
-        replies = answerer.replies([question.prompt for question in chunk], likeliest)
+        prompts = [question.prompt for question in chunk]
+        replies = answerer.replies(prompts, likeliest, _pictures(chunk))
         lines = [_line(q, reply, answerer) for q, reply in zip(chunk, replies, strict=True)]
         with (directory / PARTIAL).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -117,6 +124,16 @@ def evaluate(
     lines = [done[question.number] for question in asked]
     rows = [_answered(question, line) for question, line in zip(asked, lines, strict=True)]
     return _written(directory, metrics_of(config), lines, rows), rows
+
+
+def _pictures(asked: Sequence[Question]) -> list[np.ndarray] | None:
+    """The pixels of rows' pictures; None where there are none."""
+    if not any(question.pictures for question in asked):
+        return None
+    return [
+        np.stack([images.read(each, question.side, question.place) for each in question.pictures])
+        for question in asked
+    ]
 
 
 def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
@@ -185,7 +202,7 @@ def _written(
     return found
 
 
-def loss(model: Decoder, variables: Mapping, loader: Loader, place: Placer) -> float:
+def loss(model: Model, variables: Mapping, loader: Loader, place: Placer) -> float:
     """The mean loss over a loader's rows."""
     loader.restore({**loader.state(), "step": 0})
     sums = [eval_step(model, variables, place(step.batch, parts=False)) for step in loader]

@@ -1,16 +1,20 @@
 """Rows of a config as its steps see them, on the terminal and as a page."""
 
 import datetime
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtune import wiring
 from jaxtune.checkpoint.hub import locate_headers
 from jaxtune.config import Config
 from jaxtune.data import preview as shown
+from jaxtune.data.batches import Batch
+from jaxtune.models import layout
 from jaxtune.progress import Progress, Quiet
 from jaxtune.workdir import write_json, write_text
 
@@ -35,7 +39,7 @@ def preview(
     """Rows of the first step, and the counts of all; weights are not read."""
     directory, _ = locate_headers(config.model.path)
     tokenizer = wiring.tokenizer(config, directory, datetime.date.today().isoformat())
-    prompt = wiring.prompt(config, tokenizer)
+    prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
     progress = progress or Quiet()
     train, held = (
         source and wiring.read(config, source, prompt, progress)
@@ -53,11 +57,21 @@ def preview(
     }
     lines = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), step.batch)
     few = jax.tree.map(lambda leaf: leaf[:rows], lines)
-    told = (tokenizer, step.places, train.survey)
+    told, title = (tokenizer, step.places, train.survey), f"Rows of {workdir.resolve().name}"
     page, file = workdir / "preview.html", workdir / "preview.json"
-    write_text(page, shown.page(lines, *told, title=f"Rows of {workdir.resolve().name}"))
+    seen, pictures = _seen(lines), prompt.pictures
+    write_text(page, shown.page(lines, *told, pictures=pictures, seen=seen, title=title))
     write_json(file, report)
-    return Preview(shown.text(few, *told, colour=colour), page, file)
+    return Preview(shown.text(few, *told, pictures=pictures, colour=colour), page, file)
+
+
+def _seen(lines: Batch) -> Iterator[np.ndarray]:
+    """Of each line, which tokens see which as a layer without a window has it: bool[T, T]."""
+    given = (lines.positions, lines.segments, lines.valid, lines.causal)
+    for row in range(len(lines.tokens)):
+        own = [each if each is None else each[row : row + 1] for each in given]
+        stand = layout.arrange(lines.tokens[row : row + 1].shape, *own)
+        yield np.asarray(layout.mask(stand, stand, layout.EVERYTHING))[0]
 
 
 def _counts(rows: wiring.Rows) -> dict[str, Any]:

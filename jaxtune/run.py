@@ -21,7 +21,7 @@ from jaxtune.data.sources import first
 from jaxtune.evaluation import Question, metrics_of, questions
 from jaxtune.journal import journal
 from jaxtune.loop import Run, RunError, Tally
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 from jaxtune.progress import Progress, Quiet
 from jaxtune.train import TrainState
 from jaxtune.wiring import Placer, Start
@@ -57,7 +57,7 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
         mesh = wiring.mesh(config)
         place = wiring.placer(config, mesh)
         tokenizer = wiring.tokenizer(config, directory, workdir.started)
-        prompt = wiring.prompt(config, tokenizer)
+        prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
         loader, evaluator, asked = _loaders(
             config, directory, workdir, place, prompt, progress, stack
         )
@@ -164,7 +164,7 @@ def _begun(
 def _export(
     config: Config,
     directory: Path,
-    model: Decoder,
+    model: Model,
     variables: dict,
     start: Start,
     workdir: Workdir,
@@ -172,7 +172,8 @@ def _export(
     """Write a run's adapter, or where it has none the whole model, over what it wrote before."""
     target = workdir.path / "export"
     if "lora" not in variables:
-        return save_merged(model, variables, target / "merged", dtype=start.dtype, overwrite=True)
+        merged = target / f"merged{directory.suffix if directory.is_file() else ''}"  # as the base
+        return save_merged(model, variables, merged, dtype=start.dtype, overwrite=True)
     # Adapters that began as a part of the weights are written as what they add to the base.
     principal = config.trainable.init == "pissa"
     initial = wiring.model(config, directory, start.mesh)[1] if principal else None

@@ -15,9 +15,11 @@ import jaxtune
 from jaxtune import lora, optim, quant, sharding, tasks, tree
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import load
+from jaxtune.checkpoint.load import read as described
 from jaxtune.config import Config, Trainable, counted
 from jaxtune.data.batches import Batch
 from jaxtune.data.errors import DataError
+from jaxtune.data.images import Pictures
 from jaxtune.data.kept import kept
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Chat, Form, Prompt, Template, Written
@@ -25,13 +27,13 @@ from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.paligemma import Model
 from jaxtune.progress import Progress
 from jaxtune.train import TrainState, split
 
 RULES: dict[str, tree.Rules] = {
     "lora": lora.TRAINABLE,
-    "attention": ((r"params/layers/attn/.*", True), (r".*", False)),
+    "attention": ((r"params/(llm/)?layers/attn/.*", True), (r".*", False)),
     "full": ((r"params/.*", True), (r".*", False)),
 }
 
@@ -49,14 +51,44 @@ class Rows:
 
 
 def tokenizer(config: Config, directory: Path, today: str) -> Tokenizer:
-    """The config's tokenizer, or that of the checkpoint in a directory."""
-    return Tokenizer.open(config.data.tokenizer or directory, today=today)
+    """The config's tokenizer, or that of the checkpoint in a directory or beside an .npz file."""
+    place = config.data.tokenizer or (_beside(directory) if directory.is_file() else directory)
+    return Tokenizer.open(place, today=today)
 
 
-def prompt(config: Config, tokenizer: Tokenizer) -> Prompt:
-    """How a row becomes tokens."""
-    form = _form(config)
-    return Prompt(tokenizer, form, config.batch.max_length, too_long=config.data.too_long)
+def _beside(file: Path) -> Path:
+    """The one tokenizer in a file's folder."""
+    found = sorted(file.parent.glob("*.model"))
+    if len(found) != 1:
+        among = f"there are {', '.join(each.name for each in found)}" if found else "there is none"
+        raise DataError(
+            f"{file}: one tokenizer, such as paligemma_tokenizer.model, was expected beside it, "
+            f"and {among}: name it by data.tokenizer"
+        )
+    return found[0]
+
+
+def pictures(directory: Path) -> Pictures | None:
+    """What a checkpoint wants of pictures, if it sees any."""
+    wants = described(directory)[2].pictures
+    return wants and Pictures(wants.side, wants.tokens, wants.token)
+
+
+def prompt(config: Config, tokenizer: Tokenizer, pictures: Pictures | None = None) -> Prompt:
+    """How a row becomes tokens; `pictures` is what the model wants of these, if it sees any."""
+    data = config.data
+    if data.augment and pictures is None:
+        raise ValueError(f"data.augment changes pictures, and {config.model.path} sees none")
+    return Prompt(
+        tokenizer,
+        _form(config),
+        config.batch.max_length,
+        too_long=data.too_long,
+        full_prefix=pictures is not None,
+        pictures=pictures if data.image else None,
+        image=data.image,
+        image_root=data.image_root,
+    )
 
 
 def sources(config: Config) -> tuple[Source, Source | None]:
@@ -97,7 +129,8 @@ def read(
     if keep is None:
         return Rows(source, prompt, surveyed())
     file, more = keep
-    settings = [vars(config.data), config.batch.max_length, jaxtune.__version__, more]
+    pictures = prompt.pictures and vars(prompt.pictures)
+    settings = [vars(config.data), config.batch.max_length, jaxtune.__version__, pictures, more]
     return Rows(source, prompt, kept(file, [source.identity, settings], surveyed))
 
 
@@ -118,6 +151,8 @@ def training(config: Config, rows: Rows, share: tuple[int, int] = (0, 1)) -> Loa
         rows,
         accumulate=config.batch.accumulate,
         seed=config.seed if config.data.shuffle else None,
+        augment=config.data.augment,
+        augment_seed=config.seed,
         epochs=epochs,
         process=share,
     )
@@ -229,7 +264,7 @@ def placer(config: Config, mesh: Mesh) -> Placer:
 # Weights
 
 
-def base(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
+def base(config: Config, directory: Path, mesh: Mesh) -> tuple[Model, dict]:
     """A checkpoint's model and its variables, held and computed as the config says."""
     given = config.model
     decoder, variables = load(
@@ -243,7 +278,7 @@ def base(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
     return decoder.clone(remat=given.remat), variables
 
 
-def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Decoder, dict]:
+def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Model, dict]:
     """The checkpoint's model and its variables, with new adapters where the config wants them."""
     decoder, variables = base(config, directory, mesh)
     if config.trainable.kind == "lora":
@@ -287,7 +322,8 @@ class Start:
         rules = trainable(config)
         unused = "error" if config.trainable.kind == "rules" else "allow"
         self.mesh = mesh
-        self.dtype = str(variables["params"]["embed"]["w"].dtype)  # of the base as it is held
+        base = lora.embedding(quant.by_path(variables["params"]))
+        self.dtype = str(base.dtype)  # of the base as it is held
         self._given, self.frozen = split(variables, rules, unused)
         self._static = (tuple(map(tuple, rules)), optimizer, mesh)
         self._numbers = (dict(optimizer.hyper), jax.random.key(config.seed))

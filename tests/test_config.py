@@ -157,6 +157,7 @@ def test_overrides_are_read_by_the_type_of_their_field(least):
         "data.shuffle=False": False,
         "data.rows=1_000": 1000,
         "data.task=palette": "palette",
+        "data.augment=[('crop', 0.8), ('flip', 1)]": (("crop", 0.8), ("flip", 1.0)),
         "data.columns={'theme': 'text', 'colors': 'c'}": (("colors", "c"), ("theme", "text")),
         "log.tensorboard=true": True,
         "log.wandb=null": "null",
@@ -375,6 +376,14 @@ def test_what_a_run_needs_is_asked_for():
         (dict(data=dict(suffix="{y}", task="palette")), r"data.suffix .* data.task"),
         (dict(data=dict(turns="last")), r"data.turns is read only with data.messages"),
         (dict(data=dict(columns=dict(a="b"))), r"data.columns is read only with data.task"),
+        (
+            dict(data=dict(image="", image_root="pictures")),
+            r"data.image_root .* data.image .*: no pictures are read; name their column, or leave",
+        ),
+        (dict(data=dict(image="", augment=[["flip", 0.5]])), r"or leave out data.augment"),
+        (dict(data=dict(augment=[["flip", 2]])), r"2.0 for flip, expected a share from 0 to 1"),
+        (dict(data=dict(augment=[["crop", 0]])), r"0.0 for crop, expected a share above 0"),
+        (dict(data=dict(augment=[["flip", 1], ["flip", 1]])), r"flip, flip; expected each once"),
         (dict(eval=dict(holdout=9, split="val")), r"keep one"),
         (dict(eval=dict(split="train")), r"eval.split .*: these are the rows to train on"),
         (dict(eval=dict(source="rows.jsonl")), r"eval.source .*: these are the rows to train on"),
@@ -440,7 +449,7 @@ def test_every_default_is_of_its_type():
 def test_what_can_be_chosen_is_what_there_is():
     from jaxtune import lora, optim, sharding
     from jaxtune.checkpoint import load as checkpoint
-    from jaxtune.data import batches, chat, errors, prompts
+    from jaxtune.data import batches, chat, errors, images, prompts
     from jaxtune.models import attention
 
     def choices(key):
@@ -460,6 +469,8 @@ def test_what_can_be_chosen_is_what_there_is():
     assert choices("data.too_long") == set(prompts.TOO_LONG)
     assert choices("data.turns") == set(chat.TURNS)
     assert choices("batch.weighting") == set(batches.WEIGHTS)
+    names, _ = get_args(get_args(config.FIELDS["data.augment"].type)[0])
+    assert get_args(names) == tuple(images.AUGMENTATIONS)
 
 
 def test_an_argument_after_a_colon_is_handed_on(write):

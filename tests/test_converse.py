@@ -1,5 +1,6 @@
 """What is typed becomes a prompt, and what comes of it is shown."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from jaxtune import config as configs
 from jaxtune import converse, decode
 from jaxtune.answering import Answerer
+from jaxtune.tasks.palette import shown
 
 TEMPLATE = {"prefix": "{name} costs", "suffix": " {price}"}
 
@@ -100,11 +102,22 @@ def test_an_answer_is_shown_as_it_comes(answer):
     assert found == {"prompt": "a", "answer": "blue"}
 
 
-def test_an_answer_is_shown_as_its_task_does(answer):
+def test_elsewhere_than_on_a_terminal_an_answer_is_as_it_came(answer):
     palette = ' ["#1f2a44", "#e8dcc5", "#000000", "#ffffff"]'
     said, found = answer(palette, task="palette")
-    assert "".join(said) == f"{palette}\n#1f2a44 #e8dcc5 #000000 #ffffff\n"
+    assert "".join(said) == f"{palette}\n" and found["answer"] == palette
+
+
+@pytest.mark.parametrize("columns, before", [(80, "\r\033[K"), (20, "\n")])
+def test_on_a_terminal_what_its_task_shows_stands_instead(columns, before, answer, monkeypatch):
+    palette = ' ["#1f2a44", "#e8dcc5", "#000000", "#ffffff"]'
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said, found = answer(palette, task="palette")
+    assert "".join(said) == f"{palette}{before}{shown(palette, True)}\n"
     assert found["answer"] == palette
+    said, _ = answer("blue", **TEMPLATE)
+    assert "".join(said) == "blue\n"
 
 
 def test_a_prompt_longer_than_the_context(answer):

@@ -65,7 +65,7 @@ class Told:
     def check(self, prompt, place):
         assert prompt and place
 
-    def replies(self, prompts, likeliest):
+    def replies(self, prompts, likeliest, images):
         self.given.append(len(prompts))
         assert likeliest == 0
         return [Reply(f"{self.text} {len(prompt)}", 3, -1.5, True) for prompt in prompts]
@@ -185,10 +185,10 @@ def test_an_interrupted_evaluation_goes_on(left, asked, make, base, tmp_path, mo
 class Fails(Told):
     """Answers once, and no more."""
 
-    def replies(self, prompts, likeliest):
+    def replies(self, prompts, likeliest, images):
         if self.given:
             raise RuntimeError("the machine is gone")
-        return super().replies(prompts, likeliest)
+        return super().replies(prompts, likeliest, images)
 
 
 def test_one_interrupted_again_and_again_goes_on(asked, make, base, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ class Batch:
     where: Any  # int32[B, K], positions whose hidden state predicts a scored token
     targets: Any  # int32[B, K], the tokens they predict
     weights: Any  # float32[B, K], what their loss counts for; 0 at padding
+    images: Any = None  # float32[B, I, S, S, 3], the pictures of each line in order; or None
 
 
 def sizes(longest: int, smallest: int = 32) -> tuple[int, ...]:

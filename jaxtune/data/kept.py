@@ -13,7 +13,7 @@ import numpy as np
 from jaxtune.data.errors import Skipped
 from jaxtune.data.survey import Survey
 
-ARRAYS = ("rows", "lengths", "scored")
+ARRAYS = ("rows", "lengths", "scored", "pictures")
 SKIPPED = ("too_long", "malformed")
 
 

@@ -5,6 +5,7 @@ prefix is not scored; the suffix and one end token after it are. No suffix is cu
 """
 
 import json
+import os
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxtune.data import images
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong, column, known
+from jaxtune.data.images import Pictures, Reference
+from jaxtune.data.sources import folder
 from jaxtune.data.tokenizer import Span, Tokenizer
 
 TOO_LONG = ("fail", "skip", "cut_prefix", "cut_suffix")
@@ -27,6 +31,7 @@ class Example:
     causal: np.ndarray | None  # bool[T], False in a prefix whose tokens see each other; or None
     place: str
     cut: int = 0  # tokens left out to fit
+    images: tuple[Reference, ...] = ()  # the pictures that its placeholders stand for
 
     def __post_init__(self):
         if self.scored[0]:
@@ -169,7 +174,8 @@ class Prompt:
 
     `too_long` says what becomes of a row of more than `max_length` tokens: "fail"; "skip", whose
     rows a survey leaves out; "cut_prefix", which keeps BOS and the end of the prefix; or
-    "cut_suffix", which keeps the prefix, the suffix's beginning and its end token.
+    "cut_suffix", which keeps the prefix, the suffix's beginning and its end token. With
+    `pictures`, their placeholders stand before all else, and count.
     """
 
     tokenizer: Tokenizer
@@ -177,6 +183,9 @@ class Prompt:
     max_length: int
     too_long: str = "fail"
     full_prefix: bool = False  # the prefix's tokens see each other, as PaliGemma's do
+    pictures: Pictures | None = None  # what the model wants of pictures; None: rows have none
+    image: str = "image"  # the column they are in
+    image_root: str = ""  # the folder of relative paths; empty: that of the row's file
 
     def __post_init__(self):
         known("too_long", self.too_long, TOO_LONG)
@@ -185,31 +194,61 @@ class Prompt:
         self.form.check(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], place: str) -> Example:
+        shown = self.shown(record, place)
         try:
             spans = self.form.spans(record, place, self.tokenizer)
         except DataError:
             raise
         except ValueError as error:
             raise RowError(place, str(error)) from None
-        tokens, scored = self._joined(spans)
+        tokens, scored = self._joined(spans, len(shown))
         if not scored.any():
             raise NothingScored(place, "the row has no answer to learn")
-        keep = self._fitting(tokens, scored, place)
+        keep = self._fitting(tokens, scored, self._placeholders(len(shown)), place)
         tokens, scored, cut = tokens[keep], scored[keep], len(tokens) - len(keep)
         causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
-        return Example(tokens, scored, causal, place, cut)
+        return Example(tokens, scored, causal, place, cut, shown)
 
     def asked(self, record: Mapping[str, Any], place: str) -> list[int]:
-        """The tokens that an answer is to follow, with BOS if it is wanted."""
+        """The tokens that an answer is to follow, with placeholders, and BOS if it is wanted."""
+        shown = self.shown(record, place)
         try:
             ids = self.form.asked(record, place, self.tokenizer)
         except DataError:
             raise
         except ValueError as error:
             raise RowError(place, str(error)) from None
-        return self._joined([Span(ids, False)])[0].tolist()
+        return self._joined([Span(ids, False)], len(shown))[0].tolist()
 
-    def _joined(self, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+    def shown(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
+        """A record's pictures, each of which can be opened; none where the model has no eyes."""
+        if self.pictures is None:
+            return ()
+        if self.image not in record:
+            raise RowError(
+                place,
+                f"has no column {self.image!r}, where its picture was expected; there are "
+                f"{', '.join(map(repr, record))}; data.image names it, or is empty for text alone",
+            )
+        start = os.path.expanduser(self.image_root) or folder(place)
+        value = column(record, self.image, place)
+        found = images.references(value, self.image, start, place)
+        for each in found:
+            images.check(each, place)
+        return found
+
+    def seen(self, record: Mapping[str, Any], place: str) -> np.ndarray | None:  # [I, S, S, 3]
+        """The pixels of a record's pictures; None where the model has no eyes."""
+        if self.pictures is None:
+            return None
+        size = self.pictures.size
+        return np.stack([images.read(each, size, place) for each in self.shown(record, place)])
+
+    def _placeholders(self, shown: int) -> int:
+        """The tokens that so many pictures take."""
+        return shown * self.pictures.tokens if self.pictures else 0
+
+    def _joined(self, spans: Sequence[Span], shown: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (int32[T]) and whether each is scored (bool[T]), with BOS if it is wanted."""
         bos = self.tokenizer.bos
         first = next((span.ids[0] for span in spans if span.ids), None)
@@ -219,10 +258,16 @@ class Prompt:
         scored = np.repeat([span.scored for span in spans], [len(span.ids) for span in spans])
         if len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
             raise DataError("the template writes BOS twice; once is what the model knows")
+        if shown:
+            before = (self._placeholders(shown), 0)
+            tokens = np.pad(tokens, before, constant_values=self.pictures.token)
+            scored = np.pad(scored, before)
         scored[:1] = False
         return tokens, scored
 
-    def _fitting(self, tokens: np.ndarray, scored: np.ndarray, place: str) -> np.ndarray:
+    def _fitting(
+        self, tokens: np.ndarray, scored: np.ndarray, pictured: int, place: str
+    ) -> np.ndarray:
         """The tokens that are kept (int64[<= max_length]): all, or what `too_long` leaves."""
         everything = np.arange(len(tokens))
         excess = len(tokens) - self.max_length
@@ -234,26 +279,27 @@ class Prompt:
             everything, excess = everything[: last + 1], excess - (len(tokens) - last - 1)
         start, room = 0, 0
         if self.too_long == "cut_prefix":
-            start = int(tokens[0] == self.tokenizer.bos)
-            room = first - 1  # one token stays, to predict the first that is scored
+            start = pictured + int(tokens[pictured] == self.tokenizer.bos)
+            room = first - max(start, 1)  # one token stays, to predict the first that is scored
         elif self.too_long == "cut_suffix":
             answer = np.flatnonzero(~scored[: last + 1])[-1] + 1  # where the last answer begins
             room = last - answer - 1  # its first token and the end token stay
             start = last - max(excess, 0)
         if excess > room:
-            raise TooLong(place, self._too_long(len(tokens), first))
+            raise TooLong(place, self._too_long(len(tokens), first, pictured))
         return np.delete(everything, slice(start, start + max(excess, 0)))
 
-    def _too_long(self, length: int, prefix: int) -> str:
+    def _too_long(self, length: int, prefix: int, pictured: int) -> str:
         told = {
             "fail": '; raise max_length, or let too_long be "skip" or "cut_prefix"',
             "skip": "",
             "cut_prefix": "; cutting the prefix does not suffice",
             "cut_suffix": "; cutting the last answer does not suffice",
         }[self.too_long]
+        shown = f"pictures {pictured:,}, " if pictured else ""
         return (
-            f"the row is {length:,} tokens long (prefix {prefix:,}, from the first scored token "
-            f"{length - prefix:,}) and the sequence {self.max_length:,}{told}"
+            f"the row is {length:,} tokens long ({shown}prefix {prefix - pictured:,}, from the "
+            f"first scored token {length - prefix:,}) and the sequence {self.max_length:,}{told}"
         )
 
 

@@ -139,6 +139,11 @@ def set_apart(source: Source, count: int) -> tuple[Source, Source]:
     return Chosen(source, np.sort(order[count:])), Chosen(source, np.sort(order[:count]))
 
 
+def folder(place: str) -> Path:
+    """Where the file is that a record stands in, by the record's place."""
+    return Path(place.rpartition(":")[0]).parent
+
+
 def natural(path: str) -> list[Any]:
     """A sort key under which `part-2` comes before `part-10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path)]

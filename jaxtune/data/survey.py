@@ -12,7 +12,7 @@ from jaxtune.data.sources import Source
 
 CHUNK = 256  # rows between two reports of progress
 
-Counts = tuple[int, int, int]  # tokens, scored tokens, tokens cut
+Counts = tuple[int, int, int, int]  # tokens, scored tokens, pictures, tokens cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +22,7 @@ class Survey:
     rows: np.ndarray  # int64[N], their numbers in the source
     lengths: np.ndarray  # int32[N], tokens of each
     scored: np.ndarray  # int32[N], those of them that are scored
+    pictures: np.ndarray  # int32[N], pictures of each
     cut: int  # rows that were cut to fit
     cut_tokens: int
     too_long: Skipped
@@ -55,12 +56,14 @@ def survey(
 ) -> Survey:
     """Make an example of each row and keep its counts; the rows are made again when used.
 
+    Of pictures it is seen that they are there, and not what they show.
+
     `malformed` rows "fail", or are left out and counted under "skip"; `prompt.too_long` says the
     same of long ones. A row in which nothing is scored always fails. `progress` is told how many
     rows have been read.
     """
     skipped, long = Skipped(malformed), Skipped("skip" if prompt.too_long == "skip" else "fail")
-    kept: list[tuple[int, ...]] = []  # row, tokens, scored, cut
+    kept: list[tuple[int, ...]] = []  # row, tokens, scored, pictures, cut
     for row, found in enumerate(_counted(source, prompt, workers, progress)):
         if isinstance(found, RowError):
             (long if isinstance(found, TooLong) else skipped).note(found)
@@ -69,11 +72,12 @@ def survey(
     if not kept:
         first = [*skipped.first, *long.first][0]
         raise DataError(f"none of the {len(source):,} rows can be used; the first: {first}")
-    rows, lengths, scored, cut = np.array(kept, np.int64).T
+    rows, lengths, scored, pictures, cut = np.array(kept, np.int64).T
     return Survey(
         rows=rows,
         lengths=lengths.astype(np.int32),
         scored=scored.astype(np.int32),
+        pictures=pictures.astype(np.int32),
         cut=int(np.count_nonzero(cut)),
         cut_tokens=int(cut.sum()),
         too_long=long,
@@ -91,7 +95,8 @@ def _counted(
             example = prompt(source[row], source.place(row))
         except RowError as error:
             return error
-        return len(example.tokens), int(np.count_nonzero(example.scored)), example.cut
+        scored = int(np.count_nonzero(example.scored))
+        return len(example.tokens), scored, len(example.images), example.cut
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(source), CHUNK):

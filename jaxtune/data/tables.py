@@ -79,15 +79,18 @@ class HuggingFace:
     def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
         self.name, self.split = name, split
         local = Path(name).is_dir()
-        self._rows = _saved(name, split) if local else _hub(name, split, revision, subset)
-        if not len(self._rows):
+        rows = _saved(name, split) if local else _hub(name, split, revision, subset)
+        if not len(rows):
             raise DataError(f"{name}: split {split!r} has no rows")
+        self._stored = _decodes(rows)
+        self._rows = rows.with_format("arrow") if self._stored else rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[range(len(self))[index]]
+        found = self._rows[range(len(self))[index]]
+        return found.to_pylist()[0] if self._stored else found
 
     @property
     def identity(self) -> list:
@@ -97,6 +100,13 @@ class HuggingFace:
     def place(self, index: int) -> str:
         """Where a record stands: `name[split]:row`, counted from 1."""
         return f"{self.name}[{self.split}]:{index + 1}"
+
+
+def _decodes(rows: Any) -> bool:
+    """Whether the library would decode pictures and the like, which are wanted as stored."""
+    from datasets.features.features import require_decoding
+
+    return any(map(require_decoding, rows.features.values()))
 
 
 def _saved(directory: str, split: str) -> Any:

@@ -171,6 +171,8 @@ def test_packed_is_unpacked(weighting, block):
 def test_micro_batches_are_the_lines_in_order():
     found = examples(3, 10)
     batch = collate(on_lines(found, 64, False), shape=(12, 64, 64), full_prefix=True)
+    assert split(batch, 3).images is None
+    batch = batch.replace(images=np.random.default_rng(0).random((12, 2, 4, 4, 3)))
     parts = split(batch, 3)
     assert parts.tokens.shape == (3, 4, 64) and parts.where.shape == (3, 4, 64)
     for name in Batch.__dataclass_fields__:

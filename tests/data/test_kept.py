@@ -29,7 +29,7 @@ def test_what_is_kept_is_what_was_found(made, tmp_path):
     file = tmp_path / ".rows.npz"
     assert kept(file, ["key"], lambda: made) is made
     again = kept(file, ["key"], refuse)
-    for name in ("rows", "lengths", "scored"):
+    for name in ("rows", "lengths", "scored", "pictures"):
         assert np.array_equal(getattr(again, name), getattr(made, name))
     assert (again.cut, again.cut_tokens) == (made.cut, made.cut_tokens)
     assert vars(again.malformed) == vars(made.malformed) and again.malformed.count == 1

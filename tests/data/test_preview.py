@@ -1,11 +1,16 @@
 """What a person is shown against what the step sees."""
 
+import base64
 import html
+import io
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from jaxtune.data import preview
+from jaxtune.data import drawing, preview
+from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Chat, Prompt, columns
 from jaxtune.data.sources import open_source
@@ -105,7 +110,7 @@ def test_a_page_stands_alone(shown):
     assert not re.search(r"(src|href|url|@import|<script)", page)
     assert html.escape(' ["#aabbcc"]<eos>') in page and "&lt;b&gt;sea" in page
     for kind in preview.KINDS:
-        assert f'<span class="{kind}"' in page
+        assert (f'<span class="{kind}"' in page) == (kind != "picture")  # there is none
     assert page.count('<span class="scored"') == 1 + 3  # and the legend's
     assert places[2] in page and "<td>3" in page and "\x1b" not in page
     assert preview.page(batch, ours)  # nothing but the batch is needed
@@ -116,3 +121,86 @@ def test_micro_batches_are_shown_line_after_line(shown):
     assert batch.tokens.shape[:2] == (2, 4)
     text = preview.text(batch, ours, places)
     assert text.count(" scored · ") == 3 and "line 8 · " in text
+
+
+WANTED = Pictures(size=8, tokens=6, token=99_999)
+COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
+PICTURED = [
+    {"prefix": "caption", "suffix": " red", "image": "0.png"},
+    {"prefix": "caption", "suffix": " green, then blue", "image": ["1.png", "2.png"]},
+    {"prefix": "caption en the last", "suffix": " yellow", "image": "3.png"},
+]
+
+
+@pytest.fixture
+def pictured(write, tokenizer, tmp_path):
+    def make(**options):
+        for number, colour in enumerate(COLOURS):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / f"{number}.png")
+        source = open_source(write("a.jsonl", PICTURED))
+        prompt = Prompt(tokenizer("gemma"), columns(), 96, full_prefix=True, pictures=WANTED)
+        found = survey(source, prompt)
+        step = next(Loader(source, prompt, found, batch=4, workers=0, **options))
+        return step, (step.batch, tokenizer("gemma"), step.places, found)
+
+    return make
+
+
+def decoded(page):
+    """The pictures of a page as uint8[H, W, 3], those of models first told from squares."""
+    found = re.findall(r'<(img src|image href)="data:image/png;base64,([^"]+)"', page)
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for _, each in found]
+    squares = [each for each, (kind, _) in zip(pixels, found, strict=True) if "href" in kind]
+    return [each for each, (kind, _) in zip(pixels, found, strict=True) if "src" in kind], squares
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": True}, {"accumulate": 2}])
+def test_pictures_stand_beside_their_rows(pictured, options):
+    step, given = pictured(**options)
+    page = preview.page(*given, pictures=WANTED)
+    images, squares = decoded(page)
+    assert squares == [] and preview.SEEN not in page
+    order = [int(place.split(":")[-1]) - 1 for place in step.places]
+    expected = [number for row in order for number in ([0], [1, 2], [3])[row]]
+    assert [image.shape for image in images] == [(8, 8, 3)] * 4
+    for image, number in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(image, np.broadcast_to(COLOURS[number], image.shape))
+    sections = page.split("<h2>")[1:]
+    counts = {row: sections[[row in each for each in sections].index(True)] for row in step.places}
+    for place, section in counts.items():
+        assert section.count("<img ") == (2 if place.endswith(":2") else 1)
+    assert page.count(">picture: 6 tokens</span>") == 2
+    assert page.count(">2 pictures: 12 tokens</span>") == 1
+
+
+def test_what_the_step_sees_is_shown_and_not_the_file(pictured):
+    step, given = pictured()
+    changed = step.batch.replace(images=-step.batch.images)
+    images, _ = decoded(preview.page(changed, *given[1:], pictures=WANTED))
+    np.testing.assert_array_equal(images[0][0, 0], [5, 255, 255])  # what is left of red
+
+
+def test_placeholders_are_one_run_on_the_terminal(pictured):
+    _, given = pictured()
+    text = preview.text(*given, pictures=WANTED)
+    runs = re.findall(r"^  (picture|prefix|scored)\s+(.*)$", text, re.M)
+    assert runs[:3] == [
+        ("picture", "6 tokens"),
+        ("prefix", "<bos>caption"),
+        ("scored", " red<eos>".strip()),
+    ]
+    assert ("picture", "2 pictures: 12 tokens") in runs and "pictures              4" in text
+    coloured = preview.text(*given, pictures=WANTED, colour=True)
+    assert f"{preview.KINDS['picture'][1]}6 tokens{preview.PLAIN}" in coloured
+
+
+def test_who_sees_whom_is_drawn_of_what_is_given(pictured):
+    step, given = pictured(packing=True)
+    length = step.batch.tokens.shape[-1]
+    nothing = np.zeros((4, length, length), bool)
+    page = preview.page(*given, pictures=WANTED, seen=nothing)
+    _, squares = decoded(page)
+    assert preview.SEEN in page and len(squares) == 1  # the others are padding
+    assert squares[0].shape == (drawing.SQUARE, drawing.SQUARE, 3) and (squares[0] == 255).all()
+    *_, changed = decoded(preview.page(*given, pictures=WANTED, seen=~nothing))
+    assert (changed[0] != 255).all(-1).mean() > 0.5  # padding is almost white

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
+from jaxtune.data.images import Pictures
 from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import CHUNK, survey
@@ -87,3 +88,18 @@ def test_no_rows_left(write, prompt):
     source = open_source(write("a.jsonl", b"{\n{\n"))
     with pytest.raises(DataError, match=r"none of the 2 rows can be used; the first: .*a.jsonl:1"):
         survey(source, prompt(), malformed="skip")
+
+
+def test_pictures_are_looked_for_and_counted(write, tokenizer, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    shown = ["a.png", ["a.png", "a.png"], "gone.png", "a.png", None, ["a.png", "gone.png"]]
+    rows = [{"prefix": "a", "suffix": "b", "image": each} for each in shown]
+    source = open_source(write("a.jsonl", rows))
+    seeing = Prompt(tokenizer("gemma"), columns(), 64, pictures=Pictures(8, 6, 9999))
+    with pytest.raises(RowError, match=r"a\.jsonl:3: picture .*/gone\.png: there is no such file"):
+        survey(source, seeing)
+    found = survey(source, seeing, malformed="skip")
+    assert found.rows.tolist() == [0, 1, 3] and found.pictures.tolist() == [1, 2, 1]
+    assert found.malformed.count == 3 and found.lengths.tolist() == [10, 16, 10]
+    blind = survey(source, Prompt(tokenizer("gemma"), columns(), 64))
+    assert len(blind.rows) == 6 and not blind.pictures.any()

@@ -1,0 +1,319 @@
+"""Pictures: where those of a row are, and their pixels as PaliGemma was trained to see them.
+
+TensorFlow decodes and resizes, as in big_vision's `decode|resize(size, antialias=True)|
+value_range(-1, 1)`, to the bit; it is imported with the first picture and stays on the CPU. As
+there, an alpha channel is dropped, the first frame of a GIF is taken, and 16 bits become 8. Unlike
+there, a JPEG lies as its EXIF orientation says.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jaxtune.data.errors import RowError, known
+
+Reference = str | bytes  # the absolute path of a picture, or an encoded picture itself
+Steps = Sequence[tuple[str, float]]  # augmentations by name, and how much of each
+Chance = np.random.Generator
+
+HEAD = 64  # bytes that tell what a file is
+FORMATS: dict[str, Callable[[bytes], bool]] = {
+    "JPEG": lambda head: head.startswith(b"\xff\xd8\xff"),
+    "PNG": lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"),
+    "GIF": lambda head: head.startswith((b"GIF87a", b"GIF89a")),
+    "BMP": lambda head: head.startswith(b"BM"),
+    "WebP": lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP",
+}
+ANIMATED = 2  # a bit of the flags of an extended WebP
+ORIENTATION = 0x0112  # the EXIF tag
+# EXIF orientation -> how uint8[H, W, C] are turned to lie upright.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+BEGINNING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a model wants of pictures."""
+
+    size: int  # pixels of their sides
+    tokens: int  # placeholders in a row for each
+    token: int  # the placeholder, which no text is encoded to
+
+
+def references(value: Any, name: str, folder: str | Path, place: str) -> tuple[Reference, ...]:
+    """The pictures that a column holds: one or a list of paths, bytes or dictionaries of these.
+
+    Relative paths start from a folder; dictionaries are those of Hugging Face datasets.
+    """
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed:
+        raise RowError(place, f"column {name!r} is an empty list; a picture was expected")
+    return tuple(_reference(each, name, folder, place) for each in listed)
+
+
+def check(reference: Reference, place: str) -> None:
+    """Raise a `RowError` unless there is something that begins as a picture does."""
+    _format(_bytes(reference, place, HEAD), reference, place)
+
+
+def read(
+    reference: Reference | Path,
+    size: int,
+    place: str = "",
+    augment: Steps | None = None,
+    key: Sequence[int] | None = None,
+) -> np.ndarray:  # float32[size, size, 3], from -1 to 1
+    """The pixels of a picture; one that cannot be decoded is a `RowError` of its row.
+
+    `augment` changes it by chance: a "crop" keeps at least this share of the area, a "flip"
+    mirrors with this chance, and "colour" strays by this share in brightness, contrast and
+    saturation. What chance does depends on `key` alone, whole numbers from 0.
+    """
+    reference = reference if isinstance(reference, bytes) else os.fspath(reference)
+    data = _bytes(reference, place)
+    pixels = _upright(_decoded(data, reference, place), data)
+    steps = [(*_augmentation(name), amount, _chance(name, key)) for name, amount in augment or ()]
+    for first, change, amount, chance in steps:
+        pixels = change(pixels, amount, chance) if first else pixels
+    pixels = _resized(pixels, size).astype(np.float32)
+    for first, change, amount, chance in steps:
+        pixels = pixels if first else change(pixels, amount, chance)
+    return pixels / np.float32(255) * np.float32(2) - np.float32(1)
+
+
+def shown(reference: Reference) -> str:
+    """A picture as messages name it."""
+    if isinstance(reference, bytes):
+        return f"the picture in the row ({len(reference):,} bytes)"
+    return f"picture {reference}"
+
+
+# Where a picture is
+
+
+def _reference(value: Any, name: str, folder: str | Path, place: str) -> Reference:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, str) and value.strip():
+        return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    found = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:59]}…"
+    raise RowError(
+        place,
+        f"column {name!r} is {found}; a picture's path, its bytes or a list of these was expected",
+    )
+
+
+def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
+    """A picture as it is encoded, or the beginning of that."""
+    if isinstance(reference, bytes):
+        return reference[:count] if count >= 0 else reference
+    try:
+        with open(reference, "rb") as file:
+            found = file.read(count)
+    except FileNotFoundError:
+        raise _error(reference, place, "there is no such file") from None
+    except (OSError, ValueError) as error:  # the latter for paths that can be none
+        reason = getattr(error, "strerror", None) or error
+        raise _error(reference, place, f"cannot be read: {reason}") from None
+    if not found:
+        raise _error(reference, place, "the file is empty")
+    return found
+
+
+def _format(head: bytes, reference: Reference, place: str) -> str:
+    """Which of the formats it is."""
+    for name, begins in FORMATS.items():
+        if begins(head):
+            return name
+    start = f"it begins with {head[:8]!r}"
+    raise _error(reference, place, f"is none of {', '.join(FORMATS)}: {start}")
+
+
+def _error(reference: Reference, place: str, problem: str) -> RowError:
+    return RowError(place or "image", f"{shown(reference)}: {problem}")
+
+
+# From bytes to pixels
+
+
+@functools.cache
+def _tensorflow() -> ModuleType:
+    """TensorFlow, quiet and on the CPU: the accelerator is JAX's, and so is the terminal."""
+    with BEGINNING:
+        try:
+            with _quiet():
+                import tensorflow
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"pictures are decoded by TensorFlow, and there is no {error.name}: "
+                "pip install tensorflow-cpu"
+            ) from None
+        tensorflow.get_logger().setLevel("ERROR")
+        # Where a program has used it already, devices and threads are as that program chose.
+        with contextlib.suppress(RuntimeError):
+            for kind in ("GPU", "TPU"):
+                tensorflow.config.set_visible_devices([], kind)
+            # Pictures are read side by side, each in one thread.
+            tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+            tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+        return tensorflow
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """With what TensorFlow reads of the environment while it is imported."""
+    told = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
+    """Its pixels as they lie in the file: uint8[H, W, 3]."""
+    kind = _format(data[:HEAD], reference, place)
+    unread = UNREAD[kind](data) if kind in UNREAD else ""
+    if unread:
+        raise _error(reference, place, f"{unread}; save it as PNG")
+    tensorflow = _tensorflow()
+    channels = 0 if kind == "WebP" else 3  # of a WebP it gives as many as there are, or none
+    try:
+        with tensorflow.device("CPU:0"):
+            found = tensorflow.io.decode_image(data, channels, expand_animations=False)
+        return found.numpy()[..., :3]
+    except tensorflow.errors.OpError as error:
+        reason = error.message.rpartition("}} ")[2].partition(" [Op:")[0]
+        raise _error(reference, place, f"is damaged or cut short: {reason}") from None
+
+
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
+    """uint8[size, size, 3]; fractions are cut off, as in big_vision."""
+    tensorflow = _tensorflow()
+    with tensorflow.device("CPU:0"):
+        found = tensorflow.image.resize(pixels, (size, size), method="bilinear", antialias=True)
+        return np.clip(found.numpy(), 0, 255).astype(np.uint8)
+
+
+def _unread_bmp(data: bytes) -> str:
+    """What of a BMP TensorFlow would take for something else."""
+    bits, packed = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
+    if bits not in (8, 24, 32) or packed not in (0, 3):
+        return f"is a BMP of {bits} bits a pixel in compression {packed}"
+    if bits == 8:
+        start = 14 + int.from_bytes(data[14:18], "little")
+        palette = np.frombuffer(data[start : int.from_bytes(data[10:14], "little")], np.uint8)
+        palette = palette[: len(palette) // 4 * 4].reshape(-1, 4)[:, :3]
+        if (palette != np.arange(len(palette))[:, None]).any():
+            return "is a BMP with a palette"
+    return ""
+
+
+def _unread_webp(data: bytes) -> str:
+    animated = data[12:16] == b"VP8X" and len(data) > 20 and data[20] & ANIMATED
+    return "is an animated WebP" if animated else ""
+
+
+# Format -> what keeps a file of it from being read, if anything.
+UNREAD: dict[str, Callable[[bytes], str]] = {"BMP": _unread_bmp, "WebP": _unread_webp}
+
+
+# EXIF
+
+
+def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
+    turn = TURNS.get(_orientation(data))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _orientation(data: bytes) -> int:
+    """What a JPEG's EXIF block says of how it lies; 1, upright, where there is none."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[:2] == b"\xff\xd8":
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA or length < 2:  # the picture itself follows
+            break
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _tagged(data[at + 10 : at + 2 + length])
+        at += 2 + length
+    return 1
+
+
+def _tagged(block: bytes) -> int:
+    """The orientation in a TIFF header's first list of tags."""
+    order = {b"II": "little", b"MM": "big"}.get(block[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(block[start : start + size], order)
+
+    first = number(4, 4)
+    entries = (first + 2 + 12 * each for each in range(number(first, 2)))
+    return next((number(at + 8, 2) for at in entries if number(at, 2) == ORIENTATION), 1)
+
+
+# Augmentation
+
+
+def _cropped(pixels: np.ndarray, least: float, chance: Chance) -> np.ndarray:  # uint8[H, W, 3]
+    """A part of at least this share of the area, anywhere, of other proportions."""
+    area, tall = chance.uniform(least, 1), chance.uniform()
+    height, width = pixels.shape[:2]
+    kept = (int(np.ceil(height * area**tall)), int(np.ceil(width * area ** (1 - tall))))
+    top, left = chance.integers(height - kept[0] + 1), chance.integers(width - kept[1] + 1)
+    return pixels[top : top + kept[0], left : left + kept[1]]
+
+
+def _flipped(pixels: np.ndarray, often: float, chance: Chance) -> np.ndarray:  # float32[S, S, 3]
+    return pixels[:, ::-1] if chance.uniform() < often else pixels
+
+
+def _coloured(pixels: np.ndarray, stray: float, chance: Chance) -> np.ndarray:  # float32[S, S, 3]
+    """Brighter or darker, with more or less contrast, more or less colour."""
+    bright, contrast, colour = chance.uniform(1 - stray, 1 + stray, 3).astype(np.float32)
+    pixels = pixels * bright
+    pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
+    grey = pixels.mean(-1, keepdims=True)
+    return np.clip((pixels - grey) * colour + grey, 0, 255)
+
+
+# Name -> whether it comes before resizing, and what it does.
+AUGMENTATIONS: dict[str, tuple[bool, Callable[[np.ndarray, float, Chance], np.ndarray]]] = {
+    "crop": (True, _cropped),
+    "flip": (False, _flipped),
+    "colour": (False, _coloured),
+}
+
+
+def _augmentation(name: str) -> tuple[bool, Callable[[np.ndarray, float, Chance], np.ndarray]]:
+    return AUGMENTATIONS[known("augmentation", name, AUGMENTATIONS)]
+
+
+def _chance(name: str, key: Sequence[int] | None) -> Chance:
+    """A stream of its own, so that what one augmentation does changes no other."""
+    return np.random.default_rng([zlib.crc32(name.encode()), *(key or ())])
