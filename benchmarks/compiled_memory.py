@@ -4,10 +4,11 @@
     python benchmarks/compiled_memory.py [--target v5e] [--case NAME]
 
     pip install 'jax-cuda12-plugin[with-cuda]'
-    python benchmarks/compiled_memory.py --target a100
+    python benchmarks/compiled_memory.py --target a100  # or t4
 
 Nothing is loaded or run: the step of a job at its model's true shape is compiled for one chip, and
-the compiler says what it will hold at most, arguments included.
+the compiler says what it will hold at most, arguments included. Activations are bfloat16, but
+float32 on a T4, which has no bfloat16.
 """
 
 import argparse
@@ -15,11 +16,11 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shapes import GEMMA_3_270M, LLAMA_3_8B
+from shapes import GEMMA_3_270M, LLAMA_3_8B, PALIGEMMA_3B
 
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -37,7 +38,7 @@ class Case:
 
     title: str
     shape: Mapping
-    rank: int
+    rank: int | None  # of adapters; None has none
     batch: tuple[int, ...]  # [B, T] or [A, B, T]
     scored: int  # positions of a row
     bound: float  # GiB
@@ -45,8 +46,20 @@ class Case:
     quant: str | None = "nf4-double"
     dropout: float = 0.05
     more: Mapping = field(default_factory=dict)  # of the model
+    dtype: str = "bfloat16"  # of weights that are not quantised and do not train
+    trainable: Sequence = ()  # rules; none: the adapters train
+    optimizer: str = "adamw"
+    pictures: int = 0  # of a row, which sees them and its prefix in full
+    on_card: Mapping = field(default_factory=dict)  # XLA's options for one of NVIDIA
 
 
+PICTURED = dict(
+    batch=(8, 256 + 128),
+    scored=64,
+    pictures=1,
+    # Without a card to try tiles on, XLA takes some that do not fit the tower's heads, 72 wide.
+    on_card={"xla_gpu_enable_triton_gemm": False},
+)
 CASES = {
     "qlora_8b": Case(
         "Llama 3.1 8B, nf4 with double quantisation, LoRA r=16 all-linear, 2 × 1 × 2048 packed, "
@@ -68,9 +81,32 @@ CASES = {
         bound=1.5,
         quant="nf4",
     ),
+    "paligemma": Case(
+        "PaliGemma 3B at 224 pixels, the decoder's attention alone by SGD, the rest in float16, "
+        "8 × (256 + 128)",
+        PALIGEMMA_3B,
+        rank=None,
+        bound=13,
+        quant=None,
+        dtype="float16",
+        trainable=((r"params/llm/layers/attn/.*", True), (r".*", False)),
+        optimizer="sgd",
+        **PICTURED,
+    ),
+    "paligemma_qlora": Case(
+        "PaliGemma 3B at 224 pixels, nf4, LoRA r=8 all-linear of the decoder, the rest in "
+        "float16, 8 × (256 + 128)",
+        PALIGEMMA_3B,
+        rank=8,
+        bound=6,
+        quant="nf4",
+        dtype="float16",
+        **PICTURED,
+    ),
 }
 # What XLA must know of an NVIDIA card to compile for it.
-A100 = """
+CARDS = {
+    "a100": """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 167936 threads_per_core_limit: 2048 core_count: 108
@@ -83,18 +119,33 @@ gpu_device_info {
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 8 patch: 0 }
 runtime_version { major: 12 minor: 9 patch: 0 }
-"""
+""",
+    "t4": """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 65536 threads_per_core_limit: 1024 core_count: 40
+  fpus_per_core: 64 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 320064000000 l2_cache_size: 4194304
+  clock_rate_ghz: 1.59 device_memory_size: 15642329088 shared_memory_per_block_optin: 65536
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 7 minor: 5 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+""",
+}
 
 
 def main() -> None:
     """Compile every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="v5e", help="v5e, v4, v5p, v6e or a100")
+    parser.add_argument("--target", default="v5e", help="v5e, v4, v5p, v6e, a100 or t4")
     parser.add_argument("--case", choices=CASES, action="append")
     options = parser.parse_args()
     [device, *_] = devices(options.target)
     print(f"{datetime.date.today()}, compiled for one {device.device_kind or options.target}")
-    kept = [report(CASES[name], device) for name in options.case or CASES]
+    kept = [report(CASES[name], device, options.target) for name in options.case or CASES]
     sys.exit(not all(kept))
 
 
@@ -103,24 +154,25 @@ def devices(target: str) -> list:
     from jax.experimental import topologies
 
     try:
-        if target == "a100":
+        if target in CARDS:
             topology = topologies.get_topology_desc(
-                platform="cuda", topology_name="", topology="1x1x1", target_config=A100
+                platform="cuda", topology_name="", topology="1x1x1", target_config=CARDS[target]
             )
         else:
             name = f"{target}:2x2x1" if target in ("v4", "v5p") else f"{target}:2x2"
             topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as problem:
-        needed = "jax-cuda12-plugin[with-cuda]" if target == "a100" else "libtpu"
+        needed = "jax-cuda12-plugin[with-cuda]" if target in CARDS else "libtpu"
         print(f"no compiler for {target}: pip install '{needed}'\n  {problem}")
         sys.exit(2)
     return topology.devices
 
 
-def report(case: Case, device: Any) -> bool:
+def report(case: Case, device: Any, target: str) -> bool:
     """Compile a case, print what it takes, and say whether that is within its bound."""
     begun = time.perf_counter()
-    compiled = step(case, device).compile()
+    lowered = step(case, device, "float32" if target == "t4" else "bfloat16")
+    compiled = lowered.compile(case.on_card if target in CARDS else None)
     seconds = time.perf_counter() - begun
     used = compiled.memory_analysis()
     peak = used.peak_memory_in_bytes / GiB
@@ -131,7 +183,7 @@ def report(case: Case, device: Any) -> bool:
     return kept
 
 
-def step(case: Case, device: Any):
+def step(case: Case, device: Any, compute: str = "bfloat16"):
     """A case's training step, lowered for a device, from shapes alone."""
     import jax
     import jax.numpy as jnp
@@ -141,38 +193,41 @@ def step(case: Case, device: Any):
     import jaxtune
     from jaxtune import families, quant, tree
     from jaxtune.checkpoint.load import leaf_shapes
-    from jaxtune.models.decoder import Decoder
     from jaxtune.train import compiled_step
 
     where = NamedSharding(Mesh(np.asarray([device]), ("fsdp",)), PartitionSpec())
-    config = families.find(case.shape).decoder(case.shape)
-    model = Decoder(config, dtype=jnp.bfloat16, **case.more)
+    model = families.find(case.shape).model(case.shape)
+    model = model.clone(dtype=jnp.dtype(compute), **case.more)
     shapes = leaf_shapes(model)
     kinds = quant.kinds(shapes, case.quant)
     held = {
         path: quant.abstract(shape, kinds[path])
         if path in kinds
-        else jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        else jax.ShapeDtypeStruct(shape, case.dtype)
         for path, shape in shapes.items()
     }
-    optimizer = jaxtune.optimizer("adamw", "cosine", lr=2e-4, clip_norm=1.0, total_steps=1000)
+    numbers = dict(lr=2e-4, clip_norm=1.0, total_steps=1000)
+    optimizer = jaxtune.optimizer(case.optimizer, "cosine", **numbers)
 
     def state(params):
-        lora = dict(rank=case.rank, dropout=case.dropout, key=jax.random.key(0))
-        variables = jaxtune.add_lora({"params": params}, **lora)
-        return jaxtune.TrainState.create(variables, optimizer=optimizer)
+        variables = {"params": params}
+        if case.rank:
+            lora = dict(rank=case.rank, dropout=case.dropout, key=jax.random.key(0))
+            variables = jaxtune.add_lora(variables, **lora)
+        rules = dict(trainable=case.trainable) if case.trainable else {}
+        return jaxtune.TrainState.create(variables, optimizer=optimizer, **rules)
 
     made = jax.eval_shape(state, tree.unflatten(held))
     made, rows = (
         jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), each
         )
-        for each in (made, batch(case))
+        for each in (made, batch(case, model))
     )
     return compiled_step.lower(model, optimizer, made.replace(frozen=None), made.frozen, rows)
 
 
-def batch(case: Case):
+def batch(case: Case, model: Any):
     """The shapes of a case's rows."""
     import jax
     import jax.numpy as jnp
@@ -183,15 +238,17 @@ def batch(case: Case):
         return jax.ShapeDtypeStruct((*case.batch[:-1], *size), dtype)
 
     length = case.batch[-1]
+    side = model.pictures.side if model.pictures else 0
     return Batch(
         tokens=array(jnp.int32, length),
         positions=array(jnp.int32, length) if case.packed else None,
         segments=array(jnp.int32, length) if case.packed else None,
         valid=array(jnp.bool_, length),
-        causal=None,
+        causal=array(jnp.bool_, length) if case.pictures else None,
         where=array(jnp.int32, case.scored),
         targets=array(jnp.int32, case.scored),
         weights=array(jnp.float32, case.scored),
+        images=array(jnp.float32, case.pictures, side, side, 3) if case.pictures else None,
     )
 
 

@@ -1,9 +1,12 @@
 """Published models' shapes, and checkpoints of random weights in them."""
 
 import json
+import os
 import platform
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -60,6 +63,35 @@ LLAMA_3_1B = LLAMA_3_8B | dict(
     head_dim=64,
     tie_word_embeddings=True,
 )
+PALIGEMMA_3B = dict(  # for pictures of 224 pixels
+    model_type="paligemma",
+    architectures=["PaliGemmaForConditionalGeneration"],
+    hidden_size=2048,
+    projection_dim=2048,
+    image_token_index=257_152,
+    bos_token_id=2,
+    eos_token_id=1,
+    pad_token_id=0,
+    text_config=dict(
+        model_type="gemma",
+        vocab_size=257_152,
+        hidden_size=2048,
+        intermediate_size=16_384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+    ),
+    vision_config=dict(
+        model_type="siglip_vision_model",
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        patch_size=14,
+        image_size=224,
+    ),
+)
 
 
 def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
@@ -89,6 +121,57 @@ def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
         write_sharded(directory, plan, produce)
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     return max(sizes), sum(sizes)
+
+
+def write_archive(path: Path, shape: Mapping, method: int) -> int:
+    """PaliGemma as big_vision keeps it, float16 zeros that take no place on disk, if not there.
+
+    `method` is zipfile's. Returns the elements of the largest array that is read at once: one of
+    ours, or where they are compressed one of theirs.
+    """
+    from jaxtune import families
+    from jaxtune.checkpoint import names
+    from jaxtune.checkpoint.load import leaf_shapes
+    from jaxtune.families import bigvision
+
+    model = families.find(shape).model(shape)
+    shapes = leaf_shapes(model)
+    tensors = names.by_tensor(names.pieces(bigvision.tables(model)[0], shapes))
+    arrays = {name: parts[0].shape for name, parts in tensors.items()}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file, zipfile.ZipFile(Sparse(file), "w", method) as archive:
+            for name, size in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    _write_zeros(member, size)
+    read = shapes if method == zipfile.ZIP_STORED else arrays
+    return max(int(np.prod(size)) for size in read.values())
+
+
+def _write_zeros(member: IO[bytes], size: tuple[int, ...]) -> None:
+    """A float16 array, a megabyte at a time."""
+    described = {"descr": "<f2", "fortran_order": False, "shape": size}
+    np.lib.format.write_array_header_1_0(member, described)
+    left = 2 * int(np.prod(size))
+    while left:
+        left -= member.write(bytes(min(left, 2**20)))
+
+
+class Sparse:
+    """A file that passes over blocks of zeros, so that they become holes."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        """Write, or pass over what a file holds anyway where nothing was written."""
+        if data.count(0) < len(data):
+            return self.file.write(data)
+        self.file.seek(len(data), os.SEEK_CUR)
+        return len(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 def cpu() -> str:
