@@ -14,6 +14,10 @@ and, where it has something to say,
 - `NEXT`: how many of the likeliest first tokens its metrics want, as `Answered.next`;
 - `shown(answer, colour)`: an answer as a person likes to see it, `colour` saying whether the
   terminal shows colours;
+- `drawn(text)`: the boxes of `jaxtune.metrics.boxes` that an answer or a reference tells of, which
+  are drawn over the row's picture;
+- `plots(answered)`: of each name's answers SVG texts by file name, all names' on equal axes;
+- `remarks(rows)`: what has to be said of the metrics of these answers, a list of sentences;
 - `prepared(record, place)`: the columns read here, of a record as it was published.
 
 A record that they cannot write is a `RowError`.
