@@ -119,7 +119,8 @@ def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax
     variables = tree.combine(trainable, frozen) if frozen else trainable
     rngs = {} if key is None else {"dropout": key}
     layout = arrange(batch.tokens.shape, batch.positions, batch.segments, batch.valid, batch.causal)
-    seen = (batch.tokens,) if batch.images is None else (batch.tokens, batch.images)
+    images = getattr(batch, "images", None)  # a person's own batch need not have the field
+    seen = (batch.tokens,) if images is None else (batch.tokens, images)
     x = model.apply(variables, *seen, method="embed", rngs=rngs)
     hidden = model.apply(variables, x, layout, method="hidden", rngs=rngs)
     scored = jnp.take_along_axis(hidden, batch.where[..., None], axis=1)  # [B, K, D]
