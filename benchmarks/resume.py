@@ -43,6 +43,7 @@ def main() -> None:
     """Compare so many killed runs with one that was left alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=6, help="of a run at most")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -66,7 +67,7 @@ def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
     counts = {"times": 0, "saving": 0}
     for number in range(options.runs):
         workdir = place / f"run-{number}"
-        times = until_done(config, workdir, options.signal, longest, randomly, counts)
+        times = until_done(config, workdir, options, longest, randomly, counts)
         if contents(workdir) != whole:
             print(f"run {number}, stopped {times} times, differs from the one left alone")
             sys.exit(1)
@@ -75,15 +76,16 @@ def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
     return counts
 
 
-def until_done(config, workdir, name, longest, randomly, counts) -> int:
+def until_done(config, workdir, options, longest, randomly, counts) -> int:
     """Start a run again and again, stopping it at random moments, until it ends by itself."""
     for times in range(1000):
         process = launch(config, workdir)
         try:
-            process.wait(randomly.uniform(0.2 * longest, longest) if times < 6 else None)
+            moment = randomly.uniform(0.2 * longest, longest)
+            process.wait(moment if times < options.stops else None)
         except subprocess.TimeoutExpired:
             counts["times"] += 1
-            process.send_signal(getattr(signal, f"SIG{name}"))
+            process.send_signal(getattr(signal, f"SIG{options.signal}"))
             process.wait()
             saving = any((workdir / "checkpoints").glob("*tmp*"))
             counts["saving"] += saving

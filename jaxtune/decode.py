@@ -85,6 +85,7 @@ class Ask:
 
     tokens: tuple[int, ...]
     images: Any = None  # float32[I, S, S, 3], where the model sees pictures
+    pictured: int = 0  # tokens that the pictures take
     sample: int = 0
 
 
@@ -235,13 +236,13 @@ def _ask(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Ask
     stacked = stacked.reshape(-1, side, side, 3)
     there, due = tokens.count(wants.token), len(stacked) * wants.tokens
     if due and not there:
-        return Ask((wants.token,) * due + tokens, stacked)
+        return Ask((wants.token,) * due + tokens, stacked, due)
     if there != due:
         raise ValueError(
             f"prompt {number} has {there:,} picture tokens ({wants.token}) for {len(stacked)} "
             f"pictures of {wants.tokens:,} each"
         )
-    return Ask(tokens, stacked)
+    return Ask(tokens, stacked, due)
 
 
 def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
@@ -423,7 +424,8 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
 def padded(variables: Mapping, asked: Sequence[Ask]) -> Prompts:
     """Prompts filled up to one of few shapes, on the devices of the weights."""
     count = 1 << (len(asked) - 1).bit_length()
-    width = fitting(max(len(ask.tokens) for ask in asked), sizes(LONGEST))
+    fixed = min(ask.pictured for ask in asked)
+    width = fitting(max(len(ask.tokens) for ask in asked), sizes(LONGEST, fixed=fixed))
     tokens, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     for row, ask in enumerate(asked):
         tokens[row, : len(ask.tokens)], length[row] = ask.tokens, len(ask.tokens)

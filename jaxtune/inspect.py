@@ -1,10 +1,12 @@
 """What a checkpoint holds, from its headers and JSON files; weights are read to measure alone."""
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,13 +16,15 @@ from jaxtune import bits, sharding, tree
 from jaxtune.checkpoint import bnb, hub, load, names
 from jaxtune.checkpoint.files import TensorInfo
 from jaxtune.checkpoint.load import Described
+from jaxtune.data.errors import DataError
+from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.models.decoder import LayerKind
 from jaxtune.quant import is_quantized
 from jaxtune.terminal import few, grid, labelled, size_text, wrapped
 
 DTYPES = ("auto", *load.DTYPES)
-ENDS = ("embed/w", "head/w")  # what "non-embedding" leaves out
+ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # what "non-embedding" leaves out
 NUMBERS = ("parameters", "stored", "per device")  # columns aligned to the right
 
 
@@ -99,7 +103,7 @@ def inspect(
     described = load.describe(*hub.locate_headers(source))
     leaves = _leaves(described, mesh, dtype)
     rows = described.model.config.vocabulary
-    tokenizer = tokenizer_facts(described.directory, described.raw, rows)
+    tokenizer = tokenizer_facts(_tokenizer_of(described.directory), described.raw, rows)
     return Report(
         source=os.fspath(source),
         directory=str(described.directory),
@@ -113,6 +117,15 @@ def inspect(
         notes=(*_undivided(leaves), *_head_twice(described), *_tokenizer_notes(tokenizer)),
         quant=None if quant is None else bits.of(described, quant, sample, tell),
     )
+
+
+def _tokenizer_of(checkpoint: Path) -> Path:
+    """Where a checkpoint's tokenizer is looked for."""
+    if not checkpoint.is_file():
+        return checkpoint
+    with contextlib.suppress(DataError):  # what is missing there is among the facts
+        return beside(checkpoint)
+    return checkpoint.parent
 
 
 # The model
@@ -399,7 +412,17 @@ def _model_lines(model: Mapping[str, Any]) -> dict[str, str]:
         "softcaps": ", ".join(f"{name} {cap:g}" for name, cap in caps.items() if cap),
         "vocabulary": f"{model['vocabulary']:,}; the head is {tied}",
         "context": f"{model['context']:,} tokens",
+        "pictures": _pictures_text(model["pictures"]) if model["pictures"] else "",
     }
+
+
+def _pictures_text(pictures: Mapping[str, Any]) -> str:
+    tower = pictures["tower"]
+    count = (tower["side"] // tower["patch"]) ** 2
+    return (
+        f"{tower['side']} × {tower['side']}, {count:,} tokens each; {tower['layers']} layers, "
+        f"width {tower['width']:,}, hidden {tower['hidden']:,}, {tower['heads']} heads"
+    )
 
 
 def _rope_text(rope: Mapping[str, Any], head_size: int) -> str:

@@ -26,7 +26,7 @@ from jaxtune.data.prompts import Chat, Form, Prompt, Template, Written
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.textfiles import stamp
-from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.data.tokenizer import Tokenizer, beside
 from jaxtune.models.paligemma import Model
 from jaxtune.progress import Progress
 from jaxtune.train import TrainState, split
@@ -52,20 +52,8 @@ class Rows:
 
 def tokenizer(config: Config, directory: Path, today: str) -> Tokenizer:
     """The config's tokenizer, or that of the checkpoint in a directory or beside an .npz file."""
-    place = config.data.tokenizer or (_beside(directory) if directory.is_file() else directory)
+    place = config.data.tokenizer or (beside(directory) if directory.is_file() else directory)
     return Tokenizer.open(place, today=today)
-
-
-def _beside(file: Path) -> Path:
-    """The one tokenizer in a file's folder."""
-    found = sorted(file.parent.glob("*.model"))
-    if len(found) != 1:
-        among = f"there are {', '.join(each.name for each in found)}" if found else "there is none"
-        raise DataError(
-            f"{file}: one tokenizer, such as paligemma_tokenizer.model, was expected beside it, "
-            f"and {among}: name it by data.tokenizer"
-        )
-    return found[0]
 
 
 def pictures(directory: Path) -> Pictures | None:
@@ -333,6 +321,10 @@ class Start:
             partial(_created, *self._static), self._given, rest, self.frozen, *self._numbers
         )
         self.shapes: TrainState = _described(shapes, sharding.of_state(shapes, mesh))
+
+    def release(self) -> None:
+        """Let go of the frozen leaves; their shapes stay."""
+        self.frozen = _described(self.frozen)
 
     def state(self) -> TrainState:
         """The state at step 0, once: it takes the memory of the leaves that train."""

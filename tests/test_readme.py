@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxtune
 from jaxtune import config, families
 from tests.test_train import padded, texts
 
@@ -42,6 +43,18 @@ def test_usage_works_as_typed(tmp_path, monkeypatch):
     assert Path("runs/tuned/model.safetensors").exists()
     model, fresh = space["jaxtune"].load("configs/tiny/base")
     assert "lora" in space["jaxtune"].load_adapter(model, fresh, "runs/adapter")
+
+
+@pytest.mark.slow
+def test_pictures_work_as_typed(tmp_path, monkeypatch):
+    bundled = ROOT / "configs" / "tiny_pictures"
+    (tmp_path / "paligemma-3b-pt-224.f16.npz").symlink_to(next(bundled.rglob("*.npz")))
+    (tmp_path / "cat.jpg").symlink_to(next(bundled.rglob("*.png")))
+    monkeypatch.chdir(tmp_path)
+    space = {"jaxtune": jaxtune}
+    exec(block("from jaxtune.data import images"), space)
+    assert len(space["answers"][0]) > 0
+    assert Path("runs/tuned.npz").exists()
 
 
 @pytest.mark.parametrize("model_type", families.SUPPORTED)

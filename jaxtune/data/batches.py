@@ -27,11 +27,14 @@ class Batch:
     images: Any = None  # float32[B, I, S, S, 3], the pictures of each line in order; or None
 
 
-def sizes(longest: int, smallest: int = 32) -> tuple[int, ...]:
+def sizes(longest: int, smallest: int = 32, fixed: int = 0) -> tuple[int, ...]:
     """Powers of two and one and a half times these, up to the longest: few shapes, little padding.
 
-    A size is at most half as much again as the one before, and `longest` is the last.
+    A size is at most half as much again as the one before, and `longest` is the last. What is
+    `fixed`, as a picture's tokens are, comes on top of what these sizes are of.
     """
+    if fixed:
+        return tuple(fixed + size for size in sizes(longest - fixed, smallest))
     steps = [smallest << power for power in range(longest.bit_length())]
     steps = sorted({*steps, *(step * 3 // 2 for step in steps)})
     return (*(step for step in steps if step < longest), longest)

@@ -75,7 +75,8 @@ class Loader:
         slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
         self._slots: list[int] = slots[:, index].ravel().tolist()
         longest = prompt.max_length
-        self._lengths = (longest,) if packing else tuple(buckets) or sizes(longest)
+        fixed = prompt.placeholders(min(survey.pictures.tolist(), default=0))
+        self._lengths = (longest,) if packing else tuple(buckets) or sizes(longest, fixed=fixed)
         self._scored = sizes(longest, smallest=16)
         self._order = Order(
             len(self.lines),

@@ -204,7 +204,7 @@ class Prompt:
         tokens, scored = self._joined(spans, len(shown))
         if not scored.any():
             raise NothingScored(place, "the row has no answer to learn")
-        keep = self._fitting(tokens, scored, self._placeholders(len(shown)), place)
+        keep = self._fitting(tokens, scored, self.placeholders(len(shown)), place)
         tokens, scored, cut = tokens[keep], scored[keep], len(tokens) - len(keep)
         causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
         return Example(tokens, scored, causal, place, cut, shown)
@@ -244,7 +244,7 @@ class Prompt:
         size = self.pictures.size
         return np.stack([images.read(each, size, place) for each in self.shown(record, place)])
 
-    def _placeholders(self, shown: int) -> int:
+    def placeholders(self, shown: int) -> int:
         """The tokens that so many pictures take."""
         return shown * self.pictures.tokens if self.pictures else 0
 
@@ -259,7 +259,7 @@ class Prompt:
         if len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
             raise DataError("the template writes BOS twice; once is what the model knows")
         if shown:
-            before = (self._placeholders(shown), 0)
+            before = (self.placeholders(shown), 0)
             tokens = np.pad(tokens, before, constant_values=self.pictures.token)
             scored = np.pad(scored, before)
         scored[:1] = False

@@ -234,3 +234,15 @@ def _cut(piece: Piece, borders: Sequence[int]) -> Iterator[Piece]:
     inner = [border for border in borders if piece.start < border < piece.end]
     for begin, end in itertools.pairwise([piece.start, *inner, piece.end]):
         yield Piece(piece.text[begin - piece.start : end - piece.start], begin)
+
+
+def beside(file: Path) -> Path:
+    """The one tokenizer in a file's folder."""
+    found = sorted(file.parent.glob("*.model"))
+    if len(found) != 1:
+        among = f"there are {', '.join(each.name for each in found)}" if found else "there is none"
+        raise DataError(
+            f"{file}: one tokenizer, such as paligemma_tokenizer.model, was expected beside it, "
+            f"and {among}: name it by data.tokenizer"
+        )
+    return found[0]

@@ -19,6 +19,7 @@ from jaxtune.checkpoint.stored import CheckpointError
 from jaxtune.data.batches import Batch
 from tests import pictured
 from tests.conftest import Pair
+from tests.marks import slow_after
 
 # As for text models: two float32 forward passes that add in different orders.
 BOUND = 5e-5
@@ -80,7 +81,7 @@ def test_text_alone(seen):
     np.testing.assert_allclose(made.model.apply(made.variables, tokens), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", slow_after(1, BOTH))
 def test_gradients(seen, name):
     """Of the suffix's loss, in the decoder, the projector and the tower."""
     made, given = seen(name), pictured.rows(seed=3)
@@ -118,7 +119,7 @@ def test_gradients(seen, name):
     assert np.abs(got["img/patches/w"] - patches).max() < 1e-4 * np.abs(patches).max()
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", slow_after(1, BOTH))
 def test_captions(seen, name):
     """Greedy answers of unequal prompts together are those of transformers, one by one."""
     made = seen(name)
@@ -143,8 +144,8 @@ def test_captions(seen, name):
         assert answer == want[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("dtype", slow_after(1, ["bfloat16", "float16", "float32"]))
+@pytest.mark.parametrize("name", slow_after(1, BOTH[::-1]))
 def test_npz_to_hugging_face_and_back(seen, archive, tmp_path, name, dtype):
     """Byte for byte; and transformers computes with it what it did."""
     file = archive(name, dtype)
@@ -165,6 +166,7 @@ def test_npz_to_hugging_face_and_back(seen, archive, tmp_path, name, dtype):
         assert torch.equal(*both)
 
 
+@pytest.mark.slow
 def test_what_is_read_from_shapes(seen, archive):
     """All that a config would say of the model, but its limits that no array tells."""
     for name in BOTH:
@@ -319,6 +321,7 @@ def test_names_of_targets_leave_the_tower_alone(seen):
     assert kinds and all(path.startswith("params/llm/layers/") for path in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", [None, "nf4"])
 def test_adapters(seen, tmp_path, quant):
     """LoRA and QLoRA learn, and what is saved does under live PEFT what it does here."""
@@ -348,6 +351,7 @@ def test_adapters(seen, tmp_path, quant):
         assert np.abs(got - want).max() < BOUND * want.std()
 
 
+@pytest.mark.slow
 def test_merging_a_quantised_base_reads_the_npz(seen, archive, tmp_path):
     """Into the original weights, whichever layout is read and whichever written."""
     file = archive("paligemma2", "float32")
