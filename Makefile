@@ -1,4 +1,5 @@
 # make demo    a bundled tiny model learns palettes for themes, in a few minutes
+# make demo-pictures   another one learns to say all that a picture shows
 # make test    the whole suite
 # make check   lint, the import rule and the fast tests
 # make format  put the code into its one format
@@ -8,6 +9,10 @@ BIN := .venv/bin
 
 demo: .venv/.ready
 	$(BIN)/python -m jaxtune.demo
+
+demo-pictures: .venv/.ready
+	$(BIN)/python launch.py train --config configs/paligemma_demo.py
+	$(BIN)/python launch.py eval --config configs/paligemma_demo.py --both
 
 test: .venv/.test-ready
 	$(BIN)/ruff check .
@@ -37,4 +42,4 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-.PHONY: demo test check format
+.PHONY: demo demo-pictures test check format

@@ -2,16 +2,20 @@
 
 import ast
 import functools
-import importlib
+import importlib.util
 import itertools
 import json
+import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxtune import config, tasks
-from jaxtune.data.prompts import Prompt, Template, Written
+import jaxtune
+from jaxtune import config, tasks, tree, wiring
+from jaxtune.data import images
+from jaxtune.data.prompts import Prompt
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer
@@ -19,6 +23,9 @@ from jaxtune.data.tokenizer import Tokenizer
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "configs" / "tiny"
 BASE = TINY / "base"
+PICTURES = ROOT / "configs" / "tiny_pictures"
+SEEING = PICTURES / "base" / "paligemma-tiny-pt-70.f16.npz"
+PIECES = PICTURES / "base" / "paligemma_tokenizer.model"
 FILES = sorted((ROOT / "configs").glob("*.py"))
 DEMOS = [file for file in FILES if file.stem.endswith("_demo")]
 AWKWARD = [
@@ -53,11 +60,16 @@ def base_tokenizer() -> Tokenizer:
     return Tokenizer.open(BASE)
 
 
-def form_of(run: config.Config):
-    if not run.data.task:
-        return Template(run.data.prefix, run.data.suffix)
-    task = tasks.find(run.data.task)
-    return Written(task.prefix, task.suffix)
+@pytest.fixture
+def tiny_pictures(monkeypatch):
+    """`tiny_pictures("scenes")` is that module of configs/tiny_pictures, likewise."""
+    monkeypatch.syspath_prepend(str(PICTURES))
+    return importlib.import_module
+
+
+def prompt_of(run: config.Config) -> Prompt:
+    tokenizer = Tokenizer.open(run.data.tokenizer or run.model.path)
+    return wiring.prompt(run, tokenizer, wiring.pictures(Path(run.model.path)))
 
 
 @pytest.mark.parametrize("file", FILES, ids=called)
@@ -84,20 +96,25 @@ def test_the_full_price_job_tunes_more(at_root):
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_every_row_of_a_demo_can_be_used(file, at_root):
     run = config.load(file)
-    source = open_source(run.data.source)
-    tokenizer = Tokenizer.open(run.model.path)
-    rows = survey(source, Prompt(tokenizer, form_of(run), run.batch.max_length))
-    assert len(rows.rows) == len(source) > 500 and rows.cut == 0
-    assert 0 < run.eval.holdout < len(source) / 5
+    train, held_out = wiring.sources(run)
+    for source in (train, held_out):
+        rows = survey(source, prompt_of(run))
+        assert len(rows.rows) == len(source) and rows.cut == 0
+    whole = len(train) + len(held_out)
+    assert whole >= 300 and 50 <= len(held_out) <= whole / 5
 
 
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_no_row_of_a_demo_comes_twice(file, at_root):
     """Otherwise rows that are set apart would be among those to train on."""
     run = config.load(file)
-    source, form, tokenizer = open_source(run.data.source), form_of(run), base_tokenizer()
-    prefixes = [tuple(form.spans(source[i], "", tokenizer)[0].ids) for i in range(len(source))]
-    assert len(set(prefixes)) == len(prefixes)
+    prompt, asked = prompt_of(run), []
+    for source in wiring.sources(run):
+        for number in range(len(source)):
+            row, place = source[number], source.place(number)
+            pictures = (Path(file).read_bytes() for file in prompt.shown(row, place))
+            asked.append((*prompt.asked(row, place), *pictures))
+    assert len(set(asked)) == len(asked)
 
 
 def test_the_demos_rows_are_what_their_script_writes(tiny, tmp_path):
@@ -178,6 +195,58 @@ def test_the_base_gives_the_logits_of_transformers(tiny):
     assert -np.take_along_axis(chances, tokens[0, 1:, None], 1).mean() < 2
 
 
+def test_pictures_and_captions_are_what_their_script_writes(tiny_pictures, tmp_path):
+    tiny_pictures("rows").write(tmp_path)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 302
+    for file in files:
+        assert file.read_bytes() == (PICTURES / file.relative_to(tmp_path)).read_bytes(), file.name
+
+
+def test_the_tiny_pictures_have_captions_that_the_base_was_not_taught(tiny_pictures):
+    scenes = tiny_pictures("scenes")
+    rng = random.Random(0)
+    shown = [scenes.scene(rng) for _ in range(2000)]
+    said = {scenes.saying(rng, scene)[1] for scene in shown}
+    told = {caption for scene in shown for caption in scenes.captions(scene)}
+    assert not said & told
+    known, used = (set(re.findall(r"\w+", " ".join(texts))) for texts in (said, told))
+    assert used - known == {"on", "them"}
+
+
+@pytest.mark.slow
+def test_a_picture_gets_a_caption_of_words(tiny_pictures, at_root):
+    """From the base as it is committed, in the words that it was taught."""
+    model, variables = jaxtune.load(SEEING)
+    tokens, row = Tokenizer.open(PIECES), open_source(PICTURES / "held_out.jsonl")[0]
+    pixels = images.read(PICTURES / row["image"], model.pictures.side)
+    asked = [tokens.bos, *tokens.encode("caption en\n")]
+    (answer,) = jaxtune.generate(model, variables, [asked], 32, images=[pixels], stops=[tokens.eos])
+    scenes = tiny_pictures("scenes")
+    known = {"a", "an", "and", *scenes.NUMBERS.values(), *scenes.COLOURS, *scenes.SHAPES}
+    words = tokens.decode(answer).split()
+    assert {"a", "and"} < set(words) <= known
+
+
+@pytest.mark.slow
+def test_the_base_that_sees_is_as_its_script_says(tiny_pictures, at_root):
+    spec = importlib.util.spec_from_file_location("make_pictures", PICTURES / "make.py")
+    tiny_pictures("scenes")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert {file.name for file in SEEING.parent.iterdir()} == {make.WEIGHTS, make.TOKENIZER}
+    assert PIECES.read_bytes() == make.tokenizer(0)
+    model, variables = jaxtune.load(SEEING, "auto")
+    assert {str(leaf.dtype) for leaf in tree.flatten(variables).values()} == {"float16"}
+    tower, text = make.TOWER, make.TEXT
+    assert model.pictures.tower.side == tower["image_size"]
+    assert model.pictures.token == model.config.vocabulary == len(Tokenizer.open(PIECES))
+    assert model.config.width == text["hidden_size"]
+    assert len(model.config.layers) == text["num_hidden_layers"]
+    # Of answers without a look at the picture, hardly one in four is right.
+    assert make.right(SEEING.parent, Tokenizer.open(PIECES), 40)["asked"] > 0.55
+
+
 def test_what_is_committed_stays_small():
     sizes = {file.name: file.stat().st_size for file in BASE.iterdir()}
     assert sum(sizes.values()) < 8_000_000
@@ -190,3 +259,5 @@ def test_what_is_committed_stays_small():
     }
     rows = [file for file in TINY.iterdir() if file.suffix in (".csv", ".jsonl")]
     assert len(rows) == 3 and sum(file.stat().st_size for file in rows) < 600_000
+    seen = [file for file in PICTURES.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert sum(file.stat().st_size for file in seen) < 4_000_000
