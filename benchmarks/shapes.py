@@ -103,12 +103,11 @@ def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
     from jaxtune.checkpoint import names
     from jaxtune.checkpoint.files import write_sharded
     from jaxtune.checkpoint.load import leaf_shapes
-    from jaxtune.models.decoder import Decoder
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(shape))
-    _, family, config = families.read(directory)
-    shapes = leaf_shapes(Decoder(config))
+    _, family, model = families.read(directory)
+    shapes = leaf_shapes(model)
     tensors = names.by_tensor(names.pieces(family.tables[0], shapes))
     plan = {name: (parts[0].shape, ml_dtypes.bfloat16) for name, parts in tensors.items()}
     random = np.random.default_rng(0)

@@ -1,4 +1,8 @@
-"""Price: what a product costs, with Llama 3.2 3B; `price_llama32_3b.py:full` tunes all of it."""
+"""Price: what a product costs, with Llama 3.2 3B; `price_llama32_3b.py:full` tunes all of it.
+
+With `--config.hub.repo='price-{name}' --config.hub.every=save` the adapter goes to a private
+repository at every save.
+"""
 
 from ml_collections import ConfigDict
 

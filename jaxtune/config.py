@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,6 +17,7 @@ from jaxtune import configfile
 from jaxtune.fields import ConfigError as ConfigError
 from jaxtune.fields import Conflicts, Pattern, Schema, When, about, override
 
+REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 LORA: When = ("kind", ("lora",))
 ADAM: When = ("name", ("adamw", "adamw8bit"))
 ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
@@ -158,6 +160,13 @@ class Trainable:
         "adapters begin as nothing, or as the weights' principal part",
         when=LORA,
         also="init_lora_weights",
+    )
+    adapter: str = about(
+        "",
+        "an adapter to go on training instead of new ones, a directory or Hub repository; of rank, "
+        "alpha, targets and variant, those that are set must be its own",
+        when=LORA,
+        also="adapter_name_or_path resume_adapter",
     )
     lora_plus: float = about(
         1.0,
@@ -360,6 +369,23 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Hub:
+    """Where on the Hugging Face Hub a run sends what it tuned; the token is HF_TOKEN's."""
+
+    repo: str = about(
+        "",
+        "repository to push to: owner/name, or a name in the token's account; {name} in it is the "
+        "run's name with the time it began; empty: none",
+        also="hub_model_id push_to_hub",
+    )
+    private: bool = about(True, "push to a private repository only", also="hub_private_repo")
+    every: Literal["end", "save"] = about(
+        "end", "push the export at the end, or at every checkpoint too", also="hub_strategy"
+    )
+    wait: int = about(600, "seconds to wait for the last push when a run ends", least=0)
+
+
+@dataclass(frozen=True)
 class Mesh:
     """How many devices there are along each axis; -1 takes all that are left."""
 
@@ -394,6 +420,7 @@ class Config:
     generate: Generate = Generate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    hub: Hub = Hub()
     mesh: Mesh = Mesh()
 
 
@@ -497,6 +524,14 @@ def _quantised(config: Config) -> Conflicts:
         )
 
 
+def _continued(config: Config) -> Conflicts:
+    if config.trainable.adapter and SCHEMA.given(config, "trainable.init"):
+        yield (
+            ("trainable.adapter", "trainable.init"),
+            "an adapter that is there begins as it is; leave one of these out",
+        )
+
+
 def _mesh(config: Config) -> Conflicts:
     axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
     filling = tuple(key for key, size in axes.items() if size == -1)
@@ -569,4 +604,25 @@ def _answers(config: Config) -> Conflicts:
         )
 
 
-CHECKS = (_answers, _length, _batch, _quantised, _mesh, _text_of_rows, _pictures, _evaluation)
+def _repository(config: Config) -> Conflicts:
+    repo = config.hub.repo
+    if repo and not REPOSITORY.fullmatch(repo.replace("{name}", "name")):
+        yield (
+            ("hub.repo",),
+            f"found {repo!r}, expected owner/name or a name alone, of letters, digits, and ., _ or "
+            "- between them, such as 'me/price-{name}'",
+        )
+
+
+CHECKS = (
+    _repository,
+    _answers,
+    _length,
+    _batch,
+    _quantised,
+    _continued,
+    _mesh,
+    _text_of_rows,
+    _pictures,
+    _evaluation,
+)

@@ -258,16 +258,20 @@ class Schema:
         return tuple(key for key in keys if at(config, key) != self.fields[key].default)
 
     def difference(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """What changed between nested dictionaries, which may have fields of another version."""
+        """What changed between nested dictionaries, which may have fields of another version.
+
+        A field that one lacks is no change where the other has its default.
+        """
         before, after = (
             {each.key: json.dumps(each.value, ensure_ascii=False) for each in settings}
             for settings in (self.settings(old, "old"), self.settings(new, "new"))
         )
         lost = "(no such field)"
+        default = {key: json.dumps(known.default) for key, known in self.fields.items()}
         return [
             f"{key}: {before.get(key, lost)} -> {after.get(key, lost)}"
             for key in before | after
-            if before.get(key) != after.get(key)
+            if before.get(key, default.get(key)) != after.get(key, default.get(key))
         ]
 
     def describe(self, name: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from jaxtune.config import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.evaluation import Question
+from jaxtune.export import Exported
 from jaxtune.journal import Journal, Silent
 from jaxtune.models.paligemma import Model
 from jaxtune.optim import SCHEDULES, Optimizer
 from jaxtune.progress import Progress, duration
+from jaxtune.push import Pushes, Unpushed
 from jaxtune.train import TrainState, train_step
 from jaxtune.workdir import Workdir
 
@@ -110,10 +113,13 @@ class Run:
     done: int
     tally: Tally
     saved: int  # the step of the newest checkpoint
-    export: Callable[[dict], Path]  # writes variables as the rest of the world reads them
+    export: Callable[[dict, Path], Path]  # writes variables as the rest of the world reads them
+    deliver: Callable[[dict, int], Exported]  # the same at the end, those of a step, and verified
+    pushes: Pushes | Unpushed
     tokenizer: Tokenizer
     asked: Sequence[Question]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
+    loss: float | None = None  # of the last step
 
     def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
         """Every step that is left; `asked` gives the signal that asks to stop, or 0."""
@@ -123,7 +129,7 @@ class Run:
             self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
             self._answer(log)
         self.speed.start()
-        while self.done < self.total and not self._hopeless:
+        while not self._over:
             step = next(self.loader)
             batch = self.place(step.batch, parts=True)
             self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
@@ -141,7 +147,10 @@ class Run:
                 self._leave(stop)
 
     def finish(self) -> dict[str, Any]:
-        """Wait for what is being written, export the best state, and write the summary."""
+        """Wait for what is being written, export the best state, write the summary, and push.
+
+        The state is given up for it.
+        """
         self._save(None)
         self.checkpoints.wait()
         tally, start = self.tally, self.start
@@ -164,11 +173,19 @@ class Run:
             "memory": banner.memory(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "checkpoints": [f"{self.checkpoints.directory}/{n}" for n in self.checkpoints.steps],
-            "exported": str(exported),
+            "exported": str(exported.path),
+            "verified": exported.report.get("kept"),
         }
         self.workdir.write("summary.json", summary)
         self.progress.say(banner.ending(summary))
-        return summary
+        exported.check()
+        if pushed := self.pushes.ended(exported.path, self._caption(exported=True)):
+            self.workdir.write("summary.json", summary | pushed)
+        return summary | pushed
+
+    @property
+    def _over(self) -> bool:
+        return self.done >= self.total or self._hopeless
 
     @property
     def _hopeless(self) -> bool:
@@ -197,6 +214,7 @@ class Run:
         wanted = save or self._hopeless or self._at(self.config.checkpoint.every)
         if wanted or (better and self.config.checkpoint.best):
             self._save(score)
+        self.pushes.tell()
         self.speed.start()
 
     def _settle(self, step: Step, metrics: Mapping) -> float:
@@ -207,6 +225,7 @@ class Run:
             tally.first_loss = loss
         if self._lost(loss, norm):
             raise RunError(self._obituary(step, loss, norm))
+        self.loss = loss
         tally.loss += loss * weight
         tally.weight += weight
         tally.tokens += step.tokens
@@ -317,6 +336,17 @@ class Run:
             position = {"loader": self.loader.state(), "tally": vars(self.tally)}
             self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
             self.saved = self.done
+            if not self._over:  # then what is exported is sent
+                self.pushes.saved(
+                    partial(self.export, self.state.variables), self.done, self._caption()
+                )
+
+    def _caption(self, exported: bool = False) -> str:
+        """What is known of the present state in a few words, or of the one that is exported."""
+        tally = self.tally
+        if exported and tally.best_loss is not None and self.config.checkpoint.best:
+            return f"step {tally.best_step:,}, held-out loss {tally.best_loss:.4f}"
+        return f"step {self.done:,}" + (f", loss {self.loss:.4f}" if self.loss is not None else "")
 
     def _leave(self, number: int) -> None:
         self.checkpoints.wait()
@@ -327,14 +357,17 @@ class Run:
             "the same command goes on from there",
         )
 
-    def _export(self) -> Path:
+    def _export(self) -> Exported:
         """The best state, or else the last, written as the rest of the world reads it."""
         best, config = self.tally.best_step, self.config
-        state = self.state
+        state, step, self.state = self.state, self.done, None
         if config.checkpoint.best and best not in (0, self.done):
             kept = self.checkpoints.restore(self.start.shapes, best).state
-            state = kept.replace(frozen=state.frozen)
-        return self.export(state.variables)
+            state, step = kept.replace(frozen=state.frozen), best
+        variables = state.variables
+        del state  # what is compared needs the memory of its optimiser
+        self.start.release()
+        return self.deliver(variables, step)
 
 
 def _agreed(asked: int, step: int) -> int:

@@ -13,19 +13,27 @@ from jaxtune.compare import Difference, compare
 from jaxtune.models.paligemma import Model
 
 
-def merged(model: Model, variables: Mapping, into: str, dtype: Any = "float16") -> dict:
-    """Plain variables of one dtype, as `save_merged(…, into=…)` writes them."""
+def merged(
+    model: Model, variables: dict, into: str, dtype: Any = "float16", *, take: bool = False
+) -> dict:
+    """Plain variables of one dtype, as `save_merged(…, into=…)` writes them.
+
+    With `take`, the variables are emptied: where nobody else holds them, each leaf's memory is free
+    once its merged form is there.
+    """
     if into not in INTO:
         raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
-    base = quant.by_path(variables["params"])
+    base, adapters = quant.by_path(variables["params"]), lora.adapters(variables)
+    if take:
+        variables.clear()
     if into == "original" and any(map(quant.is_quantized, base.values())):
         full = quant.by_path(load(origin_of(model), "auto")[1]["params"])
         base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
-    adapters = lora.adapters(variables)
-    whole = {
-        path: lora.merged(leaf, adapters[path], dtype) if path in adapters else leaf.astype(dtype)
-        for path, leaf in base.items()
-    }
+    whole = {}
+    for path in list(base):
+        leaf = base.pop(path)
+        with_it = path in adapters
+        whole[path] = lora.merged(leaf, adapters[path], dtype) if with_it else leaf.astype(dtype)
     return {"params": tree.unflatten(whole)}
 
 

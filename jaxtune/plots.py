@@ -1,4 +1,4 @@
-"""Plots as small SVG texts: guesses against the truth, and the error of every item by its size.
+"""Plots as small SVG texts: guesses against the truth, every item's error by its size, and curves.
 
 They stand alone or within a page, several on one: no style, script, font or name of theirs reaches
 beyond them. The colours read on white and on black.
@@ -22,6 +22,7 @@ WIDE, HIGH = 640, 300  # those of bars
 STRIP = 0.12  # of a logarithmic axis, for values that have no logarithm
 TICKS = 6  # about so many on an axis
 CROWD = 300  # points, above which they are drawn smaller
+FEW = 40  # points of a curve, up to which each has a dot
 EQUAL = 1e-9  # values that differ by less, relatively, are drawn as equal
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -151,6 +152,31 @@ def bars(
         bar.set("fill", colours[item.kind])
         _tell(bar, item.label, text(item.value))
     _draw_marks(svg, field, marks)
+    return _written(svg)
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_label: str = "step",
+    y_label: str = "loss",
+    log: bool = False,
+    text: Format = number,
+) -> str:
+    """Values by step, a line for each name, as SVG; where a line has few points each has a dot."""
+    series = {name: list(points) for name, points in series.items() if points}
+    steps, values = ([point[k] for each in series.values() for point in each] for k in (0, 1))
+    _check(steps)
+    _check(values)
+    across = axis_of([0, 1, *steps], log=False)
+    field = _Field(across, axis_of(values, log), WIDE, HIGH, text)
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(series)}
+    svg = field.drawn(title, x_label, y_label, list(colours.items()))
+    for step in map(int, filter(float.is_integer, across.ticks)):
+        field.below(svg, across(step), number(step))
+    for name, points in series.items():
+        _draw_curve(svg, field, name, points, colours[name])
     return _written(svg)
 
 
@@ -287,6 +313,23 @@ def _draw_marks(svg: ElementTree.Element, field: _Field, marks: Mapping[str, flo
         x, y = field.at(0, share)
         last = min(y - 5, last - SIZE - 2)  # clear of the line, and of the name below
         _add(svg, "text", f"{name} {field.text(value)}", x=x + 6, y=last)
+
+
+def _draw_curve(
+    svg: ElementTree.Element,
+    field: _Field,
+    name: str,
+    points: Sequence[tuple[float, float]],
+    colour: str,
+) -> None:
+    places = [field.at(field.x(step), field.y(value)) for step, value in points]
+    line = " ".join(f"{_short(x)},{_short(y)}" for x, y in places)
+    style = dict(fill="none", stroke=colour, stroke_width=2, stroke_linejoin="round")
+    _add(svg, "polyline", points=line, **style)
+    for (x, y), (step, value) in zip(places, points, strict=True):
+        if len(points) <= FEW:
+            dot = _add(svg, "circle", cx=x, cy=y, r=3, fill=colour)
+            _tell(dot, name, f"{field.text(value)} at {number(step)}")
 
 
 def _check(values: Sequence[float]) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxtune import banner, wiring
-from jaxtune.checkpoint.adapter import save_adapter
-from jaxtune.checkpoint.export import save_merged
+from jaxtune import banner, export, verify, wiring
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.resume import Checkpoints
 from jaxtune.config import Config
@@ -19,10 +17,11 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.prompts import Prompt
 from jaxtune.data.sources import first
 from jaxtune.evaluation import Question, metrics_of, questions
+from jaxtune.export import Exported, Tuned, Wanted
 from jaxtune.journal import journal
 from jaxtune.loop import Run, RunError, Tally
-from jaxtune.models.paligemma import Model
 from jaxtune.progress import Progress, Quiet
+from jaxtune.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.train import TrainState
 from jaxtune.wiring import Placer, Start
 from jaxtune.workdir import Workdir, held
@@ -38,9 +37,12 @@ def fit(
     """Train as a config says, in a directory, going on with what is there; the run's summary."""
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
+    if first:
+        sign_in(config, workdir)
     with (
         held(workdir, config, accept_changes=accept_changes) as place,
-        _prepared(config, place, progress) as run,
+        pushing(config, place, progress, first) as pushes,
+        _prepared(config, place, progress, pushes) as run,
         journal(place, config, run.done, first) as log,
         _signals() as asked,
         _advice(config),
@@ -50,7 +52,9 @@ def fit(
 
 
 @contextlib.contextmanager
-def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[Run]:
+def _prepared(
+    config: Config, workdir: Workdir, progress: Progress, pushes: Pushes | Unpushed
+) -> Iterator[Run]:
     """All that a run needs, told of as it is made; what is cheap and may be wrong comes first."""
     with contextlib.ExitStack() as stack:
         directory = locate(config.model.path)
@@ -58,7 +62,7 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
         place = wiring.placer(config, mesh)
         tokenizer = wiring.tokenizer(config, directory, workdir.started)
         prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
-        loader, evaluator, asked = _loaders(
+        loader, evaluator, asked, compared = _loaders(
             config, directory, workdir, place, prompt, progress, stack
         )
         total = wiring.total_steps(config, loader)
@@ -72,6 +76,11 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
         checkpoints = _checkpoints(config, workdir)
         stack.callback(checkpoints.close)
         state, done, tally = _begun(checkpoints, start, loader, progress)
+
+        def tuned(variables: dict, folder: Path, step: int | None = None):
+            parts = config, directory, mesh, model, variables, start.dtype, step, workdir.path
+            return _wanted(Tuned(*parts), folder)
+
         yield Run(
             config=config,
             workdir=workdir,
@@ -90,7 +99,11 @@ def _prepared(config: Config, workdir: Workdir, progress: Progress) -> Iterator[
             saved=done,
             tokenizer=tokenizer,
             asked=asked,
-            export=lambda variables: _export(config, directory, model, variables, start, workdir),
+            export=lambda variables, folder: export.save(*tuned(variables, folder)),
+            deliver=lambda variables, step: _delivered(
+                *tuned(variables, workdir.path / "export", step), compared, progress
+            ),
+            pushes=pushes,
         )
 
 
@@ -102,10 +115,10 @@ def _loaders(
     prompt: Prompt,
     progress: Progress,
     stack: contextlib.ExitStack,
-) -> tuple[Loader, Loader | None, list[Question]]:
+) -> tuple[Loader, Loader | None, list[Question], wiring.Rows]:
     """The batches to train on and those to evaluate on, once all rows have been read.
 
-    And the rows to answer at each evaluation.
+    And the rows to answer at each evaluation, and those that what is exported is compared on.
     """
     depends = wiring.identity(config, directory, workdir.started)
     train, held = (
@@ -120,7 +133,7 @@ def _loaders(
     )
     for each in filter(None, loaders):
         stack.callback(each.close)
-    return *loaders, _questions(config, held, prompt)
+    return *loaders, _questions(config, held, prompt), held or train
 
 
 def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list[Question]:
@@ -161,31 +174,27 @@ def _begun(
     return start.restored(found.state), found.step, Tally(**found.position["tally"])
 
 
-def _export(
-    config: Config,
-    directory: Path,
-    model: Model,
-    variables: dict,
-    start: Start,
-    workdir: Workdir,
-) -> Path:
-    """Write a run's adapter, or where it has none the whole model, over what it wrote before."""
-    target = workdir.path / "export"
-    if "lora" not in variables:
-        merged = target / f"merged{directory.suffix if directory.is_file() else ''}"  # as the base
-        return save_merged(model, variables, merged, dtype=start.dtype, overwrite=True)
-    # Adapters that began as a part of the weights are written as what they add to the base.
-    principal = config.trainable.init == "pissa"
-    initial = wiring.model(config, directory, start.mesh)[1] if principal else None
-    return save_adapter(
-        variables,
-        target / "adapter",
-        directory,
-        initial=initial,
-        rslora=config.trainable.variant == "rslora",
-        name=config.model.path,
-        overwrite=True,
-    )
+def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
+    """A run's adapter, or where it has none the whole model, and where it goes."""
+    whole, base = "lora" not in tuned.variables, tuned.directory
+    npz = base.suffix if base.is_file() else ""
+    target = folder / (f"merged{npz}" if whole else "adapter")
+    dtype = tuned.dtype if whole else "float32"
+    return tuned, Wanted(target, whole, dtype, overwrite=True), target
+
+
+def _delivered(
+    tuned: Tuned, wanted: Wanted, target: Path, compared: wiring.Rows, progress: Progress
+) -> Exported:
+    """Written over what was written before, and verified on a few rows."""
+    if jax.process_count() > 1:
+        progress.say("not verified, as several processes hold the model: the export command does")
+        export.save(tuned, wanted, target)
+        export.described(tuned, wanted)
+        return Exported(target, {})
+    new = tuned.config.generate.max_new_tokens  # as in evaluations: it is the same program
+    rows = verify.rows(compared.source, compared.prompt, tuned.model, "the first rows", new)
+    return export.written(tuned, wanted, rows, progress)
 
 
 def _tell(progress: Progress, lines: list[str]) -> None:

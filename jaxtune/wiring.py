@@ -13,10 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxtune
 from jaxtune import lora, optim, quant, sharding, tasks, tree
+from jaxtune.checkpoint.adapter import load_adapter
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import load
 from jaxtune.checkpoint.load import read as described
-from jaxtune.config import Config, Trainable, counted
+from jaxtune.config import SCHEMA, Config, Trainable, counted
 from jaxtune.data.batches import Batch
 from jaxtune.data.errors import DataError
 from jaxtune.data.images import Pictures
@@ -269,7 +270,9 @@ def base(config: Config, directory: Path, mesh: Mesh) -> tuple[Model, dict]:
 def model(config: Config, directory: Path, mesh: Mesh) -> tuple[Model, dict]:
     """The checkpoint's model and its variables, with new adapters where the config wants them."""
     decoder, variables = base(config, directory, mesh)
-    if config.trainable.kind == "lora":
+    if config.trainable.kind == "lora" and config.trainable.adapter:
+        variables |= _continued(config, decoder, variables, mesh)
+    elif config.trainable.kind == "lora":
         key = jax.random.key(config.seed)
         variables |= _adapted(config.trainable, mesh, variables["params"], key)
     return decoder, variables
@@ -392,6 +395,58 @@ def _adapted(given: Trainable, mesh: Mesh, params: dict, key: jax.Array) -> dict
     if given.init == "default":
         made = {"lora": made["lora"]}
     return jax.lax.with_sharding_constraint(made, sharding.of_state(made, mesh))
+
+
+def _continued(config: Config, model: Model, variables: dict, mesh: Mesh) -> dict:
+    """Adapters that are there already, made where they will lie."""
+    given = config.trainable
+    made = lora.adapters(load_adapter(model, variables, given.adapter))
+    if problems := list(_disagreeing(config, variables, made)):
+        raise ValueError(
+            "\n  ".join(
+                [f"the adapter {given.adapter} is not what the config asks for:", *problems]
+            )
+            + "\nSet these as the adapter has them, or leave them out"
+        )
+    if SCHEMA.given(config, "trainable.dropout"):
+        made = {
+            path: each.replace(dropout=jax.numpy.full_like(each.dropout, given.dropout))
+            for path, each in made.items()
+        }
+    made = {"lora": tree.unflatten(made)}
+    return jax.device_put(made, sharding.of_state(made, mesh))
+
+
+def _disagreeing(config: Config, variables: dict, made: dict[str, lora.Lora]) -> Iterator[str]:
+    """What a config sets otherwise than an adapter has it, both sides named."""
+    given, key = config.trainable, jax.random.key(0)
+    new = partial(lora.add_lora, variables, targets=given.targets, key=key)
+    power = 0.5 if given.variant == "rslora" else 1
+    theirs = {
+        "targets": sorted(made),
+        "rank": sorted({each.a.shape[-1] for each in made.values()}),
+        "alpha": sorted({_alpha(each, power) for each in made.values()}),
+        "variant": sorted({_kind(each.magnitude is not None) for each in made.values()}),
+    }
+    ours = {
+        "targets": sorted(lora.adapters(jax.eval_shape(new))),
+        "rank": [given.rank],
+        "alpha": [given.alpha],
+        "variant": [_kind(given.variant == "dora")],
+    }
+    for name in ours:
+        if SCHEMA.given(config, f"trainable.{name}") and ours[name] != theirs[name]:
+            sides = (", ".join(map(str, each[name])) for each in (ours, theirs))
+            yield "trainable.{} is {}; the adapter's is {}".format(name, *sides)
+
+
+def _alpha(adapter: lora.Lora, power: float) -> float:
+    """Its alpha."""
+    return round(float(np.max(adapter.scale)) * adapter.a.shape[-1] ** power, 4)
+
+
+def _kind(magnitude: bool) -> str:
+    return "dora" if magnitude else "lora or rslora"
 
 
 def parameters(leaves: Any) -> int:

@@ -18,7 +18,7 @@ from jaxtune.config import Config
 
 CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
 # What may change while a run goes on: these say how it is done, and not what.
-FREE = ("mesh.", "log.", "data.workers")
+FREE = ("mesh.", "log.", "hub.", "data.workers")
 
 
 class WorkdirError(ValueError):
@@ -136,7 +136,8 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _new(path: Path) -> dict[str, str]:
+    now = datetime.datetime.now()
     return {
-        "started": datetime.date.today().isoformat(),
-        "name": f"{path.resolve().name}-{secrets.token_hex(4)}",
+        "started": now.date().isoformat(),
+        "name": f"{path.resolve().name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
     }

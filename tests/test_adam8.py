@@ -145,6 +145,7 @@ def theirs(made):
     }
 
 
+@pytest.mark.slow
 def test_thirty_steps_are_those_of_adamw8bit(monkeypatch, record_property):
     def rounded(values, table, peaks, codes, length):
         for target, made in zip((codes, peaks), portable(values, table, length), strict=True):

@@ -56,7 +56,7 @@ def asked_of(made, count: int = 5) -> list[list[int]]:
     return [random.integers(10, made.model.config.vocabulary, n).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_after(1, CASES))
 @pytest.mark.parametrize("name", slow_after(1, NAMES))
 def test_answers_are_those_of_transformers(pair, name, case):
     made, (stops, count, penalty) = pair(name), CASES[case]
@@ -103,6 +103,7 @@ def test_one_beam_takes_the_likeliest_token(pair):
     assert np.mean(likelier) > 0.5
 
 
+@pytest.mark.slow
 def test_another_penalty_or_length_compiles_nothing(pair):
     made = pair(NAMES[0])
     search = partial(beam_search, made.model, made.variables, prompts(made, 2), stops=STOPS)
@@ -112,6 +113,7 @@ def test_another_penalty_or_length_compiles_nothing(pair):
     assert programs == [each._cache_size() for each in (beams._begun, beams._searched)]
 
 
+@pytest.mark.slow
 def test_what_is_refused(pair):
     made = pair("phi3-longrope-short")  # above 32 tokens its rope is another
     search = partial(beam_search, made.model, made.variables)

@@ -132,6 +132,7 @@ def test_sizes_need_no_weights(base, monkeypatch):
 # Errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4-double", "int8"])
 def test_errors_are_those_of_the_weights(bare, kind):
     _, plain = jaxtune.load(bare)
@@ -189,6 +190,7 @@ def test_each_weight_is_read_once_for_each_kind(bare, monkeypatch):
     assert len(read) == 2 * 2 * LINEAR * layers and not held
 
 
+@pytest.mark.slow
 def test_a_leaf_of_zeros(own):
     rewrite(own, lambda name, array: 0 * array if "down_proj" in name else array)
     found = inspect(own, quant=["nf4-double"])
@@ -228,6 +230,7 @@ def predicted(directory, rules, text=SAMPLE):
 NEAR = dict(rel=5e-3)
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_what_is_loaded(base, found):
     exact, [measured] = predicted(base, None), found.measured
     whole = compare(exact, predicted(base, "nf4-double"))
@@ -239,6 +242,7 @@ def test_predictions_are_those_of_what_is_loaded(base, found):
     assert re.fullmatch(r"the first 256 of \d+ tokens of the sample text", found.text)
 
 
+@pytest.mark.slow
 def test_the_advice_loads_and_gives_what_it_says(base, found):
     [measured] = found.measured
     advice, leaves = measured.advice, {leaf.path: leaf for leaf in measured.leaves}
@@ -255,6 +259,7 @@ def test_the_advice_loads_and_gives_what_it_says(base, found):
     assert best.kl == pytest.approx(compare(exact, alone).kl, **NEAR)
 
 
+@pytest.mark.slow
 def test_a_text_of_ones_own(base, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("sea and sand: ")

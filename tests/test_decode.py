@@ -89,6 +89,7 @@ def test_a_quantised_base_answers_as_its_plain_twin(base):
     assert generate(model, variables, asked, 12) == generate(model, plain, asked, 12)
 
 
+@pytest.mark.slow
 def test_what_is_cached_changes_nothing(pair):
     """Each token and its chance are those of a forward pass over all that went before."""
     made = pair(NAME)
@@ -135,6 +136,7 @@ def test_an_answer_may_be_finished_by_what_is_said_of_it(pair):
         assert other.tokens == one.tokens[: len(other.tokens)]
 
 
+@pytest.mark.slow
 def test_tokens_come_one_by_one(pair):
     made = pair("phi3-longrope-short")  # whose angles change on the way
     prompt = prompts(made, 1, 12)[0]

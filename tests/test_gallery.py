@@ -50,6 +50,7 @@ def pixels(page):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
 
 
+@pytest.mark.slow
 def test_a_row_has_its_pictures_and_boxes_and_what_was_said(tmp_path):
     predicted(tmp_path, 2, answer=f"{ANSWER}\u2028\x85")
     asked = [question(0, *COLOURS[:2]), question(1, COLOURS[2])]

@@ -84,6 +84,7 @@ def test_adapted_logits_are_peft_s(pair, tmp_path, variant, options):
     assert np.abs(made.apply(merged, tokens) - want).max() < 5e-5 * want.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", slow_after(1, reversed(lora.VARIANTS)))
 @pytest.mark.parametrize("init", slow_after(1, lora.INITS))
 def test_a_fresh_adapter_changes_nothing(pair, variant, init):

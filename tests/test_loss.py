@@ -42,6 +42,7 @@ CUTS = {  # fewest tokens of a block, and logits in memory at once
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", slow_after(1, reversed(CUTS)))
 def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
     model, table, *rest = problem

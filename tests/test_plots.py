@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from jaxtune import plots
-from jaxtune.plots import Bar, Point, axis_of, bars, scatter
+from jaxtune.plots import Bar, Point, axis_of, bars, curves, scatter
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -181,7 +181,42 @@ def test_every_item_has_its_bar(count):
     assert "1" in words(svg)
 
 
+def test_curves_go_through_their_values():
+    train = [(step, 600 / step) for step in range(100, 601, 10)]
+    held = [(0, 6.0), (300, 2.0), (600, 1.5)]
+    svg = curves({"training": train, "held-out": held, "nothing": []}, title="Loss")
+    left, right, top, foot = field(svg)
+    across, up = axis_of([0, 600], False), axis_of([1, 6], False)
+    drawn = parts(svg, "polyline")
+    assert [each.get("stroke") for each in drawn] == list(plots.COLOURS[:2])
+    for line, points in zip(drawn, (train, held), strict=True):
+        assert line.get("fill") == "none"
+        places = [tuple(map(float, each.split(","))) for each in line.get("points").split()]
+        for (x, y), (step, value) in zip(places, points, strict=True):
+            # Places are written to a hundredth.
+            assert x == pytest.approx(left + across(step) * (right - left), abs=0.02)
+            assert y == pytest.approx(foot - up(value) * (foot - top), abs=0.02)
+    assert len(dots(svg)) == 3  # those of the line with few points
+    assert parts(svg, "title")[0].text == "held-out: 6 at 0"
+    assert {"Loss", "step", "loss", "training", "held-out", "0", "200", "600"} <= {*words(svg)}
+    assert "nothing" not in words(svg)
+
+
+@pytest.mark.parametrize("points", [[(0, 3.0)], [(1, 2.0)], [(1, 0.0), (2, 0.0)], [(7, -1.0)]])
+def test_the_shortest_curves_lie_within_the_field(points):
+    svg = curves({"training": points}, title="Loss")
+    left, right, top, foot = field(svg)
+    assert len(dots(svg)) == len(points)
+    assert all(left <= x <= right and top <= y <= foot for x, y in dots(svg))
+    below = [each.text for each in parts(svg, "text") if each.get("text-anchor") == "middle"]
+    assert "0" in below and not any("." in text for text in below)  # there is no half of a step
+
+
 def test_what_cannot_be_plotted():
+    with pytest.raises(ValueError, match="nothing to plot"):
+        curves({"training": []}, title="None")
+    with pytest.raises(ValueError, match="nan cannot be plotted"):
+        curves({"training": [(1, math.nan)]}, title="Odd")
     with pytest.raises(ValueError, match="nothing to plot"):
         scatter([], title="None")
     with pytest.raises(ValueError, match="nothing to plot"):

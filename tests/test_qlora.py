@@ -102,6 +102,7 @@ def distance(got, want: np.ndarray) -> float:
 # Read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_after(1, CASES))
 @pytest.mark.parametrize("double", slow_after(1, [True, False]))
 def test_logits_are_those_of_bitsandbytes(quantised, name, double, record_property):

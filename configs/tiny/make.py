@@ -28,7 +28,6 @@ from jaxtune.data.prompts import Prompt, Template
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.models.decoder import Decoder
 
 BASE = Path(__file__).parent / "base"
 DOCUMENTS = 14_000
@@ -127,8 +126,7 @@ def write_start(directory: Path, seed: int) -> Path:
     ):
         (origin / name).write_text(json.dumps(content, indent=2) + "\n")
     (origin / "tokenizer.model").write_bytes(tokenizer(seed))
-    _, _, config = families.read(origin)
-    model = Decoder(config, origin=str(origin))
+    model = families.read(origin)[2].clone(origin=str(origin))
     params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
     # Embeddings of size 1 and branches that begin small beside them, or nothing is learnt of
     # what stands where for a long time.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,7 @@ from jaxtune.lora import Lora, one_layer
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized, same
 
+REPORT = "export.json"  # what was measured when it was exported, beside its files
 ROUNDING = 2.0**-8  # the most that holding a weight in a narrower dtype changes it by, relatively
 
 
@@ -96,6 +98,7 @@ def load_adapter(model: Model, variables: Mapping, directory: str | os.PathLike)
     family = read(origin_of(model))[1]
     source = locate(directory)
     settings = peft.Settings.read(source)
+    _refuse_changed(source)
     with Safetensors.open(_weights(source)) as stored:
         found = _without_towers(lowrank.read(stored, settings), family.other)
         ranks = lowrank.ranks_noted(stored.metadata)
@@ -345,6 +348,23 @@ def _misfits(found: Modules, modules: Linears, settings: peft.Settings) -> Itera
     for module in modules:
         if module not in found and settings.targeted(module):
             yield f"  missing  {module}: the config's target_modules promise it"
+
+
+def _refuse_changed(source: Path) -> None:
+    """Stop at files that are not those which were verified when this adapter was exported."""
+    report = source / REPORT
+    if not report.is_file():
+        return
+    known = json.loads(report.read_bytes())["files"]
+    for name in (peft.CONFIG_NAME, peft.WEIGHTS_NAME):
+        with (source / name).open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if name in known and found != known[name]["sha256"]:
+            raise CheckpointError(
+                f"{source / name} is not the file that was verified when this adapter was exported:"
+                f" its SHA-256 is {found}, and {report} says {known[name]['sha256']}. Export it"
+                f" anew, or remove {REPORT} if it was changed on purpose"
+            )
 
 
 def _refuse_idle(adapters: Adapters, params: Mapping[str, Any], source: Path) -> None:

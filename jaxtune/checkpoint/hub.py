@@ -1,11 +1,14 @@
-"""Where a checkpoint lies: a path as it is, or a repository of the Hugging Face Hub, downloaded."""
+"""Where a checkpoint lies: a path as it is, or a repository of the Hugging Face Hub, downloaded.
+
+And the way back: what was tuned, sent to a repository there.
+"""
 
 import contextlib
 import difflib
 import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,9 +42,17 @@ WANTED = [
 # A star here matches slashes too. Folders hold other layouts and intermediate checkpoints.
 UNWANTED = ["*/*", "consolidated*", "*.pth", "*.bin", "*.gguf"]
 
+SILENCE = 120  # seconds without a byte, after which an upload is given up
+# Refusals that another attempt may not meet: out of time, in each other's way, too many at once.
+PASSING = (408, 409, 412, 423, 425, 429)
+
 
 class HubError(CheckpointError):
     """A repository of the Hub that cannot be had."""
+
+
+class PassingError(HubError):
+    """What may be well in a minute: the network, or the Hub."""
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -68,6 +79,128 @@ def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path
 def locate_tokenizer(source: str | os.PathLike[str]) -> Path:
     """The directory or file of a tokenizer; a repository's weights and their index stay there."""
     return _existing(source) or _download(*_repository(source), without=["*.safetensors*"])
+
+
+def account() -> str:
+    """The account that the token in use belongs to; a token that cannot write is refused."""
+    api = _api()
+    with _explained("the Hub does not say whose token this is"):
+        found = api.whoami()
+    if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(f"the token of {found['name']} may only read. {_how_to_write()}")
+    return found["name"]
+
+
+def claim(repo: str, private: bool) -> bool:
+    """See to it that a repository is there and the token may write to it; whether it is new.
+
+    One that is to be private is made so, and where it is there already it must be.
+    """
+    from huggingface_hub import errors
+
+    api = _api()
+    with _explained(f"{repo} cannot be pushed to"):
+        try:
+            found = api.model_info(repo)
+        except errors.RepositoryNotFoundError:
+            api.create_repo(repo, private=private)
+            return True
+        api.auth_check(repo, write=True)
+    if private and not found.private:
+        raise HubError(
+            f"{repo} is there already and public, and what is pushed is to be private: make it"
+            f" private at {api.endpoint}/{repo}/settings, choose another name, or say that it may"
+            " be public (--public; for a run, hub.private=False)"
+        )
+    return False
+
+
+def upload(source: Path, repo: str, message: str, *, quiet: bool = False) -> str:
+    """Send a file and its card, or a directory's files but hidden ones, as one commit; its page.
+
+    What the repository holds already, by its hash, is not sent again. `quiet` tells nothing.
+    """
+    from huggingface_hub import CommitOperationAdd, utils
+
+    api = _api()
+    if quiet:
+        utils.disable_progress_bars()
+        utils.logging.set_verbosity_error()  # attempts, with their signed addresses
+    with _explained(f"{source} was not pushed to {repo}"):
+        additions = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
+            for name, file in _contents(source).items()
+        ]
+        return api.create_commit(repo, additions, commit_message=message).commit_url
+
+
+def address(repo: str) -> str:
+    """Where a repository is seen."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo}"
+
+
+def _contents(source: Path) -> dict[str, Path]:
+    """The files to send, by their names there."""
+    if source.is_file():
+        card, drawing = source.with_suffix(".md"), source.with_suffix(".svg")
+        named = {source.name: source, "README.md": card, drawing.name: drawing}
+        return {name: file for name, file in named.items() if file.is_file()}
+    named = {file.relative_to(source): file for file in sorted(source.rglob("*"))}
+    return {
+        name.as_posix(): file
+        for name, file in named.items()
+        if file.is_file() and not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def _api() -> Any:
+    """What speaks to the Hub in the name of the token in use."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise HubError("HF_HUB_OFFLINE is set, and pushing needs the Hub: unset it")
+    token = huggingface_hub.get_token()
+    if not token:
+        raise HubError(f"no token was found, and pushing needs one. {_how_to_write()}")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise HubError(f"the token has characters that no token has. {_how_to_write()}")
+    session = huggingface_hub.get_session()
+    # Without this it waits for ever. The type is httpx's or httpx2's, as huggingface_hub has it.
+    session.timeout = type(session.timeout)(SILENCE, connect=10)
+    return huggingface_hub.HfApi(token=token)
+
+
+def _how_to_write() -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"Make one that may write at {constants.ENDPOINT}/settings/tokens, and set HF_TOKEN to it"
+        " (or log in with `hf auth login`)"
+    )
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """What is raised on the way to the Hub in one message, and whether it may pass."""
+    try:
+        yield
+    except Exception as error:  # its own, httpx's, xet's and the disk's, which share no base
+        kind = PassingError if _may_pass(error) else HubError
+        # The storage behind the Hub has its refusals wrapped.
+        first = error.__cause__ if isinstance(error, RuntimeError) else None
+        raise kind(f"{what}: {_reason(first or error, _how_to_write())}") from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may go well; the storage's refusals do, as each is for one time."""
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in PASSING
+    lasting = isinstance(error, ValueError | OSError)
+    return not lasting or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
@@ -206,13 +339,23 @@ def _explain_uncached(error: Exception, repo: str, revision: str | None) -> str:
     )
 
 
-def _reason(error: BaseException) -> str:
-    """An error of the network in one line, without what looks like a token."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _status(error: BaseException) -> int | None:
+    """The status of the answer that an error is about, if there was one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _reason(error: BaseException, writing: str = "") -> str:
+    """An error of the network in one line, without what is secret; `writing` says how to be let."""
+    import huggingface_hub
+
     advice = {
         401: "the token was refused: set HF_TOKEN anew, or log in again with `hf auth login`; ",
-        403: "the token may not read this repository; ",
+        403: f"the token may not write there. {writing}; "
+        if writing
+        else "the token may not read this repository; ",
         429: "too many requests, wait a few minutes; ",
-    }.get(status, "")
+    }.get(_status(error), "")
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return advice + re.sub(r"(?i:bearer)\s+\S+|hf_[A-Za-z0-9]{8,}", "(token)", text)
+    text = text.replace(huggingface_hub.get_token() or "\0", "(token)")
+    text = re.sub(r"(?i:bearer)\s+\S+|hf_[A-Za-z0-9]{8,}", "(token)", text)
+    return advice + re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text)  # signed addresses

@@ -124,6 +124,16 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
         )
 
 
+def publish(source: Path, final: Path, overwrite: bool, mark: str = "config.json") -> None:
+    """Give a checkpoint that is whole, a directory or a file, its final name."""
+    if source.is_dir():
+        _move_into_place(source, final, overwrite, mark)
+        return
+    _refuse_existing_file(final, overwrite)
+    source.replace(final)
+    _sync(final.parent)
+
+
 def _refuse_existing_file(final: Path, overwrite: bool) -> None:
     if final.is_dir():
         raise CheckpointError(f"{final} is a directory, and a file is to be written: name the file")

@@ -15,6 +15,8 @@ COMMANDS = {
     "generate": "prompts answered: one, those of a file, or as you type them",
     "inspect": "what a checkpoint holds, from headers alone: its tree, totals and tokenizer",
     "tokens": "tokenizers side by side: which numbers are one token, tokens a word and a byte",
+    "export": "what a run tuned, written for others and verified: its adapter, or the model merged",
+    "push": "what a run exported, sent to the Hugging Face Hub",
     "prepare": "a published dataset as the JSON lines that a task reads",
 }
 DEFAULT = "train"

@@ -125,6 +125,7 @@ def test_a_prompt_longer_than_the_context_is_told_with_both_numbers(config, fail
     assert not Path("runs/x/answers.json").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_base(config, failure, wider):
     options = ("--adapter", wider, "--prompt", "a")
     message = failure("generate", "--config", config(), *options)

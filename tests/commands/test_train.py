@@ -14,6 +14,7 @@ import launch
 PALETTE = {"source": "rows.csv", "task": "palette"}
 
 
+@pytest.mark.slow
 def test_the_shortest_command_trains(config, capsys):
     assert launch.main(["--config", config(), "--config.steps=1", "--config.log.every=1"]) == 0
     printed = capsys.readouterr().out

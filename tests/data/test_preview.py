@@ -154,6 +154,7 @@ def decoded(page):
     return [each for each, (kind, _) in zip(pixels, found, strict=True) if "src" in kind], squares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"packing": True}, {"accumulate": 2}])
 def test_pictures_stand_beside_their_rows(pictured, options):
     step, given = pictured(**options)

@@ -81,6 +81,7 @@ def test_text_alone(seen):
     np.testing.assert_allclose(made.model.apply(made.variables, tokens), want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_after(1, BOTH))
 def test_gradients(seen, name):
     """Of the suffix's loss, in the decoder, the projector and the tower."""
@@ -266,6 +267,7 @@ def batch(given: pictured.Rows) -> Batch:
 ATTENTION = [(r"params/llm/layers/attn/.*", True), (r".*", False)]
 
 
+@pytest.mark.slow
 def test_ten_steps_of_attention_alone(seen):
     """As the same update by hand; nothing else moves, to the bit."""
     made = seen("paligemma")
@@ -305,6 +307,7 @@ def test_ten_steps_of_attention_alone(seen):
         np.testing.assert_allclose(tuned, leaf, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_of_targets_leave_the_tower_alone(seen):
     """Adapters and codes go to the decoder; the tower has some where patterns name it."""
     made = seen("paligemma")

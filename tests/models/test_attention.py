@@ -198,6 +198,7 @@ def test_blocks_hold_a_sequence_with_little_to_spare(length):
     assert 0 <= whole - length < fused.LANES * whole // block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", slow_after(1, [splash, cudnn]))
 def test_padding_leaks_into_no_gradient(kernel):
     arrays = tensors(length=128, heads=2, kv_heads=1, size=16)

@@ -45,6 +45,7 @@ def test_patches_are_encoded_as_theirs(encoder):
     assert np.abs(got - want).max() < 5e-5 * want.std()
 
 
+@pytest.mark.slow
 def test_a_block_of_queries_at_a_time_gives_the_same(encoder, monkeypatch):
     """As for 4,096 patches, forward and backward."""
     model, variables, _, pictures = encoder
@@ -61,6 +62,7 @@ def test_a_block_of_queries_at_a_time_gives_the_same(encoder, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_norms_and_logits_are_computed_wider(encoder):
     model, variables, _, pictures = encoder
     exact = np.asarray(model.apply(variables, pictures))

@@ -25,6 +25,7 @@ def test_rows_and_scores_are_those_of_the_table():
     assert np.isnan(tables.rows(TABLE, jnp.asarray([len(TABLE)]), jnp.float32)).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_table():
     def ours(table, x):
         return (tables.scores(x, table) ** 2).sum() + (
