@@ -6,7 +6,7 @@ The model has Gemma 3 270M's true shape and random weights, written to DIR (by d
 directory, 0.5 GB). A round is prompts of 66 tokens answered with the 38 likeliest tokens each, in
 float32, one prompt at a time and eight together; prompts are read within the time. Each runs in a
 process of its own and they take turns, on the same prompts. What memory it takes with weights held
-in fewer bits is measured after that. Let nothing else run.
+in fewer bits, for one prompt at a time, is measured after that. Let nothing else run.
 """
 
 import datetime
@@ -22,9 +22,9 @@ import turns
 from shapes import GEMMA_3_270M, cpu, write_checkpoint
 
 PROMPT, NEW = 66, 38  # tokens
-FASTER = {1: 1.3, 8: 2.0}  # what is claimed: times transformers' tokens a second, by batch
-MEMORY = 1.0e9  # and bytes at most, weights held so
+FASTER = {1: 1.3, 8: 1.3}  # what is claimed: times transformers' tokens a second, by batch
 HELD = {"nf4-double": ("auto", "nf4-double"), "bfloat16": ("bfloat16", None)}
+MEMORY = {"nf4-double": 1.0e9}  # and bytes at most, for one prompt, weights held so
 THREADS = 2
 
 
@@ -54,7 +54,7 @@ def decoders() -> dict:
 
 def holders() -> dict:
     """What runs alone, for its memory."""
-    return {name: partial(run_jaxtune, 8, held=held) for name, held in HELD.items()}
+    return {name: partial(run_jaxtune, 1, held=held) for name, held in HELD.items()}
 
 
 def prompts(batch: int, step: int) -> np.ndarray:
@@ -103,6 +103,8 @@ def report(found: dict[str, turns.Run], held: dict[str, turns.Run], options) -> 
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores, {busy}")
     print("| | new tokens a second | from | to | peak memory |")
     print("| --- | --- | --- | --- | --- |")
+    for name, run in held.items():
+        print(f"| jaxtune 1, {name} | | | | {run['peak'] / 1e9:.2f} GB |")
     for name, run in found.items():
         rates = sorted(all_rates(name, run))
         figures = " | ".join(f"{each:.1f}" for each in (middle(name, run), rates[0], rates[-1]))
@@ -124,10 +126,12 @@ def claims(found: dict[str, turns.Run]) -> dict[str, bool]:
 
 def memory(held: dict[str, turns.Run]) -> dict[str, bool]:
     """Whether weights held in fewer bits take as little as is claimed."""
-    limit = f"at most {MEMORY / 1e9}"
     return {
-        f"peak {run['peak'] / 1e9:.2f} GB with {name}, {limit}": run["peak"] <= MEMORY
-        for name, run in held.items()
+        f"peak {held[name]['peak'] / 1e9:.2f} GB with {name}, at most {most / 1e9}": held[name][
+            "peak"
+        ]
+        <= most
+        for name, most in MEMORY.items()
     }
 
 

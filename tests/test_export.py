@@ -75,6 +75,7 @@ def test_an_adapter_and_what_was_measured(base, given, adapter, tmp_path):
     assert said[0].startswith("verified: loaded afresh, logits within 0.0e+00")
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_what_rounding_makes_of_it(base, given, merged, record_property):
     found = written(tuned(base), merged, given, Quiet())
     assert found.report["comparison"]["logits"] <= FLOAT32

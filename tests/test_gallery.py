@@ -72,6 +72,7 @@ def test_a_row_has_its_pictures_and_boxes_and_what_was_said(tmp_path):
     assert strokes[0] == strokes[2] != strokes[1]  # of a label in whatever case
 
 
+@pytest.mark.slow
 def test_the_first_rows_are_shown_and_other_tasks_draw_nothing(tmp_path):
     count = gallery.FIRST + 3
     predicted(tmp_path, count, answer="a cat")

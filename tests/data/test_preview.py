@@ -174,6 +174,7 @@ def test_pictures_stand_beside_their_rows(pictured, options):
     assert page.count(">2 pictures: 12 tokens</span>") == 1
 
 
+@pytest.mark.slow
 def test_what_the_step_sees_is_shown_and_not_the_file(pictured):
     step, given = pictured()
     changed = step.batch.replace(images=-step.batch.images)
