@@ -126,13 +126,11 @@ def claims(found: dict[str, turns.Run]) -> dict[str, bool]:
 
 def memory(held: dict[str, turns.Run]) -> dict[str, bool]:
     """Whether weights held in fewer bits take as little as is claimed."""
-    return {
-        f"peak {held[name]['peak'] / 1e9:.2f} GB with {name}, at most {most / 1e9}": held[name][
-            "peak"
-        ]
-        <= most
-        for name, most in MEMORY.items()
-    }
+    kept = {}
+    for name, most in MEMORY.items():
+        peak = held[name]["peak"]
+        kept[f"peak {peak / 1e9:.2f} GB with {name}, at most {most / 1e9}"] = peak <= most
+    return kept
 
 
 def agreement(one: turns.Run, other: turns.Run) -> tuple[int, int]:
