@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 
 import functools
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,17 @@ def pytest_configure(config):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Let compiled programs go with the module that they were compiled in.
+
+    Each maps memory in pieces, of which Linux gives a process 65,530 before it ends in a crash.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 def pytest_terminal_summary(terminalreporter):

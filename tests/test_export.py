@@ -243,7 +243,7 @@ def here(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", {case.config: name for name, case in CASES.items()}.values())
 def test_every_family_under_transformers_and_peft(name, pair, here, tmp_path, record_property):
     directory = pair(name).directory
     run = tuned(directory)
