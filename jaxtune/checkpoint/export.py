@@ -232,7 +232,7 @@ def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
 
 def origin_of(model: Model) -> Path:
     """Where the model's config.json and tokenizer are."""
-    origin = Path(model.origin)
+    origin = Path(model.origin or "")
     if model.origin and ((origin / "config.json").is_file() or origin.suffix == NPZ):
         return origin
     raise CheckpointError(
