@@ -204,18 +204,22 @@ class _Writer:
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """The same in parts, layer by layer where it holds all of them."""
-        self._not_gathered.remove(name)
-        pieces = self.tensors[name]
-        for _, layer in groupby(pieces, key=lambda piece: piece.layer):
-            rows = [piece.foreign(self.weights.piece(piece)) for piece in layer]
-            whole = np.concatenate(rows) if len(rows) > 1 else rows[0]
+        for whole in self._gathered(name):
             yield cast(whole, self.plan[name][1], name)
 
     def gather_rest(self) -> None:
         """Take part in the gathers still to come, in which other processes wait for this one."""
         while self._not_gathered and jax.process_count() > 1:
-            for _ in self.blocks(self._not_gathered[0]):
+            for _ in self._gathered(self._not_gathered[0]):
                 pass
+
+    def _gathered(self, name: str) -> Iterator[np.ndarray]:
+        """A tensor's parts in the dtypes they are held in."""
+        self._not_gathered.remove(name)
+        pieces = self.tensors[name]
+        for _, layer in groupby(pieces, key=lambda piece: piece.layer):
+            rows = [piece.foreign(self.weights.piece(piece)) for piece in layer]
+            yield np.concatenate(rows) if len(rows) > 1 else rows[0]
 
 
 def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
