@@ -73,6 +73,7 @@ ALLOWED = {
         "jaxtune.quant",
         "jaxtune.tree",
     },
+    "jaxtune.checkpoint.imprint": {"jaxtune.checkpoint.files", "jaxtune.quant"},
     "jaxtune.checkpoint.lowrank": {"jaxtune.checkpoint", "jaxtune.lora"},
     "jaxtune.families": {"jaxtune.families", "jaxtune.models", "jaxtune.checkpoint.names"},
     "jaxtune.checkpoint": {

@@ -29,6 +29,7 @@ from jaxtune.checkpoint.files import (
     write_sharded,
 )
 from jaxtune.checkpoint.hub import REPO_ID, locate
+from jaxtune.checkpoint.imprint import Imprint
 from jaxtune.checkpoint.load import leaf_shapes, match_names, read, table_of
 from jaxtune.checkpoint.lowrank import Adapters, Linears, Modules
 from jaxtune.checkpoint.names import Piece, Shape
@@ -78,16 +79,20 @@ def save_adapter(
         if jax.process_index() == 0:
             adapters = _since(started, adapters)
             standing.check(sample, weight, started)
-            adapter = _Written.of(adapters, norms, standing)
+            imprint = standing.imprint(sample.path, sample.layer, weight)
+            adapter = _Written.of(adapters, norms, standing, imprint)
             with new_directory(target, overwrite, peft.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
     return target
 
 
-def load_adapter(model: Model, variables: Mapping, directory: str | os.PathLike) -> dict:
+def load_adapter(
+    model: Model, variables: Mapping, directory: str | os.PathLike, *, any_base: bool = False
+) -> dict:
     """Variables with an adapter that PEFT or `save_adapter` wrote, from a directory or Hub repo.
 
-    It must be one for this model. Layers without an adapter get one that does nothing.
+    It must be one for this model; one of ours must have been trained beside these very weights,
+    unless `any_base` is set. Layers without an adapter get one that does nothing.
     """
     if variables.get("lora"):
         raise CheckpointError(
@@ -101,15 +106,17 @@ def load_adapter(model: Model, variables: Mapping, directory: str | os.PathLike)
     _refuse_changed(source)
     with Safetensors.open(_weights(source)) as stored:
         found = _without_towers(lowrank.read(stored, settings), family.other)
-        ranks = lowrank.ranks_noted(stored.metadata)
+        metadata = stored.metadata
     table = names.choose(family.tables, [f"{module}.weight" for module in found])
     modules = lowrank.linears(table, leaf_shapes(model))
     if problems := list(_misfits(found, modules, settings)):
-        title = f"{source} does not fit the model from {model.origin}:"
+        title = f"{source}{settings.base} does not fit the model from {model.origin}:"
         raise CheckpointError(peft.listed(title, problems))
+    if not any_base and (noted := Imprint.noted(metadata)):
+        _refuse_other_base(noted, model, params, f"{source}{settings.base}")
     adapters = {
         path: lowrank.stacked(parts, params[path], settings)
-        for path, parts in lowrank.by_path(found, modules, ranks).items()
+        for path, parts in lowrank.by_path(found, modules, lowrank.ranks_noted(metadata)).items()
     }
     _refuse_idle(adapters, params, source)
     return {**variables, "lora": tree.unflatten(adapters)}
@@ -169,12 +176,27 @@ class _Base:
         """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
         if not self.stored.tensors:
             return  # a model made from a bare config.json: there is nothing to stand on
-        table = table_of(self.family, self.model, self.stored)
-        parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
-        place = next(p for p in parts if (p.path, p.layer) == (sample.path, sample.layer))
+        place = self.place(sample.path, sample.layer)
         first = one_layer(started[sample.path], sample.layer) if started else None
         if not self._holds(place, weight, first):
             raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
+
+    def place(self, path: str, layer: int | None) -> Piece:
+        """Where the checkpoint holds a layer of one of our leaves."""
+        table = table_of(self.family, self.model, self.stored)
+        parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
+        return next(piece for piece in parts if (piece.path, piece.layer) == (path, layer))
+
+    def imprint(self, path: str, layer: int | None, weight: Any) -> Imprint | None:
+        """What tells this checkpoint from others of its shapes; nothing tells a bare config.json.
+
+        `weight` is the one in memory, to tell a checkpoint by that holds codes.
+        """
+        if not self.stored.tensors:
+            return None
+        place = self.place(path, layer)
+        coded = place.theirs in bnb.packed(self.stored)
+        return Imprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
 
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
         """Whether a weight is what the checkpoint has there, less a first adapter."""
@@ -271,7 +293,13 @@ class _Written:
     metadata: Mapping[str, str]
 
     @classmethod
-    def of(cls, adapters: Adapters, norms: Mapping[str, np.ndarray], base: _Base) -> "_Written":
+    def of(
+        cls,
+        adapters: Adapters,
+        norms: Mapping[str, np.ndarray],
+        base: _Base,
+        imprint: Imprint | None,
+    ) -> "_Written":
         """Our adapters on the modules of their base."""
         modules = {
             module: lowrank.joined(pieces, adapters, norms)
@@ -285,7 +313,9 @@ class _Written:
             modules,
             peft.targets(modules, beside),
             float(str(dropout)),  # 0.1, and not what float32 makes of it
-            PYTORCH | lowrank.noted_ranks(adapters, base.linears),
+            PYTORCH
+            | lowrank.noted_ranks(adapters, base.linears)
+            | (imprint.note if imprint else {}),
         )
 
     def write(self, directory: Path, kind: np.dtype | None, rslora: bool, named: Mapping) -> None:
@@ -365,6 +395,22 @@ def _refuse_changed(source: Path) -> None:
                 f" its SHA-256 is {found}, and {report} says {known[name]['sha256']}. Export it"
                 f" anew, or remove {REPORT} if it was changed on purpose"
             )
+
+
+def _refuse_other_base(noted: Imprint, model: Model, params: Mapping[str, Any], whose: str) -> None:
+    """Stop at an adapter that was trained beside other weights of the same shapes."""
+    if noted.path not in params:
+        return
+    weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))
+    base = _Base.at(origin_of(model), params)
+    with base.stored:
+        found = base.imprint(noted.path, noted.layer, weight)
+    if found and not noted.near(found):
+        raise CheckpointError(
+            f"{whose} was trained beside another base than {model.origin}, where {noted.path} is "
+            f"{noted.apart(found):.2g} of its size away from the one it knows: give the base it "
+            "was trained on, or load it with any_base=True if this is meant"
+        )
 
 
 def _refuse_idle(adapters: Adapters, params: Mapping[str, Any], source: Path) -> None:

@@ -158,6 +158,12 @@ class Settings:
         return bool(self.raw.get("use_dora"))
 
     @property
+    def base(self) -> str:
+        """What it says it stands on, for a message."""
+        named = self.raw.get("base_model_name_or_path")
+        return f" (its base: {named})" if named else ""
+
+    @property
     def dropout(self) -> float:
         """The share of its input that an adapter does not see in training."""
         return self.raw.get("lora_dropout", 0.0)

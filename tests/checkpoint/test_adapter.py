@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -558,6 +559,57 @@ def test_adapters_of_other_models(pair, directory, tmp_path):
     save_file(tensors | {vision: tensors[vision] + 1}, tmp_path / "tower" / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"unknown  .*vision_tower"):
         attach(pair(TOWER), tmp_path / "tower")
+
+
+@pytest.fixture
+def other(pair, tmp_path):
+    """`other(0.01)`: llama-linear's checkpoint, each of its numbers changed by a share like that."""
+    made = pair("llama-linear")
+
+    def make(share: float):
+        random = np.random.default_rng(0)
+        changed = {
+            name: (x * (1 + share * random.standard_normal(x.shape))).astype(x.dtype)
+            for name, x in load_file(made.directory / "model.safetensors").items()
+        }
+        (tmp_path / "other").mkdir()
+        save_file(changed, tmp_path / "other" / "model.safetensors")
+        shutil.copy(made.directory / "config.json", tmp_path / "other")
+        return jaxtune.load(tmp_path / "other")
+
+    return make
+
+
+def test_another_base_of_the_same_shapes(pair, other, directory):
+    model, variables = other(0.01)
+    with pytest.raises(CheckpointError) as refused:
+        jaxtune.load_adapter(model, variables, directory)
+    message = str(refused.value)
+    assert str(pair("llama-linear").directory) in message and model.origin in message
+    apart = re.search(r"another base .* is (\S+) of its size away", message)[1]
+    assert float(apart) == pytest.approx(0.01, rel=0.2)
+    attached = jaxtune.load_adapter(model, variables, directory, any_base=True)
+    check_same(attached, attach(pair("llama-linear"), directory))
+
+
+def test_a_base_that_was_rounded_is_the_same(other, directory):
+    model, variables = other(2**-9)
+    jaxtune.load_adapter(model, variables, directory)
+
+
+def test_codes_are_told_by_what_they_were_made_from(pair, other, directory):
+    made, (model, _) = pair("llama-linear"), other(0.01)
+    _, same = jaxtune.load(made.directory, quant="nf4")
+    _, variables = jaxtune.load(model.origin, quant="nf4")
+    jaxtune.load_adapter(made.model, same, directory)
+    with pytest.raises(CheckpointError, match="another base"):
+        jaxtune.load_adapter(model, variables, directory)
+
+
+def test_a_note_that_is_none_of_ours(pair, directory):
+    save_file(load_file(directory / WEIGHTS), directory / WEIGHTS, {"jaxtune_base": "llama"})
+    with pytest.raises(CheckpointError, match="jaxtune_base that jaxtune did not write: 'llama'"):
+        attach(pair("llama-linear"), directory)
 
 
 @pytest.mark.slow
