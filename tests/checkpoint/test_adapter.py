@@ -563,7 +563,7 @@ def test_adapters_of_other_models(pair, directory, tmp_path):
 
 @pytest.fixture
 def other(pair, tmp_path):
-    """`other(0.01)`: llama-linear's checkpoint, each of its numbers changed by a share like that."""
+    """`other(0.01)`: llama-linear's checkpoint, with each number changed by such a share."""
     made = pair("llama-linear")
 
     def make(share: float):
