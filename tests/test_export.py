@@ -198,6 +198,22 @@ def test_a_full_disk_and_what_a_killed_process_left(base, given, adapter, tmp_pa
     assert names(tmp_path) == ["adapter"]
 
 
+def test_a_kill_while_verifying_leaves_no_final_name(base, given, adapter, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_verified", killed)
+        with pytest.raises(Killed):
+            written(tuned(base), adapter, given, Quiet())
+    assert names(tmp_path) == ["adapter.unverified"]
+    written(tuned(base), adapter, given, Quiet()).check()
+    assert names(tmp_path) == ["adapter"]
+
+
 def test_what_is_there_is_not_overwritten_unasked(adapter, tmp_path):
     adapter.target.mkdir()
     (adapter.target / "adapter_config.json").touch()
