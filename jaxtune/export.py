@@ -240,8 +240,10 @@ def _adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> _Check:
         base = wiring.base(tuned.config, tuned.directory, tuned.mesh)[1]
         started = [observed(model, each, rows) for each in (base, tuned.initial)]
         limit += 2 * compared(*started, limit).logits
-    lying = tuned.variables["lora"]
-    return _Check(expected, limit, lambda: (model, _laid(load_adapter(model, base, staged), lying)))
+    places = _places(tuned.variables)
+    return _Check(
+        expected, limit, lambda: (model, _laid(load_adapter(model, base, staged), places))
+    )
 
 
 def _merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> _Check:
@@ -258,7 +260,7 @@ def _merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> _Check:
             moved[way] = compared(before, observed(model, plain, rows), limit)
             del plain
     plain = merging.merged(model, tuned.variables, into or INTO[1], wanted.dtype, take=True)
-    expected = observed(model, plain, rows)
+    expected, places = observed(model, plain, rows), _places(plain)
     del plain
     change = moved[into or "merged"] = compared(before, expected, limit)
     problem = ""
@@ -273,7 +275,7 @@ def _merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> _Check:
     def load() -> tuple[Model, dict]:
         found, variables = wiring.base(replace(config, model=held), staged, tuned.mesh)
         # Of the same origin it is the same program, which need not be compiled again.
-        return found.clone(origin=model.origin), variables
+        return found.clone(origin=model.origin), _laid(variables, places)
 
     return _Check(expected, limit, load, moved, problem)
 
@@ -287,14 +289,15 @@ def _ways(model: Model, variables: dict) -> tuple[str, ...]:
         return INTO if stored.tensors and not bnb.packed(stored) else INTO[1:]
 
 
-def _laid(variables: dict, like: dict) -> dict:
-    """Adapters on the devices where those in memory lie, which makes it the same program."""
+def _places(variables: dict) -> dict:
+    """On which devices each leaf lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, variables)
 
-    def put(leaf, other):
-        return jax.device_put(leaf, other.sharding) if leaf.shape == other.shape else leaf
 
+def _laid(variables: dict, places: dict) -> dict:
+    """Variables where others like them lay, which makes it the same program."""
     with contextlib.suppress(ValueError):  # another tree: some have no adapter, or a magnitude
-        return {**variables, "lora": jax.tree.map(put, variables["lora"], like)}
+        return jax.tree.map(jax.device_put, variables, places)
     return variables
 
 
@@ -317,10 +320,11 @@ def _too_far(found: Comparison) -> str:
 def _outside(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> tuple[str, dict | None]:
     """The files under transformers and PEFT, beside the same files here, in float32."""
     config, directory = tuned.config, staged if wanted.merged else tuned.directory
-    full = replace(config.model, dtype="float32", quant=None, compute="float32")
-    model, variables = wiring.base(replace(config, model=full), directory, tuned.mesh)
+    held = replace(config.model, dtype="auto", quant=None, compute="float32")
+    model, variables = wiring.base(replace(config, model=held), directory, tuned.mesh)
+    model = model.clone(origin=tuned.model.origin)
     if not wanted.merged:
-        variables = load_adapter(model, variables, staged)
+        variables = _laid(load_adapter(model, variables, staged), _places(tuned.variables))
     seen = observed(model, variables, rows)
     expected = replace(seen, answers=verify.before_switch(model, rows, seen.answers))
     pictured = model.pictures is not None

@@ -31,7 +31,8 @@ def tuned(directory, adapted=True, **changes) -> Tuned:
 
     def learnt(adapter, number):
         key = jax.random.fold_in(jax.random.key(1), number)
-        return adapter.replace(b=0.1 * jax.random.normal(key, adapter.b.shape))
+        b = 0.1 * jax.random.normal(key, adapter.b.shape)
+        return adapter.replace(b=jax.device_put(b, adapter.b.sharding))
 
     made = lora.adapters(variables)
     made = {path: learnt(each, number) for number, (path, each) in enumerate(made.items())}
