@@ -22,6 +22,7 @@ from jaxtune.checkpoint.resume import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
+PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # one that is kept, if there is any
 CONFIG = """
 def get_config():
     return dict(
@@ -31,7 +32,7 @@ def get_config():
         trainable=dict(rank=4, dropout=0.1),
         optim=dict(lr=3e-3, weight_decay=0.1),
         schedule=dict(name="cosine", warmup=3),
-        batch=dict(rows=4, accumulate=2, max_length=128, packing=True),
+        batch=dict(rows=4, accumulate=2, max_length=64, packing=True),
         eval=dict(holdout=8, every=5),
         checkpoint=dict(every=2),
         log=dict(every=3),
@@ -107,7 +108,7 @@ def launch(config: Path, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config)]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": PROGRAMS or str(config.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(

@@ -2,7 +2,11 @@
 
 import os
 
+from tests.devices import LIGHT
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", LIGHT)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would wait for work at full speed
 os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar for every tiny save
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 

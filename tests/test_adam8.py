@@ -6,7 +6,6 @@ CPU kernel looks codes up for 65536 evenly spaced values, so that values below 1
 portable kernel.
 """
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.optim import optimizer
 from jaxtune.train import TrainState, train_step
+from tests import devices
 from tests.test_train import FULL, packed
 
 SIGNED = pytest.mark.parametrize("signed", [True, False])
@@ -321,9 +321,8 @@ def test_eight_devices_keep_their_parts():
                          alone, moved)
         print("agreed")
     """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices.environment(8), capture_output=True, text=True)
     assert "agreed" in done.stdout, done.stderr
 
 

@@ -1,6 +1,5 @@
 """Answers beside transformers' generate, and what sampling draws from."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +14,7 @@ from transformers.generation import logits_process as live
 import jaxtune
 from jaxtune import decode
 from jaxtune.decode import Sampling, answers, generate, next_tokens
-from tests import reference
+from tests import devices, reference
 from tests.test_lora import busy, peft_twin
 
 STOPS = tuple(range(2, 10))  # so many that random models meet them at different times
@@ -211,19 +210,15 @@ def test_on_eight_devices_answers_are_the_same(base):
     code = f"""
 import jax, jaxtune
 prompts = [[3 + i, 40, 50 + i] * (1 + i % 4) for i in range(8)]
-found = []
-for mesh in (None, dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)):
-    mesh = mesh and jaxtune.make_mesh(mesh)
-    for quant in (None, "nf4-double"):
-        model, variables = jaxtune.load({str(base)!r}, "float32", quant, mesh=mesh)
-        found.append((quant, jaxtune.generate(model, variables, prompts, 12)))
 assert len(jax.devices()) == 8
-for quant in (None, "nf4-double"):
-    answers = [answer for kind, answer in found if kind == quant]
-    assert len(answers) == 3 and all(answer == answers[0] for answer in answers), quant
+for quant, axes in ((None, dict(fsdp=8)), ("nf4-double", dict(data=2, fsdp=2, tensor=2))):
+    answers = []
+    for mesh in (None, jaxtune.make_mesh(axes)):
+        model, variables = jaxtune.load({str(base)!r}, "float32", quant, mesh=mesh)
+        answers.append(jaxtune.generate(model, variables, prompts, 12))
+    assert answers[0] == answers[1], quant
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], env=devices.environment(8), check=True)
 
 
 # What is refused

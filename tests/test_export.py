@@ -246,7 +246,7 @@ def test_both_ways_to_merge_onto_a_quantised_base_are_measured(quant, base, give
     "changes",
     [{"init": "pissa"}, {"variant": "dora"}, {"variant": "rslora", "targets": "attention"}],
 )
-def test_every_kind_of_adapter(changes, base, given, adapter):
+def test_every_kind_of_adapter(changes, base, given, adapter, here):
     run = tuned(base, trainable=changes)
     found = written(run, replace(adapter, outside=True), given, Quiet())
     found.check()

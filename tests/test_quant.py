@@ -1,6 +1,5 @@
 """Quantised weights beside live bitsandbytes, and what a step keeps of them."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ from bitsandbytes.backends.default.ops import _dequantize_4bit_compute as dequan
 from jax.sharding import AbstractMesh
 
 from jaxtune import quant, sharding
+from tests import devices
 from tests.marks import slow_after
 
 RNG = np.random.default_rng(0)
@@ -229,8 +229,7 @@ for kind in quant.MADE:
     assert values.addressable_shards[0].data.shape == (3, 128, 48), kind
     np.testing.assert_array_equal(values, quant.dequantize(whole))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], env=devices.environment(8), check=True)
 
 
 def test_rules_take_the_linear_maps_of_layers():

@@ -20,7 +20,7 @@ from jaxtune.checkpoint import load as loading
 from jaxtune.checkpoint import placing
 from jaxtune.checkpoint.files import CheckpointError, Safetensors
 from jaxtune.families import ConfigError
-from tests import reference
+from tests import devices, reference
 
 NAME = "llama-linear"
 
@@ -191,7 +191,7 @@ def test_a_mesh_gets_every_leaf_on_its_sharding(pair):
             np.testing.assert_allclose(jax.jit(model.apply)(spread, tokens), expected, atol=2e-5)
         print("agreed")
     """
-    assert "agreed" in python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert "agreed" in python(code, **devices.environment(8))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """PaliGemma against live transformers and, where it is installed, big_vision itself."""
 
 import functools
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +16,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.checkpoint.stored import CheckpointError
 from jaxtune.data.batches import Batch
-from tests import pictured
+from tests import devices, pictured
 from tests.conftest import Pair
 from tests.marks import slow_after
 
@@ -375,22 +374,20 @@ from tests import pictured
 given = pictured.rows(prefixes=(5, 3, 7, 2) * 2, suffixes=(6,) * 8, length=32)
 prompts = [row[valid].tolist() for row, valid in zip(given.tokens, given.valid & ~given.causal)]
 assert len(jax.devices()) == 8
-for quant in (None, "nf4"):
+for quant, axes in ((None, dict(data=2, fsdp=2, tensor=2)), ("nf4", dict(fsdp=8))):
     found = []
-    for mesh in (None, dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)):
-        mesh = mesh and jaxtune.make_mesh(mesh)
+    for mesh in (None, jaxtune.make_mesh(axes)):
         model, variables = jaxtune.load({str(seen("paligemma2").directory)!r}, "float32", quant,
                                         mesh=mesh)
         logits = jax.jit(model.apply)(variables, given.tokens, given.images, valid=given.valid,
                                       causal=given.causal)
         answers = jaxtune.generate(model, variables, prompts, 8, images=list(given.images))
         found.append((np.asarray(logits)[given.valid], answers))
-    for logits, answers in found[1:]:
-        assert answers == found[0][1]
-        assert np.abs(logits - found[0][0]).max() < 1e-4 * found[0][0].std()
+    (expected, wanted), (logits, answers) = found
+    assert answers == wanted
+    assert np.abs(logits - expected).max() < 1e-4 * expected.std()
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], env=devices.environment(8), check=True)
 
 
 BAD = {

@@ -1,6 +1,5 @@
 """Plain attention against sums written out in float64, and the fused kernels against the plain."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -16,6 +15,7 @@ from jaxtune.models.attention import attend, choose
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layout import arrange
 from jaxtune.models.rope import default
+from tests import devices
 from tests.marks import slow_after
 
 ROOT = Path(__file__).parents[2]
@@ -446,8 +446,7 @@ print("spread")
 
 @pytest.mark.slow
 def test_each_device_attends_to_its_share():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu", PYTHONPATH=".")
+    environment = devices.environment(8) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
     command = [sys.executable, "-c", SPREAD]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "spread\n", done.stderr[-3000:]
