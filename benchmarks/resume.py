@@ -21,7 +21,6 @@ import jax
 from jaxtune.checkpoint.resume import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-STEPS = 24
 PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # one that is kept, if there is any
 CONFIG = """
 def get_config():
@@ -32,7 +31,7 @@ def get_config():
         trainable=dict(rank=4, dropout=0.1),
         optim=dict(lr=3e-3, weight_decay=0.1),
         schedule=dict(name="cosine", warmup=3),
-        batch=dict(rows=4, accumulate=2, max_length=64, packing=True),
+        batch=dict(rows=4, accumulate=2, max_length=128, packing=True),
         eval=dict(holdout=8, every=5),
         checkpoint=dict(every=2),
         log=dict(every=3),
@@ -44,6 +43,7 @@ def main() -> None:
     """Compare so many killed runs with one that was left alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=24, help="of a run")
     parser.add_argument("--stops", type=int, default=6, help="of a run at most")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
@@ -59,7 +59,7 @@ def main() -> None:
 
 def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
     """Exit with 1 at the first run that differs; how often runs were stopped."""
-    config, randomly = prepared(place), random.Random(options.seed)
+    config, randomly = prepared(place, options.steps), random.Random(options.seed)
     finished(launch(config, place / "whole"))
     whole = contents(place / "whole")
     began = time.monotonic()  # once more, now that programs are compiled
@@ -132,7 +132,7 @@ def contents(workdir: Path) -> tuple:
     return step, values, position, (workdir / "metrics.jsonl").read_bytes(), adapter
 
 
-def prepared(place: Path) -> Path:
+def prepared(place: Path, steps: int) -> Path:
     """A tiny checkpoint, rows and a config."""
     rows = place / "rows.jsonl"
     words = ("sea", "sand", "dusk", "moss", "rust", "snow", "night", "clay")
@@ -145,7 +145,7 @@ def prepared(place: Path) -> Path:
     )
     config = place / "run.py"
     base = str(ROOT / "configs/tiny/base")
-    config.write_text(CONFIG.format(steps=STEPS, base=base, rows=str(rows)))
+    config.write_text(CONFIG.format(steps=steps, base=base, rows=str(rows)))
     return config
 
 

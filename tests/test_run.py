@@ -271,7 +271,7 @@ def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_as_one_that_is_not():
-    command = [sys.executable, "benchmarks/resume.py", "--runs=1", "--stops=1"]
+    command = [sys.executable, "benchmarks/resume.py", "--runs=1", "--steps=8", "--stops=1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 runs, stopped" in done.stdout
@@ -280,37 +280,34 @@ def test_runs_that_are_killed_end_as_one_that_is_not():
 @pytest.mark.slow
 def test_eight_devices_run_as_one_does(base, rows, tmp_path):
     """Ten steps of a run, weights loaded onto the mesh, on one device and on eight."""
-    code = f"""
-        import sys
+    values = dict(
+        steps=10,
+        model=dict(path=str(base)),
+        data=dict(source=str(rows)),
+        trainable=dict(rank=4),
+        optim=dict(lr=3e-3),
+        batch=dict(rows=8, max_length=64, buckets=[64]),
+        log=dict(every=1),
+    )
+    code = """
+        import json, sys
         from pathlib import Path
         from jaxtune import config
         from jaxtune.progress import Quiet
         from jaxtune.run import fit
-        values = dict(
-            steps=10,
-            model=dict(path={str(base)!r}),
-            data=dict(source={str(rows)!r}),
-            trainable=dict(rank=4),
-            optim=dict(lr=3e-3),
-            batch=dict(rows=8, max_length=64, buckets=(64,)),
-            log=dict(every=1),
-            mesh=dict(zip(("data", "fsdp", "tensor"), map(int, sys.argv[1:4]))),
-        )
-        fit(config.parse(values), Path(sys.argv[4]), progress=Quiet())
+        fit(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]), progress=Quiet())
     """
-    losses = {}
-    for axes in ("1 1 1", "2 2 2"):
-        count = np.prod([int(size) for size in axes.split()])
-        workdir = tmp_path / axes.replace(" ", "-")
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *axes.split(), workdir],
-            env=devices.environment(count),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        losses[axes] = [line["loss"] for line in lines(workdir, "train")]
-    np.testing.assert_allclose(losses["2 2 2"], losses["1 1 1"], rtol=1e-5)
+    fit(configs.parse(values), tmp_path / "one", progress=Quiet())
+    spread = json.dumps(values | {"mesh": dict(data=2, fsdp=2, tensor=2)})
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), spread, tmp_path / "eight"],
+        env=devices.environment(8),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, eight = ([line["loss"] for line in lines(tmp_path / n, "train")] for n in ("one", "eight"))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
 @pytest.mark.slow

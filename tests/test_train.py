@@ -168,12 +168,14 @@ def test_full_trajectory_is_torch_s(pair, tmp_path, layout, record_property):
         assert np.linalg.norm(got - want) < 1e-3 * np.linalg.norm(want), piece.theirs
 
 
+ADDING = optax.identity()  # one for all, so that a shape's program is compiled once
+
+
 def gradients(made, variables, batch):
     """The step's gradients, by way of an optimiser that adds them to the parameters."""
-    plain = optax.identity()
-    state = TrainState.create(variables, optimizer=plain)
+    state = TrainState.create(variables, optimizer=ADDING)
     before = tree.flatten(jax.tree.map(np.array, state.trainable))
-    after, metrics = train_step(made.model, plain, state, batch)
+    after, metrics = train_step(made.model, ADDING, state, batch)
     changes = tree.flatten(after.trainable)
     return float(metrics["loss"]), {path: changes[path] - before[path] for path in before}
 

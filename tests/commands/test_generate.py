@@ -129,7 +129,7 @@ def test_a_prompt_longer_than_the_context_is_told_with_both_numbers(config, fail
 def test_an_adapter_of_another_base(config, failure, wider):
     options = ("--adapter", wider, "--prompt", "a")
     message = failure("generate", "--config", config(), *options)
-    assert f"{wider} does not fit the model from" in message
+    assert f"{wider} (its base: " in message and "does not fit the model from" in message
     assert "q_proj" in message and "48" in message and "32" in message
 
 
