@@ -201,6 +201,7 @@ def test_a_leaf_of_zeros(own):
     table(found)
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_nothing(own):
     rewrite(own, lambda _, array: 0 * array)
     found = inspect(own, quant=["nf4-double"])
@@ -209,6 +210,7 @@ def test_a_model_that_predicts_nothing(own):
     assert "keep no leaf: none changes predictions" in table(found)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers(own):
     rewrite(own, lambda name, array: np.nan * array if "layers.1.mlp.up" in name else array)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight: a weight that is"):

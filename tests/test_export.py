@@ -158,6 +158,7 @@ def test_a_damaged_adapter_is_found_out(damage, base, given, adapter, tmp_path, 
         found.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", MERGED)
 def test_a_damaged_model_is_found_out(damage, base, given, merged, tmp_path, monkeypatch):
     sabotaged(monkeypatch, MERGED[damage])
@@ -165,6 +166,7 @@ def test_a_damaged_model_is_found_out(damage, base, given, merged, tmp_path, mon
     assert found.problem and names(tmp_path) == ["merged.failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ADAPTER)
 def test_an_adapter_damaged_later_is_refused(damage, base, given, adapter):
     written(tuned(base), adapter, given, Quiet()).check()
@@ -175,6 +177,7 @@ def test_an_adapter_damaged_later_is_refused(damage, base, given, adapter):
         jaxtune.load_adapter(model, variables, adapter.target)
 
 
+@pytest.mark.slow
 def test_what_fails_leaves_what_is_there(base, given, adapter, tmp_path, monkeypatch):
     written(tuned(base), adapter, given, Quiet()).check()
     before = (adapter.target / "adapter_model.safetensors").read_bytes()
@@ -187,6 +190,7 @@ def test_what_fails_leaves_what_is_there(base, given, adapter, tmp_path, monkeyp
     assert names(tmp_path) == ["adapter", "adapter.failed", "adapter.failed-2"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_what_a_killed_process_left(base, given, adapter, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(export, "save", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"1"))

@@ -40,6 +40,7 @@ def test_a_model_is_itself(loaded, given, seen):
     assert found.told()["kept"] and "kept" not in found.moved()
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_model_at_these_places(loaded, given, seen):
     model, variables = loaded
     whole = np.asarray(model.apply(variables, given.tokens))

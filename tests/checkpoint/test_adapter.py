@@ -390,6 +390,7 @@ def test_dtypes(pair, dtype, tmp_path):
         np.testing.assert_array_equal(leaf, ours if kept else rounded(ours))
 
 
+@pytest.mark.slow
 def test_blocks_that_were_trained_on_stay_joined(pair, tmp_path):
     """What we noted of a fused module's ranks holds only while its B still has the blocks."""
     made = pair(FUSED)
@@ -597,6 +598,7 @@ def test_a_base_that_was_rounded_is_the_same(other, directory):
     jaxtune.load_adapter(model, variables, directory)
 
 
+@pytest.mark.slow
 def test_codes_are_told_by_what_they_were_made_from(pair, other, directory):
     made, (model, _) = pair("llama-linear"), other(0.01)
     _, same = jaxtune.load(made.directory, quant="nf4")

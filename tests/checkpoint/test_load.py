@@ -122,6 +122,7 @@ def test_dtypes_may_be_given_as_types(pair):
     assert variables["params"]["norm"]["scale"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_big_tensors_are_converted_and_compared_in_blocks(pair, copied, monkeypatch):
     monkeypatch.setattr(placing, "BLOCK_BYTES", 1000)  # five rows of 48 float32
     _, variables = jaxtune.load(copied, dtype="bfloat16")

@@ -63,6 +63,7 @@ def test_without_quant_there_is_none(base, capsys):
     assert found["quant"] is None and "nf4" not in printed
 
 
+@pytest.mark.slow
 def test_quant_with_a_kind_measures_it(base, capsys):
     Path("text.txt").write_text("sea and sand: dusk")
     printed, found = report(capsys, base, "--quant=nf4", "--text", "text.txt")
