@@ -263,19 +263,24 @@ def here(monkeypatch):
     monkeypatch.setattr(reference, "_run", reference.main)
 
 
+def check_outside(run, rows, place, record_property):
+    """The adapter, and the model with it merged, are what they are here under the reference."""
+    for wanted in (
+        Wanted(place / "adapter", outside=True),
+        Wanted(place / "merged", merged=True, dtype="float16", outside=True),
+    ):
+        found = written(run, wanted, rows, Quiet())
+        found.check()
+        record_property(wanted.target.name, found.report["reference"]["logits"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {case.config: name for name, case in CASES.items()}.values())
 def test_every_family_under_transformers_and_peft(name, pair, here, tmp_path, record_property):
     directory = pair(name).directory
     run = tuned(directory)
     rows = verify.random_rows(run.model, count=2, length=CASES[name].length - 8, new=4)
-    for wanted in (
-        Wanted(tmp_path / "adapter", outside=True),
-        Wanted(tmp_path / "merged", merged=True, dtype="float16", outside=True),
-    ):
-        found = written(run, wanted, rows, Quiet())
-        found.check()
-        record_property(wanted.target.name, found.report["reference"]["logits"])
+    check_outside(run, rows, tmp_path, record_property)
 
 
 @pytest.mark.slow
@@ -284,13 +289,7 @@ def test_paligemma_under_transformers_and_peft(name, here, tmp_path, record_prop
     pictured.make(name, tmp_path / "base")
     run = tuned(tmp_path / "base")
     rows = verify.random_rows(run.model, count=2, length=12, new=4)
-    for wanted in (
-        Wanted(tmp_path / "adapter", outside=True),
-        Wanted(tmp_path / "merged", merged=True, dtype="float16", outside=True),
-    ):
-        found = written(run, wanted, rows, Quiet())
-        found.check()
-        record_property(wanted.target.name, found.report["reference"]["logits"])
+    check_outside(run, rows, tmp_path, record_property)
 
 
 @pytest.mark.slow

@@ -593,9 +593,10 @@ def test_another_base_of_the_same_shapes(pair, other, directory):
     check_same(attached, attach(pair("llama-linear"), directory))
 
 
-def test_a_base_that_was_rounded_is_the_same(other, directory):
+def test_a_base_that_was_rounded_is_the_same(pair, other, directory):
     model, variables = other(2**-9)
-    jaxtune.load_adapter(model, variables, directory)
+    attached = jaxtune.load_adapter(model, variables, directory)
+    check_same(attached, attach(pair("llama-linear"), directory))
 
 
 @pytest.mark.slow
