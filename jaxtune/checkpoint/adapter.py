@@ -409,7 +409,7 @@ def _refuse_other_base(noted: Imprint, model: Model, params: Mapping[str, Any], 
         raise CheckpointError(
             f"{whose} was trained beside another base than {model.origin}, where {noted.path} is "
             f"{noted.apart(found):.2g} of its size away from the one it knows: give the base it "
-            "was trained on, or load it with any_base=True if this is meant"
+            "was trained on, or call jaxtune.load_adapter(…, any_base=True) if this is meant"
         )
 
 

@@ -16,8 +16,8 @@ from jaxtune.quant import is_quantized
 KEY = "jaxtune_base"
 COUNT = 256  # numbers, in about 3 kB of text
 # How far one weight may be from itself, over its size: two roundings to bfloat16 take up to 2e-3,
-# codes of 4 bits about a tenth. Of models tuned from one another, weights differ by more than that
-# first share and less than this; weights of unrelated ones by 1.4.
+# codes of 4 bits about a tenth; weights of unrelated models are 1.4 apart. One that was tuned so
+# lightly that it moved by less passes for the one it was.
 ROUNDED = 2.0**-8
 CODED = 0.5
 
