@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 demo: .venv/.ready
-	$(BIN)/python -m jaxtune.demo
+	$(BIN)/python -m jaxtune.cli.demo
 
 demo-pictures: .venv/.ready
 	$(BIN)/python launch.py train --config configs/paligemma_demo.py

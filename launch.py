@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxtune.commands import COMMANDS, DEFAULT, UsageError, overrides
+from jaxtune.cli.commands import COMMANDS, DEFAULT, UsageError, overrides
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +44,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about)
         if arguments[:1] == [name]:
-            importlib.import_module(f"jaxtune.commands.{name}").arguments(command)
+            importlib.import_module(f"jaxtune.cli.commands.{name}").arguments(command)
     rest, changes = overrides(arguments)
     options = root.parse_args(rest)
     if changes and "config" not in options:

@@ -193,7 +193,7 @@ def step(case: Case, device: Any, compute: str = "bfloat16"):
     import jaxtune
     from jaxtune import families, quant, tree
     from jaxtune.checkpoint.load import leaf_shapes
-    from jaxtune.train import compiled_step
+    from jaxtune.training.step import compiled_step
 
     where = NamedSharding(Mesh(np.asarray([device]), ("fsdp",)), PartitionSpec())
     model = families.find(case.shape).model(case.shape)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import cpu
 
+from jaxtune.data.examples import Prompt, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
-from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from jaxtune.checkpoint.resume import Checkpoints
+from jaxtune.workdir.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # one that is kept, if there is any

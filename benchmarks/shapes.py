@@ -100,9 +100,9 @@ def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
     Returns the parameters of its largest stacked leaf, and of all.
     """
     from jaxtune import families
-    from jaxtune.checkpoint import names
-    from jaxtune.checkpoint.files import write_sharded
+    from jaxtune.checkpoint.formats.safetensors import write_sharded
     from jaxtune.checkpoint.load import leaf_shapes
+    from jaxtune.families import names
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(shape))
@@ -129,9 +129,8 @@ def write_archive(path: Path, shape: Mapping, method: int) -> int:
     ours, or where they are compressed one of theirs.
     """
     from jaxtune import families
-    from jaxtune.checkpoint import names
     from jaxtune.checkpoint.load import leaf_shapes
-    from jaxtune.families import bigvision
+    from jaxtune.families import bigvision, names
 
     model = families.find(shape).model(shape)
     shapes = leaf_shapes(model)

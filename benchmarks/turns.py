@@ -145,7 +145,7 @@ def train(model, variables, optimizer, batches: Iterable) -> None:
 
 def examples(rows: Rows) -> list:
     """A step's rows as jaxtune's batches are made of them."""
-    from jaxtune.data.prompts import Example
+    from jaxtune.data.examples import Example
 
     return [
         Example(tokens.astype(np.int32), np.arange(len(tokens)) >= prompt, None, "")

@@ -7,16 +7,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxtune.beams import beam_search
-    from jaxtune.checkpoint.adapter import load_adapter, save_adapter
-    from jaxtune.checkpoint.export import save_merged
+    from jaxtune.adapters.lora import add_lora, merge
     from jaxtune.checkpoint.load import load
-    from jaxtune.decode import generate
-    from jaxtune.lora import add_lora, merge
+    from jaxtune.checkpoint.peft.adapter import load_adapter, save_adapter
+    from jaxtune.checkpoint.save import save_merged
+    from jaxtune.decoding.beams import beam_search
+    from jaxtune.decoding.decode import generate
     from jaxtune.models.layout import arrange
-    from jaxtune.optim import optimizer
     from jaxtune.sharding import make_mesh
-    from jaxtune.train import TrainState, eval_step, train_step
+    from jaxtune.training.optim import optimizer
+    from jaxtune.training.step import TrainState, eval_step, train_step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,20 +37,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "TrainState": "jaxtune.train",
-    "add_lora": "jaxtune.lora",
+    "TrainState": "jaxtune.training.step",
+    "add_lora": "jaxtune.adapters.lora",
     "arrange": "jaxtune.models.layout",
-    "beam_search": "jaxtune.beams",
-    "eval_step": "jaxtune.train",
-    "generate": "jaxtune.decode",
+    "beam_search": "jaxtune.decoding.beams",
+    "eval_step": "jaxtune.training.step",
+    "generate": "jaxtune.decoding.decode",
     "load": "jaxtune.checkpoint.load",
-    "load_adapter": "jaxtune.checkpoint.adapter",
+    "load_adapter": "jaxtune.checkpoint.peft.adapter",
     "make_mesh": "jaxtune.sharding",
-    "merge": "jaxtune.lora",
-    "optimizer": "jaxtune.optim",
-    "save_adapter": "jaxtune.checkpoint.adapter",
-    "save_merged": "jaxtune.checkpoint.export",
-    "train_step": "jaxtune.train",
+    "merge": "jaxtune.adapters.lora",
+    "optimizer": "jaxtune.training.optim",
+    "save_adapter": "jaxtune.checkpoint.peft.adapter",
+    "save_merged": "jaxtune.checkpoint.save",
+    "train_step": "jaxtune.training.step",
 }
 
 

@@ -1,6 +1,7 @@
-"""Who may import whom (see the README): read from the source, so that it cannot drift."""
+"""The layers of the code: read from the source, so that they cannot drift."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -9,265 +10,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What stands below all that makes or shows a run.
-RUNNING = {
-    "jaxtune.config",
-    "jaxtune.data",
-    "jaxtune.journal",
-    "jaxtune.optim",
-    "jaxtune.progress",
-    "jaxtune.train",
-    "jaxtune.wiring",
-    "jaxtune.workdir",
-}
-# A module, and the modules of ours that it may import; the longest matching prefix decides.
-ALLOWED = {
-    # The public surface, imported when it is asked for.
-    "jaxtune": {
-        "jaxtune.beams",
-        "jaxtune.checkpoint",
-        "jaxtune.decode",
-        "jaxtune.lora",
-        "jaxtune.models",
-        "jaxtune.optim",
-        "jaxtune.sharding",
-        "jaxtune.train",
-    },
-    "jaxtune.tree": set(),
-    "jaxtune.fields": set(),
-    "jaxtune.configfile": {"jaxtune.fields"},
-    "jaxtune.config": {"jaxtune.configfile", "jaxtune.fields"},
-    "jaxtune.sharding": {"jaxtune.quant", "jaxtune.tree"},
-    "jaxtune.lora": {"jaxtune.quant", "jaxtune.tree"},
-    "jaxtune.adam8": {"jaxtune.tree"},
-    "jaxtune.absmax": {"jaxtune.adam8"},
-    "jaxtune.quant": {"jaxtune.absmax", "jaxtune.tree"},
-    "jaxtune.optim": {"jaxtune.adam8", "jaxtune.tree"},
-    "jaxtune.loss": {"jaxtune.models", "jaxtune.tree"},
-    "jaxtune.train": {
-        "jaxtune.lora",
-        "jaxtune.loss",
-        "jaxtune.models",
-        "jaxtune.optim",
-        "jaxtune.quant",
-        "jaxtune.tree",
-    },
-    "jaxtune.models": {"jaxtune.models", "jaxtune.quant", "jaxtune.tree"},
-    "jaxtune.checkpoint.names": set(),
-    "jaxtune.checkpoint.stored": set(),
-    "jaxtune.checkpoint.writing": {"jaxtune.checkpoint.stored"},
-    "jaxtune.checkpoint.files": {"jaxtune.checkpoint.stored", "jaxtune.checkpoint.writing"},
-    "jaxtune.checkpoint.npz": {"jaxtune.checkpoint.stored", "jaxtune.checkpoint.writing"},
-    "jaxtune.checkpoint.hub": {"jaxtune.checkpoint.files"},
-    "jaxtune.checkpoint.bnb": {
-        "jaxtune.absmax",
-        "jaxtune.adam8",
-        "jaxtune.checkpoint.files",
-        "jaxtune.quant",
-    },
-    "jaxtune.checkpoint.adapter": {
-        "jaxtune.checkpoint",
-        "jaxtune.families",
-        "jaxtune.lora",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.tree",
-    },
-    "jaxtune.checkpoint.imprint": {"jaxtune.checkpoint.files", "jaxtune.quant"},
-    "jaxtune.checkpoint.lowrank": {"jaxtune.checkpoint", "jaxtune.lora"},
-    "jaxtune.families": {"jaxtune.families", "jaxtune.models", "jaxtune.checkpoint.names"},
-    "jaxtune.checkpoint": {
-        "jaxtune.checkpoint",
-        "jaxtune.families",
-        "jaxtune.lora",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.sharding",
-        "jaxtune.tree",
-    },
-    "jaxtune.data": {"jaxtune.data"},
-    "jaxtune.metrics": {"jaxtune.metrics"},
-    "jaxtune.terminal": set(),
-    "jaxtune.plots": set(),
-    "jaxtune.prepare": {"jaxtune.data", "jaxtune.tasks"},
-    "jaxtune.tokens": {
-        "jaxtune.checkpoint",
-        "jaxtune.compare",
-        "jaxtune.data",
-        "jaxtune.terminal",
-    },
-    "jaxtune.compare": set(),
-    "jaxtune.merging": {
-        "jaxtune.checkpoint",
-        "jaxtune.compare",
-        "jaxtune.lora",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.tree",
-    },
-    "jaxtune.bits": {
-        "jaxtune.checkpoint",
-        "jaxtune.compare",
-        "jaxtune.data",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.terminal",
-        "jaxtune.tree",
-    },
-    "jaxtune.inspect": {
-        "jaxtune.bits",
-        "jaxtune.checkpoint",
-        "jaxtune.data",
-        "jaxtune.families",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.sharding",
-        "jaxtune.terminal",
-        "jaxtune.tree",
-    },
-    "jaxtune.tasks": {"jaxtune.tasks", "jaxtune.data.errors", "jaxtune.metrics", "jaxtune.plots"},
-    "jaxtune.progress": set(),
-    "jaxtune.events": set(),
-    "jaxtune.workdir": {"jaxtune.config"},
-    "jaxtune.journal": {"jaxtune.config", "jaxtune.events", "jaxtune.workdir"},
-    "jaxtune.wiring": {
-        "jaxtune",
-        "jaxtune.checkpoint",
-        "jaxtune.config",
-        "jaxtune.data",
-        "jaxtune.lora",
-        "jaxtune.models",
-        "jaxtune.optim",
-        "jaxtune.progress",
-        "jaxtune.quant",
-        "jaxtune.sharding",
-        "jaxtune.tasks",
-        "jaxtune.train",
-        "jaxtune.tree",
-    },
-    "jaxtune.decode": {"jaxtune.data.batches", "jaxtune.models", "jaxtune.sharding"},
-    "jaxtune.beams": {"jaxtune.data.batches", "jaxtune.decode", "jaxtune.models"},
-    "jaxtune.answering": {"jaxtune.config", "jaxtune.data", "jaxtune.decode", "jaxtune.models"},
-    "jaxtune.evaluation": {
-        *RUNNING,
-        "jaxtune.answering",
-        "jaxtune.metrics",
-        "jaxtune.models",
-        "jaxtune.tasks",
-    },
-    "jaxtune.gallery": {
-        "jaxtune.data",
-        "jaxtune.evaluation",
-        "jaxtune.metrics",
-        "jaxtune.plots",
-        "jaxtune.workdir",
-    },
-    "jaxtune.judge": {
-        *RUNNING,
-        "jaxtune.answering",
-        "jaxtune.checkpoint",
-        "jaxtune.evaluation",
-        "jaxtune.gallery",
-        "jaxtune.metrics",
-        "jaxtune.models",
-        "jaxtune.terminal",
-    },
-    "jaxtune.converse": {
-        *RUNNING,
-        "jaxtune.answering",
-        "jaxtune.checkpoint",
-        "jaxtune.evaluation",
-        "jaxtune.judge",
-    },
-    "jaxtune.verify": {
-        "jaxtune.compare",
-        "jaxtune.data",
-        "jaxtune.decode",
-        "jaxtune.models",
-    },
-    "jaxtune.reference": {"jaxtune.decode", "jaxtune.verify"},
-    "jaxtune.export": {
-        *RUNNING,
-        "jaxtune",
-        "jaxtune.card",
-        "jaxtune.checkpoint",
-        "jaxtune.merging",
-        "jaxtune.models",
-        "jaxtune.quant",
-        "jaxtune.reference",
-        "jaxtune.verify",
-    },
-    "jaxtune.push": {*RUNNING, "jaxtune.checkpoint.hub"},
-    "jaxtune.banner": {*RUNNING, "jaxtune.quant", "jaxtune.sharding", "jaxtune.terminal"},
-    "jaxtune.card": {
-        "jaxtune",
-        "jaxtune.checkpoint.hub",
-        "jaxtune.config",
-        "jaxtune.data.sources",
-        "jaxtune.journal",
-        "jaxtune.plots",
-        "jaxtune.progress",
-        "jaxtune.terminal",
-        "jaxtune.workdir",
-    },
-    "jaxtune.preview": {*RUNNING, "jaxtune.checkpoint", "jaxtune.models"},
-    "jaxtune.loop": {
-        *RUNNING,
-        "jaxtune.answering",
-        "jaxtune.banner",
-        "jaxtune.checkpoint",
-        "jaxtune.evaluation",
-        "jaxtune.export",
-        "jaxtune.models",
-        "jaxtune.push",
-    },
-    "jaxtune.run": {
-        *RUNNING,
-        "jaxtune.banner",
-        "jaxtune.checkpoint",
-        "jaxtune.evaluation",
-        "jaxtune.export",
-        "jaxtune.loop",
-        "jaxtune.models",
-        "jaxtune.push",
-        "jaxtune.verify",
-    },
-    # Each command imports what it runs, when it runs.
-    "jaxtune.commands": {
-        "jaxtune.checkpoint.hub",
-        "jaxtune.commands",
-        "jaxtune.config",
-        "jaxtune.converse",
-        "jaxtune.export",
-        "jaxtune.inspect",
-        "jaxtune.judge",
-        "jaxtune.loop",
-        "jaxtune.prepare",
-        "jaxtune.preview",
-        "jaxtune.progress",
-        "jaxtune.run",
-        "jaxtune.tokens",
-        "jaxtune.workdir",
-    },
-    "jaxtune.demo": {*RUNNING, "jaxtune.judge", "jaxtune.run", "jaxtune.tasks"},
-}
+# From the ground up. What stands in a layer may import what stands in lower ones, and itself;
+# never what stands above it or beside it.
+LAYERS = (
+    ("tree", "files"),
+    ("config", "display", "metrics", "data"),
+    ("quant", "tasks", "workdir"),
+    ("sharding", "models"),
+    ("adapters",),
+    ("training", "decoding"),
+    ("families",),
+    ("checkpoint",),
+    ("assembly",),
+    ("evaluation", "export"),
+    ("runs",),
+    ("cli",),
+)
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+MOST_ENTRIES = 22  # directly under jaxtune/
+MOST_LINES = 400  # of a file
 FAMILIES = "gemma|llama|qwen|phi|mistral"
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted((ROOT / "jaxtune").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def parts(path: Path) -> tuple[str, ...]:
+    """The name of a file's module: ("jaxtune", "data", "loader")."""
+    found = path.relative_to(ROOT).with_suffix("").parts
+    return found[:-1] if found[-1] == "__init__" else found
 
 
-def longest_prefix(name: str, prefixes) -> str:
-    fitting = [each for each in prefixes if name == each or name.startswith(each + ".")]
-    return max(fitting, key=len, default="")
+MODULES = {".".join(parts(path)): path for path in sorted((ROOT / "jaxtune").rglob("*.py"))}
 
 
-def imports(path: Path, known) -> set[str]:
+def imports(path: Path) -> set[str]:
     """The modules of ours that a file imports, wherever in it the import stands."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -277,21 +51,62 @@ def imports(path: Path, known) -> set[str]:
             assert node.level == 0, f"{path}: a relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in known else node.module)
+                found.add(whole if whole in MODULES else node.module)
     return {name for name in found if name.split(".")[0] == "jaxtune"}
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_go_one_way(module):
-    known = modules()
-    rule = longest_prefix(module, ALLOWED)
-    if rule == "jaxtune":
-        assert module == "jaxtune", f"{module} is new: say in ALLOWED what it may import"
-    for imported in imports(known[module], known):
-        allowed = longest_prefix(imported, ALLOWED[rule])
-        # `jaxtune` allows its public surface and not everything below it.
-        assert allowed, f"{module} may not import {imported}"
-        assert allowed != "jaxtune" or imported == "jaxtune", f"{module} may not import {imported}"
+def part(module: str) -> str:
+    """The folder or file directly under jaxtune/ that a module is in; "" is jaxtune itself."""
+    return [*module.split("."), ""][1]
+
+
+def against_the_order(files) -> list[str]:
+    """The imports of files, (module, path), that the order of layers does not allow."""
+    found = []
+    for module, path in files:
+        here = part(module)
+        for imported in sorted(imports(path)):
+            there = part(imported)
+            if here in ("", there) or not there:  # jaxtune itself names the public surface
+                continue
+            if HEIGHT[there] >= HEIGHT[here]:
+                found.append(f"{module} may not import {imported}: {there} is not below {here}")
+    return found
+
+
+def test_every_folder_stands_in_one_layer():
+    there = {part(module) for module in MODULES} - {""}
+    assert sorted(there) == sorted(itertools.chain(*LAYERS))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_folder_imports_one_above_or_beside_it(module):
+    assert against_the_order([(module, MODULES[module])]) == []
+
+
+@pytest.mark.parametrize("line", ["from jaxtune.runs import run", "import jaxtune.evaluation"])
+def test_an_import_against_the_order_is_found(line, tmp_path):
+    file = tmp_path / "turned.py"
+    file.write_text(f"def late():\n    {line}\n")
+    (problem,) = against_the_order([("jaxtune.export.turned", file)])
+    assert "jaxtune.export.turned may not import" in problem
+
+
+def test_a_folder_of_few_entries_and_files_of_few_lines():
+    entries = [each.name for each in (ROOT / "jaxtune").iterdir() if each.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+    folders = ("jaxtune", "tests", "configs", "benchmarks")
+    files = itertools.chain.from_iterable((ROOT / name).rglob("*.py") for name in folders)
+    long = {path: path.read_text().count("\n") for path in files}
+    assert {path: lines for path, lines in long.items() if lines > MOST_LINES} == {}
+
+
+def test_tests_mirror_the_code():
+    folders = {path.parent.relative_to(ROOT / "jaxtune") for path in MODULES.values()}
+    tested = {
+        path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    assert tested <= folders
 
 
 def test_no_model_names_a_family():

@@ -7,8 +7,9 @@ import jax
 import pytest
 
 import jaxtune
-from jaxtune import config, families
-from tests.test_train import padded, texts
+from jaxtune import families
+from jaxtune.config import schema
+from tests.training.test_step import padded, texts
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -27,7 +28,7 @@ def block(first: str) -> str:
 def test_the_config_is_one():
     space = {}
     exec(block("from ml_collections"), space)
-    assert config.parse(space["get_config"]()).trainable.rank == 16
+    assert schema.parse(space["get_config"]()).trainable.rank == 16
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from sentencepiece import SentencePieceTrainer
 
 import jaxtune
 from jaxtune import families
+from jaxtune.data.examples import Prompt, Template
 from jaxtune.data.loader import Loader
-from jaxtune.data.prompts import Prompt, Template
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer

@@ -27,7 +27,7 @@ from sentencepiece import SentencePieceTrainer
 import jaxtune
 from jaxtune import families
 from jaxtune.data.batches import Batch, collate
-from jaxtune.data.prompts import Example, Prompt, Template
+from jaxtune.data.examples import Example, Prompt, Template
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.models.paligemma import PaliGemma
 

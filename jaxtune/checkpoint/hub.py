@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtune.checkpoint.files import DTYPES, CheckpointError, Safetensors, TensorInfo
+from jaxtune.checkpoint.formats.safetensors import DTYPES, CheckpointError, Safetensors, TensorInfo
 
 # Strict, because repository and revision become directory names in the cache.
 REPO_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)

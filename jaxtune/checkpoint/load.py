@@ -14,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtune import families, sharding, tree
-from jaxtune.checkpoint import bnb, names, placing
-from jaxtune.checkpoint.files import Safetensors
+from jaxtune.checkpoint import placing
+from jaxtune.checkpoint.formats import bnb
+from jaxtune.checkpoint.formats.npz import Npz
+from jaxtune.checkpoint.formats.safetensors import Safetensors
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Stored
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.names import Piece, Shape
-from jaxtune.checkpoint.npz import Npz
-from jaxtune.checkpoint.stored import CheckpointError, Stored
-from jaxtune.families import bigvision
+from jaxtune.families import bigvision, names
+from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import IMPLEMENTATIONS
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds

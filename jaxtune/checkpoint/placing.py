@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxtune.checkpoint import bnb
-from jaxtune.checkpoint.names import Piece
-from jaxtune.checkpoint.stored import CheckpointError, Stored
+from jaxtune.checkpoint.formats import bnb
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Stored
+from jaxtune.families.names import Piece
 from jaxtune.quant import Quantized, is_quantized, quantize
 
 BLOCK_BYTES = 2**24  # of a tensor converted or compared at a time

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.checkpoint.files import CheckpointError
+from jaxtune.checkpoint.formats.safetensors import CheckpointError
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 from flax import struct
 
 from jaxtune.data.errors import known
-from jaxtune.data.prompts import Example
+from jaxtune.data.examples import Example
 
 WEIGHTS = ("token", "example")
 

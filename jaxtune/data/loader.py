@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxtune.data import images
 from jaxtune.data.batches import Batch, collate, fitting, sizes, split
+from jaxtune.data.examples import Example, Prompt
 from jaxtune.data.order import Order, Turn
 from jaxtune.data.packing import Lines, one_each, packed
-from jaxtune.data.prompts import Example, Prompt
 from jaxtune.data.sources import Source
 from jaxtune.data.survey import Survey
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtune.data.errors import DataError, RowError, Skipped, TooLong
-from jaxtune.data.prompts import Prompt
+from jaxtune.data.examples import Prompt
 from jaxtune.data.sources import Source
 
 CHUNK = 256  # rows between two reports of progress

@@ -1,6 +1,5 @@
 """Gemma 1, 2 and 3, and the text tower inside Gemma 3's image models."""
 
-from jaxtune.checkpoint.names import prefixed
 from jaxtune.families.huggingface import (
     ATTENTION,
     ENDS,
@@ -21,6 +20,7 @@ from jaxtune.families.huggingface import (
     uniform_layers,
     whole,
 )
+from jaxtune.families.names import prefixed
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.rope import Rope
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtune.checkpoint.names import TRANSPOSED, Name, Table, linear
+from jaxtune.families.names import TRANSPOSED, Name, Table, linear
 from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.paligemma import Model, PaliGemma, PicturesConfig

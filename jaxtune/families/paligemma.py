@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.checkpoint.names import Name, Table, linear, prefixed
 from jaxtune.families import gemma
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
@@ -14,6 +13,7 @@ from jaxtune.families.huggingface import (
     number,
     whole,
 )
+from jaxtune.families.names import Name, Table, linear, prefixed
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import PicturesConfig
 from jaxtune.models.siglip import SiglipConfig

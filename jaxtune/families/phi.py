@@ -1,6 +1,5 @@
 """Phi-3, Phi-3.5 (mini), Phi-4 and Phi-4-mini: projections stored fused."""
 
-from jaxtune.checkpoint.names import linear
 from jaxtune.families.huggingface import (
     ENDS,
     PRE_NORMS,
@@ -13,6 +12,7 @@ from jaxtune.families.huggingface import (
     uniform_layers,
     whole,
 )
+from jaxtune.families.names import linear
 from jaxtune.models.decoder import DecoderConfig
 
 DEFAULTS = dict(

@@ -11,8 +11,8 @@ from numbers import Real
 from typing import Any
 
 from jaxtune.data.errors import RowError, column
+from jaxtune.display.plots import COLOURS
 from jaxtune.metrics.boxes import F1, IOU, MALFORMED, SEPARATOR, Box, parsed, written
-from jaxtune.plots import COLOURS
 from jaxtune.tasks import short, texts
 
 COLUMNS = {

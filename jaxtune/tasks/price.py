@@ -6,9 +6,9 @@ from statistics import median
 from typing import Any
 
 from jaxtune.data.errors import RowError, column
+from jaxtune.display.plots import Bar, Point, bars, scatter
 from jaxtune.metrics import Answered
 from jaxtune.metrics.numbers import NEAR, SHARE, WEIGHTED, WRITTEN, by_digits, first, truth, written
-from jaxtune.plots import Bar, Point, bars, scatter
 from jaxtune.tasks import short
 
 COLUMNS = {"prompt": "the product and what to tell of it", "completion": "the price"}

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from jaxtune.checkpoint import hub
-from jaxtune.checkpoint.files import CheckpointError
+from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.checkpoint.hub import HubError, locate, locate_tokenizer
 
 REPO = "maker/model"

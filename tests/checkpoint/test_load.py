@@ -18,7 +18,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.checkpoint import load as loading
 from jaxtune.checkpoint import placing
-from jaxtune.checkpoint.files import CheckpointError, Safetensors
+from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.families import ConfigError
 from tests import devices, reference
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxtune.data.batches import Batch, collate, fitting, sizes, split
+from jaxtune.data.examples import Example
 from jaxtune.data.packing import one_each, packed
-from jaxtune.data.prompts import Example
 from jaxtune.models.layout import arrange, mask
 
 VOCABULARY = 50

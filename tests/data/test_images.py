@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from jaxtune.data import images
 from jaxtune.data.errors import RowError
+from jaxtune.data.examples import Prompt, columns
 from jaxtune.data.images import Pictures, read
 from jaxtune.data.loader import Loader
-from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 

@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
-from jaxtune.data.prompts import Prompt, columns
+from jaxtune.data.examples import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer

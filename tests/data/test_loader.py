@@ -6,8 +6,8 @@ import pytest
 
 from jaxtune.data.batches import Batch
 from jaxtune.data.errors import DataError
+from jaxtune.data.examples import Prompt, columns
 from jaxtune.data.loader import Loader
-from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from tests.marks import slow_after

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
+from jaxtune.data.examples import Prompt, columns
 from jaxtune.data.images import Pictures
-from jaxtune.data.prompts import Prompt, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import CHUNK, survey
 

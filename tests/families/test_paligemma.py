@@ -14,7 +14,7 @@ import torch
 
 import jaxtune
 from jaxtune import tree
-from jaxtune.checkpoint.stored import CheckpointError
+from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.data.batches import Batch
 from tests import devices, pictured
 from tests.conftest import Pair

@@ -10,8 +10,8 @@ import torch
 
 import jaxtune
 from jaxtune import families, tree
-from jaxtune.checkpoint import names
 from jaxtune.checkpoint.placing import oriented
+from jaxtune.families import names
 from jaxtune.models.layout import arrange
 from tests import reference
 from tests.marks import slow_after

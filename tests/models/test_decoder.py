@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.lora import add_lora
+from jaxtune.adapters.lora import add_lora
 from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layers import Linear, RMSNorm

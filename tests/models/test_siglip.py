@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from jaxtune import tree
-from jaxtune.checkpoint import names
+from jaxtune.families import names
 from jaxtune.families.paligemma import TOWER, siglip
 from jaxtune.models import siglip as module
 from jaxtune.models.siglip import Siglip

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from jaxtune.data.errors import RowError
-from jaxtune.data.prompts import Prompt, Written
+from jaxtune.data.examples import Prompt, Written
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.tasks import detect
 from tests.data import made

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxtune.data.errors import RowError
-from jaxtune.data.prompts import Prompt, Template, Written
+from jaxtune.data.examples import Prompt, Template, Written
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.display.plots import COLOURS
 from jaxtune.metrics import Answered
-from jaxtune.plots import COLOURS
 from jaxtune.tasks import price
 from tests.tasks.answering import PLACE, scored
 

@@ -1,0 +1,162 @@
+"""Checkpoints whose weights bitsandbytes packed into 4 bits, read without it.
+
+Beside a weight `W`, two codes a byte, lie `W.absmax` with the scale of each block, `W.quant_map`
+with what codes stand for and `W.quant_state.bitsandbytes__nf4` with JSON as bytes; and where the
+scales are quantised, too, `W.nested_absmax` and `W.nested_quant_map`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
+from jaxtune.quant import KINDS, Quantized, block_scales, grid, plain_scales
+from jaxtune.training.adam8 import fractions
+
+STATE = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>\w+)")
+BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+READ = ("nf4", "fp4")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How one weight is packed."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]  # as published: out, in
+    block: int
+    nested_block: int | None  # None: plain scales
+    offset: float
+
+
+def packed(stored: Safetensors) -> dict[str, Packed]:
+    """The packed weights of a checkpoint, by name; of their tensors only the states are read."""
+    found = [match for name in stored.tensors if (match := STATE.fullmatch(name))]
+    return {match["weight"]: _packed(stored, match) for match in found}
+
+
+def shapes(stored: Safetensors, weights: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
+    """Every weight's shape, by name, as if none were packed."""
+    beside = {f"{name}.{part}" for name in weights for part in BESIDE}
+    return {
+        name: weights[name].shape if name in weights else info.shape
+        for name, info in stored.tensors.items()
+        if name not in beside and not STATE.fullmatch(name)
+    }
+
+
+def held_as(stored: Safetensors, weight: Packed, whole: bool = True) -> str:
+    """The kind that `read` gives: scales become plain where ours cannot be quantised likewise."""
+    return f"{weight.kind}-double" if whole and _is_double(stored, weight) else weight.kind
+
+
+def read(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Quantized:
+    """A packed weight, or some of its outputs, as it is: [in, out] in NumPy arrays."""
+    outputs, inputs = weight.shape
+    blocks, block, lines = grid((inputs, outputs), weight.block)
+    _check_sizes(stored, weight, blocks * lines)
+    _check_map(stored, f"{weight.name}.quant_map", np.float32(KINDS[weight.kind].table))
+    codes = _codes(stored, weight, blocks * block * lines)
+    codes = codes.reshape(lines, blocks, block).transpose(1, 2, 0)
+    scales = stored.read(f"{weight.name}.absmax").reshape(lines, blocks).T
+    parts = dict(scales=scales, kind=weight.kind, matrix=(inputs, outputs))
+    if weight.nested_block is not None:
+        parts |= _nested(stored, weight, scales)
+    whole = Quantized(codes=codes, **parts)
+    return whole if rows.indices(outputs) == (0, outputs, 1) else _some(whole, weight, rows)
+
+
+def _packed(stored: Safetensors, match: re.Match) -> Packed:
+    name, kind = match["weight"], match["kind"]
+    if kind not in READ:
+        raise CheckpointError(
+            f"{name} is packed as bitsandbytes' {kind!r}: expected one of {', '.join(READ)}"
+        )
+    missing = [each for each in (name, f"{name}.absmax") if each not in stored.tensors]
+    if missing:
+        raise CheckpointError(f"the checkpoint has {match.string} but no tensor {missing[0]}")
+    try:
+        state = json.loads(stored.read(match.string).tobytes())
+        outputs, inputs = map(int, state["shape"])
+        nested = state.get("nested_blocksize")
+        offset = float(state.get("nested_offset", 0))
+        return Packed(name, kind, (outputs, inputs), int(state["blocksize"]), nested, offset)
+    except OSError:  # of a repository on the Hub, only headers are here
+        raise CheckpointError(
+            f"{name} is stored in 4 bits, and how is said in {stored.tensors[match.string].file}, "
+            "which is not on this machine: download the checkpoint and give its directory"
+        ) from None
+    except (ValueError, KeyError, TypeError) as problem:
+        raise CheckpointError(
+            f"{match.string} does not say how {name} is packed, as JSON with shape and blocksize "
+            f"({type(problem).__name__}: {problem})"
+        ) from None
+
+
+def _check_sizes(stored: Safetensors, weight: Packed, scales: int) -> None:
+    found = (
+        stored.tensors[weight.name].nbytes,
+        math.prod(stored.read(f"{weight.name}.absmax").shape),
+    )
+    expected = -(-math.prod(weight.shape) // 2), scales
+    if found != expected:
+        raise CheckpointError(
+            f"{weight.name} of shape {weight.shape}, in blocks of {weight.block}, takes "
+            f"{expected[0]} bytes and {expected[1]} scales; the checkpoint has {found[0]} and "
+            f"{found[1]}"
+        )
+
+
+def _check_map(stored: Safetensors, name: str, table: np.ndarray) -> None:
+    if name not in stored.tensors or not np.array_equal(stored.read(name), table):
+        raise CheckpointError(f"{name} is missing or not the map of values that bitsandbytes has")
+
+
+def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # uint4[count]
+    """Each byte's high half, then its low one; zeros after the last."""
+    pairs = stored.read(weight.name).reshape(-1).view(np.uint8)
+    codes = np.zeros(count, np.uint8)
+    codes[: 2 * len(pairs) : 2] = pairs >> 4
+    low = codes[1 : 2 * len(pairs) : 2]
+    low[:] = pairs[: len(low)] & 15
+    return codes.view(ml_dtypes.uint4)
+
+
+def _is_double(stored: Safetensors, weight: Packed) -> bool:
+    """Whether scales are quantised as `absmax` does it."""
+    if weight.nested_block != block_scales.BLOCK:
+        return False
+    table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
+    return np.array_equal(table, fractions(signed=True))
+
+
+def _nested(stored: Safetensors, weight: Packed, codes: np.ndarray) -> dict:
+    """Quantised scales as they are, or made plain where their map or blocks are other ones."""
+    peaks = stored.read(f"{weight.name}.nested_absmax").astype(np.float32)
+    offset = np.float32(weight.offset)
+    if _is_double(stored, weight):
+        parts = dict(scales=codes, peaks=peaks, offset=offset)
+        return parts | dict(kind=f"{weight.kind}-double")
+    table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
+    spread = np.repeat(peaks, weight.nested_block)[: codes.size].reshape(codes.T.shape).T
+    return dict(scales=table[codes] * spread + offset)
+
+
+def _some(whole: Quantized, weight: Packed, rows: slice) -> Quantized:
+    """Some outputs of a weight; its scales become plain, as a peak may belong to others, too."""
+    inputs, outputs = whole.matrix
+    if inputs % weight.block:
+        raise CheckpointError(
+            f"{weight.name} holds several of our weights, and as {inputs} inputs are no multiple "
+            f"of {weight.block}, they share blocks: jaxtune reads the full-precision checkpoint"
+        )
+    scales = np.asarray(plain_scales(whole))[:, rows]
+    count = len(range(*rows.indices(outputs)))
+    kind = whole.kind.removesuffix("-double")
+    return Quantized(whole.codes[..., rows], scales, kind=kind, matrix=(inputs, count))

@@ -1,0 +1,349 @@
+"""NumPy's .npz as big_vision keeps checkpoints in it: headers read, tensors streamed into a file.
+
+An .npz file is a zip archive of .npy files, each of them a short header and then an array's bytes.
+An array that is not compressed is read where it lies. The .npy format has no bfloat16: such arrays
+are kept as records of two bytes, as big_vision and `numpy.savez` do.
+"""
+
+import collections
+import contextlib
+import io
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+import ml_dtypes
+import numpy as np
+
+from jaxtune.checkpoint.formats.tensors import (
+    CheckpointError,
+    Stored,
+    TensorInfo,
+    impostor,
+    nbytes,
+    some,
+)
+from jaxtune.checkpoint.formats.writing import blocks, new_file
+
+SUFFIX = ".npy"  # of every member; no part of a tensor's name
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+RECORD = np.dtype("V2")  # what NumPy's format has instead
+PLAIN = tuple(
+    map(np.dtype, ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"))
+)
+READABLE = ", ".join(str(dtype) for dtype in (*PLAIN, BFLOAT16))
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+INFLATED_BYTES = 2**20  # how much is inflated at a time
+# What each failure of zipfile and zlib means here: the bytes are not what they should be.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What those raise: their own errors, and what ast.literal_eval may.
+BAD_HEADER = (
+    ValueError,
+    TypeError,
+    IndexError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+
+ALIGNMENT = 64  # of the arrays that are written, as NumPy aligns what follows its headers
+LOCAL_HEADER = 30  # bytes before a member's name
+ZIP64_EXTRA = 20  # bytes with the sizes, which 4 GiB and more do not fit into the header
+PADDING_ID = 0xD935  # of an extra field that aligns what follows, known from Android's packages
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same tensors make the same bytes
+
+
+class Npz(Stored):
+    """The arrays of one .npz file.
+
+    A compressed one is inflated whole when it is read, and kept until another is read: who releases
+    it after each layer would else have it inflated for each. Checksums are compared for those
+    alone: arrays that are mapped are never read as a whole.
+    """
+
+    format = "npz"
+
+    def __init__(self, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
+        super().__init__(tensors, metadata)
+        self._inflated: dict[str, np.ndarray] = {}  # one at most
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """One .npz file; reads the archive's list of members and the header of each."""
+        path = Path(path).expanduser()
+        _check_kind(path)
+        return cls(_scan(path), {})
+
+    def read(self, name: str) -> np.ndarray:
+        """One array, read-only: a view of the file, or of what was inflated."""
+        info = self._info(name)
+        if name not in self._inflated:
+            self._inflated.clear()  # first, so that never two are held
+            if not info.deflated:
+                return super().read(name)
+            self._inflated[name] = _inflate(info)
+        return self._inflated[name]
+
+    def close(self) -> None:
+        """Let go of the file; arrays that were read stay valid."""
+        super().close()
+        self._inflated = {}
+
+
+def write(
+    path: str | os.PathLike[str],
+    plan: Mapping[str, tuple[tuple[int, ...], Any]],
+    produce: Callable[[str], Iterable[np.ndarray]],
+    overwrite: bool = False,
+) -> Path:
+    """Stream tensors of the given (shape, dtype) into an .npz file, uncompressed; returns its path.
+
+    `produce(name)` gives blocks whose elements in C order, one block after the other, are the
+    tensor's; one is let go before the next is asked for. The file appears when it is whole.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        raise CheckpointError(f"{path}: a name that ends in .npz was expected")
+    planned = {name: _planned(name, shape, dtype) for name, (shape, dtype) in plan.items()}
+    needed = sum(nbytes(*tensor) for tensor in planned.values())
+    with new_file(path, needed, overwrite) as out, zipfile.ZipFile(out, "w") as archive:
+        for name, (shape, dtype) in planned.items():
+            member = _member(name + SUFFIX, out.tell())
+            with archive.open(member, "w", force_zip64=True) as opened:
+                opened.write(_array_header(shape, dtype))
+                _write_blocks(opened, name, shape, dtype, produce(name))
+    return path
+
+
+# Reading
+
+
+def _check_kind(path: Path) -> None:
+    """Stop at what is no zip archive, with what it is instead."""
+    if not path.is_file():
+        problem = "is a directory: name the .npz file" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {problem}")
+    with path.open("rb") as file:
+        first = file.read(64)
+    if not first:
+        raise CheckpointError(f"{path} is empty: download or copy it again")
+    if first.startswith(b"\x93NUMPY"):
+        raise CheckpointError(
+            f"{path} is a single array, as numpy.save writes; many with a name each were expected,"
+            " as numpy.savez writes them"
+        )
+    if not first.startswith(b"PK"):
+        kind = impostor(first) or "no zip archive found"
+        raise CheckpointError(f"{path} is no .npz file: {kind}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is truncated: the list of its arrays, with which it should end, is missing:"
+            " download or copy it again"
+        )
+
+
+@contextlib.contextmanager
+def _damage_explained(path: Path, part: str = "") -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        where = f"{path}: {part}" if part else str(path)
+        raise CheckpointError(
+            f"{where} is damaged ({error or type(error).__name__}): download or copy it again"
+        ) from None
+
+
+def _scan(path: Path) -> dict[str, TensorInfo]:
+    with _damage_explained(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        members = [member for member in archive.infolist() if not _is_junk(member)]
+        _check_members(path, members)
+        found = [_tensor_info(path, archive, file, member) for member in members]
+    return {info.name: info for info in found}
+
+
+def _is_junk(member: zipfile.ZipInfo) -> bool:
+    """What tools that pack directories add to an archive."""
+    name = member.filename
+    return name.startswith("__MACOSX/") or name.endswith(("/", ".DS_Store"))
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    names = [member.filename for member in members]
+    if any(name.endswith("data.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a pickle in a zip archive, as torch.save writes, which jaxtune does not"
+            " read because loading one can run code"
+        )
+    if odd := [name for name in names if not name.endswith(SUFFIX)]:
+        raise CheckpointError(
+            f"{path} holds {some(odd)}, where members that end in {SUFFIX} were expected: it is"
+            " some other zip archive"
+        )
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise CheckpointError(f"{path} holds more than one {some(twice)}: save it again")
+
+
+def _tensor_info(
+    path: Path, archive: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo
+) -> TensorInfo:
+    name = member.filename.removesuffix(SUFFIX)
+    where = f"{path}: array {name}"
+    _check_member(where, member)
+    with _damage_explained(path, f"array {name}"), archive.open(member) as opened:
+        shape, fortran, stored = _read_header(where, opened)
+        header = opened.tell()
+    dtype = _dtype(where, stored)
+    if header + nbytes(shape, dtype) != member.file_size:
+        raise CheckpointError(
+            f"{where} has {member.file_size - header:,} bytes, but {dtype} of shape {list(shape)}"
+            f" takes {nbytes(shape, dtype):,}: download or copy the file again"
+        )
+    deflated = member.compress_type != zipfile.ZIP_STORED
+    data = _data_start(file, member)
+    start, stop = data if deflated else data + header, data + member.compress_size
+    if stop > path.stat().st_size:
+        raise CheckpointError(f"{where} lies behind the end of the file: download or copy it again")
+    return TensorInfo(name, dtype, shape, path, start, stop, "F" if fortran else "C", deflated)
+
+
+def _check_member(where: str, member: zipfile.ZipInfo) -> None:
+    if member.header_offset < 0:  # counted back from the end of the file
+        raise CheckpointError(
+            f"{where} lies before the start of the file, which has lost bytes: download or copy it"
+            " again"
+        )
+    if member.flag_bits & 1:
+        raise CheckpointError(f"{where} is encrypted, and jaxtune takes no password: decrypt it")
+    if member.compress_type not in METHODS:
+        method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
+        raise CheckpointError(
+            f"{where} is compressed by {method}; jaxtune reads what numpy.savez and"
+            " numpy.savez_compressed write: save it with one of those"
+        )
+    if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+        raise CheckpointError(
+            f"{where} takes {member.compress_size:,} bytes and should take {member.file_size:,}:"
+            " the file is damaged; download or copy it again"
+        )
+
+
+def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first axis runs fastest, and dtype as stored; nothing is unpickled."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"its version is {version}")
+        shape, fortran, dtype = HEADERS[version](file)
+    except BAD_HEADER as error:
+        raise CheckpointError(f"{where} has no sound .npy header ({error})") from None
+    if any(size < 0 for size in shape):
+        raise CheckpointError(f"{where} has shape {list(shape)}: the file is damaged")
+    return shape, fortran, dtype
+
+
+def _dtype(where: str, stored: np.dtype) -> np.dtype:
+    """What the elements are, told from what NumPy's format calls them."""
+    if stored.hasobject:
+        raise CheckpointError(
+            f"{where} holds Python objects, that is a pickle, which jaxtune does not read because"
+            " loading one can run code. Save it as numbers, where you trust it"
+        )
+    if stored == RECORD:
+        return BFLOAT16
+    if stored not in PLAIN:
+        raise CheckpointError(f"{where} has dtype {stored.str}; jaxtune reads {READABLE}")
+    return stored
+
+
+def _data_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: after a header of its own, of lengths of its own."""
+    file.seek(member.header_offset)
+    name, extra = struct.unpack_from("<HH", file.read(LOCAL_HEADER), LOCAL_HEADER - 4)
+    return member.header_offset + LOCAL_HEADER + name + extra
+
+
+def _inflate(info: TensorInfo) -> np.ndarray:
+    held = np.empty(info.nbytes, np.uint8)
+    with (
+        _damage_explained(info.file, f"array {info.name}"),
+        zipfile.ZipFile(info.file) as archive,
+        archive.open(info.name + SUFFIX) as opened,
+    ):
+        _read_header(f"{info.file}: array {info.name}", opened)
+        filled = 0
+        while block := opened.read(min(INFLATED_BYTES, info.nbytes - filled)):
+            held[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
+            filled += len(block)
+        if filled < info.nbytes:
+            raise EOFError("it ends early")
+    array = np.ndarray(info.shape, info.dtype, held, order=info.order)
+    array.flags.writeable = False
+    return array
+
+
+# Writing
+
+
+def _planned(name: str, shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype]:
+    dtype = np.dtype(dtype)
+    if dtype not in (*PLAIN, BFLOAT16):
+        raise CheckpointError(f"tensor {name} has dtype {dtype}; an .npz file holds {READABLE}")
+    return tuple(map(int, shape)), dtype
+
+
+def _member(name: str, at: int) -> zipfile.ZipInfo:
+    """A member whose header is to begin at the byte `at`, and what follows it at a round one."""
+    member = zipfile.ZipInfo(name, LONG_AGO)
+    member.create_system = 3  # Unix: the same on every system
+    member.external_attr = 0o644 << 16
+    least = struct.pack("<HHH", PADDING_ID, 2, ALIGNMENT)
+    length = LOCAL_HEADER + len(name.encode()) + len(least) + ZIP64_EXTRA
+    fill = -(at + length) % ALIGNMENT
+    member.extra = struct.pack("<HHH", PADDING_ID, 2 + fill, ALIGNMENT) + bytes(fill)
+    return member
+
+
+def _array_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    stored = RECORD if dtype == BFLOAT16 else dtype
+    described = {"descr": stored.str, "fortran_order": False, "shape": shape}
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, described)
+    return out.getvalue()
+
+
+def _write_blocks(
+    out: IO[bytes],
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    produced: Iterable[np.ndarray],
+) -> None:
+    whole, written = nbytes(shape, dtype), 0
+    announced = f"tensor {name} was announced as {dtype}{list(shape)}"
+    for block in produced:
+        if block.dtype != dtype:
+            raise CheckpointError(f"{announced} but a block came as {block.dtype}")
+        written += block.nbytes
+        if written > whole:
+            break
+        for piece in blocks(np.asarray(block)):
+            out.write(piece.reshape(-1).view(np.uint8))
+        block = piece = None  # let go before the next one is made
+    if written != whole:
+        amount = "more" if written > whole else f"{written:,}"
+        raise CheckpointError(f"{announced}, {whole:,} bytes, but {amount} came")

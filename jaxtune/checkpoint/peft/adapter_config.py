@@ -1,0 +1,277 @@
+"""PEFT's adapter_config.json, both ways: which modules have an adapter, of which rank and scale."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.checkpoint.formats.safetensors import CheckpointError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+MOST_LISTED = 30  # lines of one error message
+INITS = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
+
+# What a config may hold beside what `EXPECTED` lists; anything else must be off.
+HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type"),
+    *("peft_version", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("ensure_weight_tying", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+}
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_map(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        value is None or (isinstance(value, dict) and all(map(is_value, value.values())))
+    )
+
+
+def _is_one_or_many(kind: type) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        many = value if isinstance(value, list) else [value]
+        return value is None or all(type(each) is kind for each in many)
+
+    return fits
+
+
+NAMES = (_is_one_or_many(str), "a name, a list of names or null was expected")
+SWITCH = (lambda value: type(value) is bool, "true or false was expected")
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "peft_type": (lambda value: value == "LORA", "LORA is the one that jaxtune reads"),
+    "bias": (lambda value: value == "none", "an adapter that leaves biases alone was expected"),
+    "init_lora_weights": (
+        lambda value: value in INITS,
+        "this start changes the base, and the adapter stands on what it left of that. Convert it"
+        " to plain LoRA where it was trained:"
+        " save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+    ),
+    "r": (_is_whole, "a whole number from 1 was expected"),
+    "lora_alpha": (_is_number, "a number was expected"),
+    "lora_dropout": (
+        lambda value: _is_number(value) and 0 <= value < 1,
+        "a share from 0 to below 1 was expected",
+    ),
+    "rank_pattern": (_is_map(_is_whole), "an object of whole numbers from 1 was expected"),
+    "alpha_pattern": (_is_map(_is_number), "an object of numbers was expected"),
+    "use_rslora": SWITCH,
+    "use_dora": SWITCH,
+    "target_modules": NAMES,
+    "exclude_modules": NAMES,
+    "layers_pattern": NAMES,
+    "layers_to_transform": (
+        _is_one_or_many(int),
+        "a number, a list of numbers or null was expected",
+    ),
+}
+
+
+def described(
+    ranks: Mapping[str, int], scales: Mapping[str, np.float32], *, rslora: bool, dora: bool
+) -> dict[str, Any]:
+    """What adapter_config.json says of modules with these ranks and scales."""
+    alphas = {
+        module: _alpha(scale, _divisor(ranks[module], rslora)) for module, scale in scales.items()
+    }
+    rank, alpha = (_most_common(each.values()) for each in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": _pattern(alphas, alpha),
+        "use_rslora": rslora,
+        "use_dora": dora,
+    }
+
+
+def targets(modules: Iterable[str], others: Iterable[str]) -> list[str] | str:
+    """What picks these modules: their last names, or a pattern where those pick others too."""
+    modules = list(modules)
+    suffixes = {last_name(module) for module in modules}
+    if not suffixes & {last_name(other) for other in others}:
+        return sorted(suffixes)
+    after: dict[str, set[str]] = {}  # what follows the number of a layer
+    for module in modules:
+        before, *rest = re.split(r"\.\d+\.", module, maxsplit=1)
+        after.setdefault(before, set()).update(rest)
+    return "|".join(_alternatives(before, sorted(after[before])) for before in sorted(after))
+
+
+def _alternatives(before: str, after: list[str]) -> str:
+    numbered = rf"\.\d+\.({'|'.join(map(re.escape, after))})" if after else ""
+    return re.escape(before) + numbered
+
+
+def last_name(module: str) -> str:
+    """`up_proj` of `model.layers.0.mlp.up_proj`."""
+    return module.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An adapter_config.json that jaxtune can follow."""
+
+    raw: Mapping[str, Any]
+    file: Path
+
+    @classmethod
+    def read(cls, directory: Path) -> "Settings":
+        """The config of an adapter's directory; whatever it asks for that we lack is refused."""
+        file = directory / CONFIG_NAME
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8-sig"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(_no_config(directory)) from None
+        except OSError as problem:
+            raise CheckpointError(f"{file} cannot be read: {problem.strerror}") from None
+        except (ValueError, RecursionError) as problem:
+            raise CheckpointError(f"{file} is not JSON: {problem}") from None
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{file}: expected an object, found {type(raw).__name__}")
+        settings = cls(raw, file)
+        settings._check()
+        return settings
+
+    @property
+    def dora(self) -> bool:
+        """Whether every module has a magnitude."""
+        return bool(self.raw.get("use_dora"))
+
+    @property
+    def base(self) -> str:
+        """What it says it stands on, for a message."""
+        named = self.raw.get("base_model_name_or_path")
+        return f" (its base: {named})" if named else ""
+
+    @property
+    def dropout(self) -> float:
+        """The share of its input that an adapter does not see in training."""
+        return self.raw.get("lora_dropout", 0.0)
+
+    def rank(self, module: str) -> int:
+        """The rank that a module's adapter should have."""
+        return self._by_pattern("rank_pattern", module, self.raw.get("r", 8))
+
+    def scale(self, module: str) -> np.float32:
+        """What a module's product is multiplied by."""
+        alpha = self._by_pattern("alpha_pattern", module, self.raw.get("lora_alpha", 8))
+        return np.float32(alpha / _divisor(self.rank(module), bool(self.raw.get("use_rslora"))))
+
+    def targeted(self, module: str) -> bool:
+        """Whether PEFT would put an adapter beside this module."""
+        chosen, left_out = self.raw.get("target_modules"), self.raw.get("exclude_modules")
+        if left_out and self._picks(left_out, module):
+            return False
+        if not chosen or not self._picks(chosen, module):
+            return False
+        return isinstance(chosen, str) or module in chosen or self._in_a_chosen_layer(module)
+
+    def _check(self) -> None:
+        for key, value in ({"peft_type": None} | self.raw).items():
+            if key in EXPECTED:
+                fits, why = EXPECTED[key]
+                fine = fits(value)
+            else:
+                fine = not value or key in HARMLESS
+                why = "that is nothing jaxtune can follow; null was expected"
+            if not fine:
+                raise CheckpointError(f"{self.file}: {key} is {value!r}: {why}")
+
+    def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
+        """The value of the first pattern that matches the end of a module's name."""
+        for pattern, value in (self.raw.get(key) or {}).items():
+            if self._compiled(rf"(.*\.)?({pattern})$").match(module):
+                return value
+        return otherwise
+
+    def _picks(self, chosen: str | list[str], module: str) -> bool:
+        if isinstance(chosen, str):
+            return bool(self._compiled(chosen).fullmatch(module))
+        return any(module == each or module.endswith(f".{each}") for each in chosen)
+
+    def _in_a_chosen_layer(self, module: str) -> bool:
+        layers, patterns = self.raw.get("layers_to_transform"), self.raw.get("layers_pattern")
+        if layers is None or layers == []:
+            return True
+        patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
+        lead = r"(?:^|.*?\.)" if self.raw.get("layers_pattern") else r".*?\."
+        for pattern in patterns:
+            if match := self._compiled(rf"{lead}{pattern}\.(?P<number>\d+)\.").match(module):
+                return int(match["number"]) in ([layers] if isinstance(layers, int) else layers)
+        return False
+
+    def _compiled(self, pattern: str) -> re.Pattern:
+        try:
+            return re.compile(pattern)
+        except re.error as problem:
+            raise CheckpointError(
+                f"{self.file}: {pattern!r} is no regular expression: {problem}"
+            ) from None
+
+
+def listed(title: str, lines: Iterable[str]) -> str:
+    """An error message of many lines, cut off after the first few."""
+    lines = list(lines)
+    more = len(lines) - MOST_LISTED
+    return "\n".join(
+        [title, *lines[:MOST_LISTED], *([f"  … and {more} more like these"] * (more > 0))]
+    )
+
+
+def _no_config(directory: Path) -> str:
+    if (directory / "config.json").is_file():
+        return (
+            f"{directory} has no {CONFIG_NAME}, but a config.json: it holds a whole model, which"
+            " jaxtune.load reads"
+        )
+    return (
+        f"{directory} has no {CONFIG_NAME}: an adapter's directory as PEFT writes it was expected"
+    )
+
+
+def _divisor(rank: int, rslora: bool) -> float:
+    return math.sqrt(rank) if rslora else rank
+
+
+def _alpha(scale: np.float32, divisor: float) -> int | float:
+    """The shortest number that gives exactly this scale: what a person had typed."""
+    exact = float(scale) * divisor
+    candidates = (float(f"{exact:.{digits}g}") for digits in range(1, 18))
+    alpha = next(each for each in candidates if np.float32(each / divisor) == scale)
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
+def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
+    """What differs from the usual, by last name or, where layers differ, by whole name."""
+    pattern = {}
+    for name in sorted({last_name(module) for module in values}):
+        group = {module: value for module, value in values.items() if last_name(module) == name}
+        alike = len(set(group.values())) == 1
+        entries = {name: next(iter(group.values()))} if alike else group
+        pattern |= {key: value for key, value in entries.items() if value != usual}
+    return pattern

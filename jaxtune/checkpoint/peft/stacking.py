@@ -1,0 +1,243 @@
+"""Adapters as PEFT has them, one a module, and as ours are: layers stacked, beside each weight.
+
+Modules go by their names in transformers' model, such as `model.layers.0.mlp.up_proj`. Where one
+holds several of our weights fused, its adapter is theirs side by side.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
+from jaxtune.checkpoint.peft.adapter_config import Settings, listed
+from jaxtune.checkpoint.processes import gathered
+from jaxtune.families import names
+from jaxtune.families.names import Piece, Shape
+
+PREFIX = "base_model.model."
+PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+# A magnitude's name ended in .weight for a while, and PEFT still reads it.
+TENSOR = re.compile(
+    rf"{re.escape(PREFIX)}(?P<module>.+)\."
+    r"((?P<a>lora_A\.weight)|(?P<b>lora_B\.weight)|(?P<magnitude>lora_magnitude_vector(\.weight)?))"
+)
+RANKS = "jaxtune_ranks"  # in a file's metadata: the rank of each weight in a fused module
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What one module's adapter adds: scale · b @ a @ x; with a magnitude, DoRA's form of that."""
+
+    a: np.ndarray  # [r, in]
+    b: np.ndarray  # [out, r]
+    scale: np.float32
+    magnitude: np.ndarray | None = None  # [out]
+
+
+Modules = Mapping[str, LowRank]  # by module name
+Adapters = Mapping[str, Lora]  # by the path of the weight they stand beside
+Linears = Mapping[str, Sequence[Piece]]  # the pieces of every linear map, by module name
+
+
+def linears(table: names.Table, shapes: Mapping[str, Shape]) -> Linears:
+    """The linear maps of a model with leaves of these shapes, as a table calls them."""
+    tensors = names.by_tensor(names.pieces(table, shapes))
+    return {
+        tensor.removesuffix(".weight"): pieces
+        for tensor, pieces in tensors.items()
+        if pieces[0].transposed
+    }
+
+
+@jax.jit
+def column_norms(w: Any) -> jax.Array:  # [..., in, out] -> float32[..., out]
+    """The magnitudes at which DoRA changes nothing."""
+    if w.ndim > 2:  # a layer at a time: plain, a quantised weight takes several times its memory
+        return jax.lax.map(column_norms, w)
+    return jnp.linalg.norm(w.astype(jnp.float32), axis=-2)
+
+
+# Ours to PEFT's
+
+
+def tensors(modules: Modules) -> dict[str, np.ndarray]:
+    """All tensors of an adapter, by the names PEFT gives them."""
+    return {
+        f"{PREFIX}{module}.{name}": array
+        for module, adapter in modules.items()
+        for part, name in PARTS.items()
+        if (array := getattr(adapter, part)) is not None
+    }
+
+
+def joined(
+    pieces: Sequence[Piece],
+    adapters: Adapters,
+    norms: Mapping[str, np.ndarray],  # of weights without an adapter, by path
+) -> LowRank:
+    """One module's adapter: its weights' a one below the other, their b along the diagonal."""
+    present = [
+        (piece, one_layer(adapters[piece.path], piece.layer))
+        for piece in pieces
+        if piece.path in adapters
+    ]
+    a = np.concatenate([part.a.T for _, part in present])
+    b = np.zeros((pieces[0].shape[0], len(a)), present[0][1].b.dtype)
+    scale = max((part.scale for _, part in present), key=abs)
+    start = 0
+    for piece, part in present:
+        stop = start + part.a.shape[-1]
+        b[piece.rows, start:stop] = part.b.T * (1 if part.scale == scale else part.scale / scale)
+        start = stop
+    return LowRank(a, b, np.float32(scale), _joined_magnitude(pieces, adapters, norms))
+
+
+def _joined_magnitude(
+    pieces: Sequence[Piece], adapters: Adapters, norms: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    stacks = [
+        adapters[piece.path].magnitude if piece.path in adapters else norms.get(piece.path)
+        for piece in pieces
+    ]
+    if any(stack is None for stack in stacks):
+        return None
+    rows = zip(stacks, pieces, strict=True)
+    return np.concatenate([s if piece.layer is None else s[piece.layer] for s, piece in rows])
+
+
+def noted_ranks(adapters: Adapters, modules: Linears) -> dict[str, str]:
+    """Metadata that tells how weights share the ranks of fused modules, if there are any."""
+    fused = {piece.path for pieces in modules.values() if len(pieces) > 1 for piece in pieces}
+    ranks = {path: adapters[path].a.shape[-1] for path in sorted(fused & adapters.keys())}
+    return {RANKS: json.dumps(ranks)} if ranks else {}
+
+
+# PEFT's to ours
+
+
+def read(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
+    """The adapter of every module in a file, each as its config promises it."""
+    grouped: dict[str, dict[str, str]] = {}
+    problems = []
+    for name, info in stored.tensors.items():
+        match = TENSOR.fullmatch(name)
+        if match and info.dtype.kind not in "biu":
+            part = next(part for part in PARTS if match[part])
+            grouped.setdefault(match["module"], {})[part] = name
+        else:
+            problems.append(
+                f"  {name} {info.dtype}{list(info.shape)}: no part of LoRA{_advice(name)}"
+            )
+    for module, parts in grouped.items():
+        shapes = {part: stored.tensors[name].shape for part, name in parts.items()}
+        problems += [f"  {module}: {each}" for each in _broken_promises(module, shapes, settings)]
+    if problems:
+        files = ", ".join(sorted({str(info.file) for info in stored.tensors.values()}))
+        raise CheckpointError(listed(f"{files} does not hold what {settings.file} says:", problems))
+    return {
+        module: LowRank(
+            scale=settings.scale(module),
+            **{part: stored.read(name).astype(np.float32) for part, name in parts.items()},
+        )
+        for module, parts in grouped.items()
+    }
+
+
+def _advice(name: str) -> str:
+    if ".lora_" in name or not name.endswith(".weight"):
+        return ""
+    return (
+        ", but a whole weight. If it is the base's own, write the adapter without:"
+        " save_pretrained(…, save_embedding_layers=False)"
+    )
+
+
+def _broken_promises(module: str, shapes: Mapping[str, Shape], settings: Settings) -> Iterator[str]:
+    wanted = PARTS.keys() if settings.dora else PARTS.keys() - {"magnitude"}
+    for part in sorted(wanted ^ shapes.keys()):
+        yield f"{PARTS[part]} is {'missing' if part in wanted else 'there, and use_dora is false'}"
+    if not settings.targeted(module):
+        yield "it is there, and target_modules (or what limits them) leaves it out"
+    rank = settings.rank(module)
+    promised = {"a": (rank, None), "b": (None, rank), "magnitude": (None,)}
+    for part, shape in shapes.items():
+        if len(shape) != len(promised[part]) or any(
+            length not in (None, size) for length, size in zip(promised[part], shape, strict=True)
+        ):
+            yield f"{PARTS[part]} has shape {list(shape)}, the config's rank is {rank}"
+
+
+def ranks_noted(metadata: Mapping[str, str]) -> dict[str, int]:
+    """What `noted_ranks` put into a file, which may have changed since: see `_spans`."""
+    try:
+        noted = json.loads(metadata.get(RANKS, "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    fine = isinstance(noted, dict) and all(type(n) is int and n > 0 for n in noted.values())
+    return noted if fine else {}
+
+
+def by_path(
+    found: Modules, modules: Linears, ranks: Mapping[str, int]
+) -> dict[str, list[tuple[Piece, LowRank]]]:
+    """What each of our weights has of the adapters found, layer by layer."""
+    grouped: dict[str, list[tuple[Piece, LowRank]]] = {}
+    for module, pieces in modules.items():
+        if adapter := found.get(module):
+            spans = _spans(adapter, pieces, [ranks.get(piece.path, 0) for piece in pieces])
+            for piece, span in zip(pieces, spans, strict=True):
+                part = _part(adapter, piece.rows, span)
+                if len(part.a):
+                    grouped.setdefault(piece.path, []).append((piece, part))
+    return grouped
+
+
+def _spans(adapter: LowRank, pieces: Sequence[Piece], ranks: Sequence[int]) -> list[slice]:
+    """The part of a module's rank that each of its weights has: all, unless b still has blocks."""
+    spans = [slice(s - rank, s) for s, rank in zip(accumulate(ranks), ranks, strict=True)]
+    outside = np.ones(adapter.b.shape, bool)
+    for piece, span in zip(pieces, spans, strict=True):
+        outside[piece.rows, span] = False
+    if len(pieces) > 1 and sum(ranks) == len(adapter.a) and not adapter.b[outside].any():
+        return spans
+    return [slice(None)] * len(pieces)
+
+
+def _part(adapter: LowRank, rows: slice, span: slice) -> LowRank:
+    magnitude = None if adapter.magnitude is None else adapter.magnitude[rows]
+    return LowRank(adapter.a[span], adapter.b[rows, span], adapter.scale, magnitude)
+
+
+def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settings) -> Lora:
+    """A weight's adapter; smaller ranks and layers without an adapter are filled with zeros."""
+    *layers, inside, outside = weight.shape
+    rank = max(len(part.a) for _, part in parts)
+    a = np.zeros((*layers, inside, rank), np.float32)
+    b = np.zeros((*layers, rank, outside), np.float32)
+    scale = np.full(layers, parts[0][1].scale, np.float32)
+    magnitude = np.array(gathered(column_norms(weight))) if settings.dora else None
+    for piece, part in parts:
+        at = () if piece.layer is None else (piece.layer,)
+        a[*at, :, : len(part.a)] = part.a.T
+        b[*at, : len(part.a)] = part.b.T
+        scale[at] = part.scale
+        if magnitude is not None:
+            magnitude[at] = part.magnitude
+    dropout = np.full(layers, settings.dropout, np.float32)
+    return _beside(weight, Lora(a, b, scale, dropout, magnitude))
+
+
+def _beside(weight: Any, adapter: Lora) -> Lora:
+    """The adapter on the devices of its weight, whole on each."""
+    if isinstance(weight.sharding, NamedSharding):
+        return jax.device_put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
+    return jax.tree.map(jnp.asarray, adapter)

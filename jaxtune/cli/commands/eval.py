@@ -1,0 +1,36 @@
+"""`eval`: held-out rows answered and scored, by the base, by what was tuned, or by both."""
+
+from argparse import ArgumentParser, Namespace
+
+from jaxtune.cli.commands import UsageError, config_and_place, configured
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    configured(parser, "[--base | --both] [--adapter DIR]")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--base", action="store_true", help="the untuned base alone")
+    which.add_argument("--both", action="store_true", help="the base beside what was tuned")
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="an adapter or merged checkpoint, a directory or Hub repository (default: the run's)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Evaluate, or go on with an evaluation that was interrupted."""
+    if options.base and options.adapter:
+        raise UsageError("--base asks the untuned base alone, which has no --adapter")
+    config, workdir = config_and_place(options)
+    from jaxtune.evaluation.compare import judge
+
+    judge(
+        config,
+        workdir.expanduser(),
+        base=options.base or options.both,
+        tuned=not options.base,
+        adapter=options.adapter,
+    )
+    return 0

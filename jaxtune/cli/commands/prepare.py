@@ -1,0 +1,56 @@
+"""`prepare`: a published dataset becomes the JSON lines that a task reads."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtune.cli.commands import UsageError
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument("task", help="whose data these are, such as totto")
+    parser.add_argument("source", help="a file, a glob, a saved dataset, or owner/name on the Hub")
+    parser.add_argument("file", type=Path, metavar="OUT.jsonl", help="what is written")
+    parser.add_argument("--split", default="train", help="of a dataset (default: train)")
+    parser.add_argument("--revision", help="of a dataset on the Hub")
+    parser.add_argument("--subset", help="of a dataset on the Hub: one of its configurations")
+    parser.add_argument("--rows", type=int, metavar="N", help="read only the first so many")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Write the file, and say what is in it and what was left out."""
+    if options.rows is not None and options.rows < 1:
+        raise UsageError(f"--rows {options.rows}: expected 1 or more")
+    from jaxtune.cli.prepare import prepare
+    from jaxtune.display.progress import Progress
+
+    progress = Progress(sys.stderr)
+    found = prepare(
+        options.task,
+        options.source,
+        options.file,
+        split=options.split,
+        revision=options.revision,
+        subset=options.subset,
+        rows=options.rows,
+        overwrite=options.overwrite,
+        tell=lambda done, of: progress.draw(f"{done:,} of {of:,} rows"),
+    )
+    if progress.live:
+        progress.say()
+    for line in left_out(found.left_out.count, found.left_out.first):
+        print(line)
+    print(f"written to {found.file}: {found.rows:,} rows")
+    return 0
+
+
+def left_out(count: int, first: Sequence[str]) -> list[str]:
+    """What to say of rows that cannot be used, if there are any."""
+    if not count:
+        return []
+    more = [f"  and {count - len(first):,} more"] if count > len(first) else []
+    return [f"left out, as they cannot be used: {count:,}", *(f"  {row}" for row in first), *more]

@@ -1,0 +1,48 @@
+"""`push`: what a run exported, sent to the Hugging Face Hub."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from jaxtune.cli.commands import UsageError
+
+MARKS = ("adapter_config.json", "config.json")  # one of them is in what may be pushed
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument(
+        "source", type=Path, help="an adapter's or a model's directory, or an .npz file"
+    )
+    parser.add_argument(
+        "repo", help="owner/name on the Hub, or a name in the account that HF_TOKEN belongs to"
+    )
+    parser.add_argument("--public", action="store_true", help="the repository may be public")
+    parser.add_argument("--message", help="of the commit (default: what is pushed)")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Send it as one commit, and say where that is seen."""
+    from jaxtune.checkpoint import hub
+
+    source = checked(options.source.expanduser())
+    account = hub.account()
+    repo = options.repo if "/" in options.repo else f"{account}/{options.repo}"
+    hub.claim(repo, private=not options.public)
+    url = hub.upload(source, repo, options.message or f"{source.name}, by jaxtune")
+    print(f"pushed to {url}")
+    return 0
+
+
+def checked(source: Path) -> Path:
+    """What may be pushed: not any directory, which may hold what nobody else should see."""
+    if not source.exists():
+        raise UsageError(f"{source}: there is no such directory or file")
+    if source.is_dir() and not any((source / mark).is_file() for mark in MARKS):
+        raise UsageError(
+            f"{source} holds no {' and no '.join(MARKS)}: expected what a run exported, such as "
+            "runs/x/export/adapter"
+        )
+    if source.is_file() and source.suffix != ".npz":
+        raise UsageError(f"{source}: expected a directory, or an .npz file")
+    return source

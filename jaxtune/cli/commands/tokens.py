@@ -1,0 +1,47 @@
+"""`tokens`: tokenizers side by side."""
+
+import dataclasses
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from jaxtune.cli.commands import UsageError
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument(
+        "tokenizers",
+        nargs="+",
+        metavar="TOKENIZER",
+        help="a directory, a tokenizer file, owner/name or owner/name@revision",
+    )
+    parser.add_argument("--text", metavar="FILE", help="what to count tokens on")
+    parser.add_argument(
+        "--up-to", type=int, default=999, metavar="N", help="integers to try (default: 0 to 999)"
+    )
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/tokens")
+    parser.add_argument("--json", action="store_true", help="print the JSON, not the table")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Print the table, and write its numbers."""
+    if options.up_to < 0:
+        raise UsageError(f"--up-to {options.up_to}: expected 0 or more")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tokens need no accelerator
+    from jaxtune.cli.tokens import report, table
+    from jaxtune.workdir.directory import write_json
+
+    found = report(list(dict.fromkeys(options.tokenizers)), options.text, options.up_to)
+    content = dataclasses.asdict(found)
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print(table(found))
+    file = (options.workdir or Path("runs/tokens")) / "tokens.json"
+    write_json(file, content)
+    print(f"\nwritten to {file}", file=sys.stderr if options.json else sys.stdout)
+    return 0

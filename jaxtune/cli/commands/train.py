@@ -1,0 +1,57 @@
+"""`train`: one run, from a config to an adapter."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+from jaxtune.cli.commands import UsageError, config_and_place, configured
+
+PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """What it takes."""
+    configured(parser, "[--accept-changes] [--distributed]")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on with a run that was begun under another config",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that all run this command; on TPU slices and under SLURM "
+        f"each knows which, elsewhere {', '.join(PLACES)} tell it",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Train, or go on training; a run that is asked to stop exits as its signal says."""
+    config, workdir = config_and_place(options)
+    import jax
+
+    if options.distributed:
+        join(jax.distributed.initialize)
+    from jaxtune.runs.loop import Stopped
+    from jaxtune.runs.run import fit
+
+    try:
+        fit(config, workdir, accept_changes=options.accept_changes)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
+    return 0
+
+
+def join(initialize: Callable[..., None]) -> None:
+    """Meet the other processes."""
+    address, count, number = map(os.environ.get, PLACES)
+    try:
+        initialize(address, count and int(count), number and int(number))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--distributed: this process cannot join the others ({error}); expected a TPU slice, "
+            f"SLURM, or {', '.join(PLACES)} in the environment"
+        ) from None

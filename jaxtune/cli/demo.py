@@ -1,0 +1,47 @@
+"""`make demo`: a tiny bundled model learns to answer a theme with a palette of four colours.
+
+It runs configs/palette_demo.py as `launch.py train` does, then `launch.py eval --both`, and shows
+what the untuned and the tuned model answered to themes that were held out.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from jaxtune.config import schema as configs
+from jaxtune.evaluation.compare import judge
+from jaxtune.runs.run import fit
+from jaxtune.tasks import palette
+
+CONFIG, WORKDIR = "configs/palette_demo.py", Path("runs/palette_demo")
+THEMES = 4
+
+
+def main() -> None:
+    """Train, unless that is done, and show what came of it."""
+    config = configs.load(CONFIG)
+    summary = fit(config, WORKDIR)
+    verdict = judge(config, WORKDIR, base=True)
+    answered = {who: lines(Path(verdict[who]["predictions"])) for who in ("base", "tuned")}
+    print(
+        "\nthemes that were held out, what the base and the tuned model answer, and their palette\n"
+    )
+    for base, tuned in list(zip(*answered.values(), strict=True))[:THEMES]:
+        print(base["prompt"].partition("Theme: ")[2].partition("\n")[0])
+        for who, text in (
+            ("base", base["answer"]),
+            ("tuned", tuned["answer"]),
+            ("reference", base["references"][0]),
+        ):
+            print(f"  {who:<11}{palette.shown(text, sys.stdout.isatty())}")
+        print()
+    print(f"the adapter, as PEFT reads it too: {summary['exported']}")
+
+
+def lines(file: Path) -> list[dict]:
+    """The predictions in a file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Rows of a config as its steps see them, on the terminal and as a page."""
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtune.assembly import wiring
+from jaxtune.checkpoint.hub import locate_headers
+from jaxtune.cli.preview import render as shown
+from jaxtune.config.schema import Config
+from jaxtune.data.batches import Batch
+from jaxtune.display.progress import Progress, Quiet
+from jaxtune.models import layout
+from jaxtune.workdir.directory import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What was found, and where it was written."""
+
+    text: str
+    page: Path
+    report: Path
+
+
+def preview(
+    config: Config,
+    workdir: Path,
+    rows: int = 4,
+    *,
+    colour: bool = False,
+    progress: Progress | None = None,
+) -> Preview:
+    """Rows of the first step, and the counts of all; weights are not read."""
+    directory, _ = locate_headers(config.model.path)
+    tokenizer = wiring.tokenizer(config, directory, datetime.date.today().isoformat())
+    prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
+    progress = progress or Quiet()
+    train, held = (
+        source and wiring.read(config, source, prompt, progress)
+        for source in wiring.sources(config)
+    )
+    loader = wiring.training(config, train)
+    step = next(loader)
+    loader.close()
+    report = {
+        "train": _counts(train),
+        "held_out": held and _counts(held),
+        "steps": wiring.total_steps(config, loader),
+        "steps_per_epoch": loader.steps_per_epoch,
+        "first_step": step.places,
+    }
+    lines = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), step.batch)
+    few = jax.tree.map(lambda leaf: leaf[:rows], lines)
+    told, title = (tokenizer, step.places, train.survey), f"Rows of {workdir.resolve().name}"
+    page, file = workdir / "preview.html", workdir / "preview.json"
+    seen, pictures = _seen(lines), prompt.pictures
+    write_text(page, shown.page(lines, *told, pictures=pictures, seen=seen, title=title))
+    write_json(file, report)
+    return Preview(shown.text(few, *told, pictures=pictures, colour=colour), page, file)
+
+
+def _seen(lines: Batch) -> Iterator[np.ndarray]:
+    """Of each line, which tokens see which as a layer without a window has it: bool[T, T]."""
+    given = (lines.positions, lines.segments, lines.valid, lines.causal)
+    for row in range(len(lines.tokens)):
+        own = [each if each is None else each[row : row + 1] for each in given]
+        stand = layout.arrange(lines.tokens[row : row + 1].shape, *own)
+        yield np.asarray(layout.mask(stand, stand, layout.EVERYTHING))[0]
+
+
+def _counts(rows: wiring.Rows) -> dict[str, Any]:
+    found = rows.survey
+    return {
+        "rows": len(found.rows),
+        "tokens": found.tokens,
+        "scored_tokens": found.scored_tokens,
+        "longest": found.longest,
+        "cut_rows": found.cut,
+        "cut_tokens": found.cut_tokens,
+        "too_long": found.too_long.count,
+        "malformed": found.malformed.count,
+        "left_out": [*found.malformed.first, *found.too_long.first],
+    }

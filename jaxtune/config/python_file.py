@@ -1,0 +1,136 @@
+"""Config files: Python whose `get_config()` returns dictionaries, or a `ConfigDict`.
+
+An error in one is reported by the line that it is in.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config.fields import ConfigError, shown
+
+
+def read(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
+    """The file that a path names, and what it returns, as dictionaries.
+
+    `file.py:text` calls its `get_config(text)`. `sections` are the names that hold dictionaries.
+    """
+    file, arguments = _named(path)
+    return file, _returned(file, arguments, sections)
+
+
+def _named(text: str) -> tuple[Path, tuple[str, ...]]:
+    """The path of a config file, and what is behind a colon, for its get_config."""
+    named = re.fullmatch(r"(.+?\.py):(.*)", text, re.DOTALL)
+    if named and not Path(text).exists():
+        return Path(named[1]).expanduser(), (named[2],)
+    return Path(text).expanduser(), ()
+
+
+def _returned(
+    file: Path, arguments: tuple[str, ...], sections: Collection[str]
+) -> Mapping[str, Any]:
+    """What a file's get_config gives, as dictionaries."""
+    source = _source(file)
+    space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+    with _neighbours(file.parent.resolve()), _located(file, sections):
+        exec(compile(source, str(file), "exec"), space)
+        get_config = space.get("get_config")
+        _check_call(file, get_config, arguments)
+        values = plain(get_config(*arguments))
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{file}: get_config() returned {shown(values)}, expected a ConfigDict or a dictionary"
+        )
+    return values
+
+
+def _source(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        there = [each.name for each in file.parent.glob("*.py")]
+        near = difflib.get_close_matches(file.name, there, 1)
+        hint = f"; the nearest there is {file.parent / near[0]}" if near else ""
+        raise ConfigError(f"{file}: no such file{hint}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error.strerror}); expected a Python file with get_config()"
+        ) from None
+
+
+def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None:
+    if not callable(get_config):
+        raise ConfigError(
+            f"{file} has no get_config(), expected a function of that name that returns what "
+            "differs from the defaults, as a ConfigDict or a dictionary"
+        )
+    takes = inspect.signature(get_config)
+    try:
+        takes.bind(*arguments)
+    except TypeError:
+        given = repr(arguments[0]) if arguments else "no argument"
+        takes = takes.replace(return_annotation=takes.empty)
+        raise ConfigError(
+            f"{file}: found {given} for get_config{takes}; what it is called with stands behind a "
+            f"colon: --config={file}:ARGUMENT"
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries for those of ml_collections, which need not be imported for it."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return value
+
+
+@contextmanager
+def _neighbours(directory: Path) -> Iterator[None]:
+    """Let a file import those beside it; they are forgotten afterwards, and leave no bytecode."""
+    known, quiet = set(sys.modules), sys.dont_write_bytecode
+    sys.path.insert(0, str(directory))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        sys.dont_write_bytecode = quiet
+        for name in set(sys.modules) - known:
+            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == directory:
+                del sys.modules[name]
+
+
+@contextmanager
+def _located(file: Path, sections: Collection[str]) -> Iterator[None]:
+    """Report an error that a config file makes by the line it is in."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(_report(error, file, sections)) from error
+
+
+def _report(error: Exception, file: Path, sections: Collection[str]) -> str:
+    trace = traceback.extract_tb(error.__traceback__)
+    places = [(each.filename, each.lineno, each.line) for each in trace]
+    message = str(error)
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno, error.text))
+        message = error.msg
+    directory = file.parent.resolve()
+    own = [place for place in places if Path(place[0]).resolve().parent == directory]
+    name, number, line = own[-1] if own else (file.name, None, None)
+    where = str(file.parent / Path(name).name) + (f", line {number}" if number else "")
+    section = message.strip("'\"")
+    if isinstance(error, AttributeError) and section in sections:
+        message += f"; a section is made before its fields are set: config.{section} = dict(…)"
+    return f"{where}: {type(error).__name__}: {message}" + (f"\n  {line.strip()}" if line else "")

@@ -1,0 +1,144 @@
+"""Text in, text out: prompts through a model and back."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtune.config.schema import Generate
+from jaxtune.data.errors import TooLong
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.decoding import decode
+from jaxtune.models.paligemma import Model
+
+TORN = "\ufffd"  # what the bytes of half a character decode to
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies of characters write a byte of others
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as text."""
+
+    text: str  # without what ended it
+    tokens: int
+    chance: float  # log-probability of all of it
+    ended: bool  # by itself, not for want of room
+    next: tuple[tuple[str, float], ...] = ()  # the likeliest first tokens, if asked for
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers prompts."""
+
+    model: Model
+    variables: Mapping
+    tokenizer: Tokenizer
+    settings: Generate
+    seed: int = 0
+
+    def check(self, prompt: Sequence[int], place: str) -> None:
+        """Refuse a prompt that leaves no room for its answer."""
+        context, new = self.model.config.context, self.settings.max_new_tokens
+        if len(prompt) + new > context:
+            raise TooLong(
+                place,
+                f"the prompt has {len(prompt):,} tokens, which with {new:,} new ones is more than "
+                f"the model's context of {context:,}; shorten it, or lower generate.max_new_tokens",
+            )
+
+    def replies(
+        self,
+        prompts: Sequence[Sequence[int]],
+        likeliest: int = 0,
+        images: Sequence[Any] | None = None,  # the pictures of each
+    ) -> list[Reply]:
+        """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
+        given = self.settings
+        answers = decode.answers(
+            self.model,
+            self.variables,
+            prompts,
+            given.max_new_tokens,
+            images=images,
+            stops=self.tokenizer.stops,
+            seed=self.seed,
+            batch=given.batch,
+            finished=self._finished if given.stops else None,
+            **self._numbers,
+        )
+        first = self._next(prompts, likeliest, images) if likeliest else [()] * len(prompts)
+        return [self._reply(*each) for each in zip(answers, first, strict=True)]
+
+    def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
+        """The text of an answer in the pieces in which it comes."""
+        said, tokens = "", []
+        for token in decode.stream(
+            self.model,
+            self.variables,
+            prompt,
+            self.settings.max_new_tokens,
+            images=images,
+            stops=self.tokenizer.stops,
+            sampling=decode.Sampling.of(**self._numbers),
+            seed=self.seed,
+        ):
+            tokens.append(token)
+            if self._finished(tokens):
+                break
+            text = self._settled(tokens)
+            if len(text) > len(said):
+                yield text[len(said) :]
+                said = text
+        if rest := self.text(tokens)[len(said) :]:
+            yield rest
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, up to what ends it."""
+        kept = [token for token in tokens if token not in self.tokenizer.stops]
+        text = self.tokenizer.decode(kept, continues=True)
+        ends = [at for stop in self.settings.stops if (at := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    @property
+    def _numbers(self) -> dict[str, float | None]:
+        given = self.settings
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition")
+        return {name: getattr(given, name) for name in names}
+
+    def _reply(self, answer: decode.Answer, following: tuple) -> Reply:
+        count = len(answer.tokens)
+        # It went on a few tokens after a stop, till it was looked at.
+        while count and self._finished(answer.tokens[: count - 1]):
+            count -= 1
+        chance = sum(answer.chances[:count])
+        return Reply(self.text(answer.tokens), count, chance, answer.ended, following)
+
+    def _finished(self, tokens: Sequence[int]) -> bool:
+        if not self.settings.stops:
+            return False
+        text = self.tokenizer.decode(tokens, continues=True)
+        return any(stop in text for stop in self.settings.stops)
+
+    def _settled(self, tokens: Sequence[int]) -> str:
+        """What of an answer under way no further token changes; nothing while that is unknown."""
+        text = self.text(tokens)
+        # One byte that fits none makes all those around it, too, what no character is.
+        if text.endswith(TORN) or BYTE.fullmatch(self.tokenizer.piece(tokens[-1])):
+            return ""
+        begun = (
+            length
+            for stop in self.settings.stops
+            for length in range(1, len(stop))
+            if text.endswith(stop[:length])
+        )
+        return text[: len(text) - max(begun, default=0)]
+
+    def _next(self, prompts: Sequence[Sequence[int]], count: int, images: Any) -> list[tuple]:
+        count = min(count, self.model.config.vocabulary)
+        found = decode.next_tokens(
+            self.model, self.variables, prompts, count, images=images, batch=self.settings.batch
+        )
+        return [
+            tuple((self.tokenizer.decode([token], continues=True), chance) for token, chance in row)
+            for row in found
+        ]

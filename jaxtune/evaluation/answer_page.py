@@ -1,0 +1,100 @@
+"""Answers beside their pictures, as a page that needs nothing beside it."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxtune.data import images
+from jaxtune.display import pictures
+from jaxtune.display.pictures import Frame
+from jaxtune.display.plots import COLOURS
+from jaxtune.evaluation.held_out import WHOLE, Question
+from jaxtune.metrics.boxes import Box
+from jaxtune.workdir.directory import write_text
+
+PAGE = "answers.html"
+FIRST = 32  # rows that are shown
+BOXES = "Boxes: whole lines are answered, broken ones expected."
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #212121 }
+section { display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: 1.5rem 0 }
+h2 { flex-basis: 100%; font-size: 1rem; margin: 0 }
+dl { display: grid; grid-template-columns: auto 1fr; gap: .25rem 1rem; margin: 0; flex: 1 20rem }
+dt { color: #757575 } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
+.answer { font-weight: 600 }
+"""
+
+
+def write(directory: Path, asked: Sequence[Question], task: ModuleType | None) -> Path | None:
+    """Write the page of the first rows of a directory's predictions, if these have pictures.
+
+    Over the first picture of each are the boxes that the task finds in answer and references.
+    """
+    if not any(question.pictures for question in asked[:FIRST]):
+        return None
+    # Not as text: JSON leaves some of what ends lines there as it is.
+    with (directory / WHOLE).open("rb") as file:
+        lines = [json.loads(line) for line in islice(file, FIRST)]
+    shown = list(zip(asked[:FIRST], lines, strict=True))
+    title = html.escape(f"Answers of {directory.name}")
+    drawn = f"<p>{BOXES}</p>\n" if hasattr(task, "drawn") else ""
+    body = "".join(_section(*each, task) for each in shown)
+    write_text(
+        directory / PAGE,
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+        f"<p>{len(shown):,} of {len(asked):,} rows, pictures as the model sees them.</p>\n"
+        f"{drawn}{body}",
+    )
+    return directory / PAGE
+
+
+def _section(question: Question, line: Mapping[str, Any], task: ModuleType | None) -> str:
+    """A row: its pictures, and what was asked, expected and answered."""
+    told = "".join(
+        f'<dt>{name}<dd class="{name}">{html.escape(text)}\n' for name, text in _told(line)
+    )
+    return (
+        f"<section>\n<h2>{html.escape(question.place)}</h2>\n"
+        f"<div>{''.join(_pictures(question, line, task))}</div>\n<dl>{told}</dl>\n</section>\n"
+    )
+
+
+def _pictures(
+    question: Question, line: Mapping[str, Any], task: ModuleType | None
+) -> Iterator[str]:
+    """A row's pictures, boxes over the first."""
+    frames = _frames(line, task)
+    for number, reference in enumerate(question.pictures, 1):
+        pixels = images.read(reference, question.side, question.place)
+        yield pictures.framed(pixels, frames if number == 1 else [], f"picture {number}") + "\n"
+
+
+def _frames(line: Mapping[str, Any], task: ModuleType | None) -> list[Frame]:
+    """The boxes of references and answer, each label in a colour of its own."""
+    draw = getattr(task, "drawn", None)
+    if draw is None:
+        return []
+    expected: list[Box] = list(chain.from_iterable(map(draw, line["references"])))
+    answered: list[Box] = draw(line["answer"])
+    labels = dict.fromkeys(box.label.casefold() for box in [*expected, *answered])
+    colours = {label: COLOURS[at % len(COLOURS)] for at, label in enumerate(labels)}
+    return [
+        Frame(box.label, box.sides, colours[box.label.casefold()], dashed)
+        for boxes, dashed in ((expected, True), (answered, False))
+        for box in boxes
+    ]
+
+
+def _told(line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What stands beside a row's pictures."""
+    yield "prompt", line["prompt"].strip()
+    for reference in dict.fromkeys(line["references"]):
+        yield "expected", reference
+    yield "answer", line["answer"].strip()
+    for name, score in line["scores"].items():
+        yield "score", f"{name} {'-' if score is None else format(score, '.4g')}"

@@ -1,0 +1,294 @@
+"""The eval command: held-out loss and answers of a base and of what was tuned on it, compared."""
+
+import hashlib
+import json
+import math
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxtune.assembly import wiring
+from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.peft.adapter import load_adapter
+from jaxtune.config.schema import Config
+from jaxtune.data.images import Reference
+from jaxtune.data.textfiles import stamp
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.decoding.text import Answerer
+from jaxtune.display.columns import grid
+from jaxtune.display.progress import Progress
+from jaxtune.evaluation import answer_page, held_out
+from jaxtune.evaluation.held_out import Question
+from jaxtune.metrics import Answered, Metric, paired
+from jaxtune.metrics.intervals import Difference, Figure
+from jaxtune.models.paligemma import Model
+from jaxtune.workdir.directory import begun, locked, write_json, write_text
+
+LESS = "tuned less base"
+EVAL = "eval"  # where answers lie, and what came of each evaluation
+LARGEST = math.log(sys.float_info.max)  # what has a finite exponential
+HASH = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that is asked."""
+
+    name: str  # base or tuned
+    model: Model
+    variables: dict
+    about: Mapping[str, Any]  # what its answers depend on
+    weights: Path  # of the base, or what was tuned
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one."""
+
+    loss: float  # held-out
+    figures: dict[str, Figure]
+    rows: list[Answered]
+    directory: Path
+    weights: Path
+    page: Path | None = None  # of answers beside their pictures
+
+    @property
+    def perplexity(self) -> float:
+        """Of a held-out token, on average."""
+        return math.inf if self.loss > LARGEST else math.exp(self.loss)
+
+
+def judge(
+    config: Config,
+    workdir: Path,
+    *,
+    base: bool = False,
+    tuned: bool = True,
+    adapter: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate the base, what was tuned on it or both, and write what was found."""
+    progress = progress or Progress()
+    directory = locate(config.model.path)
+    exported = tuned_at(workdir, adapter) if tuned else None
+    tokenizer = wiring.tokenizer(config, directory, begun(workdir))
+    prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
+    _, source = wiring.sources(config)
+    if source is None:
+        raise ValueError(
+            "the config has no rows to evaluate on: set eval.source, eval.split or eval.holdout"
+        )
+    asked = held_out.questions(config, source, prompt)
+    rows = wiring.read(config, source, prompt, progress)
+    mesh = wiring.mesh(config)
+    place = wiring.placer(config, mesh)
+    found: dict[str, Verdict] = {}
+    about = _about(config, asked)
+    with locked(workdir / EVAL, "eval"):
+        for contender in _contenders(config, directory, mesh, exported, base, about):
+            progress.draw(f"{contender.name}: held-out loss")
+            loader = wiring.evaluating(config, rows, place.share)
+            loss = held_out.loss(contender.model, contender.variables, loader, place)
+            loader.close()
+            verdict = _asked(config, workdir, contender, tokenizer, asked, loss, progress)
+            found[contender.name] = verdict
+        return _told(config, workdir, found, progress)
+
+
+def tuned_variables(
+    config: Config, model: Model, base: Mapping, tuned: Path, mesh: Any
+) -> tuple[Model, dict]:
+    """What a run has exported: an adapter on the base, or a whole model in its place."""
+    if (tuned / "adapter_config.json").is_file():
+        return model, load_adapter(model, base, tuned)
+    return wiring.base(replace(config, model=replace(config.model, quant=None)), tuned, mesh)
+
+
+def tuned_at(workdir: Path, adapter: str | None) -> Path:
+    """Where the tuned weights are."""
+    if adapter is not None:
+        return locate(adapter)
+    for name in ("adapter", "merged", "merged.npz"):
+        if (workdir / "export" / name).exists():
+            return workdir / "export" / name
+    raise ValueError(
+        f"{workdir / 'export'} holds no adapter and no merged model: train first, name the run's"
+        " --workdir or an --adapter, or take --base alone"
+    )
+
+
+def _about(config: Config, asked: Sequence[Question]) -> dict[str, Any]:
+    """What all answers depend on; not how many are asked at once, nor what the loss takes."""
+    rows = [
+        (each.number, each.place, each.prompt, each.references, *map(_picture, each.pictures))
+        for each in asked
+    ]
+    generate = {name: value for name, value in vars(config.generate).items() if name != "batch"}
+    return {
+        "model": vars(config.model),
+        "generate": generate,
+        "seed": config.seed,
+        "task": config.data.task,
+        "rows": len(rows),
+        "asked": held_out.digest(rows),
+    }
+
+
+def _picture(reference: Reference) -> Any:
+    """What changes when a picture does."""
+    return zlib.crc32(reference) if isinstance(reference, bytes) else stamp(Path(reference))
+
+
+def _files(weights: Path) -> list:
+    """What changes when weights do, wherever they lie and however often they are written."""
+    kinds = ("*.safetensors", "*.npz", "adapter_config.json")
+    inside = (file for kind in kinds for file in weights.glob(kind))
+    files = [weights] if weights.is_file() else sorted(inside)
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_hash, files))
+    return [[file.name, each] for file, each in zip(files, hashes, strict=True)]
+
+
+def _hash(file: Path) -> str:
+    """SHA-256 of a file, which in the Hub's cache is its name."""
+    name = file.resolve().name
+    if HASH.fullmatch(name):
+        return name
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _contenders(
+    config: Config,
+    directory: Path,
+    mesh: Any,
+    tuned: Path | None,
+    base: bool,
+    about: Mapping[str, Any],
+) -> Iterator[Contender]:
+    """One after the other: the base first, as the other stands on it."""
+    model, variables = wiring.base(config, directory, mesh)
+    about = {**about, "base": _files(directory)}
+    if base:
+        yield Contender("base", model, variables, about, directory)
+    if tuned is not None:
+        model, variables = tuned_variables(config, model, variables, tuned, mesh)
+        about = {**about, "tuned": _files(tuned)}
+        yield Contender("tuned", model, variables, about, tuned)
+
+
+def _asked(
+    config: Config,
+    workdir: Path,
+    contender: Contender,
+    tokenizer: Tokenizer,
+    asked: list,
+    loss: float,
+    progress: Progress,
+) -> Verdict:
+    answerer = Answerer(
+        contender.model, contender.variables, tokenizer, config.generate, config.seed
+    )
+    about = json.loads(json.dumps(contender.about))
+    where = workdir / EVAL / f"{contender.name}-{held_out.digest(about)}"
+    figures, rows = held_out.evaluate(answerer, asked, config, where, progress, about)
+    page = answer_page.write(where, asked, held_out.task_of(config))
+    return Verdict(loss, figures, rows, where, contender.weights, page)
+
+
+def _told(
+    config: Config, workdir: Path, found: dict[str, Verdict], progress: Progress
+) -> dict[str, Any]:
+    """The table, and the same as JSON: the latest, and for good under the names of its answers."""
+    metrics = held_out.metrics_of(config)
+    plots, remarks = _plots(config, found), _remarks(config, found)
+    content = {name: _content(verdict, plots[name]) for name, verdict in found.items()}
+    gained: dict[str, Difference] = {}
+    if len(found) == 2:
+        first, second = found.values()
+        gained = paired(metrics, first.rows, second.rows)
+        content["tuned_less_base"] = {
+            name: {**vars(each.difference), "intervals_overlap": each.overlap}
+            for name, each in gained.items()
+        }
+    if remarks:
+        content["remarks"] = remarks
+    latest = workdir / "eval.json"
+    names = [verdict.directory.name for verdict in found.values()]
+    kept = workdir / EVAL / f"{'-'.join(['results', *names])}.json"
+    for file in (kept, latest):
+        write_json(file, content)
+    for line in [*_table(metrics, found, gained), *remarks]:
+        progress.say(line)
+    for name in found:
+        if plots[name]:
+            progress.say(f"plots of {name}: {', '.join(map(str, plots[name]))}")
+        if found[name].page:
+            progress.say(f"answers of {name} beside their pictures: {found[name].page}")
+    progress.say(f"written to {latest}, and to stay to {kept}; predictions beside it")
+    return content
+
+
+def _content(verdict: Verdict, plots: Sequence[Path]) -> dict[str, Any]:
+    """What came of one, as JSON has it."""
+    numbers = {"loss": verdict.loss, "perplexity": verdict.perplexity}
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "rows": len(verdict.rows),
+        "metrics": {key: vars(figure) for key, figure in verdict.figures.items()},
+        "weights": str(verdict.weights),
+        "predictions": str(verdict.directory / held_out.WHOLE),
+        **({"plots": list(map(str, plots))} if plots else {}),
+        **({"page": str(verdict.page)} if verdict.page else {}),
+    }
+
+
+def _plots(config: Config, found: Mapping[str, Verdict]) -> dict[str, list[Path]]:
+    """What the task draws of the answers, written beside them."""
+    draw = getattr(held_out.task_of(config), "plots", None)
+    drawn = draw({name: verdict.rows for name, verdict in found.items()}) if draw else {}
+    for name, pictures in drawn.items():
+        for file, svg in pictures.items():
+            write_text(found[name].directory / file, svg)
+    return {name: [found[name].directory / file for file in drawn.get(name, ())] for name in found}
+
+
+def _remarks(config: Config, found: Mapping[str, Verdict]) -> list[str]:
+    """What the task has to say of its metrics, each once."""
+    remark = getattr(held_out.task_of(config), "remarks", None)
+    said = [each for verdict in found.values() for each in (remark(verdict.rows) if remark else ())]
+    return list(dict.fromkeys(said))
+
+
+def _table(
+    metrics: tuple[Metric, ...], found: dict[str, Verdict], gained: dict[str, Difference]
+) -> list[str]:
+    """A row for each figure: that of each model, and the difference where there are two."""
+    better = {True: "higher is better", False: "lower is better"}
+    rows = [
+        {"": metric.name}
+        | {name: _shown(verdict.figures[metric.name]) for name, verdict in found.items()}
+        | ({LESS: _shown(gained[metric.name].difference)} if gained else {})
+        | {" ": better[metric.higher]}
+        for metric in metrics
+    ]
+    for what, values, places in (
+        ("held-out loss", {name: each.loss for name, each in found.items()}, ".4f"),
+        ("perplexity", {name: each.perplexity for name, each in found.items()}, ".4g"),
+    ):
+        change = {LESS: values["tuned"] - values["base"]} if gained else {}
+        shown = {name: format(value, places) for name, value in (values | change).items()}
+        rows.append({"": what} | shown | {" ": better[False]})
+    numbers = [*found, *([LESS] if gained else [])]
+    return grid(["", *numbers, " "], rows, numbers)
+
+
+def _shown(figure: Figure) -> str:
+    if figure.value is None or figure.low is None:
+        return "-"
+    return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"

@@ -1,0 +1,136 @@
+"""Written files under transformers and PEFT, in a process of their own that gives its memory back.
+
+This module imports neither; the process does, which runs it as a program.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxtune.decoding.decode import Answer
+from jaxtune.export.verify import Rows, Seen
+
+NEEDED = ("torch", "transformers", "peft")
+
+
+def check(target: Path | None) -> None:
+    """Refuse early what cannot be compared here."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"--verify=reference compares with transformers and PEFT, and {', '.join(missing)} "
+            f"cannot be imported here: pip install {' '.join(missing)}"
+        )
+    if target is not None and target.suffix == ".npz":
+        raise ValueError(
+            f"--verify=reference: transformers reads no .npz such as {target}; export a directory"
+        )
+
+
+def observed(
+    model: Path, adapter: Path | None, pictured: bool, rows: Rows, answers: Sequence[Answer]
+) -> Seen:
+    """What transformers makes of rows, and with which tokens it would have gone on in answers."""
+    said = _answered(rows, answers)
+    asked = {"rows": rows, "answers": said}
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        about = {"model": str(model), "adapter": adapter and str(adapter), "pictured": pictured}
+        (place / "about.json").write_text(json.dumps(about))
+        for part, given in asked.items():
+            np.savez(place / f"{part}.npz", **_arrays(given))
+        _run(place)
+        found = {part: np.load(place / f"{part}.logits.npy") for part in asked}
+    logits = found["answers"]
+    logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    gone_on = [
+        Answer(each[inside].argmax(axis=-1).tolist(), each[inside].max(axis=-1).tolist(), False)
+        for each, inside in zip(logits, said.counted, strict=True)
+    ]
+    return Seen(found["rows"][rows.counted], gone_on)
+
+
+def _answered(rows: Rows, answers: Sequence[Answer]) -> Rows:
+    """Prompts with their answers: what foretells each of an answer's tokens is looked at."""
+    whole = [[*p, *a.tokens[:-1]] for p, a in zip(rows.prompts, answers, strict=True)]
+    shape = (len(whole), max(map(len, whole)))
+    tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    causal, counted = np.ones(shape, bool), np.zeros((len(whole), rows.new), bool)
+    where = np.zeros(counted.shape, np.int32)
+    for row, (each, prompt) in enumerate(zip(whole, rows.prompts, strict=True)):
+        tokens[row, : len(each)], valid[row, : len(each)] = each, True
+        causal[row, : len(prompt)] = False
+        new = len(each) - len(prompt) + 1  # the last is foretold, and foretells nothing
+        where[row, :new], counted[row, :new] = len(prompt) - 1 + np.arange(new), True
+    causal = None if rows.causal is None else causal
+    return Rows(tokens, valid, causal, where, counted, [], rows.images, rows.about, rows.new)
+
+
+def _arrays(rows: Rows) -> dict[str, np.ndarray]:
+    found = {"tokens": rows.tokens, "valid": rows.valid, "where": rows.where}
+    if rows.causal is not None:
+        found["causal"] = rows.causal
+    if rows.images is not None:
+        found |= {f"images.{row}": each for row, each in enumerate(rows.images)}
+    return found
+
+
+def _run(place: Path) -> None:
+    command = [sys.executable, "-m", "jaxtune.export.reference", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise ValueError(f"transformers and PEFT cannot run what was written: {last}")
+
+
+def main(place: Path) -> None:
+    """The process: logits of the asked rows, in float32."""
+    import torch
+
+    about = json.loads((place / "about.json").read_text())
+    with torch.inference_mode():
+        model = _loaded(**about)
+        for part in ("rows", "answers"):
+            with np.load(place / f"{part}.npz") as given:
+                np.save(place / f"{part}.logits.npy", _logits(model, dict(given)))
+
+
+def _loaded(model: str, adapter: str | None, pictured: bool):
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    kind = "AutoModelForImageTextToText" if pictured else "AutoModelForCausalLM"
+    found = getattr(transformers, kind).from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    )
+    found = PeftModel.from_pretrained(found, adapter) if adapter else found
+    return found.eval()
+
+
+def _logits(model, given: dict[str, np.ndarray]) -> np.ndarray:  # float32[B, K, V]
+    # Row by row: with longrope, transformers takes all rows' angles from the longest of them.
+    return np.stack([_of_row(model, given, row) for row in range(len(given["tokens"]))])
+
+
+def _of_row(model, given: dict[str, np.ndarray], row: int) -> np.ndarray:  # float32[K, V]
+    import torch
+
+    size = int(given["valid"][row].sum())
+    inputs = {"input_ids": torch.from_numpy(given["tokens"][row : row + 1, :size].astype(np.int64))}
+    if "causal" in given:
+        causal = given["causal"][row : row + 1, :size].astype(np.int64)
+        inputs["token_type_ids"] = torch.from_numpy(causal)
+    if f"images.{row}" in given:
+        inputs["pixel_values"] = torch.from_numpy(given[f"images.{row}"]).permute(0, 3, 1, 2)
+    logits = model(**inputs, use_cache=False).logits.float().numpy()
+    return logits[0, given["where"][row]]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,232 @@
+"""Written files loaded afresh and compared with the model in memory.
+
+What a model makes of rows is kept on the host, so that the next one has the memory to itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune.data import images
+from jaxtune.data.errors import RowError
+from jaxtune.data.examples import Example, Prompt
+from jaxtune.data.sources import Source
+from jaxtune.decoding import decode
+from jaxtune.export.distance import compare
+from jaxtune.models.layout import arrange
+from jaxtune.models.paligemma import Model
+
+# How far logits may be apart, over their deviation, where both sides compute with the same numbers:
+# what is left is the order of sums. Live transformers stays below 5e-5 in float32; in bfloat16,
+# of 8 bits, one rounding is 4e-3, and a layer has several.
+LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
+PLACES = 16  # of a row at which logits are compared: with 262,144 tokens each is a megabyte
+OF_LIMITS = ("ties", "limit")
+NEW = 64  # tokens of an answer
+LENGTH = 256  # tokens of a row, beside those of its pictures
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What two models are asked: their logits at some places, and their answers to prompts."""
+
+    tokens: np.ndarray  # int32[B, T]
+    valid: np.ndarray  # bool[B, T]
+    causal: np.ndarray | None  # bool[B, T]
+    where: np.ndarray  # int32[B, K]
+    counted: np.ndarray  # bool[B, K], False where a row has fewer places
+    prompts: list[list[int]]
+    images: list[np.ndarray] | None  # float32[I, S, S, 3], those of each row
+    about: str  # where they are from
+    new: int  # tokens of an answer at most
+    stops: tuple[int, ...] = ()  # the tokens that end one
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model makes of rows."""
+
+    logits: np.ndarray  # float32[N, V]
+    answers: list[decode.Answer]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far what was found is from what was expected."""
+
+    logits: float  # the largest difference of any, over their deviation
+    kl: float  # in nats, the mean
+    agreement: float  # the share of places with the same likeliest token
+    positions: int
+    answers: int
+    alike: int  # answers of the same tokens
+    ties: int  # others, which part where two tokens are equally likely up to the limit
+    limit: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the two are the same model, up to what rounding explains."""
+        return self.logits <= self.limit and self.alike + self.ties == self.answers
+
+    def __str__(self) -> str:
+        return (
+            f"logits within {self.logits:.1e} of their deviation, KL {self.kl:.1e} nats, "
+            f"likeliest token the same at {self.agreement:.2%} of {self.positions} places, "
+            f"{self.alike} of {self.answers} answers alike"
+        )
+
+    def told(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return asdict(self) | {"kept": self.kept}
+
+    def moved(self) -> dict[str, Any]:
+        """The same where no limit is kept to: how far something moved predictions."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_LIMITS}
+
+
+def rows(
+    source: Source, prompt: Prompt, model: Model, about: str, new: int, count: int = 8
+) -> Rows:
+    """The first rows of a source that can be used, cut where they are long."""
+    new = min(new, NEW, model.config.context // 2)
+    found: list[Example] = []
+    for number in range(len(source)):
+        try:
+            found.append(prompt(source[number], source.place(number)))
+        except RowError:
+            continue  # the survey has told of it
+        if len(found) == count:
+            break
+    if not found:
+        raise ValueError(f"{about}: there is no row to compare on")
+    side = prompt.pictures.size if prompt.pictures else 0
+    beside = prompt.pictures.tokens * max(len(each.images) for each in found) if side else 0
+    longest = min(LENGTH + beside, model.config.context - new)
+    seen = [_pixels(each, side) for each in found] if side else None
+    given = _gathered([_cut(each, longest) for each in found], about, new)
+    return replace(given, images=seen, stops=prompt.tokenizer.stops)
+
+
+def random_rows(model: Model, count: int = 4, length: int = 32, new: int = 16) -> Rows:
+    """Tokens by chance, and pictures if the model sees any, where a config has no rows to offer."""
+    random = np.random.default_rng(0)
+    length = min(length, model.config.context - new)
+    shape = (count, length)
+    tokens = random.integers(3, model.config.vocabulary, shape).astype(np.int32)
+    scored = np.arange(length) >= length // 2
+    seen = None
+    if wants := model.pictures:
+        placeholders = np.full((count, wants.tokens), wants.token, np.int32)
+        tokens = np.concatenate([placeholders, tokens], axis=1)
+        scored = np.pad(scored, (wants.tokens, 0))
+        size = (count, 1, wants.side, wants.side, 3)
+        seen = list(random.uniform(-1, 1, size).astype(np.float32))
+    causal = scored if model.pictures else None
+    examples = [Example(each, scored, causal, "random tokens") for each in tokens]
+    return replace(_gathered(examples, "random tokens", new), images=seen)
+
+
+def _pixels(example: Example, side: int) -> np.ndarray:  # [I, S, S, 3]
+    return np.stack([images.read(each, side, example.place) for each in example.images])
+
+
+def _cut(example: Example, longest: int) -> Example:
+    """A row's beginning; where nothing of that is scored, its end counts as if it were."""
+    tokens, scored = example.tokens[:longest], example.scored[:longest]
+    if not scored.any():
+        scored = np.arange(len(tokens)) >= max(1, len(tokens) - PLACES)
+    causal = None if example.causal is None else example.causal[:longest]
+    return replace(example, tokens=tokens, scored=scored, causal=causal)
+
+
+def _gathered(examples: Sequence[Example], about: str, new: int) -> Rows:
+    """Rows side by side, padded behind."""
+    shape = (len(examples), max(len(each.tokens) for each in examples))
+    tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    causal = None if examples[0].causal is None else np.ones(shape, bool)
+    where, counted = (np.zeros((len(examples), PLACES), kind) for kind in (np.int32, bool))
+    for row, each in enumerate(examples):
+        size, places = len(each.tokens), _places(each)
+        tokens[row, :size], valid[row, :size] = each.tokens, True
+        where[row, : len(places)], counted[row, : len(places)] = places, True
+        if causal is not None:
+            causal[row, :size] = each.causal
+    prompts = [each.tokens[: np.argmax(each.scored)].tolist() for each in examples]
+    return Rows(tokens, valid, causal, where, counted, prompts, None, about, new)
+
+
+def _places(example: Example) -> np.ndarray:
+    """Where a scored token is foretold: all places, or some from the first to the last of them."""
+    places = np.flatnonzero(example.scored) - 1
+    return places[np.linspace(0, len(places) - 1, min(PLACES, len(places))).astype(int)]
+
+
+def observed(model: Model, variables: Mapping, given: Rows) -> Seen:
+    """A model's logits at the rows' places, and its likeliest answers to their prompts."""
+    pixels = None if given.images is None else _side_by_side(given.images)
+    batch = (given.tokens, pixels, given.valid, given.causal, given.where)
+    logits = np.asarray(_logits(model, variables, *batch))
+    answers = decode.answers(
+        model, variables, given.prompts, given.new, images=given.images, stops=given.stops
+    )
+    return Seen(logits[given.counted], answers)
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S, 3]
+    """Those of each row, filled up with dark ones."""
+    most = max(map(len, pictures))
+    return np.stack([np.pad(p, [(0, most - len(p)), *[(0, 0)] * 3]) for p in pictures])
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(
+    model: Model, variables: Mapping, tokens, pixels, valid, causal, where
+) -> jax.Array:  # float32[B, K, V]
+    seen = (tokens,) if pixels is None else (tokens, pixels)
+    x = model.apply(variables, *seen, method="embed")
+    layout = arrange(tokens.shape, valid=valid, causal=causal)
+    hidden = model.apply(variables, x, layout, method="hidden")
+    chosen = jnp.take_along_axis(hidden, where[..., None], axis=1)  # [B, K, D]
+    return model.apply(variables, chosen, method="logits")
+
+
+def before_switch(
+    model: Model, given: Rows, answers: Sequence[decode.Answer]
+) -> list[decode.Answer]:
+    """Answers up to where the angles of all tokens change, so that one pass gives them again."""
+    most = [decode.before_switch(model, prompt, given.new) for prompt in given.prompts]
+    return [
+        replace(each, tokens=each.tokens[:count], chances=each.chances[:count])
+        for each, count in zip(answers, most, strict=True)
+    ]
+
+
+def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
+    """How far one model is from another; logits that are no numbers are an error."""
+    apart = compare(expected.logits, found.logits)
+    nats = 2 * limit * float(expected.logits.std())
+    parted = list(_parted(expected.answers, found.answers))
+    return Comparison(
+        logits=apart.logits,
+        kl=apart.kl,
+        agreement=apart.agreement,
+        positions=apart.positions,
+        answers=len(expected.answers),
+        alike=len(expected.answers) - len(parted),
+        ties=sum(each <= nats for each in parted),
+        limit=limit,
+    )
+
+
+def _parted(expected: Sequence[decode.Answer], found: Sequence[decode.Answer]) -> Iterator[float]:
+    """Of answers that differ, how much likelier one of the first tokens that do was, in nats."""
+    for ours, theirs in zip(expected, found, strict=True):
+        pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop ends the one it is in
+        place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        if place is not None:
+            yield abs(ours.chances[place] - theirs.chances[place])

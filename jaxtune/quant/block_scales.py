@@ -1,0 +1,87 @@
+"""bitsandbytes' double quantisation: the scales of a weight's blocks, themselves held in 8 bits.
+
+Scales less their mean are codes of the dynamic map, with a peak for each 256 of them. Everything
+is to the bit what bitsandbytes makes on a CPU, and its mean is what torch makes of one thread.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune.training.adam8 import fractions
+
+BLOCK = 256  # scales that share a peak
+GRID = 65535  # bitsandbytes rounds a scale to this many steps before it looks for the code
+LANES, ROWS, LEVELS = 8, 4, 4  # of torch's sum
+
+
+def pack(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # float32[n]
+    """Codes uint8[n], peaks float32[n / 256] and the offset float32[] of a weight's scales."""
+    with np.errstate(over="ignore"):  # beyond float32, bitsandbytes' mean is infinite, too
+        offset = _mean(scales)
+    blocks = -(-len(scales) // BLOCK)
+    centred = np.zeros(blocks * BLOCK, np.float32)
+    centred[: len(scales)] = scales - offset
+    centred = centred.reshape(blocks, BLOCK)
+    peaks = np.abs(centred).max(axis=1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        codes = _nearest(centred * (np.float32(1) / peaks)[:, None])
+    codes[peaks == 0] = 0
+    return codes.reshape(-1)[: len(scales)], peaks, offset
+
+
+def unpack(codes: jax.Array, peaks: jax.Array, offset: jax.Array, look_up) -> jax.Array:
+    """The scales float32[..., blocks, out] of codes uint8[..., blocks, out]."""
+    *layers, blocks, outputs = codes.shape
+    # As published weights lie, the blocks of one output follow each other.
+    spread = jnp.repeat(peaks, BLOCK, axis=-1)[..., : blocks * outputs]
+    spread = spread.reshape(*layers, outputs, blocks).swapaxes(-1, -2)
+    centred = look_up(codes, fractions(signed=True)) * spread
+    # No share is below -1, so this changes nothing; but without a step between them the product
+    # and the sum would be fused, and rounded once where bitsandbytes rounds twice.
+    return jnp.maximum(centred, -spread) + offset[..., None, None]
+
+
+def _nearest(shares: np.ndarray) -> np.ndarray:  # float32[...] in [-1, 1] -> uint8[...]
+    steps = (np.clip(shares, -1, 1) + np.float32(1)) * np.float32(GRID / 2) + np.float32(0.5)
+    return _codes_of_steps()[np.nan_to_num(steps).astype(np.int32)]
+
+
+def _codes_of_steps() -> np.ndarray:  # uint8[GRID + 1]
+    table = fractions(signed=True)
+    middles = np.float32(0.5) * (table[1:] + table[:-1])
+    shares = np.float32(-1) + np.float32(2) * np.arange(GRID + 1, dtype=np.float32) / GRID
+    return np.searchsorted(middles, shares.astype(np.float32)).astype(np.uint8)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:  # float32[n] -> float32[]
+    """torch.mean, to the bit: float32 sums come out different in another order."""
+    lanes = LANES if len(values) >= LANES else 1
+    whole = len(values) // lanes * lanes
+    vectors = values[:whole].reshape(-1, lanes)
+    even = len(vectors) // ROWS * ROWS
+    sums = _cascade(vectors[:even].reshape(-1, ROWS, lanes))
+    for vector in vectors[even:]:
+        sums[0] += vector
+    total = np.float32(0)
+    for value in [*values[whole:], *_in_turn(sums)]:
+        total += value
+    return np.float32(total / np.float32(len(values)))
+
+
+def _cascade(values: np.ndarray) -> np.ndarray:  # float32[n, ROWS, lanes] -> [ROWS, lanes]
+    """Sums of runs, then of runs of those; what fills no run stays at its level."""
+    run = 2 ** max(4, (max(len(values), 1) - 1).bit_length() // LEVELS)
+    left = []
+    for level in range(LEVELS):
+        whole = 0 if level == LEVELS - 1 else len(values) // run * run
+        left.append(_in_turn(values[whole:]))
+        values = _in_turn(values[:whole].reshape(-1, run, *values.shape[1:]).swapaxes(0, 1))
+    return _in_turn(np.stack(left))
+
+
+def _in_turn(values: np.ndarray) -> np.ndarray:  # [n, ...] -> [...]
+    total = np.zeros(values.shape[1:], np.float32)
+    for value in values:
+        total = total + value
+    return total

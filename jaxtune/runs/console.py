@@ -1,0 +1,157 @@
+"""What a run says before it begins and when it ends."""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxtune import quant
+from jaxtune.assembly.wiring import Placer, Rows, Start, parameters, trained_leaves
+from jaxtune.config.schema import Config
+from jaxtune.data.loader import Loader
+from jaxtune.display.columns import few, grid, labelled, size_text
+from jaxtune.display.progress import duration
+from jaxtune.sharding import unsplit_leaves
+from jaxtune.training.optim import Optimizer
+
+MOST = 24  # leaves of a table
+
+
+def of_rows(config: Config, train: Rows, held: Rows | None) -> list[str]:
+    """How many rows and tokens there are, and what of them is scored."""
+    lines = {"rows": _rows(train, config) + (f"; {_rows(held, config)}" if held else "")}
+    for rows in filter(None, (train, held)):
+        lines |= _losses(rows)
+    return labelled(lines)
+
+
+def of_steps(config: Config, loader: Loader, total: int, place: Placer) -> list[str]:
+    """The arithmetic of batches and steps."""
+    batch, parts = config.batch, config.batch.accumulate
+    kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
+    devices = place.mesh.size
+    lines = {
+        "batch": f"{batch.rows} {kind} = {parts} × {batch.rows // parts}"
+        + (f", over {devices} devices" if devices > 1 else ""),
+        "steps": f"{total:,} of {loader.steps_per_epoch:,} an epoch"
+        + f" ({total / loader.steps_per_epoch:.3g} epochs)",
+    }
+    if not place.divided:
+        lines["note"] = (
+            f"{place.rows} rows cannot be divided among "
+            f"{place.mesh.shape['data']} × {place.mesh.shape['fsdp']} devices, so each computes "
+            "all of them; make batch.rows / batch.accumulate a multiple"
+        )
+    return labelled(lines)
+
+
+def of_training(config: Config, start: Start, optimizer: Optimizer, place: Placer) -> list[str]:
+    """What trains, how, and what is held in memory before the first step."""
+    trained = parameters(start.selected)
+    whole = trained + parameters(start.frozen)
+    hyper = optimizer.hyper
+    lines = {
+        "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%})",
+        "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} {optimizer.schedule}, "
+        f"warm-up {hyper['warmup_steps']:,} steps, weight decay {hyper['weight_decay']:g}, "
+        f"clip norm {hyper['clip_norm']:g}, seed {config.seed}",
+        "memory": _held(start),
+    }
+    if kinds := _quantised(start.frozen):
+        lines["quantised"] = kinds
+    shapes = {
+        path: leaf if quant.is_quantized(leaf) else leaf.shape
+        for path, leaf in quant.by_path(start.frozen).items()
+    }
+    unsplit = unsplit_leaves(
+        {path: shape for path, shape in shapes.items() if path.startswith("params/")}, place.mesh
+    )
+    if unsplit:
+        lines["note"] = (
+            f"every device holds {few(unsplit, len(unsplit))} whole: no mesh axis divides "
+            + ("it" if len(unsplit) == 1 else "them")
+        )
+    return [*labelled(lines), "", *_table(start, place)]
+
+
+def ending(summary: Mapping[str, Any]) -> str:
+    """A finished run in a few lines."""
+    lines = {
+        "done": f"{summary['steps']:,} steps in {duration(summary['seconds'])}, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s"
+        + (" (stopped early: no better for a while)" if summary["stopped_early"] else ""),
+        "memory": f"{size_text(summary['memory']['bytes'])} at most ({summary['memory']['of']})",
+    }
+    if summary["eval_loss"] is not None:
+        lines["held-out"] = (
+            f"loss {summary['eval_loss_before']:.4f} before training, "
+            f"{summary['eval_loss']:.4f} at best, after step {summary['eval_step']:,}"
+        )
+    lines["exported"] = summary["exported"]
+    return "\n".join(labelled(lines))
+
+
+def memory() -> dict[str, Any]:
+    """The most memory that was used: a device's where it counts that, or else the process's."""
+    counted = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
+    if peaks:
+        return {"bytes": max(peaks), "of": "the fullest device"}
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"bytes": most, "of": "this process"}
+
+
+def _rows(rows: Rows, config: Config) -> str:
+    found = rows.survey
+    return (
+        f"{len(found.rows):,} with {found.tokens:,} tokens, {found.scored_tokens:,} scored "
+        f"({found.share:.0%}); the longest {found.longest:,} of {config.batch.max_length:,}"
+    )
+
+
+def _losses(rows: Rows) -> dict[str, str]:
+    """What was left out or cut, if anything was."""
+    found, lines = rows.survey, {}
+    for name, left in (("malformed", found.malformed), ("too long", found.too_long)):
+        if left.count:
+            lines["left out"] = f"{left.count:,} {name}: {'; '.join(left.first)}"
+    if found.cut:
+        lines["cut"] = f"{found.cut:,} rows, {found.cut_tokens:,} tokens"
+    return lines
+
+
+def _held(start: Start) -> str:
+    sizes = {
+        "frozen": _bytes(start.frozen),
+        "trained": _bytes(start.shapes.trainable),
+        "optimiser": _bytes(start.shapes.opt_state),
+    }
+    return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()) + (
+        " in all, before activations"
+    )
+
+
+def _quantised(frozen: Any) -> str:
+    """How many parameters are held in which kind of few bits."""
+    leaves = list(filter(quant.is_quantized, quant.by_path(frozen).values()))
+    counts = {
+        kind: parameters([leaf for leaf in leaves if leaf.kind == kind])
+        for kind in sorted({leaf.kind for leaf in leaves})
+    }
+    return ", ".join(f"{count:,} parameters in {kind}" for kind, count in counts.items())
+
+
+def _bytes(leaves: Any) -> int:
+    # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
+    bits = (leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(leaves))
+    return sum(bits) // 8
+
+
+def _table(start: Start, place: Placer) -> Sequence[str]:
+    rows = list(trained_leaves(start.selected, place.mesh))
+    columns = ["leaf", "shape", "parameters"] + (["over"] if place.mesh.size > 1 else [])
+    more = [f"… and {len(rows) - MOST} more"] if len(rows) > MOST else []
+    return [*grid(columns, rows[:MOST], ["parameters"]), *more]

@@ -1,0 +1,379 @@
+"""The loop of a run: step after step, with what is due after each."""
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxtune.assembly import wiring
+from jaxtune.config.schema import Config
+from jaxtune.data.loader import Loader, Step
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.decoding.text import Answerer
+from jaxtune.display.progress import Progress, duration
+from jaxtune.evaluation import held_out
+from jaxtune.evaluation.held_out import Question
+from jaxtune.export.export import Exported
+from jaxtune.export.push import Pushes, Unpushed
+from jaxtune.models.paligemma import Model
+from jaxtune.runs import console
+from jaxtune.training.optim import SCHEDULES, Optimizer
+from jaxtune.training.step import TrainState, train_step
+from jaxtune.workdir.checkpoints import Checkpoints
+from jaxtune.workdir.directory import Workdir
+from jaxtune.workdir.journal import Journal, Silent
+
+EXPLODED = 3  # times the first loss, and worse than guessing: the run is lost
+NAMED = 20  # rows of a batch that an error lists
+
+
+class RunError(ValueError):
+    """A run that cannot go on."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and can be gone on with."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number  # of the signal
+
+
+@dataclass
+class Tally:
+    """What a run has seen; its checkpoints hold all of it."""
+
+    loss: float = 0.0  # since the last line: a sum over steps, each by its weight
+    weight: float = 0.0
+    tokens: int = 0  # since the run began
+    scored: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    before: float | None = None  # on rows set apart, before the first step
+    best_loss: float | None = None  # of the evaluation with the best score
+    best_score: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations since the best
+
+
+class Speed:
+    """Of the last steps."""
+
+    def __init__(self):
+        self._steps: deque[tuple[int, float]] = deque(maxlen=20)
+        self._clock = time.monotonic()
+
+    def note(self, tokens: int) -> float:
+        """A step is done; the seconds since `start` or the one before."""
+        seconds = -self._clock + self.start()
+        self._steps.append((tokens, seconds))
+        return seconds
+
+    def start(self) -> float:
+        """What happened until now counts for no step."""
+        self._clock = time.monotonic()
+        return self._clock
+
+    @property
+    def seconds(self) -> float:
+        """A step takes."""
+        return sum(seconds for _, seconds in self._steps) / max(1, len(self._steps))
+
+    @property
+    def tokens(self) -> float:
+        """A second."""
+        total = sum(tokens for tokens, _ in self._steps)
+        return total / max(1e-9, sum(seconds for _, seconds in self._steps))
+
+
+@dataclass
+class Run:
+    """A run under way."""
+
+    config: Config
+    workdir: Workdir
+    progress: Progress
+    model: Model
+    optimizer: Optimizer
+    start: wiring.Start
+    place: wiring.Placer
+    loader: Loader
+    evaluator: Loader | None
+    checkpoints: Checkpoints
+    total: int  # steps
+    state: TrainState
+    done: int
+    tally: Tally
+    saved: int  # the step of the newest checkpoint
+    export: Callable[[dict, Path], Path]  # writes variables as the rest of the world reads them
+    deliver: Callable[[dict, int], Exported]  # the same at the end, those of a step, and verified
+    pushes: Pushes | Unpushed
+    tokenizer: Tokenizer
+    asked: Sequence[Question]  # held-out rows to answer at each evaluation
+    speed: Speed = field(default_factory=Speed)
+    loss: float | None = None  # of the last step
+
+    def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
+        """Every step that is left; `asked` gives the signal that asks to stop, or 0."""
+        ahead: tuple[Step, Mapping] | None = None
+        if self.evaluator and self.done == 0:
+            self.tally.before = self._evaluate(log)
+            self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
+            self._answer(log)
+        self.speed.start()
+        while not self._over:
+            step = next(self.loader)
+            batch = self.place(step.batch, parts=True)
+            self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
+            # The devices work on this step while the host looks at the one before.
+            if ahead:
+                self._settle(*ahead)
+            ahead = (step, metrics)
+            self.done += 1
+            stop = _agreed(asked(), self.done)
+            if stop or self._due:
+                norm = self._settle(*ahead)
+                ahead = None
+                self._pause(log, norm, save=bool(stop))
+            if stop:
+                self._leave(stop)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for what is being written, export the best state, write the summary, and push.
+
+        The state is given up for it.
+        """
+        self._save(None)
+        self.checkpoints.wait()
+        tally, start = self.tally, self.start
+        exported = self._export()
+        summary = {
+            "steps": self.done,
+            "epochs": self.done / self.loader.steps_per_epoch,
+            "stopped_early": self.done < self.total,
+            "first_loss": tally.first_loss,
+            "eval_loss_before": tally.before,
+            "eval_loss": tally.best_loss,
+            "eval_step": None if tally.best_loss is None else tally.best_step,
+            "tokens": tally.tokens,
+            "scored_tokens": tally.scored,
+            "examples": tally.examples,
+            "trained_parameters": wiring.parameters(start.selected),
+            "parameters": wiring.parameters([start.selected, start.frozen]),
+            "seconds": round(tally.seconds, 1),
+            "tokens_per_second": round(tally.tokens / max(tally.seconds, 1e-9), 1),
+            "memory": console.memory(),
+            "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "checkpoints": [f"{self.checkpoints.directory}/{n}" for n in self.checkpoints.steps],
+            "exported": str(exported.path),
+            "verified": exported.report.get("kept"),
+        }
+        self.workdir.write("summary.json", summary)
+        self.progress.say(console.ending(summary))
+        exported.check()
+        if pushed := self.pushes.ended(exported.path, self._caption(exported=True)):
+            self.workdir.write("summary.json", summary | pushed)
+        return summary | pushed
+
+    @property
+    def _over(self) -> bool:
+        return self.done >= self.total or self._hopeless
+
+    @property
+    def _hopeless(self) -> bool:
+        """Whether evaluations have not become better for as long as the config bears."""
+        patience = self.config.eval.patience
+        return patience is not None and self.tally.worse >= patience
+
+    @property
+    def _due(self) -> bool:
+        """Whether anything is to be written after this step."""
+        config = self.config
+        return any(map(self._at, (config.log.every, config.eval.every, config.checkpoint.every)))
+
+    def _at(self, every: int | None) -> bool:
+        return self.done == self.total or bool(every and self.done % every == 0)
+
+    def _pause(self, log: Journal | Silent, norm: float, save: bool) -> None:
+        """Log, evaluate and save what is due."""
+        if self._at(self.config.log.every):
+            self._log(log, norm)
+        score, better = None, False
+        if self.evaluator and self._at(self.config.eval.every):
+            loss = self._evaluate(log)
+            score = self._score(loss, self._answer(log))
+            better = self._compare(loss, score)
+        wanted = save or self._hopeless or self._at(self.config.checkpoint.every)
+        if wanted or (better and self.config.checkpoint.best):
+            self._save(score)
+        self.pushes.tell()
+        self.speed.start()
+
+    def _settle(self, step: Step, metrics: Mapping) -> float:
+        """Take a step's numbers in; its gradient's norm. Numbers of a lost run end it."""
+        loss, norm, weight = (float(metrics[key]) for key in ("loss", "gradient_norm", "weight"))
+        tally = self.tally
+        if tally.first_loss is None:
+            tally.first_loss = loss
+        if self._lost(loss, norm):
+            raise RunError(self._obituary(step, loss, norm))
+        self.loss = loss
+        tally.loss += loss * weight
+        tally.weight += weight
+        tally.tokens += step.tokens
+        tally.scored += step.scored
+        tally.examples += step.examples
+        tally.seconds += self.speed.note(step.tokens)
+        self.progress.draw(self._status(step.number + 1, loss))
+        return norm
+
+    def _lost(self, loss: float, norm: float) -> bool:
+        guess = math.log(self.model.config.vocabulary)
+        limit = max(EXPLODED * self.tally.first_loss, guess)
+        return not (math.isfinite(loss) and math.isfinite(norm) and loss <= limit)
+
+    def _obituary(self, step: Step, loss: float, norm: float) -> str:
+        """What is known of the step that showed the run lost, and where to go on from."""
+        self.checkpoints.wait()
+        good = self.checkpoints.steps[-1:]
+        more = len(step.places) - NAMED
+        rows = ", ".join(step.places[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        kept = f"{self.checkpoints.directory}/{good[0]}" if good else "there is none yet"
+        return (
+            f"step {step.number + 1:,}: the run is lost: the loss is {loss:.4g}, the gradient's "
+            f"norm {norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
+            f"  the rows of this step: {rows}\n"
+            f"  the last good checkpoint: {kept}\n"
+            f"  a lower optim.lr than {self.config.optim.lr:g} may help, or a longer "
+            "schedule.warmup, or a look at these rows"
+        )
+
+    def _log(self, log: Journal | Silent, norm: float) -> None:
+        tally = self.tally
+        loss = tally.loss / tally.weight
+        values = {
+            "epoch": self.done / self.loader.steps_per_epoch,
+            "loss": loss,
+            "gradient_norm": norm,
+            "lr": self._rate(self.done),
+            "tokens": tally.tokens,
+            "scored_tokens": tally.scored,
+            "examples": tally.examples,
+        }
+        timings = {"tokens_per_second": self.speed.tokens, "memory": console.memory()["bytes"]}
+        log.write(self.done, "train", values, timings)
+        if not self.progress.live:
+            self.progress.say(self._status(self.done, loss))
+        tally.loss = tally.weight = 0.0
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        hyper = self.optimizer.hyper
+        share = SCHEDULES[self.optimizer.schedule](np.float32(step - 1), hyper)
+        return float(f"{hyper['lr'] * float(share):.6g}")
+
+    def _status(self, step: int, loss: float) -> str:
+        return (
+            f"step {step:,}/{self.total:,}  loss {loss:.4f}  rate {self._rate(step):.3g}  "
+            f"{self.speed.tokens:,.0f} tokens/s  "
+            f"{duration((self.total - step) * self.speed.seconds)} left"
+        )
+
+    def _evaluate(self, log: Journal | Silent) -> float:
+        """The mean loss over the rows set apart for it."""
+        self.progress.draw(f"step {self.done:,}: evaluating")
+        loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.place)
+        log.write(self.done, "eval", {"loss": loss}, {})
+        return loss
+
+    def _answer(self, log: Journal | Silent) -> dict[str, float]:
+        """What the metrics of answers to held-out rows come to, if any are to be answered."""
+        if not self.asked:
+            return {}
+        config = self.config
+        answerer = Answerer(
+            self.model, self.state.variables, self.tokenizer, config.generate, config.seed
+        )
+        where = self.workdir.path / "eval" / f"step-{self.done:06}"
+        found, _ = held_out.evaluate(answerer, self.asked, config, where, self.progress)
+        figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
+        log.write(self.done, "answers", figures, {})
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.say(f"step {self.done:,}: {len(self.asked):,} rows answered: {told}")
+        return figures
+
+    def _score(self, loss: float, figures: Mapping[str, float]) -> float:
+        """What is the lower the better: the loss, or the metric that the config names."""
+        wanted = self.config.checkpoint.metric
+        if not wanted:
+            return loss
+        higher = {each.name: each.higher for each in held_out.metrics_of(self.config)}[wanted]
+        value = figures.get(wanted, -math.inf if higher else math.inf)
+        return -value if higher else value
+
+    def _compare(self, loss: float, score: float) -> bool:
+        """Whether this is the best evaluation so far."""
+        tally, best = self.tally, self.tally.best_loss
+        better = tally.best_score is None or score < tally.best_score
+        by = self.config.checkpoint.metric and f" by {self.config.checkpoint.metric}"
+        note = f"; the best{by} was {best:.4f} at step {tally.best_step:,}" if best else ""
+        self.progress.say(f"step {self.done:,}: held-out loss {loss:.4f}{note}")
+        if better:
+            tally.best_loss, tally.best_score, tally.best_step = loss, score, self.done
+        tally.worse = 0 if better else tally.worse + 1
+        return better
+
+    def _save(self, score: float | None) -> None:
+        if self.saved != self.done:
+            position = {"loader": self.loader.state(), "tally": vars(self.tally)}
+            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
+            self.saved = self.done
+            if not self._over:  # then what is exported is sent
+                self.pushes.saved(
+                    partial(self.export, self.state.variables), self.done, self._caption()
+                )
+
+    def _caption(self, exported: bool = False) -> str:
+        """What is known of the present state in a few words, or of the one that is exported."""
+        tally = self.tally
+        if exported and tally.best_loss is not None and self.config.checkpoint.best:
+            return f"step {tally.best_step:,}, held-out loss {tally.best_loss:.4f}"
+        return f"step {self.done:,}" + (f", loss {self.loss:.4f}" if self.loss is not None else "")
+
+    def _leave(self, number: int) -> None:
+        self.checkpoints.wait()
+        raise Stopped(
+            number,
+            f"stopped by {signal.Signals(number).name} after step {self.done:,} of "
+            f"{self.total:,}, which {self.checkpoints.directory}/{self.done} holds; "
+            "the same command goes on from there",
+        )
+
+    def _export(self) -> Exported:
+        """The best state, or else the last, written as the rest of the world reads it."""
+        best, config = self.tally.best_step, self.config
+        state, step, self.state = self.state, self.done, None
+        if config.checkpoint.best and best not in (0, self.done):
+            kept = self.checkpoints.restore(self.start.shapes, best).state
+            state, step = kept.replace(frozen=state.frozen), best
+        variables = state.variables
+        del state  # what is compared needs the memory of its optimiser
+        self.start.release()
+        return self.deliver(variables, step)
+
+
+def _agreed(asked: int, step: int) -> int:
+    """The signal to stop by after this step: all processes stop after the same one."""
+    if jax.process_count() == 1:
+        return asked
+    return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

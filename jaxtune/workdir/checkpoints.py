@@ -1,0 +1,279 @@
+"""Checkpoints of a run: written in the background, whole or not at all, and checked when read.
+
+Orbax writes and reads the arrays, from and to any number of devices. Beside them stands the
+position: plain JSON that holds where the run is, and a checksum of every array.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import tree
+from jaxtune.checkpoint.formats.safetensors import CheckpointError
+
+ITEMS = ("state", "position")
+DAMAGED = "damaged"  # where what cannot be read is put, beside the checkpoints
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and found to be what was saved."""
+
+    step: int
+    state: Any
+    position: dict[str, Any]
+    damaged: tuple[str, ...]  # what was wrong with newer ones, a line each
+
+
+class Checkpoints:
+    """The checkpoints in a directory: the newest `keep`, and with `best` that of the lowest loss.
+
+    Without `keep` they are read alone, as another run's may be while it is at work. States are
+    pytrees of arrays. All processes of a run call the same methods.
+    """
+
+    def __init__(self, directory: Path, *, keep: int | None = None, best: bool = True):
+        self.directory = directory.absolute()
+        self._keep, self._best = keep, best
+        self._saving: int | None = None
+
+    @cached_property
+    def _manager(self):
+        import orbax.checkpoint as orbax
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+        if self._keep is None:
+            options = orbax.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+            return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+        kept: list[Any] = [policies.LatestN(self._keep)]
+        if self._best:
+            # The last of an ascending order is the best: of equal losses, the first.
+            score = dict(get_metric_fn=lambda found: (-found["loss"], -found["step"]), n=1)
+            kept.append(policies.BestN(keep_checkpoints_without_metrics=False, **score))
+        options = orbax.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+
+    @property
+    def steps(self) -> list[int]:
+        """Those there are, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None
+    ) -> None:
+        """Copy a state off its devices and write it in the background; `loss` ranks it.
+
+        An error in writing comes up here for the checkpoint before, or in `wait`.
+        """
+        from orbax.checkpoint import args
+
+        self.wait()
+        leaves = _plain(state)
+        described = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves.items()}
+        content = {**position, "leaves": described, "checksums": checksums(leaves)}
+        items = args.Composite(
+            state=args.StandardSave(tree.unflatten(leaves)),
+            position=args.JsonSave({"content": content, "checksum": _checksum(content)}),
+        )
+        metrics = None if loss is None else {"loss": loss, "step": step}
+        self._saving = step
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Until what is being written is written."""
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+        self._saving = None
+
+    def restore(self, like: Any, step: int | None = None) -> Restored:
+        """The newest checkpoint that is whole, or that of a step.
+
+        `like` is the state's shapes, dtypes and shardings. Damaged ones are put aside.
+        """
+        damaged: dict[int, str] = {}
+        for each in [step] if step is not None else self.steps[::-1]:
+            try:
+                state, position = self._read(each, like)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                damaged[each] = f"{self.directory / str(each)}: {_short(error)}"
+                continue
+            self._put_aside(damaged)
+            return Restored(each, state, position, tuple(damaged.values()))
+        raise CheckpointError(
+            "\n  ".join([f"no checkpoint in {self.directory} can be read:", *damaged.values()])
+            + "\nMove the directory away to begin anew"
+        )
+
+    def position(self) -> dict[str, Any] | None:
+        """That of the newest checkpoint whose position can be read."""
+        for step in self.steps[::-1]:
+            try:
+                return self._position(step)
+            except Exception:  # restore will say what is wrong with it
+                continue
+        return None
+
+    def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A checkpoint's arrays by path, on the host, and its position."""
+        from orbax.checkpoint import args
+
+        held = args.Composite(state=args.StandardRestore())
+        found = tree.flatten(self._manager.restore(step, args=held)["state"])
+        return {path: np.asarray(leaf) for path, leaf in found.items()}, self._position(step)
+
+    def close(self) -> None:
+        """Let go of threads; an error in writing does not come up any more."""
+        if "_manager" in vars(self):
+            self._manager.close()
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        from orbax.checkpoint import args
+
+        position = self._position(step)
+        wanted = _plain(like)
+        self._check_leaves(step, position.pop("leaves"), wanted)
+        restore = args.StandardRestore(tree.unflatten(wanted))
+        found = self._manager.restore(step, args=args.Composite(state=restore))["state"]
+        leaves = tree.flatten(found)
+        wrong = [
+            path
+            for path, expected in position.pop("checksums").items()
+            if checksums({path: leaves[path]})[path] != expected
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not hold what was saved")
+        return _rebuilt(like, leaves), position
+
+    def _position(self, step: int) -> dict[str, Any]:
+        from orbax.checkpoint import args
+
+        held = args.Composite(position=args.JsonRestore())
+        found = self._manager.restore(step, args=held)["position"]
+        if found["checksum"] != _checksum(found["content"]):
+            raise ValueError("its position does not hold what was saved")
+        return found["content"]
+
+    def _check_leaves(self, step: int, saved: Mapping[str, list], wanted: Mapping) -> None:
+        """Refuse a checkpoint of another model, adapter or optimiser."""
+        described = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in wanted.items()}
+        differing = [
+            f"{path}: the checkpoint has {_shape(saved.get(path))}, "
+            f"the config makes {_shape(described.get(path))}"
+            for path in saved | described
+            if saved.get(path) != described.get(path)
+        ]
+        if differing:
+            more = [f"… and {len(differing) - 8} more"] if len(differing) > 8 else []
+            raise CheckpointError(
+                "\n  ".join(
+                    [
+                        f"{self.directory / str(step)} is a checkpoint of another config:",
+                        *differing[:8],
+                        *more,
+                    ]
+                )
+            )
+
+    def _put_aside(self, damaged: Mapping[int, str]) -> None:
+        if self._keep is None:
+            return
+        if damaged and jax.process_index() == 0:
+            for step in damaged:
+                target = self.directory.parent / DAMAGED / str(step)
+                target.parent.mkdir(exist_ok=True)
+                number = 1
+                while target.exists():
+                    number += 1
+                    target = target.with_name(f"{step}-{number}")
+                (self.directory / str(step)).rename(target)
+        if damaged:
+            self._manager.reload()
+
+    def _unwritten(self, error: Exception) -> CheckpointError:
+        whole = [step for step in self.steps if step != self._saving]
+        left = f"the newest whole one is that of step {whole[-1]:,}" if whole else "there is none"
+        problem = CheckpointError(
+            f"the checkpoint of step {self._saving:,} could not be written to {self.directory}: "
+            f"{_short(error)}; {left}"
+        )
+        self._saving = None
+        return problem
+
+
+def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
+    """A number an array, the same on any devices, that a change of any bit changes."""
+    return {path: int(found) for path, found in _checksums(dict(leaves)).items()}
+
+
+@jax.jit
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def one(leaf):
+        bits = leaf.view(jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).ravel().astype(jnp.uint32)
+        # Odd factors that differ from place to place: integers wrap alike in any order.
+        places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        return jnp.sum(bits * places, dtype=jnp.uint32)
+
+    return {path: one(leaf) for path, leaf in leaves.items()}
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    """The leaves by path; a random key as the numbers it stands for."""
+
+    def numbers(leaf):
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        if isinstance(leaf, jax.Array):
+            return jax.random.key_data(leaf)
+        found = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=leaf.sharding)
+
+    return {path: numbers(leaf) for path, leaf in tree.flatten(state).items()}
+
+
+def _rebuilt(like: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    """A state from its leaves by path."""
+
+    def leaf(path, wanted):
+        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaves[path], impl=wanted.dtype)
+        return leaves[path]
+
+    return tree.map_with_path(leaf, like)
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _shape(described: list | None) -> str:
+    return f"{described[1]}{described[0]}" if described else "nothing"
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -1,0 +1,143 @@
+"""A run's directory: one run at a time, of one config, and files that are whole or not there."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+from jaxtune.config import schema as configs
+from jaxtune.config.schema import Config
+
+CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
+# What may change while a run goes on: these say how it is done, and not what.
+FREE = ("mesh.", "log.", "hub.", "data.workers")
+
+
+class WorkdirError(ValueError):
+    """A directory that cannot serve a run."""
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """A run's directory, held for as long as the run is at work in it."""
+
+    path: Path
+    started: str  # the date, which chat templates are told
+    name: str  # of this run and no other
+    changes: tuple[str, ...]  # what the config says otherwise than when the run began
+
+    def write(self, name: str, content: Any) -> Path:
+        """Write JSON under a name, by the first process."""
+        if jax.process_index() == 0:
+            write_json(self.path / name, content)
+        return self.path / name
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
+    """A directory, made, that one at a time is at work in; others of it do not `take` it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("a") if take else None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    with lock or contextlib.nullcontext():
+        if lock:
+            _take(lock, path, what)
+        yield
+
+
+@contextlib.contextmanager
+def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterator[Workdir]:
+    """A directory for a config's run: made, or gone on with if it holds one of that config."""
+    path = path.expanduser()
+    with locked(path, "run", take=jax.process_index() == 0):
+        changes = _changes(path, config)
+        told = [line for line in changes if not line.startswith(FREE)]
+        if told and not accept_changes:
+            raise WorkdirError(
+                "\n  ".join([f"{path} holds a run of another config; what differs:", *told])
+                + "\nGo on with the new one by --accept-changes, or name another --workdir"
+            )
+        about = _read(path / RUN) or _new(path)
+        found = Workdir(path, about["started"], about["name"], tuple(changes))
+        found.write(RUN, about)
+        found.write(CONFIG, configs.resolved(config))
+        yield found
+
+
+def begun(path: Path) -> str:
+    """The date that the run in a directory began, or else today's: chat templates are told it."""
+    about = _read(path / RUN)
+    return about["started"] if about else datetime.date.today().isoformat()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file of JSON whole or not at all."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"{path} cannot be written: {error.strerror}; --workdir names another directory"
+    )
+
+
+def _take(lock: TextIO, path: Path, what: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkdirError(
+            f"another {what} is at work in {path}; wait for it, or name another --workdir"
+        ) from None
+
+
+def _changes(path: Path, config: Config) -> list[str]:
+    before: Mapping | None = _read(path / CONFIG)
+    return [] if before is None else configs.difference(before, config)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise WorkdirError(
+            f"{file} is no JSON ({error}); this directory's run cannot be known: name another "
+            "--workdir, or move it away"
+        ) from None
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{file} holds no JSON object; name another --workdir, or move it away")
+    return found
+
+
+def _new(path: Path) -> dict[str, str]:
+    now = datetime.datetime.now()
+    return {
+        "started": now.date().isoformat(),
+        "name": f"{path.resolve().name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
+    }

@@ -1,0 +1,55 @@
+"""`launch.py prepare`: what it says of rows, and of what it cannot do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import launch
+from tests.cli.test_prepare import lines, official, rows
+
+
+@pytest.fixture
+def source():
+    """Ten records, seven of which have no cell to tell of."""
+    records = [official(number) for number in range(10)]
+    for record in records[3:]:
+        record["highlighted_cells"] = []
+    return lines(Path("in.jsonl"), records)
+
+
+def test_what_is_written_and_left_out(source, capsys):
+    assert launch.main(["prepare", "totto", "in.jsonl", "data/out.jsonl"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "left out, as they cannot be used: 7"
+    assert printed[1] == "  in.jsonl:4: no cell is highlighted, so there is nothing to tell"
+    assert printed[6:] == ["  and 2 more", "written to data/out.jsonl: 3 rows"]
+    assert len(rows(Path("data/out.jsonl"))) == 3
+    again = ["prepare", "totto", "in.jsonl", "data/out.jsonl", "--rows=2", "--overwrite"]
+    assert launch.main(again) == 0
+    assert capsys.readouterr().out == "written to data/out.jsonl: 2 rows\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["palette", "in.jsonl", "out.jsonl"], "task 'palette' reads its data as they are publish"),
+        (["tototo", "in.jsonl", "out.jsonl"], "task 'tototo' is not one of 'totto'"),
+        (["totto", "im.jsonl", "out.jsonl"], "im.jsonl: there is no such file; the nearest is"),
+        (["totto", "in.jsonl", "out.csv"], "out.csv: a name ending in .jsonl, .ndjson, .json was"),
+        (["totto", "in.jsonl", "a.json"], "a.json: is a directory; the name of a file was"),
+        (["totto", "in.jsonl", "in.jsonl"], "in.jsonl: there is such a file already; --overwrite"),
+        (["totto", "in.jsonl", "in.jsonl/out.jsonl"], "in.jsonl/out.jsonl: cannot be written: "),
+        (["totto", "bad.jsonl", "out.jsonl"], "none of the 1 rows can be used; the first: bad.jso"),
+        (["totto", "a.json", "out.jsonl"], "a.json: a directory, and not one that save_to_disk"),
+        (["totto", "in.jsonl", "out.jsonl", "--rows=0"], "--rows 0: expected 1 or more"),
+        (["totto", "in.jsonl"], "the following arguments are required: OUT.jsonl"),
+    ],
+)
+def test_what_cannot_be_prepared(source, arguments, message, failure):
+    Path("a.json").mkdir()
+    lines(Path("bad.jsonl"), [json.dumps({"table": []})])
+    before = source.read_bytes()
+    assert message in failure("prepare", *arguments)
+    assert not Path("out.jsonl").exists() and source.read_bytes() == before
+    assert not list(Path().rglob(".*partial*"))

@@ -1,0 +1,128 @@
+"""What is typed becomes a prompt, and what comes of it is shown."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from jaxtune.cli import chat
+from jaxtune.config import schema as configs
+from jaxtune.decoding import decode
+from jaxtune.decoding.text import Answerer
+from jaxtune.tasks.palette import shown
+
+TEMPLATE = {"prefix": "{name} costs", "suffix": " {price}"}
+
+
+@pytest.fixture(scope="module")
+def config(base):
+    """`config(prefix="…")` has these settings of data."""
+
+    def config(**data):
+        values = {"model": {"path": str(base)}, "data": {"source": "x.jsonl", **data}}
+        return configs.parse(values | {"generate": {"max_new_tokens": 8}})
+
+    return config
+
+
+@pytest.fixture(scope="module")
+def asked(config, tmp_path_factory):
+    """`asked(text, prefix="…")` is what the model sees of a text."""
+    workdir = tmp_path_factory.mktemp("run")
+
+    def asked(text, **data):
+        ours = config(**data)
+        prompt = chat.prompting(ours, workdir)
+        found = chat.asked(ours, prompt, text, "line 3")
+        assert (found.text, found.place) == (text, "line 3")
+        return prompt.tokenizer.decode(found.tokens, special=True)
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    "text, data, seen",
+    [
+        ("a pen", TEMPLATE, "a pen costs"),
+        (" a pen ", TEMPLATE, " a pen  costs"),
+        ('{"name": "a pen"}', TEMPLATE, "a pen costs"),
+        ('{"name": "a pen", "price": 1, "maker": 2}', TEMPLATE, "a pen costs"),
+        ("why?", {"task": "vqa"}, "answer en why?\n"),
+        ("why?", {"task": "vqa", "columns": {"question": "q"}}, "answer en why?\n"),
+        ('{"q": "why?"}', {"task": "vqa", "columns": {"question": "q"}}, "answer en why?\n"),
+        ('{"question": "why?"}', {"task": "vqa"}, "answer en why?\n"),
+        ("hi", {"messages": "m"}, "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"),
+        ('{"m": [{"role": "user", "content": "hi"}]}', {"messages": "m"},
+         "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"),
+    ],
+)  # fmt: skip
+def test_what_a_model_sees_of_a_text(text, data, seen, asked):
+    assert asked(text, **data) == f"<bos>{seen}"
+
+
+@pytest.mark.parametrize(
+    "text, data, problem",
+    [
+        ("  ", {}, r"^line 3 is empty"),
+        ('{"name": ', TEMPLATE, r"^line 3 begins like JSON and is none: .*column"),
+        ("{name} and so on", TEMPLATE, r"^line 3 begins like JSON and is none"),
+        ('{"nam": "a pen"}', TEMPLATE, r"^line 3: has no column 'name'; the nearest is 'nam'"),
+        ("a pen", {"prefix": "{name} {size} ", "suffix": "x"},
+         r"^line 3: .* as JSON: an object with name, size$"),
+        ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .* give \{\}"),
+        ("a table", {"task": "totto"}, r"^line 3: .* as JSON: an object with .*table"),
+    ],
+)  # fmt: skip
+def test_texts_that_are_no_prompt(text, data, problem, asked):
+    with pytest.raises(ValueError, match=problem):
+        asked(text, **data)
+
+
+@pytest.fixture
+def answer(config, monkeypatch):
+    """`answer(tokens, stops=…)` is what is shown of such an answer, and what is kept of it."""
+
+    def answer(text, **data):
+        ours = config(**data)
+        prompt = chat.prompting(ours, None)
+        tokens = [prompt.tokenizer.encode(each, continues=True)[-1] for each in text]
+        monkeypatch.setattr(decode, "stream", lambda *given, **more: iter(tokens))
+        model = SimpleNamespace(config=SimpleNamespace(context=100))
+        answerer = Answerer(model, None, prompt.tokenizer, ours.generate)
+        said = []
+        asked = chat.asked(ours, prompt, "a", "line 3")
+        return said, chat.answer(answerer, ours, asked, said.append)
+
+    monkeypatch.setattr(chat, "begun", lambda workdir: "2026-11-21")
+    return answer
+
+
+def test_an_answer_is_shown_as_it_comes(answer):
+    said, found = answer("blue", **TEMPLATE)
+    assert said == ["b", "l", "u", "e", "\n"]
+    assert found == {"prompt": "a", "answer": "blue"}
+
+
+def test_elsewhere_than_on_a_terminal_an_answer_is_as_it_came(answer):
+    palette = ' ["#1f2a44", "#e8dcc5", "#000000", "#ffffff"]'
+    said, found = answer(palette, task="palette")
+    assert "".join(said) == f"{palette}\n" and found["answer"] == palette
+
+
+@pytest.mark.parametrize("columns, before", [(80, "\r\033[K"), (20, "\n")])
+def test_on_a_terminal_what_its_task_shows_stands_instead(columns, before, answer, monkeypatch):
+    palette = ' ["#1f2a44", "#e8dcc5", "#000000", "#ffffff"]'
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said, found = answer(palette, task="palette")
+    assert "".join(said) == f"{palette}{before}{shown(palette, True)}\n"
+    assert found["answer"] == palette
+    said, _ = answer("blue", **TEMPLATE)
+    assert "".join(said) == "blue\n"
+
+
+def test_a_prompt_longer_than_the_context(answer):
+    with pytest.raises(
+        ValueError, match=r"^line 3: the prompt has 1\d\d tokens, .* of 100; shorten"
+    ):
+        answer("blue", prefix="1 2 3 4 5 6 7 8 9 " * 9 + "{name}", suffix="x")

@@ -1,0 +1,485 @@
+"""What every example keeps to, and every way a record cannot be one."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
+from jaxtune.data.examples import Chat, Example, Prompt, Template, Written, columns
+from jaxtune.data.images import Pictures
+from tests.data import made
+
+PROMPT = Template("Describe: {description}\nColors:", " {colors}")
+RECORD = {"description": "a calm sea", "colors": ["#aabbcc", "#123456"]}
+PLACE = "a.jsonl:7"
+
+
+def make(tokenizer, form=PROMPT, max_length=500, **options):
+    return Prompt(tokenizer, form, max_length, **options)
+
+
+def parts(tokenizer, example):
+    """The text that is not scored, and that which is."""
+    return tuple(
+        tokenizer.decode(example.tokens[which], special=True, continues=n == 1)
+        for n, which in enumerate((~example.scored, example.scored))
+    )
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+def test_a_template(tokenizer, kind):
+    ours = tokenizer(kind)
+    example = make(ours)(RECORD, PLACE)
+    prefix, suffix = parts(ours, example)
+    bos = ours.piece(ours.bos) if ours.adds_bos else ""
+    assert prefix.startswith(bos)
+    assert prefix.removeprefix(bos).lstrip(" ") == "Describe: a calm sea\nColors:"
+    assert suffix == ' ["#aabbcc", "#123456"]' + ours.piece(ours.eos)
+    assert example.place == PLACE and example.causal is None and example.cut == 0
+    assert (example.tokens.dtype, example.scored.dtype) == (np.int32, bool)
+    # Scored is one run, at the end.
+    assert (np.diff(example.scored.astype(int)) != 0).sum() == 1 and example.scored[-1]
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+def test_bos_once_where_it_is_the_convention_and_the_end_once(tokenizer, kind):
+    ours = tokenizer(kind)
+    markup = f"{ours.piece(ours.eos)} {'' if ours.bos is None else ours.piece(ours.bos)}"
+    for form in (PROMPT, Template("{description}", "{colors}"), columns("description", "colors")):
+        for record in (RECORD, {"description": f"x{markup}", "colors": f"{markup}y"}):
+            tokens = make(ours, form)(record, PLACE).tokens.tolist()
+            assert tokens.count(ours.eos) == 1 and tokens[-1] == ours.eos
+            if ours.bos is not None:
+                assert tokens.count(ours.bos) == int(ours.adds_bos)
+            assert (tokens[0] == ours.bos) == ours.adds_bos
+
+
+def test_bos_and_end_that_a_template_writes_are_not_written_again(tokenizer):
+    gemma = tokenizer("gemma")
+    written = Template("<bos>{description}", "{colors}<eos>")
+    silent = Template("{description}", "{colors}")
+    assert (
+        make(gemma, written)(RECORD, PLACE).tokens == make(gemma, silent)(RECORD, PLACE).tokens
+    ).all()
+    with pytest.raises(DataError, match="writes BOS twice"):
+        make(gemma, Template("<bos><bos>{description}", "{colors}"))(RECORD, PLACE)
+    with pytest.raises(DataError, match="writes its end token twice"):
+        make(gemma, Template("a", "{colors}<eos> b"))(RECORD, PLACE)
+
+
+def test_another_end_token(tokenizer):
+    gemma = tokenizer("gemma")
+    form = Template("<start_of_turn>user\n{description}<end_of_turn>\n<start_of_turn>model\n",
+                    "{colors}", end="<end_of_turn>")  # fmt: skip
+    example = make(gemma, form)(RECORD, PLACE)
+    turn = gemma.id("<end_of_turn>")
+    assert example.tokens[-1] == turn and example.scored[-1]
+    assert example.tokens.tolist().count(turn) == 2 and gemma.eos not in example.tokens
+    with pytest.raises(DataError, match="'<end>' is no token of this vocabulary"):
+        make(gemma, Template("a", "b", end="<end>"))
+
+
+def test_a_row_is_what_transformers_makes_of_its_text(tokenizer, reference):
+    """Of files that split text at spaces, so that no token would span prefix and suffix."""
+    for kind in ("llama", "qwen"):
+        ours, theirs = tokenizer(kind), reference(kind)
+        text = 'Describe: a calm sea\nColors: ["#aabbcc", "#123456"]'
+        expected = theirs(text)["input_ids"] + [theirs.eos_token_id]
+        assert make(ours)(RECORD, PLACE).tokens.tolist() == expected, kind
+
+
+def test_values_are_written_as_people_would(tokenizer):
+    gemma = tokenizer("gemma")
+    form = Template("{{{n}}} {x:.2f} {flag} {words!s:>5}", "{more}")
+    record = {"n": 3, "x": 2.5, "flag": True, "words": "é", "more": {"a": ["ü", None]}}
+    prefix, suffix = parts(gemma, make(gemma, form)(record, PLACE))
+    assert (prefix, suffix) == ("<bos>{3} 2.50 true     é", '{"a": ["ü", null]}<eos>')
+    assert form.columns == ["n", "x", "flag", "words", "more"]
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"Description": "a", "colors": "b"}, "a.jsonl:7: has no column 'description'; "
+         "the nearest is 'Description', of 'Description', 'colors'"),
+        ({"x": 1}, "no column 'description'; there are 'x'"),
+        ({}, "no column 'description'; there are none"),
+        ({"description": None, "colors": "b"}, "column 'description' is empty"),
+    ],
+)  # fmt: skip
+def test_missing_columns(tokenizer, record, message):
+    with pytest.raises(RowError, match=message):
+        make(tokenizer("gemma"))(record, PLACE)
+
+
+def test_a_value_that_cannot_be_formatted(tokenizer):
+    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is 'many': Unknown format code"):
+        make(tokenizer("gemma"), Template("{n:.2f}", "b"))({"n": "many"}, PLACE)
+    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is .*not JSON serializable"):
+        make(tokenizer("gemma"), Template("{n}", "b"))({"n": [b"bytes"]}, PLACE)
+
+
+@pytest.mark.parametrize("text, message", [("{", "double the braces"), ("{}", "no column's name")])
+def test_templates_that_are_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        Template(text, "{b}")
+
+
+def test_a_row_with_nothing_scored_is_named(tokenizer):
+    gemma = tokenizer("gemma")
+    with pytest.raises(NothingScored, match=r"a.jsonl:7: nothing is scored: the suffix is empty"):
+        make(gemma, columns())({"prefix": "a", "suffix": ""}, PLACE)
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    with pytest.raises(NothingScored, match=r"a.jsonl:7: nothing is scored: the row has no answer"):
+        make(gemma, Chat())(asked, PLACE)
+    assert not issubclass(NothingScored, RowError)  # which a policy may skip
+
+
+def test_nothing_predicts_a_first_token(tokenizer):
+    qwen = tokenizer("qwen")  # which has no BOS
+    example = make(qwen, columns())({"prefix": "", "suffix": "hello world"}, PLACE)
+    assert qwen.decode(example.tokens) == "hello world"
+    assert not example.scored[0] and example.scored[1:].all()
+    with pytest.raises(ValueError, match="first token is scored"):
+        Example(example.tokens, np.ones(len(example.tokens), bool), None, PLACE)
+
+
+# Chat
+
+
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"},
+    ]
+}
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama", "qwen", "phi", "mistral", "sentencepiece_chat"])
+def test_a_chat(tokenizer, kind):
+    ours = tokenizer(kind)
+    example = make(ours, Chat())(CONVERSATION, PLACE)
+    spans = ours.chat(CONVERSATION["messages"])
+    assert example.tokens.tolist() == [n for span in spans for n in span.ids]
+    assert example.scored.tolist() == [span.scored for span in spans for _ in span.ids]
+    assert example.tokens.tolist().count(ours.bos) == (kind not in ("qwen", "phi"))
+    last = make(ours, Chat(turns="last"))(CONVERSATION, PLACE)
+    assert (last.tokens == example.tokens).all()
+    assert 0 < last.scored.sum() < example.scored.sum()
+
+
+def test_bos_that_a_chat_template_forgets_is_put_there(checkpoint):
+    from jaxtune.data.tokenizer import Tokenizer
+
+    template = made.GEMMA_CHAT.replace("{{ bos_token }}", "")
+    gemma = Tokenizer.open(checkpoint("gemma"), template=template)
+    tokens = make(gemma, Chat())(CONVERSATION, PLACE).tokens.tolist()
+    assert tokens[0] == gemma.bos and tokens.count(gemma.bos) == 1
+
+
+def test_chats_that_cannot_be_are_named(tokenizer):
+    gemma = tokenizer("gemma")
+    with pytest.raises(RowError, match=r"a.jsonl:7: a list of messages was expected"):
+        make(gemma, Chat())({"messages": "hello"}, PLACE)
+    twice = {"messages": [{"role": "user", "content": "a"}] * 2}
+    with pytest.raises(RowError, match=r"a.jsonl:7: the chat template refuses"):
+        make(gemma, Chat())(twice, PLACE)
+    with pytest.raises(DataError, match="no chat template; give one, or use a template form"):
+        make(tokenizer("sentencepiece_gemma"), Chat())
+
+
+# A prefix seen in full
+
+
+def test_a_full_prefix(tokenizer):
+    gemma = tokenizer("sentencepiece_gemma")
+    example = make(gemma, Template("{description}\n", "{colors}"), full_prefix=True)(RECORD, PLACE)
+    assert (example.causal == example.scored).all() and example.causal.dtype == bool
+    assert parts(gemma, example)[0] == "<bos>a calm sea\n"
+
+
+# Rows that are too long
+
+
+def long_row(prefix=40, suffix=20):
+    return {"prefix": " word" * prefix, "suffix": " the" * suffix}
+
+
+def test_a_row_that_is_too_long_is_named_with_both_lengths(tokenizer):
+    gemma = tokenizer("gemma")
+    whole = make(gemma, columns())(long_row(), PLACE)
+    length, scored = len(whole.tokens), int(whole.scored.sum())
+    message = (
+        f"a.jsonl:7: the row is {length} tokens long \\(prefix {length - scored}, from the first "
+        f"scored token {scored}\\) and the sequence {length - 1}; raise max_length"
+    )
+    with pytest.raises(TooLong, match=message):
+        make(gemma, columns(), length - 1)(long_row(), PLACE)
+    assert len(make(gemma, columns(), length)(long_row(), PLACE).tokens) == length
+
+
+@pytest.mark.parametrize("kind", ["gemma", "qwen"])
+@pytest.mark.parametrize("policy", ["cut_prefix", "cut_suffix"])
+def test_rows_are_cut_where_told_and_nowhere_else(tokenizer, kind, policy):
+    ours = tokenizer(kind)
+    whole = make(ours, columns())(long_row(), PLACE)
+    bos, first = int(ours.adds_bos), int(np.argmax(whole.scored))
+    for limit in range(2, len(whole.tokens) + 2):
+        prompt = make(ours, columns(), limit, too_long=policy)
+        excess = max(0, len(whole.tokens) - limit)
+        last = len(whole.tokens) - 1
+        if policy == "cut_prefix":
+            fits, gone = excess < first, slice(bos, bos + excess)
+        else:
+            fits, gone = excess < last - first, slice(last - excess, last)
+        if not fits:
+            with pytest.raises(TooLong, match="does not suffice"):
+                prompt(long_row(), PLACE)
+            continue
+        example = prompt(long_row(), PLACE)
+        assert example.tokens.tolist() == np.delete(whole.tokens, gone).tolist()
+        assert example.scored.tolist() == np.delete(whole.scored, gone).tolist()
+        assert example.cut == excess and example.tokens[-1] == ours.eos and example.scored[-1]
+
+
+def test_chats_are_cut_at_their_last_answer(tokenizer):
+    gemma = tokenizer("gemma")
+    record = {
+        "messages": [*CONVERSATION["messages"][:3], {"role": "assistant", "content": "d" * 50}]
+    }
+    whole = make(gemma, Chat())(record, PLACE)
+    limit = len(whole.tokens) - 20
+    example = make(gemma, Chat(), limit, too_long="cut_suffix")(record, PLACE)
+    # The line break that the template writes after the last turn goes first.
+    assert example.tokens.tolist() == [*whole.tokens[: limit - 1], gemma.id("<end_of_turn>")]
+    assert example.cut == 20
+    with pytest.raises(TooLong, match="cutting the prefix does not suffice"):
+        make(gemma, Chat(), limit, too_long="cut_prefix")(record, PLACE)
+
+
+def test_policies_are_known(tokenizer):
+    with pytest.raises(ValueError, match="too_long 'cut' is not one of 'fail', 'skip'"):
+        make(tokenizer("gemma"), too_long="cut")
+    with pytest.raises(ValueError, match="max_length is 1"):
+        make(tokenizer("gemma"), max_length=1)
+
+
+def test_text_that_functions_write(tokenizer):
+    gemma = tokenizer("gemma")
+
+    def theme(record, place):
+        return f"Theme: {record['theme']}\n"
+
+    form = Written(theme, lambda record, place: record["answer"], columns=[("theme", "topic")])
+    record = {"topic": "a <eos> sea", "answer": " blue<eos>"}
+    example = make(gemma, form)(record, PLACE)
+    prefix, suffix = parts(gemma, example)
+    # What functions write is plain text: special tokens in it are none.
+    assert (prefix, suffix) == ("<bos>Theme: a <eos> sea\n", " blue<eos><eos>")
+    assert example.tokens.tolist().count(gemma.eos) == 1 and example.tokens[-1] == gemma.eos
+    with pytest.raises(RowError, match="has no column 'topic'"):
+        make(gemma, form)({"theme": "x", "answer": "y"}, PLACE)
+
+
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": " First.\n"},
+        {"role": "user", "content": "<eos> two?"},
+        {"role": "assistant", "content": "Second."},
+    ]
+}
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        PROMPT,
+        Template("{description} <eos>", "{colors}"),
+        columns("description", "colors"),
+        Written(lambda record, place: f"{record['theme']}\n<eos>", lambda record, place: "blue",
+                columns=[("theme", "description")]),
+    ],
+)  # fmt: skip
+def test_what_is_asked_is_what_training_reads(tokenizer, kind, form):
+    prompt = make(tokenizer(kind), form)
+    for description in ("a calm sea", " two  words ", "naïve 😀\n", "<eos> é"):
+        record = RECORD | {"description": description}
+        example = prompt(record, PLACE)
+        before = example.tokens[: np.argmax(example.scored)].tolist()
+        assert prompt.asked(record, PLACE) == before
+        assert prompt.asked({"description": description}, PLACE) == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["gemma", "llama", "qwen", "generation", "phi", "mistral", "zephyr"]
+)
+def test_a_chat_is_asked_as_training_reads_it(tokenizer, kind):
+    prompt = make(tokenizer(kind), Chat())
+    messages = CHAT["messages"]
+    for count in (2, 4):
+        example = prompt({"messages": messages[:count]}, PLACE)
+        scored = np.flatnonzero(example.scored)
+        first = next(n for n in scored[::-1] if not example.scored[n - 1])
+        asked = prompt.asked({"messages": messages[: count - 1]}, PLACE)
+        assert asked == example.tokens[:first].tolist()
+
+
+def test_what_cannot_be_asked_is_named(tokenizer):
+    gemma = tokenizer("gemma")
+    with pytest.raises(RowError, match=r"^a.jsonl:7: has no column 'description'"):
+        make(gemma).asked({"colors": []}, PLACE)
+    with pytest.raises(RowError, match=r"^a.jsonl:7: message 1 has no role"):
+        make(gemma, Chat()).asked({"messages": [{"content": "a"}]}, PLACE)
+    with pytest.raises(RowError, match=r"^a.jsonl:7: the chat template refuses the conversation"):
+        make(gemma, Chat()).asked({"messages": CHAT["messages"][1:2]}, PLACE)
+
+
+def test_the_columns_that_a_prompt_asks_for():
+    form = Template("{a} {b:.2f} {a} {{c}}", "{d}")
+    assert (form.asks, form.columns) == (["a", "b"], ["a", "b", "d"])
+    assert columns("x", "y").asks == ["x"] and Template("fixed", "{d}").asks == []
+
+
+# Pictures
+
+SEEN = Pictures(size=8, tokens=6, token=9999)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"  # as such files begin
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """The place of a row of a file that has pictures beside it."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(PNG)
+    (tmp_path / "b.jpg").write_bytes(JPEG)
+    return f"{tmp_path / 'rows.jsonl'}:7"
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+@pytest.mark.parametrize("images", ["b.jpg", ["b.jpg"], ["b.jpg", "pictures/a.png", "b.jpg"]])
+def test_placeholders_stand_before_all_else(tokenizer, beside, tmp_path, kind, images):
+    ours = tokenizer(kind)
+    plain = make(ours, full_prefix=True)(RECORD, beside)
+    prompt = make(ours, full_prefix=True, pictures=SEEN)
+    record = {**RECORD, "image": images}
+    example, asked = prompt(record, beside), prompt.asked(record, beside)
+    names = [images] if isinstance(images, str) else images
+    assert example.images == tuple(str(tmp_path / name) for name in names)
+    assert example.images == prompt.shown(record, beside)
+    before = 6 * len(names)
+    assert example.tokens[:before].tolist() == [9999] * before
+    assert not example.scored[:before].any() and not example.causal[:before].any()
+    for name in ("tokens", "scored", "causal"):
+        assert np.array_equal(getattr(example, name)[before:], getattr(plain, name))
+    assert example.tokens.dtype == np.int32
+    assert asked == [9999] * before + make(ours).asked(RECORD, beside)
+
+
+def test_a_picture_alone_predicts_the_first_token(tokenizer, beside):
+    record = {"prefix": "", "suffix": "hello", "image": "b.jpg"}
+    example = make(tokenizer("qwen"), columns(), pictures=SEEN)(record, beside)
+    assert np.array_equal(example.scored, example.tokens != 9999)
+
+
+def test_a_model_without_eyes_reads_no_pictures(tokenizer):
+    prompt = make(tokenizer("gemma"))
+    record = {**RECORD, "image": "nowhere.png"}
+    assert prompt(record, PLACE).images == prompt.shown(record, PLACE) == ()
+    assert prompt.asked(record, PLACE) == prompt.asked(RECORD, PLACE)
+
+
+def test_where_pictures_are(tokenizer, beside, tmp_path, monkeypatch):
+    gemma = tokenizer("gemma")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def shown(value, place=beside, **options):
+        prompt = make(gemma, pictures=SEEN, image="seen", **options)
+        return prompt.shown({"seen": value}, place)
+
+    inside, whole = tmp_path / "pictures", (str(tmp_path / "pictures" / "a.png"),)
+    assert shown("pictures/a.png") == shown(str(inside / "a.png")) == whole
+    assert shown("a.png", image_root=str(inside)) == shown("a.png", image_root="pictures") == whole
+    assert shown("a.png", image_root="~/pictures") == shown("~/pictures/a.png") == whole
+    assert shown("pictures/a.png", place="the prompt") == whole  # from where one is
+    assert shown({"bytes": None, "path": "pictures/a.png"}) == whole
+    assert shown({"bytes": PNG, "path": "nowhere.png"}) == shown([PNG]) == (PNG,)
+    assert shown([PNG, {"path": "b.jpg"}]) == (PNG, str(tmp_path / "b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({}, "has no column 'image', where its picture was expected; there are 'description', 'co"),
+        ({"image": None}, "column 'image' is empty"),
+        ({"image": ""}, "column 'image' is ''; a picture's path, its bytes or a list of these was"),
+        ({"image": []}, "column 'image' is an empty list"),
+        ({"image": 3}, "column 'image' is 3; a picture's path"),
+        ({"image": ["b.jpg", None]}, "column 'image' is None; a picture's path"),
+        ({"image": {"bytes": None, "path": None}}, "column 'image' is None"),
+        ({"image": "c.jpg"}, "picture {folder}/c.jpg: there is no such file"),
+        ({"image": "pictures"}, "picture {folder}/pictures: cannot be read: Is a directory"),
+        ({"image": "a\0b"}, "cannot be read: embedded null byte"),
+        ({"image": "empty.jpg"}, "picture {folder}/empty.jpg: the file is empty"),
+        ({"image": "page.jpg"}, "none of JPEG, PNG, GIF, BMP, WebP: it begins with b'<!doctyp'"),
+        ({"image": b"RIFF0000WAVE"}, "the picture in the row (12 bytes): is none of JPEG, PNG"),
+    ],
+)
+def test_a_row_without_a_picture_that_can_be_opened_is_named(tokenizer, beside, record, message):
+    folder = beside.rpartition("/")[0]
+    (Path(folder) / "empty.jpg").touch()
+    (Path(folder) / "page.jpg").write_text("<!doctype html>")
+    prompt = make(tokenizer("gemma"), pictures=SEEN)
+    for ask in (prompt, prompt.asked, prompt.shown):
+        with pytest.raises(RowError) as caught:
+            ask({**RECORD, **record}, beside)
+        assert message.format(folder=folder) in str(caught.value)
+        assert str(caught.value).startswith(f"{beside}: ")
+
+
+@pytest.mark.parametrize("kind", ["gemma", "qwen"])  # one with BOS, one without
+def test_pictures_count_where_rows_are_too_long_and_are_never_cut(tokenizer, beside, kind):
+    ours = tokenizer(kind)
+    record = {"prefix": "a b c d e f g h", "suffix": "i", "image": ["b.jpg", "b.jpg"]}
+    whole = make(ours, columns(), pictures=SEEN)(record, beside)
+    length, prefix = len(whole.tokens), int(np.argmax(whole.scored)) - 12
+    message = f"the row is {length} tokens long (pictures 12, prefix {prefix}, from the first sco"
+    with pytest.raises(TooLong, match=re.escape(message)):
+        make(ours, columns(), length - 1, pictures=SEEN)(record, beside)
+    kept = 12 + ours.adds_bos  # and the last of the prefix predicts the first that is scored
+    least = kept + int(whole.scored.sum())
+    cut = make(ours, columns(), least, too_long="cut_prefix", pictures=SEEN)(record, beside)
+    assert len(cut.tokens) == least and cut.cut == length - least and len(cut.images) == 2
+    assert np.array_equal(cut.tokens[:kept], whole.tokens[:kept])
+    assert np.array_equal(cut.tokens[cut.scored], whole.tokens[whole.scored])
+    with pytest.raises(TooLong, match="cutting the prefix does not suffice"):
+        make(ours, columns(), least - 1, too_long="cut_prefix", pictures=SEEN)(record, beside)
+
+
+def test_what_a_config_says_of_pictures(tokenizer, beside):
+    from jaxtune.assembly import wiring
+    from jaxtune.config import schema
+
+    def prompt(pictures, **data):
+        data = dict(source="a.jsonl", prefix="{description}", suffix="{colors}", **data)
+        given = schema.parse(dict(model=dict(path="m"), data=data))
+        return wiring.prompt(given, tokenizer("gemma"), pictures)
+
+    record = {**RECORD, "image": "b.jpg", "other": "a.png"}
+    assert len(prompt(SEEN)(record, beside).images) == 1
+    folder = f"{Path(beside).parent}/pictures"
+    found = prompt(SEEN, image="other", image_root=folder)(record, beside)
+    assert found.images == (f"{folder}/a.png",)
+    # A model that sees may be tuned on text alone: its prefix is read in full all the same.
+    blind = prompt(SEEN, image="")(record, beside)
+    assert blind.images == () and not blind.causal[0]
+    text = prompt(None)(record, beside)
+    assert text.causal is None and np.array_equal(text.tokens, blind.tokens)
+    with pytest.raises(ValueError, match=r"data.augment changes pictures, and m sees none"):
+        prompt(None, augment=[("flip", 0.5)])

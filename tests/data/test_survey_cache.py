@@ -1,0 +1,62 @@
+"""A survey is made once for the same rows, and again when anything it depends on has changed."""
+
+import os
+
+import numpy as np
+import pytest
+
+from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.sources import Chosen, open_source
+from jaxtune.data.survey import survey
+from jaxtune.data.survey_cache import kept
+
+ROWS = [{"prefix": "a " * n, "suffix": f" {n}"} for n in range(20)]
+
+
+@pytest.fixture
+def made(write, tokenizer):
+    """What a survey of these rows found, one malformed and one too long among them."""
+    file = write("a.jsonl", [*ROWS, [], {"prefix": "a " * 200, "suffix": "b"}])
+    prompt = Prompt(tokenizer("gemma"), columns(), 64, too_long="skip")
+    return survey(open_source(file), prompt, malformed="skip")
+
+
+def refuse():
+    raise AssertionError("the rows were read again")
+
+
+def test_what_is_kept_is_what_was_found(made, tmp_path):
+    file = tmp_path / ".rows.npz"
+    assert kept(file, ["key"], lambda: made) is made
+    again = kept(file, ["key"], refuse)
+    for name in ("rows", "lengths", "scored", "pictures"):
+        assert np.array_equal(getattr(again, name), getattr(made, name))
+    assert (again.cut, again.cut_tokens) == (made.cut, made.cut_tokens)
+    assert vars(again.malformed) == vars(made.malformed) and again.malformed.count == 1
+    assert vars(again.too_long) == vars(made.too_long) and again.too_long.count == 1
+
+
+def test_another_key_or_a_damaged_file_is_read_anew(made, tmp_path):
+    file = tmp_path / ".rows.npz"
+    kept(file, ["key"], lambda: made)
+    with pytest.raises(AssertionError, match="read again"):
+        kept(file, ["another"], refuse)
+    file.write_bytes(file.read_bytes()[:100])
+    assert kept(file, ["key"], lambda: made) is made
+    assert kept(file, ["key"], refuse).tokens == made.tokens
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_source_is_another_when_its_file_changes(write, name):
+    import pyarrow
+    import pyarrow.parquet
+
+    file = write(name, ROWS if name == "a.jsonl" else "prefix,suffix\na,b\nc,d\n")
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+    source = open_source(file)
+    before = source.identity
+    assert open_source(file).identity == before == open_source([file]).identity
+    assert Chosen(source, [0]).identity != Chosen(source, [1]).identity != before
+    os.utime(file, ns=(1, 1))
+    assert open_source(file).identity != before

@@ -1,0 +1,248 @@
+"""Answers beside transformers' generate, and what sampling draws from."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as live
+
+import jaxtune
+from jaxtune.decoding import decode
+from jaxtune.decoding.decode import Sampling, answers, generate, next_tokens
+from tests import devices, reference
+from tests.adapters.test_lora import busy, peft_twin
+
+STOPS = tuple(range(2, 10))  # so many that random models meet them at different times
+NAME = "gemma3-linear-mqa"  # windows of six tokens
+NEW = 48
+
+
+def prompts(made, count: int = 16, longest: int = 15) -> list[list[int]]:
+    """Ragged ones, longer than the windows and shorter."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, longest + 1, count)
+    return [random.integers(10, made.model.config.vocabulary, n).tolist() for n in lengths]
+
+
+def continued(model, prompt: list[int], new: int, stops=STOPS) -> tuple[list[int], np.ndarray]:
+    """transformers' greedy answer, and the log-probability of each of its tokens."""
+    with torch.no_grad():
+        found = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=list(stops),
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    tokens = found.sequences[0, len(prompt) :].tolist()
+    chances = torch.log_softmax(torch.cat(found.logits).float(), -1).numpy()
+    return tokens, chances[np.arange(len(tokens)), tokens]
+
+
+def follow(model, variables, live, asked, new: int) -> list[list[int]]:
+    """Greedy answers, held against the reference's: the tokens and their chances.
+
+    Some of these models say one token over and over, but how likely it is depends on all before.
+    """
+    found = answers(model, variables, asked, new, stops=STOPS)
+    for prompt, answer in zip(asked, found, strict=True):
+        tokens, chances = continued(live, prompt, new)
+        assert answer.tokens == tokens
+        # Logits differ by up to 5e-5 of a deviation of up to ten.
+        np.testing.assert_allclose(answer.chances, chances, atol=1e-3)
+    return [answer.tokens for answer in found]
+
+
+@pytest.mark.parametrize("name", reference.EVERY)
+def test_greedy_answers_are_those_of_transformers(pair, name):
+    made = pair(name)
+    asked = prompts(made)
+    new = min(NEW, made.model.config.context - 16)
+    found = follow(made.model, made.variables, made.reference, asked, new)
+    assert max(map(len, found)) > 6  # beyond a window
+
+
+@pytest.mark.slow
+def test_greedy_answers_with_an_adapter_are_those_of_peft(pair, tmp_path):
+    made = pair("llama-llama3")
+    variables = busy(jaxtune.add_lora(made.variables, rank=4, alpha=8, key=jax.random.key(0)))
+    twin = peft_twin(made, tmp_path, variables, r=4, lora_alpha=8)
+    asked = prompts(made, 8)
+    found = follow(made.model, variables, twin, asked, NEW)
+    assert found == generate(made.model, jaxtune.merge(variables), asked, NEW, stops=STOPS)
+    assert found != generate(made.model, made.variables, asked, NEW, stops=STOPS)
+
+
+@pytest.mark.slow
+def test_a_quantised_base_answers_as_its_plain_twin(base):
+    model, variables = jaxtune.load(base, quant="nf4-double")
+    plain = jaxtune.merge(jaxtune.add_lora(variables, rank=1, key=jax.random.key(0)))
+    asked = [[3, 4, 5], [6, 7, 8, 9, 10]]
+    assert generate(model, variables, asked, 12) == generate(model, plain, asked, 12)
+
+
+@pytest.mark.slow
+def test_what_is_cached_changes_nothing(pair):
+    """Each token and its chance are those of a forward pass over all that went before."""
+    made = pair(NAME)
+    prompt = prompts(made, 1)[0]
+    [answer] = answers(made.model, made.variables, [prompt], 24, stops=())
+    whole = np.int32([prompt + answer.tokens])
+    chances = jax.nn.log_softmax(made.apply(made.variables, whole))[0]
+    for place, (token, chance) in enumerate(zip(answer.tokens, answer.chances, strict=True)):
+        row = chances[len(prompt) + place - 1]
+        assert token == int(row.argmax())
+        assert chance == pytest.approx(float(row[token]), abs=2e-5)
+    [first] = next_tokens(made.model, made.variables, [prompt], 5)
+    row = np.exp(chances[len(prompt) - 1])
+    assert [token for token, _ in first] == np.argsort(-row)[:5].tolist()
+    np.testing.assert_allclose([each for _, each in first], np.sort(row)[::-1][:5], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_answers_do_not_depend_on_the_prompts_beside_them(pair):
+    made = pair(NAME)
+    asked = prompts(made, 5)
+    for options in ({}, dict(temperature=1.0, top_p=0.9, samples=2, seed=3)):
+        ask = partial(generate, made.model, made.variables, stops=STOPS, **options)
+        together = ask(asked, 16)
+        apart = [answer for prompt in asked for answer in ask([prompt], 16)]
+        backwards = ask(asked[::-1], 16, batch=2)
+        count = options.get("samples", 1)
+        grouped = [backwards[i : i + count] for i in range(0, len(backwards), count)][::-1]
+        assert together == apart == [answer for group in grouped for answer in group]
+    other = generate(made.model, made.variables, asked, 16, stops=STOPS, temperature=1.0, seed=4)
+    assert other != together[::2]
+
+
+@pytest.mark.slow
+def test_an_answer_may_be_finished_by_what_is_said_of_it(pair):
+    made = pair(NAME)
+    asked = prompts(made, 3)
+    whole = answers(made.model, made.variables, asked, 30, stops=())
+    halted = answers(
+        made.model, made.variables, asked, 30, stops=(), finished=lambda tokens: len(tokens) >= 10
+    )
+    for one, other in zip(whole, halted, strict=True):
+        assert 10 <= len(other.tokens) < 30 and other.ended and not one.ended
+        assert other.tokens == one.tokens[: len(other.tokens)]
+
+
+@pytest.mark.slow
+def test_tokens_come_one_by_one(pair):
+    made = pair("phi3-longrope-short")  # whose angles change on the way
+    prompt = prompts(made, 1, 12)[0]
+    how = dict(stops=(2,), sampling=Sampling.of())
+    streamed = list(decode.stream(made.model, made.variables, prompt, 40, **how))
+    assert streamed == generate(made.model, made.variables, [prompt], 40, stops=(2,))[0]
+
+
+# What is drawn from
+
+LOGITS = np.random.default_rng(1).standard_normal((6, 50)).astype(np.float32) * 3
+SEEN = np.random.default_rng(2).integers(0, 50, (6, 12))
+WARPERS = {
+    "temperature": live.TemperatureLogitsWarper,
+    "top_k": live.TopKLogitsWarper,
+    "top_p": live.TopPLogitsWarper,
+    "min_p": live.MinPLogitsWarper,
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(temperature=0.2),
+        dict(temperature=1.0, top_k=5),
+        dict(temperature=0.7, top_p=0.8),
+        dict(temperature=1.3, top_k=20, top_p=0.95, min_p=0.05),
+        dict(temperature=1.0, top_p=0.01),
+        dict(temperature=0.9, repetition=1.4),
+    ],
+    ids=str,
+)
+def test_distributions_are_those_of_transformers(given):
+    scores = torch.from_numpy(LOGITS.copy())
+    if "repetition" in given:
+        penalty = live.RepetitionPenaltyLogitsProcessor(given["repetition"])
+        scores = penalty(torch.from_numpy(SEEN), scores)
+    for name, warper in WARPERS.items():
+        if name in given:
+            scores = warper(given[name])(None, scores)
+    seen = np.zeros(LOGITS.shape, bool)
+    np.put_along_axis(seen, SEEN, True, axis=1)
+    found = decode.filtered(jnp.asarray(LOGITS), Sampling.of(**given), jnp.asarray(seen))
+    want = torch.softmax(scores, -1).numpy()
+    np.testing.assert_allclose(jax.nn.softmax(found), want, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_sampled_has_the_distribution_it_should(base):
+    """Samples of one token over 512: chi-square beside its 99.9th percentile."""
+    model, variables = jaxtune.load(base)
+    prompt, count = [5, 6, 7], 10_000
+    how = dict(temperature=0.2, top_p=0.9)
+    drawn = generate(
+        model, variables, [prompt], 1, stops=(), samples=count, batch=2048, seed=1, **how
+    )
+    logits = model.apply(variables, np.int32([prompt]))[:, -1]
+    allowed = decode.filtered(logits, Sampling.of(**how), None)
+    want = np.asarray(jax.nn.softmax(allowed))[0] * count
+    got = np.bincount(np.array(drawn)[:, 0], minlength=len(want))
+    assert got[want == 0].sum() == 0 and 300 < (want > 0).sum() < 512
+    likely = want >= 5  # as the test wants them
+    statistic = ((got - want)[likely] ** 2 / want[likely]).sum()
+    freedom = likely.sum() - 1
+    # Wilson and Hilferty's approximation of the percentile.
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+    assert freedom > 100 and statistic < limit
+
+
+@pytest.mark.slow
+def test_on_eight_devices_answers_are_the_same(base):
+    code = f"""
+import jax, jaxtune
+prompts = [[3 + i, 40, 50 + i] * (1 + i % 4) for i in range(8)]
+assert len(jax.devices()) == 8
+for quant, axes in ((None, dict(fsdp=8)), ("nf4-double", dict(data=2, fsdp=2, tensor=2))):
+    answers = []
+    for mesh in (None, jaxtune.make_mesh(axes)):
+        model, variables = jaxtune.load({str(base)!r}, "float32", quant, mesh=mesh)
+        answers.append(jaxtune.generate(model, variables, prompts, 12))
+    assert answers[0] == answers[1], quant
+"""
+    subprocess.run([sys.executable, "-c", code], env=devices.environment(8), check=True)
+
+
+# What is refused
+
+
+def test_prompts_that_cannot_be_answered(pair):
+    made = pair(NAME)
+    ask = partial(generate, made.model, made.variables)
+    with pytest.raises(ValueError, match="prompt 1 is empty: a model needs a token"):
+        ask([[3], []])
+    with pytest.raises(ValueError, match=r"prompt 0 has 60 tokens, which with 32 new ones is more"):
+        ask([[3] * 60])
+    with pytest.raises(ValueError, match="prompt 0 has a token outside the vocabulary"):
+        ask([[10**6]])
+    with pytest.raises(ValueError, match="max_new_tokens 0: expected 1 or more"):
+        ask([[3]], 0)
+    with pytest.raises(ValueError, match="top_p without a temperature: nothing is sampled"):
+        ask([[3]], top_p=0.9)
+    with pytest.raises(ValueError, match="top_k 0: expected a number from 1"):
+        ask([[3]], temperature=1.0, top_k=0)
+
+
+def test_stops_are_what_the_checkpoint_s_files_say(pair, tmp_path):
+    made = pair(NAME)
+    assert decode.stops_of(made.model) == (2,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
+    assert decode.stops_of(made.model.clone(origin=str(tmp_path))) == (1, 106)

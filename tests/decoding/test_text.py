@@ -1,0 +1,140 @@
+"""Answers as text: the same in pieces as at once, and ended where they should be."""
+
+import functools
+import random
+from types import SimpleNamespace
+
+import pytest
+
+import jaxtune
+from jaxtune.config.schema import Generate
+from jaxtune.data.errors import TooLong
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.decoding import decode
+from jaxtune.decoding.text import Answerer
+from tests.data import made
+
+TEXTS = (
+    "the quick brown fox jumps over the lazy dog",
+    "naïve 😀😀 ☃ déjà vu\n\nका 中文, x = 1  ;",
+    "END E EN ENE END",
+)
+STOPS = ((), ("ENE",), ("\n\n", "lazy"), ("😀 ☃", "EN E"), ("zz",))
+MODEL = SimpleNamespace(config=SimpleNamespace(context=64))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """`tokenizer("gemma")` is one as tests/data/made.py makes it."""
+
+    @functools.cache
+    def opened(kind):
+        directory = tmp_path_factory.mktemp(kind)
+        made.KINDS[kind](directory)
+        return Tokenizer.open(directory)
+
+    return opened
+
+
+def answerer(tokenizer, stops=(), model=MODEL, variables=None, **settings):
+    return Answerer(model, variables, tokenizer, Generate(stops=stops, **settings))
+
+
+def letters(tokenizer, text):
+    """The tokens of a text that is written letter by letter."""
+    return [tokenizer.encode(letter, continues=True)[-1] for letter in text]
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """`streamed(answerer, tokens)` is the pieces of an answer of these tokens."""
+
+    def streamed(ours, tokens):
+        monkeypatch.setattr(decode, "stream", lambda *given, **more: iter(tokens))
+        return list(ours.stream([1]))
+
+    return streamed
+
+
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize("kind", made.KINDS)
+def test_pieces_join_to_the_text(tokenizer, streamed, kind, stops):
+    ours = answerer(tokenizer(kind), stops)
+    ends = [*ours.tokenizer.stops[:1]]
+    for text in TEXTS:
+        tokens = ours.tokenizer.encode(text, continues=True) + ends
+        for count in range(len(tokens) + 1):  # cut anywhere, within a character too
+            assert "".join(streamed(ours, tokens[:count])) == ours.text(tokens[:count])
+        places = [at for stop in stops if (at := text.find(stop)) >= 0]
+        assert ours.text(tokens) == text[: min(places, default=None)]
+
+
+@pytest.mark.parametrize("stops", [(), ("a", "he w"), (" ",)])
+@pytest.mark.parametrize("kind", made.KINDS)
+def test_pieces_of_nonsense_join_to_the_text(tokenizer, streamed, kind, stops):
+    """Bytes in an order that is no character's, and special tokens among them."""
+    ours, chance = answerer(tokenizer(kind), stops), random.Random(0)
+    some = [n for n in range(len(ours.tokenizer)) if n not in ours.tokenizer.stops]
+    for _ in range(60):
+        tokens = chance.choices(some, k=20)
+        ended = next((n for n in range(20) if ours._finished(tokens[: n + 1])), 20)
+        assert "".join(streamed(ours, tokens)) == ours.text(tokens[: ended + 1])
+
+
+@pytest.mark.parametrize("kind", made.KINDS)
+def test_text_comes_as_soon_as_it_is_certain(tokenizer, streamed, kind):
+    ours = answerer(tokenizer(kind), ("\nUser:",))
+    assert streamed(ours, letters(ours.tokenizer, "the quick")) == list("the quick")
+    smiling = ours.tokenizer.encode("a 😀 b", continues=True)
+    pieces = streamed(ours, smiling)
+    assert len(pieces) > 1 and "\ufffd" not in "".join(pieces)
+
+
+def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
+    ours, given = answerer(tokenizer("gemma"), ("brown",)), []
+    tokens = letters(ours.tokenizer, "the quick brown fox")
+
+    def stream(*_, **__):
+        for token in tokens:
+            given.append(token)
+            yield token
+
+    monkeypatch.setattr(decode, "stream", stream)
+    assert "".join(ours.stream([1])) == "the quick "
+    assert ours.tokenizer.decode(given, continues=True) == "the quick brown"
+
+
+def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
+    ours = answerer(tokenizer("gemma"), ("brown",))
+    tokens = letters(ours.tokenizer, "the quick brown fox")
+    answer = decode.Answer(tokens, [-1.0] * len(tokens), ended=True)
+    monkeypatch.setattr(decode, "answers", lambda *given, **more: [answer])
+    (reply,) = ours.replies([[1]])
+    counted = len("the quick brown")
+    assert (reply.text, reply.tokens, reply.chance) == ("the quick ", counted, -counted)
+
+
+def test_a_prompt_that_leaves_no_room(tokenizer):
+    ours = answerer(tokenizer("gemma"), max_new_tokens=20)
+    ours.check([1] * 44, "row 1")
+    with pytest.raises(TooLong, match=r"^row 2: the prompt has 45 tokens, .* 20 new .* of 64;"):
+        ours.check([1] * 45, "row 2")
+
+
+@pytest.mark.slow
+def test_a_model_says_the_same_in_pieces(base):
+    model, variables = jaxtune.load(base)
+    ask = functools.partial(
+        answerer, Tokenizer.open(base), model=model, variables=variables, max_new_tokens=12
+    )
+    prompts = [ask().tokenizer.encode(text) for text in ("sea:", "moss and moss:", "a")]
+    free = ask().replies(prompts)
+    stops = tuple({reply.text[2:4] for reply in free if len(reply.text) > 4})
+    assert stops
+    for given in ((), stops):
+        ours = ask(given)
+        replies = ours.replies(prompts, likeliest=3)
+        assert ["".join(ours.stream(prompt)) for prompt in prompts] == [r.text for r in replies]
+        assert all(len(reply.next) == 3 for reply in replies)
+        assert all(reply.next[0][1] >= reply.next[1][1] > 0 for reply in replies)
+    assert any(len(r.text) < len(other.text) for r, other in zip(replies, free, strict=True))

@@ -1,0 +1,148 @@
+"""What an evaluation depends on, where it finds what was tuned, and what it tells."""
+
+import hashlib
+import math
+import os
+
+import pytest
+
+from jaxtune.assembly import wiring
+from jaxtune.config import schema as configs
+from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.display.progress import Quiet
+from jaxtune.evaluation import compare, held_out
+from jaxtune.metrics import Answered
+from jaxtune.metrics.exact import EXACT
+from jaxtune.metrics.intervals import Figure, paired, summarise
+from jaxtune.workdir.directory import WorkdirError, locked
+
+
+@pytest.fixture(scope="module")
+def about(base, rows):
+    """`about(eval={…})` is what answers under these settings depend on."""
+
+    def about(**changes):
+        values = {"model": {"path": str(base)}, "data": {"source": str(rows)}}
+        for section, fields in changes.items():
+            values[section] = {**values.get(section, {}), **fields}
+        config = configs.parse(values)
+        prompt = wiring.prompt(config, Tokenizer.open(base))
+        _, held = wiring.sources(config)
+        return compare._about(config, held_out.questions(config, held, prompt))
+
+    return about
+
+
+def test_what_answers_depend_on(about):
+    usual = about(eval={"holdout": 8})
+    assert usual["rows"] == 8
+    for same in (
+        {"eval": {"holdout": 8, "every": 7}},
+        {"eval": {"holdout": 8}, "generate": {"batch": 2}},
+        {"eval": {"holdout": 8}, "data": {"workers": 0}, "optim": {"lr": 1.0}},
+    ):
+        assert about(**same) == usual
+    others = [
+        about(eval={"holdout": 8, "rows": 7}),
+        about(eval={"holdout": 8}, generate={"max_new_tokens": 3}),
+        about(eval={"holdout": 8}, data={"prefix": "{prefix} "}),
+        about(eval={"holdout": 8}, data={"suffix": "{suffix}."}),
+        about(eval={"holdout": 8}, model={"quant": "int8"}),
+    ]
+    assert len({held_out.digest(each) for each in [usual, *others]}) == 6
+
+
+def test_rows_that_change_are_other_rows(about, rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
+    given = {"data": {"source": str(tmp_path / "rows.jsonl")}, "eval": {"holdout": 8}}
+    before = about(**given)
+    assert about(**given) == before
+    (tmp_path / "rows.jsonl").write_text(rows.read_text().replace("#", "%"))
+    assert about(**given) != before
+
+
+def test_where_the_tuned_weights_are(tmp_path):
+    with pytest.raises(ValueError, match=r"export holds no adapter and no merged model: train f"):
+        compare.tuned_at(tmp_path, None)
+    (tmp_path / "export/merged").mkdir(parents=True)
+    assert compare.tuned_at(tmp_path, None) == tmp_path / "export/merged"
+    (tmp_path / "export/adapter").mkdir()
+    assert compare.tuned_at(tmp_path, None) == tmp_path / "export/adapter"
+    assert compare.tuned_at(tmp_path / "x", str(tmp_path / "export/merged")).name == "merged"
+
+
+def test_what_is_missing_is_said_before_anything_is_read(base, rows, tmp_path):
+    config = configs.parse({"model": {"path": str(base)}, "data": {"source": str(rows)}})
+    with pytest.raises(ValueError, match="export holds no adapter"):
+        compare.judge(config, tmp_path, progress=Quiet())
+    with pytest.raises(ValueError, match=r"no rows to evaluate on: set eval.source, eval.split or"):
+        compare.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+    with pytest.raises(ValueError, match=r"nowhere"):
+        compare.judge(config, tmp_path, adapter="./nowhere", progress=Quiet())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table(tmp_path):
+    first, second = (
+        [Answered(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
+    )
+    found = {
+        name: compare.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+        for name, loss, rows in (("base", 2.5, first), ("tuned", 1.25, second))
+    }
+    lines = compare._table((EXACT,), found, paired([EXACT], first, second))
+    header, _, loss, perplexity = (line.split() for line in lines)
+    assert header == ["base", "tuned", "tuned", "less", "base"]
+    assert loss == ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"]
+    assert perplexity == ["perplexity", "12.18", "3.49", "-8.692", "lower", "is", "better"]
+    exact = lines[1]
+    assert exact.startswith("exact") and exact.endswith("higher is better")
+    assert "1 [1, 1]" in exact and exact.count("0.5 [0.3") == 2
+    (name, _, loss, last) = compare._table((EXACT,), {"base": found["base"]}, {})
+    assert name.split() == ["base"] and loss.split()[:3] == ["held-out", "loss", "2.5000"]
+    assert last.split()[:2] == ["perplexity", "12.18"]
+    assert compare._shown(Figure(None, None, None)) == "-"
+
+
+@pytest.mark.parametrize("loss", [710.0, math.inf, math.nan])
+def test_a_loss_without_a_perplexity(loss, tmp_path):
+    rows = [Answered("a", ("a",), {})]
+    verdict = compare.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+    assert compare._content(verdict, [])["perplexity"] is None
+    (*_, last) = compare._table((EXACT,), {"base": verdict}, {})
+    assert last.split()[:2] == ["perplexity", "nan" if math.isnan(loss) else "inf"]
+
+
+def test_weights_are_told_apart_by_their_content(tmp_path):
+    def written(directory, weights=b"1", scale=8):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        (tmp_path / directory / "adapter_model.safetensors").write_bytes(weights)
+        (tmp_path / directory / "adapter_config.json").write_text(f'{{"lora_alpha": {scale}}}')
+        return compare._files(tmp_path / directory)
+
+    usual = written("a")
+    assert [name for name, _ in usual] == ["adapter_config.json", "adapter_model.safetensors"]
+    os.utime(tmp_path / "a/adapter_model.safetensors", ns=(1, 1))
+    assert compare._files(tmp_path / "a") == written("b") == written("a") == usual
+    assert len({str(each) for each in (usual, written("a", b"2"), written("a", scale=16))}) == 3
+    alone = compare._files(tmp_path / "b/adapter_model.safetensors")
+    assert alone == usual[1:]
+
+
+def test_in_the_hubs_cache_the_content_is_the_name(tmp_path):
+    content = b"weights"
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    for directory in ("blobs", "snapshot", "copy"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "snapshot/model.safetensors").symlink_to(blob)
+    (tmp_path / "copy/model.safetensors").write_bytes(content)
+    blob.touch()  # which is not read
+    assert compare._files(tmp_path / "snapshot") == compare._files(tmp_path / "copy")
+
+
+def test_one_evaluation_at_a_time(base, rows, tmp_path):
+    given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
+    config = configs.parse({"model": {"path": str(base)}, **given})
+    with locked(tmp_path / "eval", "eval"), pytest.raises(WorkdirError, match="another eval is at"):
+        compare.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+    assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]

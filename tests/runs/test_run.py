@@ -1,0 +1,351 @@
+"""Runs from a config: what they leave, how they go on, and what stops them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtune.config import schema as configs
+from jaxtune.display.progress import Quiet
+from jaxtune.runs.loop import Run, RunError, Stopped
+from jaxtune.runs.run import fit
+from jaxtune.workdir.checkpoints import Checkpoints
+from jaxtune.workdir.directory import WorkdirError, held
+from tests import devices
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.fixture(scope="session")
+def make(base, rows):
+    """`make(("optim.lr", 1.0), …)` is the config of these tests with changes."""
+
+    def make(*changes):
+        values = {
+            "steps": STEPS,
+            "model": {"path": str(base)},
+            "data": {"source": str(rows), "workers": 0},
+            "trainable": {"rank": 2, "dropout": 0.1},
+            "optim": {"lr": 0.03, "weight_decay": 0.1},
+            "batch": {"rows": 4, "accumulate": 2, "max_length": 64, "packing": True},
+            "eval": {"holdout": 8, "every": 4},
+            "checkpoint": {"every": 3, "keep": 2},
+            "log": {"every": 2},
+        }
+        for key, value in changes:
+            section, _, name = key.rpartition(".")
+            (values.setdefault(section, {}) if section else values)[name] = value
+        return configs.parse(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(make, tmp_path_factory):
+    """A run that nothing stopped: its directory and summary."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, fit(make(), workdir, progress=Quiet())
+
+
+def contents(workdir: Path):
+    """What must not depend on how often a run was interrupted."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.steps[-1]
+    arrays, position = checkpoints.arrays(step)
+    checkpoints.close()
+    position["tally"].pop("seconds")
+    values = {path: (array.dtype, array.tobytes()) for path, array in arrays.items()}
+    adapter = (workdir / "export/adapter/adapter_model.safetensors").read_bytes()
+    return step, position, (workdir / "metrics.jsonl").read_bytes(), adapter, values
+
+
+def lines(workdir: Path, kind: str) -> list[dict]:
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+class At(Quiet):
+    """Does something when a step is done: crash, ask to stop."""
+
+    def __init__(self, step: int, what):
+        super().__init__()
+        self.step, self.what, self.said = f"step {step}/", what, []
+
+    def draw(self, text=""):
+        if text.startswith(self.step):
+            self.what()
+
+    def say(self, text=""):
+        self.said.append(text)
+
+
+def crash():
+    raise RuntimeError("the machine is gone")
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(whole, make):
+    workdir, summary = whole
+    left = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
+    assert left == [
+        "checkpoints", "config.json", "export", "metrics.jsonl", "run.json", "summary.json",
+    ]  # fmt: skip
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert configs.parse(json.loads((workdir / "config.json").read_text())) == make()
+    train = lines(workdir, "train")
+    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12]
+    assert train[-1]["loss"] < train[0]["loss"] - 0.1
+    evaluated = lines(workdir, "eval")
+    assert [line["step"] for line in evaluated] == [0, 4, 8, 12]
+    assert evaluated[-1]["loss"] < evaluated[0]["loss"]
+    assert summary["steps"] == STEPS and summary["eval_step"] == 12
+    assert summary["eval_loss"] == pytest.approx(evaluated[-1]["loss"], rel=1e-8)
+    assert summary["eval_loss_before"] == pytest.approx(evaluated[0]["loss"], rel=1e-8)
+    assert summary["tokens"] == train[-1]["tokens"] > train[-1]["scored_tokens"] > 0
+    assert (workdir / "export/adapter/adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_banner_says_what_will_happen(make, tmp_path):
+    said = At(0, None)
+    fit(make(("steps", 1), ("mesh.fsdp", 1)), tmp_path, progress=said)
+    text = "\n".join(said.said)
+    assert re.search(r"rows +32 with [\d,]+ tokens, [\d,]+ scored \(\d+%\)", text)
+    assert re.search(r"batch +4 lines of 64 tokens = 2 × 2", text)
+    assert re.search(r"trains +3,360 of 52,554 parameters \(6\.39%\)", text)
+    assert re.search(r"lora/layers/mlp/up/w/b +3 × 2 × 48 +288", text)
+    assert "memory      frozen 192" in text and "held-out" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 4, 7, 11])
+def test_a_run_that_crashes_goes_on_to_the_bit(step, make, whole, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        fit(make(), workdir, progress=At(step, crash))
+    after = At(0, None)
+    fit(make(), workdir, progress=after)
+    assert any("going on from step" in text for text in after.said) == (step > 3)
+    assert contents(workdir) == contents(whole[0])
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(make, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = contents(tmp_path / "run")
+    again = fit(make(), tmp_path / "run", progress=Quiet())
+    assert contents(tmp_path / "run") == before
+    assert again["eval_loss"] == whole[1]["eval_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(number, make, whole, tmp_path):
+    stop = At(7, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 8 of 12") as stopped:
+        fit(make(), tmp_path, progress=stop)
+    assert stopped.value.number == number
+    assert (tmp_path / "checkpoints/8").is_dir()
+    fit(make(), tmp_path, progress=Quiet())
+    assert contents(tmp_path) == contents(whole[0])
+
+
+def damage(step: Path):
+    for file in (step / "state").rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_put_aside(make, whole, tmp_path):
+    with pytest.raises(RuntimeError):
+        fit(make(), tmp_path, progress=At(11, crash))
+    newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    damage(tmp_path / f"checkpoints/{newest}")
+    after = At(0, None)
+    fit(make(), tmp_path, progress=after)
+    assert any(f"damaged, and put aside: {tmp_path}/checkpoints/{newest}" in t for t in after.said)
+    assert (tmp_path / f"damaged/{newest}").is_dir()
+    assert contents(tmp_path) == contents(whole[0])
+
+
+@pytest.mark.slow
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(make, tmp_path):
+    with pytest.raises(RuntimeError):
+        fit(make(("checkpoint.best", False)), tmp_path, progress=At(5, crash))
+    (tmp_path / "checkpoints/3/position/metadata").write_text("{")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read:\n.*checkpoints/3"):
+        fit(make(("checkpoint.best", False)), tmp_path, progress=Quiet())
+    assert (tmp_path / "checkpoints/3/state").is_dir()
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_unless_told(make, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = contents(tmp_path / "run")
+    longer = make(("steps", STEPS + 2), ("optim.lr", 1e-3))
+    with pytest.raises(WorkdirError, match=r"(?s)steps: 12 -> 14.*optim.lr: 0.03 -> 0.001.*--acc"):
+        fit(longer, tmp_path / "run", progress=Quiet())
+    assert contents(tmp_path / "run") == before
+    fit(longer, tmp_path / "run", accept_changes=True, progress=Quiet())
+    assert [line["step"] for line in lines(tmp_path / "run", "train")][-2:] == [12, 14]
+    assert lines(tmp_path / "run", "train")[-1]["lr"] == pytest.approx(1e-3 / 14)
+    wider = make(("steps", STEPS + 2), ("optim.lr", 1e-3), ("trainable.rank", 3))
+    with pytest.raises(ValueError, match=r"(?s)checkpoint of another config:.*lora/layers"):
+        fit(wider, tmp_path / "run", accept_changes=True, progress=Quiet())
+
+
+def test_one_run_at_a_time(make, tmp_path):
+    with held(tmp_path, make()), pytest.raises(WorkdirError, match="another run is at work"):
+        fit(make(), tmp_path, progress=Quiet())
+
+
+@pytest.mark.slow
+def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
+    wild = make(("optim.lr", 1e6), ("eval.every", None))
+    with pytest.raises(RunError) as error:
+        fit(wild, tmp_path, progress=Quiet())
+    message = str(error.value)
+    assert "the run is lost: the loss is" in message and "rows.jsonl:" in message
+    step = int(re.search(r"step (\d+):", message)[1])
+    kept = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert all(each < step for each in kept)
+    assert all(line["step"] < step for line in lines(tmp_path, "train"))
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path, monkeypatch):
+    found = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.0])  # before training, and after each step
+    monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(found))
+    stubborn = make(("eval.every", 1), ("eval.patience", 3), ("checkpoint.keep", 1))
+    summary = fit(stubborn, tmp_path, progress=Quiet())
+    assert summary["stopped_early"] and summary["steps"] == 5
+    assert (summary["eval_loss_before"], summary["eval_loss"], summary["eval_step"]) == (5, 3, 2)
+    kept = Checkpoints(tmp_path / "checkpoints")
+    assert kept.steps == [2, 5]
+    best, last = (kept.arrays(step)[0]["trainable/lora/layers/attn/q/w/b"][0] for step in (2, 5))
+    kept.close()
+    exported = (tmp_path / "export/adapter/adapter_model.safetensors").read_bytes()
+    assert np.ascontiguousarray(best.T).tobytes() in exported
+    assert np.ascontiguousarray(last.T).tobytes() not in exported
+
+
+@pytest.mark.slow
+def test_tuning_all_weights_exports_a_model(make, tmp_path):
+    import jaxtune
+
+    full = make(("steps", 2), ("trainable", {"kind": "full"}), ("trainable.kind", "full"))
+    fit(full, tmp_path, progress=Quiet())
+    _, variables = jaxtune.load(tmp_path / "export/merged")
+    assert variables["params"]["embed"]["w"].shape == (512, 32)
+    assert (tmp_path / "export/merged/tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make(("log.tensorboard", True))
+    with pytest.raises(RuntimeError):
+        fit(config, tmp_path, progress=At(7, crash))
+    fit(config, tmp_path, progress=Quiet())
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for kind in ("train", "eval"):
+        wanted = {line["step"]: line["loss"] for line in lines(tmp_path, kind)}
+        found = {event.step: event.value for event in events.Scalars(f"{kind}/loss")}
+        assert found == {step: np.float32(loss) for step, loss in wanted.items()}
+    assert "train/tokens_per_second" in events.Tags()["scalars"]
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_end_as_one_that_is_not():
+    command = [sys.executable, "benchmarks/resume.py", "--runs=1", "--steps=8", "--stops=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 runs, stopped" in done.stdout
+
+
+@pytest.mark.slow
+def test_eight_devices_run_as_one_does(base, rows, tmp_path):
+    """Ten steps of a run, weights loaded onto the mesh, on one device and on eight."""
+    values = dict(
+        steps=10,
+        model=dict(path=str(base)),
+        data=dict(source=str(rows)),
+        trainable=dict(rank=4),
+        optim=dict(lr=3e-3),
+        batch=dict(rows=8, max_length=64, buckets=[64]),
+        log=dict(every=1),
+    )
+    code = """
+        import json, sys
+        from pathlib import Path
+        from jaxtune.config import schema as config
+        from jaxtune.display.progress import Quiet
+        from jaxtune.runs.run import fit
+        fit(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]), progress=Quiet())
+    """
+    fit(configs.parse(values), tmp_path / "one", progress=Quiet())
+    spread = json.dumps(values | {"mesh": dict(data=2, fsdp=2, tensor=2)})
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), spread, tmp_path / "eight"],
+        env=devices.environment(8),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, eight = ([line["loss"] for line in lines(tmp_path / n, "train")] for n in ("one", "eight"))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_run_as_one_does(base, rows, tmp_path):
+    """The same steps by two processes that share each batch, gone on with by one alone."""
+    (tmp_path / "x.py").write_text(
+        f"def get_config():\n    return dict(steps=6, model=dict(path={str(base)!r}),"
+        f" data=dict(source={str(rows)!r}), trainable=dict(rank=4), optim=dict(lr=3e-3),"
+        " batch=dict(rows=8, max_length=64, buckets=(64,)), log=dict(every=1),"
+        " eval=dict(holdout=8, every=3), checkpoint=dict(every=3))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "launch.py", "--config", str(tmp_path / "x.py"), "--workdir"]
+    places = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    running = [
+        subprocess.Popen(
+            [*command, str(tmp_path / "two"), "--distributed"],
+            cwd=ROOT,
+            env=os.environ | places | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "step 6" in said[0] and "step 6" not in said[1]
+    config = configs.load(tmp_path / "x.py")
+    fit(config, tmp_path / "one", progress=Quiet())
+    for kind in ("train", "eval"):
+        found, wanted = (
+            [line["loss"] for line in lines(tmp_path / name, kind)] for name in ("two", "one")
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    shutil.rmtree(tmp_path / "two/checkpoints/6")
+    after = At(0, None)
+    fit(config, tmp_path / "two", progress=after)
+    assert any("going on from step 3" in text for text in after.said)

@@ -1,0 +1,88 @@
+"""Cross-entropy beside the whole table of logits, however it is cut up."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune.models import tables
+from jaxtune.models.decoder import Decoder
+from jaxtune.training import loss
+from tests.marks import slow_after
+
+POSITIONS, VOCABULARY = 23, 192
+
+
+@pytest.fixture(params=slow_after(1, [3.0, None]), ids=["capped", "plain"])
+def problem(request, pair):
+    """A model with a tied head of a vocabulary that blocks divide, and scored positions."""
+    config = pair("gemma2-windows").model.config
+    model = Decoder(replace(config, vocabulary=VOCABULARY, logit_softcap=request.param))
+    random = np.random.default_rng(0)
+    table = jnp.asarray(random.normal(size=(VOCABULARY, config.width)), jnp.float32)
+    hidden = jnp.asarray(random.normal(size=(POSITIONS, config.width)), jnp.float32)
+    targets = jnp.asarray(random.integers(0, VOCABULARY, POSITIONS), jnp.int32)
+    weights = jnp.asarray(random.uniform(size=POSITIONS) > 0.2, jnp.float32)
+    return model, table, hidden, targets, weights
+
+
+def written_out(model, table, hidden, targets, weights):
+    """The same loss as a textbook has it."""
+    variables = {"params": {"embed": {"w": table}}}
+    chances = jax.nn.log_softmax(model.apply(variables, hidden, method="logits"))
+    return -jnp.sum(weights * chances[jnp.arange(POSITIONS), targets])
+
+
+CUTS = {  # fewest tokens of a block, and logits in memory at once
+    "whole": (VOCABULARY, POSITIONS * VOCABULARY),
+    "blocks": (3, POSITIONS * VOCABULARY),
+    "blocks-and-chunks": (20, 7 * 24),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", slow_after(1, reversed(CUTS)))
+def test_a_frozen_head_in_blocks_is_the_whole(problem, cut, monkeypatch):
+    model, table, *rest = problem
+    fewest, logits = CUTS[cut]
+    monkeypatch.setattr(tables, "BLOCK", fewest)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * logits)
+
+    def cut_up(hidden, *others):
+        return 1.5 * loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *others)
+
+    got, slope = jax.jit(jax.value_and_grad(cut_up))(*rest)
+    want, true = jax.value_and_grad(lambda *rest: 1.5 * written_out(model, table, *rest))(*rest)
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+    assert float(cut_up(*rest)) == pytest.approx(float(want), rel=1e-6)
+    # Sums of 192 float32 terms, in another order.
+    np.testing.assert_allclose(slope, true, atol=2e-6 * float(jnp.abs(true).max()) * 5)
+
+
+def test_logits_far_apart_neither_overflow_nor_vanish(problem, monkeypatch):
+    """The highest logit comes in the last block, a hundred above what came before."""
+    model, table, hidden, targets, _ = problem
+    monkeypatch.setattr(tables, "BLOCK", 3)
+    last = tables.blocks(table).shape[1] - 1
+    table = table.at[last].set(40 * hidden[0])
+    rest = (hidden[:1], targets[:1], jnp.ones((1,)))
+    got, slope = jax.value_and_grad(
+        lambda hidden: loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *rest[1:])
+    )(rest[0])
+    logits = model.apply({"params": {"embed": {"w": table}}}, rest[0], method="logits")[0]
+    want = jax.nn.logsumexp(logits) - logits[targets[0]]
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    assert jnp.isfinite(slope).all()
+
+
+def test_no_more_logits_than_a_block_holds(problem, monkeypatch):
+    model, table, *rest = problem
+    monkeypatch.setattr(tables, "BLOCK", 3)
+    graded = jax.grad(
+        lambda hidden: loss.cross_entropy(model, {}, {"params/embed/w": table}, hidden, *rest[1:])
+    )
+    program = str(jax.make_jaxpr(graded)(rest[0]))
+    assert f"f32[{POSITIONS},3]" in program
+    assert f"f32[{POSITIONS},{VOCABULARY}]" not in program

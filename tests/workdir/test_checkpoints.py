@@ -1,0 +1,138 @@
+"""Checkpoints: what is kept, what comes back, and what is taken for damaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from jaxtune.checkpoint.formats.safetensors import CheckpointError
+from jaxtune.workdir.checkpoints import Checkpoints, checksums
+
+
+@struct.dataclass
+class State:
+    """Of the kinds of leaf that a train state has."""
+
+    step: jax.Array
+    weights: dict
+    rng: jax.Array
+
+
+def state(seed: int = 0, width: int = 6) -> State:
+    made = {
+        "a": {"w": jax.random.normal(jax.random.key(seed), (3, width))},
+        "codes": jnp.arange(5, dtype=jnp.uint8),
+        "half": jnp.ones((2,), jnp.bfloat16) * 1.5,
+        "none": None,
+    }
+    return State(jnp.asarray(seed, jnp.int32), made, jax.random.key(seed))
+
+
+def like(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def bits(tree) -> list[bytes]:
+    plain = tree.replace(rng=jax.random.key_data(tree.rng))
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(plain)]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """`opened()` is the checkpoints of one directory, anew each time."""
+    made = []
+
+    def opened(**options):
+        made.append(Checkpoints(tmp_path / "checkpoints", **options))
+        return made[-1]
+
+    yield opened
+    for each in made:
+        each.close()
+
+
+def test_what_is_saved_comes_back_to_the_bit(opened):
+    saved = opened(keep=2)
+    saved.save(7, state(3), {"rows": 12, "share": 0.1})
+    saved.save(8, state(4), {"rows": 13, "share": 0.2})
+    saved.wait()
+    found = opened().restore(like(state()))
+    assert (found.step, found.position) == (8, {"rows": 13, "share": 0.2})
+    assert bits(found.state) == bits(state(4))
+    assert found.state.rng.dtype == state().rng.dtype
+    assert bits(opened().restore(like(state()), step=7).state) == bits(state(3))
+    assert opened().position()["rows"] == 13
+
+
+def test_the_newest_and_the_best_are_kept(opened):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0, 5: 1.5, 6: None}
+    saved = opened(keep=2)
+    for step, loss in losses.items():
+        saved.save(step, state(step), {}, loss)
+    saved.wait()
+    assert saved.steps == [2, 5, 6]
+    plain = opened(keep=1, best=False)
+    plain.save(7, state(), {}, 0.1)
+    plain.save(8, state(), {})
+    plain.wait()
+    assert plain.steps == [8]
+
+
+def test_every_bit_counts():
+    leaves = {"w": jnp.arange(12.0).reshape(3, 4), "n": jnp.arange(3, dtype=jnp.uint8)}
+    before = checksums(leaves)
+    swapped = checksums({**leaves, "w": leaves["w"][::-1]})
+    assert swapped["w"] != before["w"] and swapped["n"] == before["n"]
+    for bit in range(32):
+        changed = (
+            leaves["w"]
+            .view(jnp.uint32)
+            .at[1, 2]
+            .set(leaves["w"].view(jnp.uint32)[1, 2] ^ np.uint32(1 << bit))
+        )
+        assert checksums({"w": changed.view(jnp.float32)})["w"] != before["w"]
+
+
+@pytest.mark.parametrize(
+    "path", ["state/manifest.ocdbt", "state/_METADATA", "position/metadata", "state"]
+)
+def test_what_is_missing_makes_way_for_the_one_before(path, opened, tmp_path):
+    saved = opened(keep=2)
+    for step in (1, 2):
+        saved.save(step, state(step), {"step": step})
+    saved.wait()
+    target = tmp_path / "checkpoints/2" / path
+    if target.is_dir():
+        target.rename(tmp_path / "away")
+    else:
+        target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+    assert opened().restore(like(state())).step == 1
+    assert (tmp_path / "checkpoints/2").is_dir()  # a reader changes nothing
+    found = opened(keep=2).restore(like(state()))
+    assert found.step == 1 and bits(found.state) == bits(state(1))
+    assert len(found.damaged) == 1 and "checkpoints/2" in found.damaged[0]
+    assert (tmp_path / "damaged/2").is_dir() and opened().steps == [1]
+
+
+def test_a_changed_position_is_damage(opened, tmp_path):
+    saved = opened(keep=2)
+    saved.save(1, state(1), {"rows": 12})
+    saved.wait()
+    file = tmp_path / "checkpoints/1/position/metadata"
+    file.write_text(file.read_text().replace("12", "13"))
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .*what was saved.*begin anew"):
+        opened().restore(like(state()))
+
+
+def test_a_checkpoint_of_another_model(opened):
+    saved = opened(keep=2)
+    saved.save(1, state(), {})
+    saved.wait()
+    with pytest.raises(
+        CheckpointError, match=r"(?s)another config:.*weights/a/w.*\[3, 6\].*\[3, 7\]"
+    ):
+        opened().restore(like(state(width=7)))
+    assert opened().steps == [1]
