@@ -109,7 +109,7 @@ def report(found: dict[str, turns.Run], held: dict[str, turns.Run], options) -> 
         rates = sorted(all_rates(name, run))
         figures = " | ".join(f"{each:.1f}" for each in (middle(name, run), rates[0], rates[-1]))
         print(f"| {name} | {figures} | {run['peak'] / 1e9:.2f} GB |")
-    turns.judge(claims(found) | memory(held))
+    turns.compare(claims(found) | memory(held))
 
 
 def claims(found: dict[str, turns.Run]) -> dict[str, bool]:

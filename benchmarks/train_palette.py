@@ -103,7 +103,7 @@ def report(found: dict[str, turns.Run], options: argparse.Namespace) -> None:
     turns.table(found, rates, ROWS, options)
     ours, *peers = rates.values()
     faster, peak = ours / max(peers), found["jaxtune"]["peak"]
-    turns.judge(
+    turns.compare(
         {
             f"{faster:.2f} times the peer's better rate, at least {FASTER}": faster >= FASTER,
             f"peak {peak / 1e9:.2f} GB, at most {MEMORY / 1e9}": peak <= MEMORY,

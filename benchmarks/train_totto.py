@@ -134,7 +134,7 @@ def report(found: dict[str, turns.Run], options: argparse.Namespace) -> None:
     peer = max(found.keys() - {OURS, HALF}, key=rates.get)
     faster, smaller = rates[OURS] / rates[peer], found[OURS]["peak"] / found[peer]["peak"]
     print(f"beside {HALF}: {rates[OURS] / rates[HALF]:.2f} times its rate")
-    turns.judge(
+    turns.compare(
         {
             f"{faster:.2f} times the rate of {peer}, at least {FASTER}": faster >= FASTER,
             f"{smaller:.2f} of its peak memory, at most {SMALLER}": smaller <= SMALLER,

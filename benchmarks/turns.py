@@ -238,7 +238,7 @@ def table(found: Mapping[str, Run], rates: Mapping[str, float], rows: int, optio
         print(f"| {name} | {figures} |")
 
 
-def judge(kept: Mapping[str, bool]) -> None:
+def compare(kept: Mapping[str, bool]) -> None:
     """Say which claims hold; exit with 1 unless all do."""
     for claim, holds in kept.items():
         print(f"{claim}: {'kept' if holds else 'BROKEN'}")

@@ -18,7 +18,7 @@ from jaxtune.checkpoint import placing
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
-from jaxtune.checkpoint.formats.tensors import CheckpointError, Stored
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
 from jaxtune.checkpoint.hub import locate
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece, Shape
@@ -89,7 +89,7 @@ class Described:
     raw: families.Config
     family: families.Family
     model: Model
-    stored: Stored
+    stored: Tensors
 
     @cached_property
     def table(self) -> names.Table:
@@ -132,7 +132,7 @@ class Described:
         return reduce(jnp.promote_types, stored)
 
 
-def describe(directory: Path, headers: Callable[[Path], Stored] = Safetensors.open) -> Described:
+def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.open) -> Described:
     """Open a checkpoint's directory; `headers` finds its tensors, which need not lie there."""
     if not directory.is_dir() and directory.suffix != ".npz":
         raise CheckpointError(
@@ -159,7 +159,7 @@ def read(origin: Path) -> tuple[families.Config, families.Family, Model]:
         raise CheckpointError(f"{origin}: {problem}") from None
 
 
-def table_of(family: families.Family, model: Model, stored: Stored) -> names.Table:
+def table_of(family: families.Family, model: Model, stored: Tensors) -> names.Table:
     """The names of a model's tensors, as in the files that are there."""
     tables = bigvision.tables(model) if stored.format == Npz.format else family.tables
     return names.choose(tables, stored.tensors)
@@ -229,7 +229,7 @@ def leaf_shapes(model: Model) -> dict[str, Shape]:
 def match_names(
     table: names.Table,
     shapes: Mapping[str, Shape],
-    stored: Stored,
+    stored: Tensors,
     other: Sequence[str],
     directory: Path,
 ) -> tuple[Piece, ...]:
@@ -267,7 +267,7 @@ def untied_if_stored_apart(described: Described) -> Described:
     return replace(described, model=model.clone(config=replace(model.config, tied=alike)))
 
 
-def _equal(stored: Stored, one: str, other: str) -> bool:
+def _equal(stored: Tensors, one: str, other: str) -> bool:
     """Whether two tensors hold the same bytes; a block at a time, up to the first difference."""
     first, second = stored.read(one), stored.read(other)
     if (first.shape, first.dtype) != (second.shape, second.dtype):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxtune.checkpoint.formats import bnb
-from jaxtune.checkpoint.formats.tensors import CheckpointError, Stored
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
 from jaxtune.families.names import Piece
 from jaxtune.quant import Quantized, is_quantized, quantize
 
@@ -21,7 +21,7 @@ Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
 def place(
-    stored: Stored,
+    stored: Tensors,
     packed: Mapping[str, bnb.Packed],  # what is stored in 4 bits, by name
     pieces: Sequence[Piece],
     held: Any,  # the leaf's shape and dtype, or those of the arrays it is quantised to
@@ -48,7 +48,7 @@ def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
 
 
 def quantized(
-    stored: Stored, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
+    stored: Tensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
 ) -> Quantized:
     """One layer of a leaf as codes and scales, in NumPy arrays; some are stored so."""
     if piece.theirs in packed:
@@ -66,7 +66,7 @@ def trim() -> None:
 
 
 def _put_quantized(
-    stored: Stored, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
+    stored: Tensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str, where: Any
 ) -> Quantized:
     made = quantized(stored, packed, piece, kind)
 
@@ -79,7 +79,7 @@ def _put_quantized(
     return array
 
 
-def _put(stored: Stored, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
+def _put(stored: Tensors, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
     """What this process's devices hold of one piece, read from the file and put there."""
     parts = partial(_converted, stored, piece, held.dtype)
     array = _sent(held.shape, where, parts, held.dtype)
@@ -121,7 +121,7 @@ def _filled(blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, device: Any
     return array
 
 
-def _converted(stored: Stored, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]) -> Blocks:
+def _converted(stored: Tensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]) -> Blocks:
     """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
     view = oriented(stored.read, piece)[index]
     if view.dtype == dtype:

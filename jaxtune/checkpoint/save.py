@@ -28,7 +28,7 @@ from jaxtune.checkpoint.formats.safetensors import (
     refuse_existing,
     write_sharded,
 )
-from jaxtune.checkpoint.formats.tensors import Stored
+from jaxtune.checkpoint.formats.tensors import Tensors
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read, table_of
 from jaxtune.checkpoint.placing import cast, floating, oriented
@@ -93,7 +93,7 @@ def save_merged(
 
 
 def _table_to_write(
-    target: Path, theirs: names.Table, family: families.Family, model: Model, stored: Stored
+    target: Path, theirs: names.Table, family: families.Family, model: Model, stored: Tensors
 ) -> names.Table:
     """The names in what is to be written: as the origin's, where that has the same format."""
     if (target.suffix == NPZ) == (stored.format == Npz.format):
@@ -116,7 +116,7 @@ class _Weights:
 
     leaves: Leaves
     adapters: Mapping[str, lora.Lora]  # by the path of the weight they stand beside
-    stored: Stored  # the origin's
+    stored: Tensors  # the origin's
     origin: Mapping[tuple[str, int | None], Piece]  # where each leaf's layers are in that
     original: bool  # whether those stand in for quantised ones
 
@@ -125,7 +125,7 @@ class _Weights:
         cls,
         leaves: Leaves,
         adapters: Mapping,
-        stored: Stored,
+        stored: Tensors,
         table: names.Table,
         into: str | None,
     ) -> "_Weights":
@@ -311,7 +311,7 @@ def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
     ]
 
 
-def stored_at(origin: Path, raw: Mapping) -> Stored:
+def stored_at(origin: Path, raw: Mapping) -> Tensors:
     """The origin's weights, if it has any: a model may have been made from a bare config.json."""
     if origin.suffix == NPZ:
         return Npz.open(origin)

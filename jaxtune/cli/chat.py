@@ -16,7 +16,7 @@ from jaxtune.checkpoint.hub import locate
 from jaxtune.config.schema import Config
 from jaxtune.data.errors import DataError
 from jaxtune.data.examples import Prompt
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation.compare import tuned_at, tuned_variables
 from jaxtune.evaluation.held_out import task_of
 from jaxtune.workdir.directory import begun, write_json
@@ -26,7 +26,7 @@ BATCH = "answers.json"  # what is written where all prompts are known beforehand
 
 
 @dataclass(frozen=True)
-class Asked:
+class TypedPrompt:
     """A prompt as it was given and as the model sees it."""
 
     text: str
@@ -44,19 +44,19 @@ def prompting(config: Config, workdir: Path) -> Prompt:
 
 def answerer(
     config: Config, workdir: Path, prompt: Prompt, adapter: str | None, base: bool
-) -> Answerer:
+) -> TextGenerator:
     """The model that answers."""
     tuned = None if base else tuned_at(workdir, adapter)
     mesh = wiring.mesh(config)
     model, variables = wiring.base(config, locate(config.model.path), mesh)
     if tuned is not None:
         model, variables = tuned_variables(config, model, variables, tuned, mesh)
-    return Answerer(model, variables, prompt.tokenizer, config.generate, config.seed)
+    return TextGenerator(model, variables, prompt.tokenizer, config.generate, config.seed)
 
 
 def asked(
     config: Config, prompt: Prompt, text: str, place: str, image: Path | None = None
-) -> Asked:
+) -> TypedPrompt:
     """A text as a prompt, with a picture if its model wants one."""
     record = recorded(config, prompt, text, place)
     if image is not None:
@@ -65,11 +65,11 @@ def asked(
         record = {**record, prompt.image: os.path.abspath(image)}
     elif prompt.pictures and prompt.image not in record:
         raise DataError(f"{place}: {config.model.path} looks at a picture; give it with --image")
-    return Asked(text, place, prompt.asked(record, place), prompt.seen(record, place))
+    return TypedPrompt(text, place, prompt.asked(record, place), prompt.seen(record, place))
 
 
 def answer(
-    answerer: Answerer, config: Config, asked: Asked, say: Callable[[str], None]
+    answerer: TextGenerator, config: Config, asked: TypedPrompt, say: Callable[[str], None]
 ) -> dict[str, str]:
     """Answer a prompt, and show what comes of it as it comes."""
     answerer.check(asked.tokens, asked.place)

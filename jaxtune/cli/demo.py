@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jaxtune.config import schema as configs
-from jaxtune.evaluation.compare import judge
+from jaxtune.evaluation.compare import compare
 from jaxtune.runs.run import fit
 from jaxtune.tasks import palette
 
@@ -21,7 +21,7 @@ def main() -> None:
     """Train, unless that is done, and show what came of it."""
     config = configs.load(CONFIG)
     summary = fit(config, WORKDIR)
-    verdict = judge(config, WORKDIR, base=True)
+    verdict = compare(config, WORKDIR, base=True)
     answered = {who: lines(Path(verdict[who]["predictions"])) for who in ("base", "tuned")}
     print(
         "\nthemes that were held out, what the base and the tuned model answer, and their palette\n"

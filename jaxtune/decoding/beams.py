@@ -17,8 +17,8 @@ from flax import struct
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.decoding.decode import (
     LONGEST,
-    Answer,
-    Prompts,
+    Completion,
+    PaddedPrompts,
     alike,
     before_switch,
     extended,
@@ -34,7 +34,7 @@ NONE = -1e9  # the score of what is not there, as transformers has it
 
 
 @dataclass(frozen=True)
-class Beam(Answer):
+class Beam(Completion):
     """An answer that a search found the best."""
 
     score: float  # its log-probability over its length to the power of the penalty
@@ -147,7 +147,7 @@ def _begun(
     room: int,
     beams: int,
     variables: Mapping,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     asked: jax.Array,  # bool[B]
     most: jax.Array,  # int32[]
     stops: jax.Array,  # int32[n]

@@ -63,7 +63,7 @@ class Sampling:
 
 
 @struct.dataclass
-class Answering:
+class DecodeState:
     """Answers under way, a row each."""
 
     cache: KVCache  # of all tokens but the last
@@ -80,7 +80,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """A prompt, its pictures, and which of several answers to it is wanted."""
 
     tokens: tuple[int, ...]
@@ -90,7 +90,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a prompt was answered with."""
 
     tokens: list[int]  # the stop among them, if there was one
@@ -109,11 +109,11 @@ def generate(
 
     `options` are those of `answers`.
     """
-    found = answers(model, variables, prompts, max_new_tokens, **options)
+    found = completions(model, variables, prompts, max_new_tokens, **options)
     return [answer.tokens for answer in found]
 
 
-def answers(
+def completions(
     model: Model,
     variables: Mapping,
     prompts: Sequence[Sequence[int]],
@@ -130,7 +130,7 @@ def answers(
     seed: int = 0,
     batch: int = 8,
     finished: Callable[[list[int]], bool] | None = None,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt, or `samples` of each in a row.
 
     `images` are the pictures of each prompt, [S, S, 3] or several of these, from -1 to 1; their
@@ -147,8 +147,8 @@ def answers(
     )
     stops = stops_of(model) if stops is None else tuple(stops)
     asked = [replace(ask, sample=number) for ask in asks for number in range(samples)]
-    how = _How(tuple(stops), sampling, seed, finished)
-    found: dict[int, Answer] = {}
+    how = DecodeSettings(tuple(stops), sampling, seed, finished)
+    found: dict[int, Completion] = {}
     for chosen in alike([len(ask.tokens) for ask in asked], batch):
         rows, room = [asked[i] for i in chosen], [max_new_tokens] * len(chosen)
         found |= zip(chosen, _answered(model, variables, rows, room, how), strict=True)
@@ -169,7 +169,7 @@ def stream(
     """The tokens of one answer as they come."""
     given = None if images is None else [images]
     (ask,) = questions(model, [prompt], given, max_new_tokens)
-    how, room = _How(tuple(stops), sampling, seed), max_new_tokens
+    how, room = DecodeSettings(tuple(stops), sampling, seed), max_new_tokens
     while room:
         most = before_switch(model, ask.tokens, room)
         under_way = begin(model, variables, [ask], [most], how)
@@ -207,7 +207,7 @@ def questions(
     prompts: Sequence[Sequence[int]],
     images: Sequence[Any] | None,  # those of each prompt
     new: int,
-) -> list[Ask]:
+) -> list[Request]:
     """Prompts with their pictures; refuse those that no answer of so many tokens can follow."""
     if images is not None and len(images) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts have {len(images)} sets of images")
@@ -219,13 +219,13 @@ def questions(
     return asks
 
 
-def _ask(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Ask:
+def _ask(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Request:
     """A prompt with its pictures, and as many tokens as these take."""
     wants = model.pictures
     if wants is None:
         if images is not None:
             raise ValueError("images were given to a model that reads text alone")
-        return Ask(tokens)
+        return Request(tokens)
     side = wants.side
     stacked = np.zeros((0, side, side, 3), np.float32) if images is None else np.float32(images)
     if stacked.shape[-3:] != (side, side, 3) or stacked.ndim not in (3, 4):
@@ -236,13 +236,13 @@ def _ask(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Ask
     stacked = stacked.reshape(-1, side, side, 3)
     there, due = tokens.count(wants.token), len(stacked) * wants.tokens
     if due and not there:
-        return Ask((wants.token,) * due + tokens, stacked, due)
+        return Request((wants.token,) * due + tokens, stacked, due)
     if there != due:
         raise ValueError(
             f"prompt {number} has {there:,} picture tokens ({wants.token}) for {len(stacked)} "
             f"pictures of {wants.tokens:,} each"
         )
-    return Ask(tokens, stacked, due)
+    return Request(tokens, stacked, due)
 
 
 def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
@@ -275,7 +275,7 @@ def stops_of(model: Model) -> tuple[int, ...]:
 
 
 @struct.dataclass
-class Prompts:
+class PaddedPrompts:
     """Prompts filled up to one length, and a batch of them to one of few sizes."""
 
     tokens: jax.Array  # int32[B, T]
@@ -284,7 +284,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class _How:
+class DecodeSettings:
     """What all answers of a call have in common."""
 
     stops: tuple[int, ...]
@@ -296,10 +296,10 @@ class _How:
 def begin(
     model: Model,
     variables: Mapping,
-    asked: Sequence[Ask],
+    asked: Sequence[Request],
     most: Sequence[int],  # tokens of each answer
-    how: _How,
-) -> Answering:
+    how: DecodeSettings,
+) -> DecodeState:
     """Answers of one token each."""
     prompts = padded(variables, asked)
     numbers = [(zlib.crc32(np.int32(ask.tokens).tobytes()), ask.sample) for ask in asked]
@@ -317,13 +317,13 @@ def begin(
 
 
 def proceed(
-    model: Model, variables: Mapping, under_way: Answering, until: int | None = None
-) -> Answering:
+    model: Model, variables: Mapping, under_way: DecodeState, until: int | None = None
+) -> DecodeState:
     """Answers gone on with till all have ended, or have so many tokens."""
     return _proceeded(model, variables, under_way, np.int32(until or LONGEST))
 
 
-def collected(under_way: Answering, rows: int) -> list[Answer]:
+def collected(under_way: DecodeState, rows: int) -> list[Completion]:
     """Answers as lists, each up to where it ended."""
     tokens, chances = np.asarray(under_way.tokens), np.asarray(under_way.chances)
     stops = set(np.asarray(under_way.stops).tolist())
@@ -331,7 +331,7 @@ def collected(under_way: Answering, rows: int) -> list[Answer]:
     for row in range(rows):
         length = int((tokens[row] >= 0).sum())
         answer, its = tokens[row, :length].tolist(), chances[row, :length].tolist()
-        found.append(Answer(answer, its, ended=bool(answer) and answer[-1] in stops))
+        found.append(Completion(answer, its, ended=bool(answer) and answer[-1] in stops))
     return found
 
 
@@ -344,10 +344,10 @@ def alike(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 def _answered(
     model: Model,
     variables: Mapping,
-    asked: Sequence[Ask],
+    asked: Sequence[Request],
     room: Sequence[int],
-    how: _How,
-) -> list[Answer]:
+    how: DecodeSettings,
+) -> list[Completion]:
     """A batch of answers; those whose angles change on the way are gone on with anew from there."""
     most = [before_switch(model, a.tokens, room) for a, room in zip(asked, room, strict=True)]
     under_way = begin(model, variables, asked, most, how)
@@ -359,13 +359,13 @@ def _answered(
     rest = _answered(model, variables, longer, [room[i] - most[i] for i in cut], how)
     for i, more in zip(cut, rest, strict=True):
         tokens, chances = found[i].tokens + more.tokens, found[i].chances + more.chances
-        found[i] = Answer(tokens, chances, more.ended)
+        found[i] = Completion(tokens, chances, more.ended)
     return found
 
 
 def _finished(
-    model: Model, variables: Mapping, under_way: Answering, rows: int, how: _How
-) -> list[Answer]:
+    model: Model, variables: Mapping, under_way: DecodeState, rows: int, how: DecodeSettings
+) -> list[Completion]:
     """Answers till all have ended, by themselves or by what is said of them now and then."""
     if how.finished is None:
         return collected(proceed(model, variables, under_way), rows)
@@ -421,7 +421,7 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
     return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
 
 
-def padded(variables: Mapping, asked: Sequence[Ask]) -> Prompts:
+def padded(variables: Mapping, asked: Sequence[Request]) -> PaddedPrompts:
     """Prompts filled up to one of few shapes, on the devices of the weights."""
     count = 1 << (len(asked) - 1).bit_length()
     fixed = min(ask.pictured for ask in asked)
@@ -429,7 +429,7 @@ def padded(variables: Mapping, asked: Sequence[Ask]) -> Prompts:
     tokens, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     for row, ask in enumerate(asked):
         tokens[row, : len(ask.tokens)], length[row] = ask.tokens, len(ask.tokens)
-    prompts = Prompts(tokens, length, _side_by_side([ask.images for ask in asked], count))
+    prompts = PaddedPrompts(tokens, length, _side_by_side([ask.images for ask in asked], count))
     where = jax.tree.leaves(variables["params"])[0].sharding
     if not isinstance(where, NamedSharding):
         return jax.tree.map(jnp.asarray, prompts)
@@ -463,12 +463,12 @@ def _begun(
     model: Model,
     room: int,
     variables: Mapping,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     most: jax.Array,  # int32[B]
     stops: jax.Array,  # int32[n]
     sampling: Sampling,
     keys: jax.Array,  # [B]
-) -> Answering:
+) -> DecodeState:
     rows, width = prompts.tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
     logits, cache = prefill(model, variables, prompts, cache)
@@ -478,7 +478,7 @@ def _begun(
         within = jnp.where(inside, prompts.tokens, logits.shape[-1])
         seen = jnp.zeros(logits.shape, jnp.bool_)
         seen = seen.at[jnp.arange(rows)[:, None], within].set(True, mode="drop")
-    start = Answering(
+    start = DecodeState(
         cache=cache,
         tokens=jnp.full((rows, room), -1, jnp.int32),
         chances=jnp.zeros((rows, room), jnp.float32),
@@ -495,7 +495,7 @@ def _begun(
 
 
 def prefill(
-    model: Model, variables: Mapping, prompts: Prompts, cache: KVCache
+    model: Model, variables: Mapping, prompts: PaddedPrompts, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
     """The logits after each prompt."""
     shape = prompts.tokens.shape
@@ -512,7 +512,7 @@ def prefill(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _likeliest(
-    model: Model, count: int, variables: Mapping, prompts: Prompts
+    model: Model, count: int, variables: Mapping, prompts: PaddedPrompts
 ) -> tuple[jax.Array, jax.Array]:  # float32[B, count], int32[B, count]
     cache = KVCache.empty(model.config, *prompts.tokens.shape, model.dtype)
     logits, _ = prefill(model, variables, prompts, cache)
@@ -521,12 +521,12 @@ def _likeliest(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _proceeded(
-    model: Model, variables: Mapping, under_way: Answering, until: jax.Array
-) -> Answering:
-    def unfinished(state: Answering) -> jax.Array:
+    model: Model, variables: Mapping, under_way: DecodeState, until: jax.Array
+) -> DecodeState:
+    def unfinished(state: DecodeState) -> jax.Array:
         return (state.count < until) & ~state.ended.all()
 
-    def step(state: Answering) -> Answering:
+    def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, 1, keepdims=False)
         place = state.length + state.count - 1
         logits, cache = extended(model, variables, state.cache, last, place)
@@ -551,7 +551,7 @@ def extended(
     return model.apply(variables, hidden[:, 0], method="logits"), cache
 
 
-def _chosen(state: Answering, logits: jax.Array) -> Answering:
+def _chosen(state: DecodeState, logits: jax.Array) -> DecodeState:
     """With one token more in each answer that has not ended; -1 in those that have."""
     allowed = filtered(logits, state.sampling, state.seen)
     token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)

@@ -16,7 +16,7 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies of characters write a 
 
 
 @dataclass(frozen=True)
-class Reply:
+class Answer:
     """An answer as text."""
 
     text: str  # without what ended it
@@ -27,7 +27,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Answerer:
+class TextGenerator:
     """A model that answers prompts."""
 
     model: Model
@@ -51,10 +51,10 @@ class Answerer:
         prompts: Sequence[Sequence[int]],
         likeliest: int = 0,
         images: Sequence[Any] | None = None,  # the pictures of each
-    ) -> list[Reply]:
+    ) -> list[Answer]:
         """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
         given = self.settings
-        answers = decode.answers(
+        answers = decode.completions(
             self.model,
             self.variables,
             prompts,
@@ -105,13 +105,13 @@ class Answerer:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition")
         return {name: getattr(given, name) for name in names}
 
-    def _reply(self, answer: decode.Answer, following: tuple) -> Reply:
+    def _reply(self, answer: decode.Completion, following: tuple) -> Answer:
         count = len(answer.tokens)
         # It went on a few tokens after a stop, till it was looked at.
         while count and self._finished(answer.tokens[: count - 1]):
             count -= 1
         chance = sum(answer.chances[:count])
-        return Reply(self.text(answer.tokens), count, chance, answer.ended, following)
+        return Answer(self.text(answer.tokens), count, chance, answer.ended, following)
 
     def _finished(self, tokens: Sequence[int]) -> bool:
         if not self.settings.stops:

@@ -12,7 +12,7 @@ from jaxtune.data import images
 from jaxtune.display import pictures
 from jaxtune.display.pictures import Frame
 from jaxtune.display.plots import COLOURS
-from jaxtune.evaluation.held_out import WHOLE, Question
+from jaxtune.evaluation.held_out import WHOLE, EvalRow
 from jaxtune.metrics.boxes import Box
 from jaxtune.workdir.directory import write_text
 
@@ -29,7 +29,7 @@ dt { color: #757575 } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anyw
 """
 
 
-def write(directory: Path, asked: Sequence[Question], task: ModuleType | None) -> Path | None:
+def write(directory: Path, asked: Sequence[EvalRow], task: ModuleType | None) -> Path | None:
     """Write the page of the first rows of a directory's predictions, if these have pictures.
 
     Over the first picture of each are the boxes that the task finds in answer and references.
@@ -53,7 +53,7 @@ def write(directory: Path, asked: Sequence[Question], task: ModuleType | None) -
     return directory / PAGE
 
 
-def _section(question: Question, line: Mapping[str, Any], task: ModuleType | None) -> str:
+def _section(question: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> str:
     """A row: its pictures, and what was asked, expected and answered."""
     told = "".join(
         f'<dt>{name}<dd class="{name}">{html.escape(text)}\n' for name, text in _told(line)
@@ -64,9 +64,7 @@ def _section(question: Question, line: Mapping[str, Any], task: ModuleType | Non
     )
 
 
-def _pictures(
-    question: Question, line: Mapping[str, Any], task: ModuleType | None
-) -> Iterator[str]:
+def _pictures(question: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> Iterator[str]:
     """A row's pictures, boxes over the first."""
     frames = _frames(line, task)
     for number, reference in enumerate(question.pictures, 1):

@@ -19,12 +19,12 @@ from jaxtune.config.schema import Config
 from jaxtune.data.images import Reference
 from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
-from jaxtune.evaluation.held_out import Question
-from jaxtune.metrics import Answered, Metric, paired
+from jaxtune.evaluation.held_out import EvalRow
+from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.directory import begun, locked, write_json, write_text
@@ -36,7 +36,7 @@ HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A model that is asked."""
 
     name: str  # base or tuned
@@ -47,12 +47,12 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Result:
     """What came of one."""
 
     loss: float  # held-out
     figures: dict[str, Figure]
-    rows: list[Answered]
+    rows: list[Prediction]
     directory: Path
     weights: Path
     page: Path | None = None  # of answers beside their pictures
@@ -63,7 +63,7 @@ class Verdict:
         return math.inf if self.loss > LARGEST else math.exp(self.loss)
 
 
-def judge(
+def compare(
     config: Config,
     workdir: Path,
     *,
@@ -87,7 +87,7 @@ def judge(
     rows = wiring.read(config, source, prompt, progress)
     mesh = wiring.mesh(config)
     place = wiring.placer(config, mesh)
-    found: dict[str, Verdict] = {}
+    found: dict[str, Result] = {}
     about = _about(config, asked)
     with locked(workdir / EVAL, "eval"):
         for contender in _contenders(config, directory, mesh, exported, base, about):
@@ -122,7 +122,7 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     )
 
 
-def _about(config: Config, asked: Sequence[Question]) -> dict[str, Any]:
+def _about(config: Config, asked: Sequence[EvalRow]) -> dict[str, Any]:
     """What all answers depend on; not how many are asked at once, nor what the loss takes."""
     rows = [
         (each.number, each.place, each.prompt, each.references, *map(_picture, each.pictures))
@@ -170,39 +170,39 @@ def _contenders(
     tuned: Path | None,
     base: bool,
     about: Mapping[str, Any],
-) -> Iterator[Contender]:
+) -> Iterator[Candidate]:
     """One after the other: the base first, as the other stands on it."""
     model, variables = wiring.base(config, directory, mesh)
     about = {**about, "base": _files(directory)}
     if base:
-        yield Contender("base", model, variables, about, directory)
+        yield Candidate("base", model, variables, about, directory)
     if tuned is not None:
         model, variables = tuned_variables(config, model, variables, tuned, mesh)
         about = {**about, "tuned": _files(tuned)}
-        yield Contender("tuned", model, variables, about, tuned)
+        yield Candidate("tuned", model, variables, about, tuned)
 
 
 def _asked(
     config: Config,
     workdir: Path,
-    contender: Contender,
+    contender: Candidate,
     tokenizer: Tokenizer,
     asked: list,
     loss: float,
     progress: Progress,
-) -> Verdict:
-    answerer = Answerer(
+) -> Result:
+    answerer = TextGenerator(
         contender.model, contender.variables, tokenizer, config.generate, config.seed
     )
     about = json.loads(json.dumps(contender.about))
     where = workdir / EVAL / f"{contender.name}-{held_out.digest(about)}"
     figures, rows = held_out.evaluate(answerer, asked, config, where, progress, about)
     page = answer_page.write(where, asked, held_out.task_of(config))
-    return Verdict(loss, figures, rows, where, contender.weights, page)
+    return Result(loss, figures, rows, where, contender.weights, page)
 
 
 def _told(
-    config: Config, workdir: Path, found: dict[str, Verdict], progress: Progress
+    config: Config, workdir: Path, found: dict[str, Result], progress: Progress
 ) -> dict[str, Any]:
     """The table, and the same as JSON: the latest, and for good under the names of its answers."""
     metrics = held_out.metrics_of(config)
@@ -234,7 +234,7 @@ def _told(
     return content
 
 
-def _content(verdict: Verdict, plots: Sequence[Path]) -> dict[str, Any]:
+def _content(verdict: Result, plots: Sequence[Path]) -> dict[str, Any]:
     """What came of one, as JSON has it."""
     numbers = {"loss": verdict.loss, "perplexity": verdict.perplexity}
     return {
@@ -248,7 +248,7 @@ def _content(verdict: Verdict, plots: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _plots(config: Config, found: Mapping[str, Verdict]) -> dict[str, list[Path]]:
+def _plots(config: Config, found: Mapping[str, Result]) -> dict[str, list[Path]]:
     """What the task draws of the answers, written beside them."""
     draw = getattr(held_out.task_of(config), "plots", None)
     drawn = draw({name: verdict.rows for name, verdict in found.items()}) if draw else {}
@@ -258,7 +258,7 @@ def _plots(config: Config, found: Mapping[str, Verdict]) -> dict[str, list[Path]
     return {name: [found[name].directory / file for file in drawn.get(name, ())] for name in found}
 
 
-def _remarks(config: Config, found: Mapping[str, Verdict]) -> list[str]:
+def _remarks(config: Config, found: Mapping[str, Result]) -> list[str]:
     """What the task has to say of its metrics, each once."""
     remark = getattr(held_out.task_of(config), "remarks", None)
     said = [each for verdict in found.values() for each in (remark(verdict.rows) if remark else ())]
@@ -266,7 +266,7 @@ def _remarks(config: Config, found: Mapping[str, Verdict]) -> list[str]:
 
 
 def _table(
-    metrics: tuple[Metric, ...], found: dict[str, Verdict], gained: dict[str, Difference]
+    metrics: tuple[Metric, ...], found: dict[str, Result], gained: dict[str, Difference]
 ) -> list[str]:
     """A row for each figure: that of each model, and the difference where there are two."""
     better = {True: "higher is better", False: "lower is better"}

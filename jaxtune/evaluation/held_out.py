@@ -20,9 +20,9 @@ from jaxtune.data.examples import Prompt
 from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
-from jaxtune.decoding.text import Answerer, Reply
+from jaxtune.decoding.text import Answer, TextGenerator
 from jaxtune.display.progress import Progress
-from jaxtune.metrics import Answered, Metric, per_row, summarise
+from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
@@ -34,7 +34,7 @@ PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "met
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalRow:
     """A row to answer."""
 
     number: int  # in its source
@@ -57,7 +57,7 @@ def metrics_of(config: Config) -> tuple[Metric, ...]:
     return task.METRICS if task else (EXACT,)
 
 
-def questions(config: Config, source: Source, prompt: Prompt) -> list[Question]:
+def questions(config: Config, source: Source, prompt: Prompt) -> list[EvalRow]:
     """The rows of a source as a model is asked them; without those that a survey leaves out."""
     found = []
     for number in range(len(source)):
@@ -73,7 +73,7 @@ def questions(config: Config, source: Source, prompt: Prompt) -> list[Question]:
     return found
 
 
-def _question(config: Config, number: int, record: Mapping, place: str, prompt: Prompt) -> Question:
+def _question(config: Config, number: int, record: Mapping, place: str, prompt: Prompt) -> EvalRow:
     example = prompt(record, place)
     scored = np.flatnonzero(example.scored)
     # Of a conversation, the last turn is asked for.
@@ -87,17 +87,17 @@ def _question(config: Config, number: int, record: Mapping, place: str, prompt: 
         references = (prompt.tokenizer.decode(tokens.tolist(), continues=True).strip(),)
     side = prompt.pictures.size if prompt.pictures else 0
     before = example.tokens[:first].tolist()
-    return Question(number, place, record, before, references, example.images, side)
+    return EvalRow(number, place, record, before, references, example.images, side)
 
 
 def evaluate(
-    answerer: Answerer,
-    asked: Sequence[Question],
+    answerer: TextGenerator,
+    asked: Sequence[EvalRow],
     config: Config,
     directory: Path,
     progress: Progress,
     about: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Figure], list[Answered]]:
+) -> tuple[dict[str, Figure], list[Prediction]]:
     """Answer rows, and score them as the task does.
 
     `about` says what the answers depend on: what a directory holds of the same is gone on with,
@@ -126,7 +126,7 @@ def evaluate(
     return _written(directory, metrics_of(config), lines, rows), rows
 
 
-def _pictures(asked: Sequence[Question]) -> list[np.ndarray] | None:
+def _pictures(asked: Sequence[EvalRow]) -> list[np.ndarray] | None:
     """The pixels of rows' pictures; None where there are none."""
     if not any(question.pictures for question in asked):
         return None
@@ -157,7 +157,7 @@ def _emptied(directory: Path) -> dict[int, dict]:
     return {}
 
 
-def _line(question: Question, reply: Reply, answerer: Answerer) -> dict[str, Any]:
+def _line(question: EvalRow, reply: Answer, answerer: TextGenerator) -> dict[str, Any]:
     line = {
         "row": question.number,
         "place": question.place,
@@ -171,8 +171,8 @@ def _line(question: Question, reply: Reply, answerer: Answerer) -> dict[str, Any
     return line | ({"next": reply.next} if reply.next else {})
 
 
-def _answered(question: Question, line: Mapping[str, Any]) -> Answered:
-    return Answered(
+def _answered(question: EvalRow, line: Mapping[str, Any]) -> Prediction:
+    return Prediction(
         line["answer"],
         question.references,
         question.record,
@@ -185,7 +185,7 @@ def _written(
     directory: Path,
     metrics: Sequence[Metric],
     lines: Sequence[dict],
-    rows: Sequence[Answered],
+    rows: Sequence[Prediction],
 ) -> dict[str, Figure]:
     """Score rows, and write predictions with their scores and what they come to."""
     scores = per_row(metrics, rows)

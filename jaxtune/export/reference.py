@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtune.decoding.decode import Answer
+from jaxtune.decoding.decode import Completion
 from jaxtune.export.verify import Rows, Seen
 
 NEEDED = ("torch", "transformers", "peft")
@@ -33,7 +33,7 @@ def check(target: Path | None) -> None:
 
 
 def observed(
-    model: Path, adapter: Path | None, pictured: bool, rows: Rows, answers: Sequence[Answer]
+    model: Path, adapter: Path | None, pictured: bool, rows: Rows, answers: Sequence[Completion]
 ) -> Seen:
     """What transformers makes of rows, and with which tokens it would have gone on in answers."""
     said = _answered(rows, answers)
@@ -49,13 +49,13 @@ def observed(
     logits = found["answers"]
     logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     gone_on = [
-        Answer(each[inside].argmax(axis=-1).tolist(), each[inside].max(axis=-1).tolist(), False)
+        Completion(each[inside].argmax(axis=-1).tolist(), each[inside].max(axis=-1).tolist(), False)
         for each, inside in zip(logits, said.counted, strict=True)
     ]
     return Seen(found["rows"][rows.counted], gone_on)
 
 
-def _answered(rows: Rows, answers: Sequence[Answer]) -> Rows:
+def _answered(rows: Rows, answers: Sequence[Completion]) -> Rows:
     """Prompts with their answers: what foretells each of an answer's tokens is looked at."""
     whole = [[*p, *a.tokens[:-1]] for p, a in zip(rows.prompts, answers, strict=True)]
     shape = (len(whole), max(map(len, whole)))

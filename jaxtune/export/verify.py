@@ -52,7 +52,7 @@ class Seen:
     """What a model makes of rows."""
 
     logits: np.ndarray  # float32[N, V]
-    answers: list[decode.Answer]
+    answers: list[decode.Completion]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def observed(model: Model, variables: Mapping, given: Rows) -> Seen:
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = (given.tokens, pixels, given.valid, given.causal, given.where)
     logits = np.asarray(_logits(model, variables, *batch))
-    answers = decode.answers(
+    answers = decode.completions(
         model, variables, given.prompts, given.new, images=given.images, stops=given.stops
     )
     return Seen(logits[given.counted], answers)
@@ -196,8 +196,8 @@ def _logits(
 
 
 def before_switch(
-    model: Model, given: Rows, answers: Sequence[decode.Answer]
-) -> list[decode.Answer]:
+    model: Model, given: Rows, answers: Sequence[decode.Completion]
+) -> list[decode.Completion]:
     """Answers up to where the angles of all tokens change, so that one pass gives them again."""
     most = [decode.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
@@ -223,7 +223,9 @@ def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
     )
 
 
-def _parted(expected: Sequence[decode.Answer], found: Sequence[decode.Answer]) -> Iterator[float]:
+def _parted(
+    expected: Sequence[decode.Completion], found: Sequence[decode.Completion]
+) -> Iterator[float]:
     """Of answers that differ, how much likelier one of the first tokens that do was, in nats."""
     for ours, theirs in zip(expected, found, strict=True):
         pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop ends the one it is in

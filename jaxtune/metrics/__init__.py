@@ -5,13 +5,13 @@ made there by a function where a task has something to say (`parent.parent(table
 """
 
 from jaxtune.metrics.intervals import Difference, Figure, paired, per_row, summarise
-from jaxtune.metrics.metric import Answered, Metric, mean
+from jaxtune.metrics.metric import Metric, Prediction, mean
 
 __all__ = [
-    "Answered",
     "Difference",
     "Figure",
     "Metric",
+    "Prediction",
     "mean",
     "paired",
     "per_row",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxtune.metrics import words
-from jaxtune.metrics.metric import Answered, Metric, references
+from jaxtune.metrics.metric import Metric, Prediction, references
 from jaxtune.metrics.sequences import matched, ngrams
 
 ORDERS = range(1, 5)
@@ -15,12 +15,12 @@ LONGEST = len(ORDERS)
 
 def _statistics(
     split: Callable[[str], list[str]],
-) -> Callable[[Sequence[Answered]], np.ndarray]:
+) -> Callable[[Sequence[Prediction]], np.ndarray]:
     """Of each row: its length, its reference's, then by order n-grams that match, and all."""
     return lambda rows: np.array([_row(split, row) for row in rows], np.float64)
 
 
-def _row(split: Callable[[str], list[str]], row: Answered) -> list[int]:
+def _row(split: Callable[[str], list[str]], row: Prediction) -> list[int]:
     answer = split(row.answer)
     expected = [split(each) for each in references(row)]
     nearest = min((abs(len(each) - len(answer)), len(each)) for each in expected)[1]

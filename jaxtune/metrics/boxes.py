@@ -15,7 +15,7 @@ from itertools import chain
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, Metric, average, references
+from jaxtune.metrics.metric import Metric, Prediction, average, references
 
 LAST = 1023  # the number of the last location token
 NEAR = 0.5  # the overlap from which a box is found
@@ -86,14 +86,14 @@ def pairs(answered: Sequence[Box], expected: Sequence[Box], near: float = NEAR) 
 def f1(near: float = NEAR) -> Metric:
     """Twice the boxes found over those answered and those expected, of all rows together."""
 
-    def counted(row: Answered) -> tuple[float, float]:
+    def counted(row: Prediction) -> tuple[float, float]:
         answered, expected = _both(row)
         return 2.0 * pairs(answered, expected, near), float(len(answered) + len(expected))
 
     return Metric(f"f1@{near:g}", _rows(counted), average)
 
 
-def _overlaps(row: Answered) -> tuple[float, float]:
+def _overlaps(row: Prediction) -> tuple[float, float]:
     answered, expected = _both(row)
     best = [
         max((overlap(box, each) for box in answered if _alike(box, each)), default=0.0)
@@ -102,12 +102,12 @@ def _overlaps(row: Answered) -> tuple[float, float]:
     return sum(best), float(len(expected))
 
 
-def _torn(row: Answered) -> tuple[float, float]:
+def _torn(row: Prediction) -> tuple[float, float]:
     boxes, torn = parsed(row.answer)
     return float(torn), float(len(boxes) + torn)
 
 
-def _rows(count: Callable[[Answered], tuple[float, float]]) -> Callable:
+def _rows(count: Callable[[Prediction], tuple[float, float]]) -> Callable:
     """A total and the number of those it is of, for each row."""
     return lambda rows: np.array([count(row) for row in rows])
 
@@ -119,7 +119,7 @@ IOU = Metric("iou", _rows(_overlaps), average)
 MALFORMED = Metric("malformed", _rows(_torn), average, higher=False)
 
 
-def _both(row: Answered) -> tuple[list[Box], list[Box]]:
+def _both(row: Prediction) -> tuple[list[Box], list[Box]]:
     """The boxes answered, and those of all references."""
     expected = chain.from_iterable(parsed(each)[0] for each in references(row))
     return parsed(row.answer)[0], list(expected)

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, Metric, references
+from jaxtune.metrics.metric import Metric, Prediction, references
 from jaxtune.metrics.sequences import matched, ngrams
 
 ORDERS = range(1, 7)
 RECALL = 2**2  # beta squared
 
 
-def _statistics(rows: Sequence[Answered]) -> np.ndarray:
+def _statistics(rows: Sequence[Prediction]) -> np.ndarray:
     """Of each row, against its best reference, by order: n-grams of answer, reference, both."""
     return np.array([_row(row) for row in rows], np.float64)
 
 
-def _row(row: Answered) -> list[int]:
+def _row(row: Prediction) -> list[int]:
     answer = _ngrams(row.answer)
     # Of equals the first, as `max` has it.
     return max((_counts(answer, _ngrams(each)) for each in references(row)), key=_score)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, Metric, average, references
+from jaxtune.metrics.metric import Metric, Prediction, average, references
 from jaxtune.metrics.sequences import ngrams
 from jaxtune.metrics.words import caption
 
@@ -29,7 +29,7 @@ class Vector:
     norm: float
 
 
-def _statistics(rows: Sequence[Answered]) -> np.ndarray:
+def _statistics(rows: Sequence[Prediction]) -> np.ndarray:
     answers = [caption(row.answer) for row in rows]
     expected = [[caption(each) for each in references(row)] for row in rows]
     rarity = _rarity(expected)

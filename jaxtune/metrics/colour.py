@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, mean, named, references
+from jaxtune.metrics.metric import Prediction, mean, named, references
 
 COUNT = 4
 COLOUR = re.compile(r"#([0-9a-f]{3}|[0-9a-f]{6})", re.IGNORECASE)
@@ -83,13 +83,13 @@ def palette_distance(first: list[str], second: list[str]) -> float:
     return float(between[np.arange(COUNT), ORDERS].mean(1).min())
 
 
-def _nearest(row: Answered) -> float | None:
+def _nearest(row: Prediction) -> float | None:
     """Of the references; a row without a palette does not count: `valid` says how many have one."""
     given = palette(row.answer)
     return given and min(palette_distance(given, _expected(row, each)) for each in references(row))
 
 
-def _expected(row: Answered, reference: str) -> list[str]:
+def _expected(row: Prediction, reference: str) -> list[str]:
     colours = palette(reference)
     if colours is None:
         raise ValueError(

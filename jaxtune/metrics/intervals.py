@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, Metric, named
+from jaxtune.metrics.metric import Metric, Prediction, named
 
 DRAWN = 1 << 22  # rows drawn at a time, which bounds the memory
 
@@ -33,7 +33,7 @@ class Difference:
 
 def summarise(
     metrics: Sequence[Metric],
-    rows: Sequence[Answered],
+    rows: Sequence[Prediction],
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -48,8 +48,8 @@ def summarise(
 
 def paired(
     metrics: Sequence[Metric],
-    first: Sequence[Answered],
-    second: Sequence[Answered],
+    first: Sequence[Prediction],
+    second: Sequence[Prediction],
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -63,7 +63,7 @@ def paired(
     return {metric.name: _difference(one, other, level) for metric, one, other in halves}
 
 
-def per_row(metrics: Sequence[Metric], rows: Sequence[Answered]) -> dict[str, list[float | None]]:
+def per_row(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> dict[str, list[float | None]]:
     """Each metric's value for each row alone, None where it has none."""
     return {
         metric.name: [_defined(metric.value(row)) for row in statistics]
@@ -71,7 +71,7 @@ def per_row(metrics: Sequence[Metric], rows: Sequence[Answered]) -> dict[str, li
     }
 
 
-def _statistics(metrics: Sequence[Metric], rows: Sequence[Answered]) -> list[np.ndarray]:
+def _statistics(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> list[np.ndarray]:
     """What each row adds to each metric, float64[n, k]."""
     if not rows:
         raise ValueError("no row was answered, so there is nothing to measure; give at least one")
@@ -138,7 +138,7 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _check_pairs(first: Sequence[Answered], second: Sequence[Answered]) -> None:
+def _check_pairs(first: Sequence[Prediction], second: Sequence[Prediction]) -> None:
     if len(first) != len(second):
         raise ValueError(
             f"two sets of answers to the same rows were expected; found {len(first)} and "

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Answered:
+class Prediction:
     """A row that was answered."""
 
     answer: str
@@ -24,15 +24,15 @@ class Metric:
     """A figure over rows that comes from sums over them, so that any sample of rows has one."""
 
     name: str
-    statistics: Callable[[Sequence[Answered]], np.ndarray]  # float64[n, k]: what each row adds
+    statistics: Callable[[Sequence[Prediction]], np.ndarray]  # float64[n, k]: what each row adds
     value: Callable[[np.ndarray], float]  # of the sums float64[k]; nan where there is none
     higher: bool = True  # is better
 
 
-def mean(name: str, score: Callable[[Answered], float | None], higher: bool = True) -> Metric:
+def mean(name: str, score: Callable[[Prediction], float | None], higher: bool = True) -> Metric:
     """The mean of a score that each row has alone; a row with None does not count."""
 
-    def statistics(rows: Sequence[Answered]) -> np.ndarray:
+    def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         scores = [score(row) for row in rows]
         return np.array([(0.0, 0.0) if each is None else (each, 1.0) for each in scores])
 
@@ -45,13 +45,13 @@ def average(sums: np.ndarray) -> float:
     return float(total / count) if count else math.nan
 
 
-def references(row: Answered) -> tuple[str, ...]:
+def references(row: Prediction) -> tuple[str, ...]:
     """A row's references; a row without is a ValueError."""
     if not row.references:
         raise ValueError(f"{named(row)} has no reference to compare its answer with")
     return row.references
 
 
-def named(row: Answered) -> str:
+def named(row: Prediction) -> str:
     """A row, as a message has it."""
     return row.place or f"the row answered {row.answer[:60]!r}"

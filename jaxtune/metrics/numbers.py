@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxtune.metrics.metric import Answered, Metric, average, mean, named, references
+from jaxtune.metrics.metric import Metric, Prediction, average, mean, named, references
 
 NUMBER = re.compile(
     r"(?:(?<!\w)-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -20,7 +20,7 @@ SEVERAL = re.compile("[0-9]{2}")
 NEAR = 40.0  # dollars, or
 SHARE = 0.2  # of the truth
 
-Guess = Callable[[Answered], float | None]
+Guess = Callable[[Prediction], float | None]
 
 
 def first(text: str) -> float | None:
@@ -30,12 +30,12 @@ def first(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def written(row: Answered) -> float | None:
+def written(row: Prediction) -> float | None:
     """The first number of the answer."""
     return first(row.answer)
 
 
-def weighted(row: Answered) -> float | None:
+def weighted(row: Prediction) -> float | None:
     """The mean of the likeliest first tokens that are numbers, by their probabilities."""
     numbers = [(first(text), each) for text, each in row.next if NUMBER.fullmatch(text.strip())]
     known = [(number, each) for number, each in numbers if number is not None and each > 0]
@@ -43,7 +43,7 @@ def weighted(row: Answered) -> float | None:
     return sum(number * each for number, each in known) / total if total else None
 
 
-def by_digits(rows: Sequence[Answered]) -> bool:
+def by_digits(rows: Sequence[Prediction]) -> bool:
     """Whether tokens are single digits, so that the first one of a number says little of it."""
     likely = {text.strip() for row in rows for text, _ in row.next}
     numerals = [text for text in likely if NUMBER.fullmatch(text)]
@@ -51,7 +51,7 @@ def by_digits(rows: Sequence[Answered]) -> bool:
     return bool(numerals) and wide and not any(map(SEVERAL.search, numerals))
 
 
-def truth(row: Answered) -> float:
+def truth(row: Prediction) -> float:
     """The first number of the first reference."""
     number = first(references(row)[0])
     if number is None:
@@ -64,7 +64,7 @@ def truth(row: Answered) -> float:
 def metrics(guess: Guess = written, prefix: str = "") -> tuple[Metric, ...]:
     """Mean absolute error, root mean squared logarithmic error, hits, and how many answered."""
 
-    def guessed(row: Answered) -> float:
+    def guessed(row: Prediction) -> float:
         return guess(row) or 0.0
 
     return (
@@ -80,10 +80,10 @@ def _hit(guess: float, truth: float) -> bool:
     return error < NEAR or (truth > 0 and error / truth < SHARE)
 
 
-def _rmsle(name: str, guessed: Callable[[Answered], float]) -> Metric:
+def _rmsle(name: str, guessed: Callable[[Prediction], float]) -> Metric:
     """The root of the mean squared difference of log(1 + x), what is below 0 taken as 0."""
 
-    def statistics(rows: Sequence[Answered]) -> np.ndarray:
+    def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         pairs = np.array([(guessed(row), truth(row)) for row in rows])
         logs = np.log1p(np.maximum(pairs, 0))
         return np.stack([(logs[:, 0] - logs[:, 1]) ** 2, np.ones(len(rows))], axis=1)
@@ -94,7 +94,7 @@ def _rmsle(name: str, guessed: Callable[[Answered], float]) -> Metric:
 def _of_whole_numbers(metric: Metric) -> Metric:
     """A metric that no row has where numbers come a digit at a time."""
 
-    def statistics(rows: Sequence[Answered]) -> np.ndarray:
+    def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         found = metric.statistics(rows)
         return np.zeros_like(found) if by_digits(rows) else found
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jaxtune.metrics.metric import Answered, Metric, mean, references
+from jaxtune.metrics.metric import Metric, Prediction, mean, references
 from jaxtune.metrics.sequences import longest_common, ngrams
 from jaxtune.metrics.words import mteval
 
@@ -39,7 +39,7 @@ def parent(
     `weight` is lambda; None, as in ToTTo's evaluation, is the share of it that a reference omits.
     """
 
-    def score(row: Answered) -> float:
+    def score(row: Prediction) -> float:
         known = {word for words in _values(table_of(row.record)) for word in words}
         told = _values((told_of or table_of)(row.record))
         answer = _words(row.answer)

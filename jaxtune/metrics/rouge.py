@@ -2,13 +2,13 @@
 
 import re
 
-from jaxtune.metrics.metric import Answered, mean, references
+from jaxtune.metrics.metric import Prediction, mean, references
 from jaxtune.metrics.sequences import longest_common
 
 WORD = re.compile(r"[a-z0-9]+")
 
 
-def _score(row: Answered) -> float:
+def _score(row: Prediction) -> float:
     """F of the longest common subsequence, with the best of several references."""
     answer = _words(row.answer)
     return max(_f(answer, _words(each)) for each in references(row))

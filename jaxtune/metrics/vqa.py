@@ -2,7 +2,7 @@
 
 import re
 
-from jaxtune.metrics.metric import Answered, mean, references
+from jaxtune.metrics.metric import Prediction, mean, references
 
 AGREEING = 3  # people who gave an answer make it right
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -50,7 +50,7 @@ def normalised(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def _score(row: Answered) -> float:
+def _score(row: Prediction) -> float:
     """How right the answer is to all references but one, averaged over which one.
 
     To be right takes three that agree with it, or all where fewer are left; of a lone reference,

@@ -13,20 +13,20 @@ from jaxtune.models.layout import PADDING, Layout
 
 
 @struct.dataclass
-class Stored:
+class CachedKV:
     """The keys and values of all layers; a row's tokens may have slots between them left empty."""
 
     k: jax.Array  # [L, B, S, K, H]
     v: jax.Array
 
-    def put(self, layer: jax.Array, slot: jax.Array, k: jax.Array, v: jax.Array) -> "Stored":
+    def put(self, layer: jax.Array, slot: jax.Array, k: jax.Array, v: jax.Array) -> "CachedKV":
         """With [B, T, K, H] more in one layer, from a slot on."""
 
         def into(held, new):
             start = (layer, 0, slot, 0, 0)
             return jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), start)
 
-        return Stored(into(self.k, k), into(self.v, v))
+        return CachedKV(into(self.k, k), into(self.v, v))
 
     def of(self, layer: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:  # [B, S, K, H]
         """One layer's keys and values."""
@@ -37,7 +37,7 @@ class Stored:
 class KVCache:
     """What is stored, and where its tokens stand."""
 
-    stored: Stored
+    stored: CachedKV
     layout: Layout  # [B, S], with PADDING for a segment where nothing is to be seen
     slot: jax.Array  # int32[], the first that is free in every row
 
@@ -46,7 +46,7 @@ class KVCache:
         """Room for so many tokens of so many rows."""
         shape = (len(config.layers), rows, slots, config.kv_heads, config.head_size)
         # Two arrays, as both are given away and written over.
-        stored = Stored(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        stored = CachedKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         nothing = jnp.full((rows, slots), PADDING, jnp.int32)
         layout = Layout(nothing, nothing, nothing, whole=False, counted=False)
         return cls(stored, layout, jnp.zeros((), jnp.int32))

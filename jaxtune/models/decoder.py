@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune.models.attention import attend, soften
-from jaxtune.models.cache import KVCache, Stored
+from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from jaxtune.models.layout import Layout, arrange, lengths
 from jaxtune.models.remat import named, policy
@@ -84,8 +84,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, stored: Stored | None, layer: jax.Array, kind: jax.Array, shared: Shared
-    ) -> tuple[jax.Array, Stored | None]:  # [B, T, D]
+        self,
+        x: jax.Array,
+        stored: CachedKV | None,
+        layer: jax.Array,
+        kind: jax.Array,
+        shared: Shared,
+    ) -> tuple[jax.Array, CachedKV | None]:  # [B, T, D]
         config = self.config
         q = self._heads(x, "q", config.heads)
         k = self._heads(x, "k", config.kv_heads)
@@ -142,10 +147,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[jax.Array, Stored | None],
+        carry: tuple[jax.Array, CachedKV | None],
         place: tuple[jax.Array, jax.Array],  # the layer's number and kind
         shared: Shared,
-    ) -> tuple[tuple[jax.Array, Stored | None], None]:
+    ) -> tuple[tuple[jax.Array, CachedKV | None], None]:
         x, stored = carry
         attention = Attention(self.config, name="attn")
         attended, stored = attention(self._norm("attn_norm", x), stored, *place, shared)
@@ -230,11 +235,11 @@ class Decoder(nn.Module):
     def _through(
         self,
         x: jax.Array,
-        stored: Stored | None,
+        stored: CachedKV | None,
         layout: Layout,
         slot: jax.Array | None = None,
         keys: Layout | None = None,
-    ) -> tuple[jax.Array, Stored | None]:
+    ) -> tuple[jax.Array, CachedKV | None]:
         config = self.config
         # Comparing every pair of tokens, for those models alone whose rope asks for it.
         span = layout.position if config.switch is None else lengths(layout)

@@ -18,10 +18,10 @@ from jaxtune.assembly import wiring
 from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.progress import Progress, duration
 from jaxtune.evaluation import held_out
-from jaxtune.evaluation.held_out import Question
+from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.export.export import Exported
 from jaxtune.export.push import Pushes, Unpushed
 from jaxtune.models.paligemma import Model
@@ -119,7 +119,7 @@ class Run:
     deliver: Callable[[dict, int], Exported]  # the same at the end, those of a step, and verified
     pushes: Pushes | Unpushed
     tokenizer: Tokenizer
-    asked: Sequence[Question]  # held-out rows to answer at each evaluation
+    asked: Sequence[EvalRow]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
     loss: float | None = None  # of the last step
 
@@ -301,7 +301,7 @@ class Run:
         if not self.asked:
             return {}
         config = self.config
-        answerer = Answerer(
+        answerer = TextGenerator(
             self.model, self.state.variables, self.tokenizer, config.generate, config.seed
         )
         where = self.workdir.path / "eval" / f"step-{self.done:06}"

@@ -17,7 +17,7 @@ from jaxtune.data.examples import Prompt
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
-from jaxtune.evaluation.held_out import Question, metrics_of, questions
+from jaxtune.evaluation.held_out import EvalRow, metrics_of, questions
 from jaxtune.export.export import Exported, Tuned, Wanted, export, verify
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.runs import console
@@ -116,7 +116,7 @@ def _loaders(
     prompt: Prompt,
     progress: Progress,
     stack: contextlib.ExitStack,
-) -> tuple[Loader, Loader | None, list[Question], wiring.Rows]:
+) -> tuple[Loader, Loader | None, list[EvalRow], wiring.Rows]:
     """The batches to train on and those to evaluate on, once all rows have been read.
 
     And the rows to answer at each evaluation, and those that what is exported is compared on.
@@ -137,7 +137,7 @@ def _loaders(
     return *loaders, _questions(config, held, prompt), held or train
 
 
-def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list[Question]:
+def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list[EvalRow]:
     metric = config.checkpoint.metric
     known = [each.name for each in metrics_of(config)]
     if metric and metric not in known:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtune.data.errors import RowError, column
 from jaxtune.display.plots import Bar, Point, bars, scatter
-from jaxtune.metrics import Answered
+from jaxtune.metrics import Prediction
 from jaxtune.metrics.numbers import NEAR, SHARE, WEIGHTED, WRITTEN, by_digits, first, truth, written
 from jaxtune.tasks import short
 
@@ -45,12 +45,12 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     return (price,)
 
 
-def remarks(rows: Sequence[Answered]) -> list[str]:
+def remarks(rows: Sequence[Prediction]) -> list[str]:
     """Why there are no weighted metrics, where there are none."""
     return [BY_DIGITS] if by_digits(rows) else []
 
 
-def plots(answered: Mapping[str, Sequence[Answered]]) -> dict[str, dict[str, str]]:
+def plots(answered: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, str]]:
     """Guesses against prices, and every item's error, coloured by how far off they are."""
     edge = EDGE * max(1.0, *(truth(row) for rows in answered.values() for row in rows))
     points = {name: [_point(row, edge) for row in rows] for name, rows in answered.items()}
@@ -92,7 +92,7 @@ def _errors(name: str, points: Sequence[Point], reach: Sequence[float], cut: str
     )
 
 
-def _point(row: Answered, edge: float) -> Point:
+def _point(row: Prediction, edge: float) -> Point:
     price, guess = truth(row), max(-edge, min(written(row) or 0.0, edge))
     error, near = abs(guess - price), max(NEAR, SHARE * price)
     kind = KINDS[0 if error < near else 1 if error < 2 * near else 2]

@@ -8,7 +8,7 @@ import pytest
 from jaxtune.cli import chat
 from jaxtune.config import schema as configs
 from jaxtune.decoding import decode
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.tasks.palette import shown
 
 TEMPLATE = {"prefix": "{name} costs", "suffix": " {price}"}
@@ -88,7 +88,7 @@ def answer(config, monkeypatch):
         tokens = [prompt.tokenizer.encode(each, continues=True)[-1] for each in text]
         monkeypatch.setattr(decode, "stream", lambda *given, **more: iter(tokens))
         model = SimpleNamespace(config=SimpleNamespace(context=100))
-        answerer = Answerer(model, None, prompt.tokenizer, ours.generate)
+        answerer = TextGenerator(model, None, prompt.tokenizer, ours.generate)
         said = []
         asked = chat.asked(ours, prompt, "a", "line 3")
         return said, chat.answer(answerer, ours, asked, said.append)

@@ -13,7 +13,7 @@ from transformers.generation import logits_process as live
 
 import jaxtune
 from jaxtune.decoding import decode
-from jaxtune.decoding.decode import Sampling, answers, generate, next_tokens
+from jaxtune.decoding.decode import Sampling, completions, generate, next_tokens
 from tests import devices, reference
 from tests.adapters.test_lora import busy, peft_twin
 
@@ -51,7 +51,7 @@ def follow(model, variables, live, asked, new: int) -> list[list[int]]:
 
     Some of these models say one token over and over, but how likely it is depends on all before.
     """
-    found = answers(model, variables, asked, new, stops=STOPS)
+    found = completions(model, variables, asked, new, stops=STOPS)
     for prompt, answer in zip(asked, found, strict=True):
         tokens, chances = continued(live, prompt, new)
         assert answer.tokens == tokens
@@ -93,7 +93,7 @@ def test_what_is_cached_changes_nothing(pair):
     """Each token and its chance are those of a forward pass over all that went before."""
     made = pair(NAME)
     prompt = prompts(made, 1)[0]
-    [answer] = answers(made.model, made.variables, [prompt], 24, stops=())
+    [answer] = completions(made.model, made.variables, [prompt], 24, stops=())
     whole = np.int32([prompt + answer.tokens])
     chances = jax.nn.log_softmax(made.apply(made.variables, whole))[0]
     for place, (token, chance) in enumerate(zip(answer.tokens, answer.chances, strict=True)):
@@ -126,8 +126,8 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(pair):
 def test_an_answer_may_be_finished_by_what_is_said_of_it(pair):
     made = pair(NAME)
     asked = prompts(made, 3)
-    whole = answers(made.model, made.variables, asked, 30, stops=())
-    halted = answers(
+    whole = completions(made.model, made.variables, asked, 30, stops=())
+    halted = completions(
         made.model, made.variables, asked, 30, stops=(), finished=lambda tokens: len(tokens) >= 10
     )
     for one, other in zip(whole, halted, strict=True):

@@ -11,7 +11,7 @@ from jaxtune.config.schema import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding import decode
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from tests.data import made
 
 TEXTS = (
@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory):
 
 
 def answerer(tokenizer, stops=(), model=MODEL, variables=None, **settings):
-    return Answerer(model, variables, tokenizer, Generate(stops=stops, **settings))
+    return TextGenerator(model, variables, tokenizer, Generate(stops=stops, **settings))
 
 
 def letters(tokenizer, text):
@@ -107,7 +107,7 @@ def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
 def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
     ours = answerer(tokenizer("gemma"), ("brown",))
     tokens = letters(ours.tokenizer, "the quick brown fox")
-    answer = decode.Answer(tokens, [-1.0] * len(tokens), ended=True)
+    answer = decode.Completion(tokens, [-1.0] * len(tokens), ended=True)
     monkeypatch.setattr(decode, "answers", lambda *given, **more: [answer])
     (reply,) = ours.replies([[1]])
     counted = len("the quick brown")

@@ -14,7 +14,7 @@ from PIL import Image
 import launch
 from jaxtune.display.pictures import SIDE
 from jaxtune.evaluation import answer_page
-from jaxtune.evaluation.held_out import Question
+from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.tasks import caption, detect
 from tests import pictured
 
@@ -31,7 +31,7 @@ def encoded(colour, form="PNG"):
 
 def question(number, *colours):
     pictures = tuple(map(encoded, colours))
-    return Question(number, f"rows.jsonl:{number + 1}", {}, [2], (EXPECTED,), pictures, 8)
+    return EvalRow(number, f"rows.jsonl:{number + 1}", {}, [2], (EXPECTED,), pictures, 8)
 
 
 def predicted(directory, count, **changes):

@@ -11,7 +11,7 @@ from jaxtune.config import schema as configs
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import compare, held_out
-from jaxtune.metrics import Answered
+from jaxtune.metrics import Prediction
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
 from jaxtune.workdir.directory import WorkdirError, locked
@@ -74,20 +74,20 @@ def test_where_the_tuned_weights_are(tmp_path):
 def test_what_is_missing_is_said_before_anything_is_read(base, rows, tmp_path):
     config = configs.parse({"model": {"path": str(base)}, "data": {"source": str(rows)}})
     with pytest.raises(ValueError, match="export holds no adapter"):
-        compare.judge(config, tmp_path, progress=Quiet())
+        compare.compare(config, tmp_path, progress=Quiet())
     with pytest.raises(ValueError, match=r"no rows to evaluate on: set eval.source, eval.split or"):
-        compare.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+        compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
     with pytest.raises(ValueError, match=r"nowhere"):
-        compare.judge(config, tmp_path, adapter="./nowhere", progress=Quiet())
+        compare.compare(config, tmp_path, adapter="./nowhere", progress=Quiet())
     assert not list(tmp_path.iterdir())
 
 
 def test_the_table(tmp_path):
     first, second = (
-        [Answered(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
+        [Prediction(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
     )
     found = {
-        name: compare.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+        name: compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
         for name, loss, rows in (("base", 2.5, first), ("tuned", 1.25, second))
     }
     lines = compare._table((EXACT,), found, paired([EXACT], first, second))
@@ -106,8 +106,8 @@ def test_the_table(tmp_path):
 
 @pytest.mark.parametrize("loss", [710.0, math.inf, math.nan])
 def test_a_loss_without_a_perplexity(loss, tmp_path):
-    rows = [Answered("a", ("a",), {})]
-    verdict = compare.Verdict(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+    rows = [Prediction("a", ("a",), {})]
+    verdict = compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
     assert compare._content(verdict, [])["perplexity"] is None
     (*_, last) = compare._table((EXACT,), {"base": verdict}, {})
     assert last.split()[:2] == ["perplexity", "nan" if math.isnan(loss) else "inf"]
@@ -144,5 +144,5 @@ def test_one_evaluation_at_a_time(base, rows, tmp_path):
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
     with locked(tmp_path / "eval", "eval"), pytest.raises(WorkdirError, match="another eval is at"):
-        compare.judge(config, tmp_path, base=True, tuned=False, progress=Quiet())
+        compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
     assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]

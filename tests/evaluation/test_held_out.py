@@ -10,7 +10,7 @@ from jaxtune.config import schema as configs
 from jaxtune.data.errors import NothingScored, TooLong
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.text import Reply
+from jaxtune.decoding.text import Answer
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import held_out
 from jaxtune.metrics.intervals import Figure
@@ -70,7 +70,7 @@ class Told:
     def replies(self, prompts, likeliest, images):
         self.given.append(len(prompts))
         assert likeliest == 0
-        return [Reply(f"{self.text} {len(prompt)}", 3, -1.5, True) for prompt in prompts]
+        return [Answer(f"{self.text} {len(prompt)}", 3, -1.5, True) for prompt in prompts]
 
 
 RECORDS = [{"prefix": f"row {n}:", "suffix": f" an answer {n}\u2028\x85é"} for n in range(7)]

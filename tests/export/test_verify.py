@@ -11,7 +11,7 @@ from jaxtune.assembly import wiring
 from jaxtune.config import schema as configs
 from jaxtune.data.examples import Example
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.decode import Answer
+from jaxtune.decoding.decode import Completion
 from jaxtune.export import verify
 from jaxtune.export.verify import LIMITS, PLACES, Seen, compared, observed
 from tests.export.test_export import tuned
@@ -67,8 +67,8 @@ def test_logits_that_are_no_numbers_are_an_error(seen):
 @pytest.mark.parametrize("chance, ties", [(-1.0, 1), (-1.5, 0)])
 def test_answers_may_part_where_two_tokens_are_as_likely(chance, ties):
     logits = np.array([[0.0, 1.0, 2.0]], np.float32)
-    ours = Seen(logits, [Answer([5, 6, 7], [-0.1, -1.0, -0.1], True)])
-    theirs = Seen(logits, [Answer([5, 8, 9], [-0.1, chance, -0.2], True)])
+    ours = Seen(logits, [Completion([5, 6, 7], [-0.1, -1.0, -0.1], True)])
+    theirs = Seen(logits, [Completion([5, 8, 9], [-0.1, chance, -0.2], True)])
     found = compared(ours, theirs, 1e-4)
     assert (found.alike, found.ties, found.kept) == (0, ties, bool(ties))
 

@@ -2,7 +2,7 @@
 
 import random
 
-from jaxtune.metrics import Answered
+from jaxtune.metrics import Prediction
 
 AWKWARD = [
     ("", ("a man rides a horse",)),
@@ -24,24 +24,24 @@ WORDS = ["the", "a", "cat", "dog", "sat,", "on", "mat.", "red", "Red", "3.5", "1
          "e-mail", "(so)", "“x”", "東京", "...", "$5", ";", "don't"]  # fmt: skip
 
 
-def answered(answer: str, references: tuple[str, ...] = (), **more) -> Answered:
-    return Answered(answer, references, more.pop("record", {}), **more)
+def answered(answer: str, references: tuple[str, ...] = (), **more) -> Prediction:
+    return Prediction(answer, references, more.pop("record", {}), **more)
 
 
 def text(draw: random.Random, least: int = 0, most: int = 14) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(draw.randint(least, most)))
 
 
-def rows(seed: int, count: int = 60, references: int = 3) -> list[Answered]:
+def rows(seed: int, count: int = 60, references: int = 3) -> list[Prediction]:
     """Some answers are a reference with a few words changed, some are at random."""
     draw = random.Random(seed)
     return [_row(draw, tuple(text(draw) for _ in range(references))) for _ in range(count)]
 
 
-def _row(draw: random.Random, references: tuple[str, ...]) -> Answered:
+def _row(draw: random.Random, references: tuple[str, ...]) -> Prediction:
     near = [word if draw.random() < 0.8 else draw.choice(WORDS) for word in references[0].split()]
     return answered(" ".join(near) if draw.random() < 0.7 else text(draw), references)
 
 
-def awkward() -> list[Answered]:
+def awkward() -> list[Prediction]:
     return [answered(answer, references) for answer, references in AWKWARD]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from jaxtune.metrics import Answered, summarise
+from jaxtune.metrics import Prediction, summarise
 from jaxtune.metrics.boxes import F1, IOU, LAST, MALFORMED, Box, f1, overlap, pairs, parsed, written
 
 CAT = "<loc0123><loc0456><loc0789><loc0999> cat"
@@ -120,7 +120,7 @@ def test_as_many_boxes_are_found_as_any_pairing_finds(near):
 
 
 def figures(*pairs_of_texts):
-    rows = [Answered(answer, (reference,), {}) for answer, reference in pairs_of_texts]
+    rows = [Prediction(answer, (reference,), {}) for answer, reference in pairs_of_texts]
     found = summarise((F1, IOU, MALFORMED), rows, samples=1)
     return {name: figure.value for name, figure in found.items()}
 
@@ -139,4 +139,6 @@ def test_figures_over_rows():
     assert figures(("", CAT)) == {"f1@0.5": 0, "iou": 0, "malformed": None}
     half = CAT.replace("<loc0789>", "<loc0456>")  # half as high
     assert figures((half, CAT)) == pytest.approx({"f1@0.5": 1, "iou": 0.5, "malformed": 0})
-    assert not math.isclose(f1(0.51).value(f1(0.51).statistics([Answered(half, (CAT,), {})])[0]), 1)
+    assert not math.isclose(
+        f1(0.51).value(f1(0.51).statistics([Prediction(half, (CAT,), {})])[0]), 1
+    )

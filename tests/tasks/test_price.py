@@ -13,7 +13,7 @@ from jaxtune.data.examples import Prompt, Template, Written
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.plots import COLOURS
-from jaxtune.metrics import Answered
+from jaxtune.metrics import Prediction
 from jaxtune.tasks import price
 from tests.tasks.answering import PLACE, scored
 
@@ -54,15 +54,15 @@ def test_guesses_are_scored_as_written_and_as_weighed():
 
 
 def test_why_there_are_no_weighted_metrics():
-    rows = [Answered("150", ("100",), ROW, PLACE, ((text, 0.5),)) for text in ("1", "2")]
+    rows = [Prediction("150", ("100",), ROW, PLACE, ((text, 0.5),)) for text in ("1", "2")]
     (said,) = price.remarks(rows)
     assert "a digit at a time" in said
-    assert price.remarks([*rows, Answered("1", ("2",), ROW, PLACE, (("90", 0.5),))]) == []
+    assert price.remarks([*rows, Prediction("1", ("2",), ROW, PLACE, (("90", 0.5),))]) == []
 
 
 def rows_of(*pairs):
     return [
-        Answered(answer, (truth,), ROW, f"x.csv:{n}") for n, (answer, truth) in enumerate(pairs)
+        Prediction(answer, (truth,), ROW, f"x.csv:{n}") for n, (answer, truth) in enumerate(pairs)
     ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxtune.data.errors import RowError
-from jaxtune.metrics import Answered, per_row
+from jaxtune.metrics import Prediction, per_row
 from jaxtune.metrics.parent import parent
 from jaxtune.tasks import totto
 from tests.tasks.answering import scored
@@ -104,11 +104,11 @@ def test_parent_knows_the_whole_page_and_wants_what_is_highlighted():
     whole = [*(("", cell) for cell in cells), *titles, ("", "Her youth-1999")]
     expected = parent(lambda _: whole, None, lambda _: [("", "2004"), ("", "12"), *titles])
     answers = ["In her youth Ann Smith had 12 goals", "Ann had 21 games in 2003", "youth-1999", ""]
-    rows = [Answered(each, totto.references(record, PLACE), record) for each in answers]
+    rows = [Prediction(each, totto.references(record, PLACE), record) for each in answers]
     found = per_row(totto.METRICS, rows)["parent"]
     assert found == per_row([expected], rows)["parent"] and len(set(found)) == len(answers)
     # What the section's text says counts as told of.
-    without = [Answered(answers[0], rows[0].references, RECORD)]
+    without = [Prediction(answers[0], rows[0].references, RECORD)]
     assert per_row(totto.METRICS, without)["parent"][0] < found[0]
 
 

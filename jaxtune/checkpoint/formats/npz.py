@@ -22,8 +22,8 @@ import numpy as np
 
 from jaxtune.checkpoint.formats.tensors import (
     CheckpointError,
-    Stored,
     TensorInfo,
+    Tensors,
     impostor,
     nbytes,
     some,
@@ -68,7 +68,7 @@ PADDING_ID = 0xD935  # of an extra field that aligns what follows, known from An
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same tensors make the same bytes
 
 
-class Npz(Stored):
+class Npz(Tensors):
     """The arrays of one .npz file.
 
     A compressed one is inflated whole when it is read, and kept until another is read: who releases

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxtune.checkpoint.formats.tensors import (
     CheckpointError,
-    Stored,
     TensorInfo,
+    Tensors,
     impostor,
     nbytes,
     some,
@@ -64,7 +64,7 @@ Scan = tuple[dict[str, TensorInfo], dict[str, str]]  # tensors by name, and the 
 Planned = tuple[tuple[int, ...], np.dtype]  # a tensor still to be written
 
 
-class Safetensors(Stored):
+class Safetensors(Tensors):
     """A safetensors checkpoint, in one file or many."""
 
     format = "safetensors"

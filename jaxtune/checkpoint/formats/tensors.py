@@ -43,7 +43,7 @@ class TensorInfo:
         return nbytes(self.shape, self.dtype)
 
 
-class Stored:
+class Tensors:
     """The tensors of one checkpoint, in one file or many, read through memory maps."""
 
     format: ClassVar[str]  # a word for the file format

@@ -29,11 +29,11 @@ from jaxtune.checkpoint.formats.safetensors import (
     refuse_existing,
     write_sharded,
 )
-from jaxtune.checkpoint.formats.tensors import Stored
+from jaxtune.checkpoint.formats.tensors import Tensors
 from jaxtune.checkpoint.hub import REPO_ID, locate
 from jaxtune.checkpoint.load import leaf_shapes, match_names, read, table_of
 from jaxtune.checkpoint.peft import adapter_config, stacking
-from jaxtune.checkpoint.peft.fingerprint import Imprint
+from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears, Modules
 from jaxtune.checkpoint.placing import cast, oriented, quantized
 from jaxtune.checkpoint.processes import gathered, in_step
@@ -84,8 +84,8 @@ def save_adapter(
         if jax.process_index() == 0:
             adapters = _since(started, adapters)
             standing.check(sample, weight, started)
-            imprint = standing.imprint(sample.path, sample.layer, weight)
-            adapter = _Written.of(adapters, norms, standing, imprint)
+            fingerprint = standing.fingerprint(sample.path, sample.layer, weight)
+            adapter = _Written.of(adapters, norms, standing, fingerprint)
             with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
     return target
@@ -117,7 +117,7 @@ def load_adapter(
     if problems := list(_misfits(found, modules, settings)):
         title = f"{source}{settings.base} does not fit the model from {model.origin}:"
         raise CheckpointError(adapter_config.listed(title, problems))
-    if not any_base and (noted := Imprint.noted(metadata)):
+    if not any_base and (noted := Fingerprint.noted(metadata)):
         _refuse_other_base(noted, model, params, f"{source}{settings.base}")
     adapters = {
         path: stacking.stacked(parts, params[path], settings)
@@ -134,7 +134,7 @@ class _Base:
     directory: Path
     family: families.Family
     model: Model
-    stored: Stored
+    stored: Tensors
 
     @classmethod
     def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "_Base":
@@ -192,7 +192,7 @@ class _Base:
         parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
         return next(piece for piece in parts if (piece.path, piece.layer) == (path, layer))
 
-    def imprint(self, path: str, layer: int | None, weight: Any) -> Imprint | None:
+    def fingerprint(self, path: str, layer: int | None, weight: Any) -> Fingerprint | None:
         """What tells this checkpoint from others of its shapes; nothing tells a bare config.json.
 
         `weight` is the one in memory, to tell a checkpoint by that holds codes.
@@ -201,7 +201,7 @@ class _Base:
             return None
         place = self.place(path, layer)
         coded = place.theirs in bnb.packed(self.stored)
-        return Imprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
+        return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
 
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
         """Whether a weight is what the checkpoint has there, less a first adapter."""
@@ -305,7 +305,7 @@ class _Written:
         adapters: Adapters,
         norms: Mapping[str, np.ndarray],
         base: _Base,
-        imprint: Imprint | None,
+        fingerprint: Fingerprint | None,
     ) -> "_Written":
         """Our adapters on the modules of their base."""
         modules = {
@@ -322,7 +322,7 @@ class _Written:
             float(str(dropout)),  # 0.1, and not what float32 makes of it
             PYTORCH
             | stacking.noted_ranks(adapters, base.linears)
-            | (imprint.note if imprint else {}),
+            | (fingerprint.note if fingerprint else {}),
         )
 
     def write(self, directory: Path, kind: np.dtype | None, rslora: bool, named: Mapping) -> None:
@@ -404,14 +404,16 @@ def _refuse_changed(source: Path) -> None:
             )
 
 
-def _refuse_other_base(noted: Imprint, model: Model, params: Mapping[str, Any], whose: str) -> None:
+def _refuse_other_base(
+    noted: Fingerprint, model: Model, params: Mapping[str, Any], whose: str
+) -> None:
     """Stop at an adapter that was trained beside other weights of the same shapes."""
     if noted.path not in params:
         return
     weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))
     base = _Base.at(origin_of(model), params)
     with base.stored:
-        found = base.imprint(noted.path, noted.layer, weight)
+        found = base.fingerprint(noted.path, noted.layer, weight)
     if found and not noted.near(found):
         raise CheckpointError(
             f"{whose} was trained beside another base than {model.origin}, where {noted.path} is "

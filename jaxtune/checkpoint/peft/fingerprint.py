@@ -23,7 +23,7 @@ CODED = 0.5
 
 
 @dataclass(frozen=True)
-class Imprint:
+class Fingerprint:
     """Numbers of one layer of a weight."""
 
     path: str
@@ -32,7 +32,7 @@ class Imprint:
     coded: bool  # read from codes of few bits
 
     @classmethod
-    def of(cls, path: str, layer: int | None, weight: Any) -> "Imprint":
+    def of(cls, path: str, layer: int | None, weight: Any) -> "Fingerprint":
         """Those of `weight`, which is quantised or plain."""
         numbers = np.asarray(weight.astype(np.float32)).ravel()
         places = np.linspace(0, numbers.size - 1, min(COUNT, numbers.size)).astype(int)
@@ -40,7 +40,7 @@ class Imprint:
         return cls(path, layer, values, is_quantized(weight))
 
     @classmethod
-    def noted(cls, metadata: Mapping[str, str]) -> "Imprint | None":
+    def noted(cls, metadata: Mapping[str, str]) -> "Fingerprint | None":
         """What a file's metadata hold, if jaxtune wrote them."""
         if KEY not in metadata:
             return None
@@ -56,11 +56,11 @@ class Imprint:
         """The same as metadata."""
         return {KEY: json.dumps(vars(self))}
 
-    def apart(self, other: "Imprint") -> float:
+    def apart(self, other: "Fingerprint") -> float:
         """How far another is from this one, over this one's size."""
         ours, theirs = np.array(self.values), np.array(other.values)
         return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-30))
 
-    def near(self, other: "Imprint") -> bool:
+    def near(self, other: "Fingerprint") -> bool:
         """Whether both may be of one weight."""
         return self.apart(other) <= (CODED if self.coded or other.coded else ROUNDED)

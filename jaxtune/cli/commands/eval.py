@@ -24,9 +24,9 @@ def run(options: Namespace) -> int:
     if options.base and options.adapter:
         raise UsageError("--base asks the untuned base alone, which has no --adapter")
     config, workdir = config_and_place(options)
-    from jaxtune.evaluation.compare import judge
+    from jaxtune.evaluation.compare import compare
 
-    judge(
+    compare(
         config,
         workdir.expanduser(),
         base=options.base or options.both,

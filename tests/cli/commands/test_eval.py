@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jaxtune.decoding.text import Answerer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation import held_out
 from tests.runs.test_run import lines
 
@@ -67,13 +67,13 @@ def evaluate(place, run, capsys):
 @pytest.fixture
 def answered(monkeypatch):
     """How many rows were answered at once, one number each time."""
-    found, replies = [], Answerer.replies
+    found, replies = [], TextGenerator.replies
 
     def counting(answerer, prompts, *rest):
         found.append(len(prompts))
         return replies(answerer, prompts, *rest)
 
-    monkeypatch.setattr(Answerer, "replies", counting)
+    monkeypatch.setattr(TextGenerator, "replies", counting)
     return found
 
 
