@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import cpu
 
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import open_source
@@ -80,10 +80,10 @@ def batches(rows: Path, augment: bool) -> Loader:
     tokenizer = Tokenizer.open(TOKENIZER)
     source = open_source(str(rows), split="train", subset=None, revision=None)
     wants = Pictures(size=224, tokens=256, token=257_152)
-    prompt = Prompt(tokenizer, columns(), 512, full_prefix=True, pictures=wants)
-    found = survey(source, prompt, malformed="fail", workers=1)
+    encoder = RowEncoder(tokenizer, columns(), 512, full_prefix=True, pictures=wants)
+    found = survey(source, encoder, malformed="fail", workers=1)
     steps = (("crop", 0.8), ("flip", 0.5), ("colour", 0.2)) if augment else ()
-    return Loader(source, prompt, found, batch=BATCH, seed=0, epochs=None, augment=steps)
+    return Loader(source, encoder, found, batch=BATCH, seed=0, epochs=None, augment=steps)
 
 
 def calibrated(seconds: float):

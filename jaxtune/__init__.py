@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxtune.adapters.lora import add_lora, merge
     from jaxtune.checkpoint.load import load
+    from jaxtune.checkpoint.origin import Origin
     from jaxtune.checkpoint.peft.adapter import load_adapter, save_adapter
     from jaxtune.checkpoint.save import save_merged
     from jaxtune.decoding.beams import beam_search
-    from jaxtune.decoding.decode import generate
+    from jaxtune.decoding.generate import generate
     from jaxtune.models.layout import arrange
     from jaxtune.sharding import make_mesh
     from jaxtune.training.optim import optimizer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Origin",
     "TrainState",
     "add_lora",
     "arrange",
@@ -37,12 +39,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Origin": "jaxtune.checkpoint.origin",
     "TrainState": "jaxtune.training.step",
     "add_lora": "jaxtune.adapters.lora",
     "arrange": "jaxtune.models.layout",
     "beam_search": "jaxtune.decoding.beams",
     "eval_step": "jaxtune.training.step",
-    "generate": "jaxtune.decoding.decode",
+    "generate": "jaxtune.decoding.generate",
     "load": "jaxtune.checkpoint.load",
     "load_adapter": "jaxtune.checkpoint.peft.adapter",
     "make_mesh": "jaxtune.sharding",

@@ -8,7 +8,7 @@ import pytest
 
 import jaxtune
 from jaxtune import families
-from jaxtune.config import schema
+from jaxtune.config import load as schema
 from tests.training.test_step import padded, texts
 
 ROOT = Path(__file__).parent.parent

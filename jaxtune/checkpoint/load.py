@@ -20,6 +20,7 @@ from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
 from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.origin import Origin
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import IMPLEMENTATIONS
@@ -63,10 +64,10 @@ def load(
         model = described.model.clone(
             dtype=activation_dtype(plain) if compute == "auto" else jnp.dtype(compute),
             attention=attention,
-            origin=str(described.directory.absolute()),
+            origin=Origin(described.directory.absolute()),
         )
         params = {
-            path: placing.place(stored, described.packed, pieces, held[path], where[path])
+            path: placing.load_leaf(stored, described.packed, pieces, held[path], where[path])
             for path, pieces in names.by_leaf(described.parts).items()
         }
     placing.trim()

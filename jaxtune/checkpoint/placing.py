@@ -20,7 +20,7 @@ BLOCK_BYTES = 2**24  # of a tensor converted or compared at a time
 Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
 
 
-def place(
+def load_leaf(
     stored: Tensors,
     packed: Mapping[str, bnb.Packed],  # what is stored in 4 bits, by name
     pieces: Sequence[Piece],
@@ -52,7 +52,7 @@ def quantized(
 ) -> Quantized:
     """One layer of a leaf as codes and scales, in NumPy arrays; some are stored so."""
     if piece.theirs in packed:
-        return bnb.read(stored, packed[piece.theirs], piece.rows)
+        return bnb.unpack(stored, packed[piece.theirs], piece.rows)
     try:
         return quantize(oriented(stored.read, piece), kind)
     except ValueError as problem:

@@ -31,6 +31,7 @@ from jaxtune.checkpoint.formats.safetensors import (
 from jaxtune.checkpoint.formats.tensors import Tensors
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read, table_of
+from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
 from jaxtune.families import bigvision, names
@@ -38,7 +39,6 @@ from jaxtune.families.names import Piece
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized
 
-NPZ = ".npz"
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
 Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by foreign name
@@ -137,7 +137,7 @@ class _Weights:
             raise CheckpointError(
                 "the model's origin has no full-precision weights to merge into: take "
                 "into='dequantised', or give a directory that has them with "
-                "`model.clone(origin=directory)`"
+                "`model.clone(origin=jaxtune.Origin(directory))`"
             )
         parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
         origin = {(piece.path, piece.layer): piece for piece in parts}
@@ -237,13 +237,7 @@ def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
 
 def origin_of(model: Model) -> Path:
     """Where the model's config.json and tokenizer are."""
-    origin = Path(model.origin or "")
-    if model.origin and ((origin / "config.json").is_file() or origin.suffix == NPZ):
-        return origin
-    raise CheckpointError(
-        f"the model's origin is {model.origin or 'not set'}: config.json and tokenizer files are "
-        "carried along from there. Give it with `model.clone(origin=directory)`"
-    )
+    return Origin.of(model).path
 
 
 def _check_config(model: Model, described: Model, origin: Path) -> None:
@@ -264,7 +258,7 @@ def _check_config(model: Model, described: Model, origin: Path) -> None:
         raise CheckpointError(
             f"{origin / 'config.json'} describes another model than the one to be written:\n"
             + "\n".join(differing)
-            + "\nGive the directory it came from with `model.clone(origin=directory)`"
+            + "\nGive where it came from with `model.clone(origin=jaxtune.Origin(directory))`"
         )
 
 
@@ -321,7 +315,7 @@ def stored_at(origin: Path, raw: Mapping) -> Tensors:
         raise CheckpointError(
             f"{origin} has a vision_config and no *.safetensors any more: the vision tower is "
             "carried along from there. Put the weight files back, or give another directory that "
-            "has them with `model.clone(origin=directory)`"
+            "has them with `model.clone(origin=jaxtune.Origin(directory))`"
         )
     return Safetensors({}, {})
 

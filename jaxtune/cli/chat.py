@@ -19,7 +19,8 @@ from jaxtune.data.examples import Prompt
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation.compare import tuned_at, tuned_variables
 from jaxtune.evaluation.held_out import task_of
-from jaxtune.workdir.directory import begun, write_json
+from jaxtune.files import write_json
+from jaxtune.workdir.directory import begun
 
 ERASED = "\r\033[K"  # back to where a terminal's line begins, and none of it left
 BATCH = "answers.json"  # what is written where all prompts are known beforehand

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.evaluation.compare import compare
 from jaxtune.runs.run import fit
 from jaxtune.tasks import palette

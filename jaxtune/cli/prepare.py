@@ -6,7 +6,6 @@ its answers are scored by. Rows are read, checked and written one at a time.
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any
 from jaxtune import tasks
 from jaxtune.data.errors import DataError, RowError, Skipped, known
 from jaxtune.data.sources import Source, open_source
+from jaxtune.files import whole_file
 
 SCRIPT = "Dataset scripts are no longer supported"  # how the datasets package says so
 CONVERTED = "refs/convert/parquet"  # the revision where the Hub keeps such a dataset as Parquet
@@ -129,17 +129,10 @@ def _refuse(file: Path, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _new_file(file: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     """A file that gets its name when all of it is on the disk, and else leaves nothing behind."""
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as out:
+        with whole_file(file) as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
-        _refuse(file, overwrite)  # it may have come meanwhile
-        partial.replace(file)
+            _refuse(file, overwrite)  # it may have come meanwhile
     except OSError as error:
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -138,7 +138,7 @@ def conform(value: Any, kind: Any) -> Any:
     return tuple(fit(each, part, conform) for each, part in zip(value, inner, strict=True))
 
 
-def read(text: str, kind: Any) -> Any:
+def parse_text(text: str, kind: Any) -> Any:
     """Text from the command line in a type's own form."""
     whole = str if get_origin(kind) is Literal else ast.literal_eval
     read = KINDS[kind].read if kind in KINDS else whole
@@ -298,7 +298,7 @@ class Schema:
             raise Misfit(f"found no value, expected --config.{key}=VALUE")
         known = self.fields[key]
         try:
-            fitted = fit(value, known.type, read if setting.typed else conform)
+            fitted = fit(value, known.type, parse_text if setting.typed else conform)
             if not within(fitted, known.metadata):
                 raise Misfit
         except Misfit as misfit:

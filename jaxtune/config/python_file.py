@@ -16,7 +16,7 @@ from typing import Any
 from jaxtune.config.fields import ConfigError, shown
 
 
-def read(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
+def values_of(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
     """The file that a path names, and what it returns, as dictionaries.
 
     `file.py:text` calls its `get_config(text)`. `sections` are the names that hold dictionaries.

@@ -169,7 +169,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RowEncoder:
     """Makes examples of records; a row that cannot be one raises a `RowError` that names it.
 
     `too_long` says what becomes of a row of more than `max_length` tokens: "fail"; "skip", whose

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxtune.data import images
 from jaxtune.data.batches import Batch, collate, fitting, sizes, split
-from jaxtune.data.examples import Example, Prompt
+from jaxtune.data.examples import Example, RowEncoder
 from jaxtune.data.order import Order, Turn
 from jaxtune.data.packing import Lines, one_each, packed
 from jaxtune.data.sources import Source
@@ -46,7 +46,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        prompt: Prompt,
+        encoder: RowEncoder,
         survey: Survey,
         *,
         batch: int,
@@ -65,17 +65,17 @@ class Loader:
         index, count = process
         if batch % count:
             raise ValueError(f"a batch of {batch} lines cannot be shared by {count} processes")
-        self._source, self._prompt, self._rows = source, prompt, survey.rows
+        self._source, self._encoder, self._rows = source, encoder, survey.rows
         self._accumulate, self._weighting = accumulate, weighting
         self._augment, self._augment_seed = augment, augment_seed
-        self.lines = _lines(survey, prompt.max_length, packing, seed)
+        self.lines = _lines(survey, encoder.max_length, packing, seed)
         self._pictures = _of_lines(survey.pictures, self.lines)
         self._decoders = ThreadPoolExecutor(os.cpu_count())  # none starts before it has work
         # The process's lines among those of a step: of each micro-batch the same ones.
         slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
         self._slots: list[int] = slots[:, index].ravel().tolist()
-        longest = prompt.max_length
-        fixed = prompt.placeholders(min(survey.pictures.tolist(), default=0))
+        longest = encoder.max_length
+        fixed = encoder.placeholders(min(survey.pictures.tolist(), default=0))
         self._lengths = (longest,) if packing else tuple(buckets) or sizes(longest, fixed=fixed)
         self._scored = sizes(longest, smallest=16)
         self._order = Order(
@@ -111,7 +111,7 @@ class Loader:
 
     def _made(self, turn: Turn) -> Step:
         """A step's batch; its shape is that of all processes' lines."""
-        pad = self._prompt.tokenizer.pad
+        pad = self._encoder.tokenizer.pad
         chosen = [
             self.lines[turn.items[slot]] if slot < len(turn.items) else [] for slot in self._slots
         ]
@@ -124,7 +124,7 @@ class Loader:
             shape=(len(examples), length, scored),
             pad=0 if pad is None else pad,
             weighting=self._weighting,
-            full_prefix=self._prompt.full_prefix,
+            full_prefix=self._encoder.full_prefix,
         )
         batch = batch.replace(images=self._seen(turn, chosen, examples))
         return Step(
@@ -138,13 +138,13 @@ class Loader:
         )
 
     def _example(self, row: int) -> Example:
-        return self._prompt(self._source[row], self._source.place(row))
+        return self._encoder(self._source[row], self._source.place(row))
 
     def _seen(
         self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
     ) -> np.ndarray | None:  # float32[lines, I, S, S, 3]
         """The pictures of a step's lines; I is a power of two, for few shapes."""
-        wanted = self._prompt.pictures
+        wanted = self._encoder.pictures
         if wanted is None:
             return None
         most = int(self._pictures[turn.items].max())
@@ -165,7 +165,7 @@ class Loader:
     def _read(self, work: tuple[int, Example, tuple[int, ...]]) -> np.ndarray:
         """The pixels of a picture of an example: float32[S, S, 3]."""
         _, example, key = work
-        size = self._prompt.pictures.size
+        size = self._encoder.pictures.size
         return images.read(example.images[key[-1]], size, example.place, self._augment, key)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtune.data.errors import DataError, RowError, Skipped, TooLong
-from jaxtune.data.examples import Prompt
+from jaxtune.data.examples import RowEncoder
 from jaxtune.data.sources import Source
 
 CHUNK = 256  # rows between two reports of progress
@@ -48,7 +48,7 @@ class Survey:
 
 def survey(
     source: Source,
-    prompt: Prompt,
+    encoder: RowEncoder,
     *,
     malformed: str = "fail",
     workers: int = 2,
@@ -58,13 +58,13 @@ def survey(
 
     Of pictures it is seen that they are there, and not what they show.
 
-    `malformed` rows "fail", or are left out and counted under "skip"; `prompt.too_long` says the
+    `malformed` rows "fail", or are left out and counted under "skip"; `encoder.too_long` says the
     same of long ones. A row in which nothing is scored always fails. `progress` is told how many
     rows have been read.
     """
-    skipped, long = Skipped(malformed), Skipped("skip" if prompt.too_long == "skip" else "fail")
+    skipped, long = Skipped(malformed), Skipped("skip" if encoder.too_long == "skip" else "fail")
     kept: list[tuple[int, ...]] = []  # row, tokens, scored, pictures, cut
-    for row, found in enumerate(_counted(source, prompt, workers, progress)):
+    for row, found in enumerate(_counted(source, encoder, workers, progress)):
         if isinstance(found, RowError):
             (long if isinstance(found, TooLong) else skipped).note(found)
         else:
@@ -86,13 +86,13 @@ def survey(
 
 
 def _counted(
-    source: Source, prompt: Prompt, workers: int, progress: Callable[[int], None]
+    source: Source, encoder: RowEncoder, workers: int, progress: Callable[[int], None]
 ) -> Iterator[Counts | RowError]:
     """Each row's counts, or what is wrong with it, in the rows' order."""
 
     def read(row: int) -> Counts | RowError:
         try:
-            example = prompt(source[row], source.place(row))
+            example = encoder(source[row], source.place(row))
         except RowError as error:
             return error
         scored = int(np.count_nonzero(example.scored))

@@ -1,8 +1,7 @@
-"""What a survey found, kept for the next start of the same run: rows are then not read again."""
+"""Keeps what a survey found for the next start of the same run: rows are not read again then."""
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 
 from jaxtune.data.errors import Skipped
 from jaxtune.data.survey import Survey
+from jaxtune.files import whole_file
 
 ARRAYS = ("rows", "lengths", "scored", "pictures")
 SKIPPED = ("too_long", "malformed")
 
 
-def kept(file: Path, key: Any, make: Callable[[], Survey]) -> Survey:
+def cached(file: Path, key: Any, make: Callable[[], Survey]) -> Survey:
     """The survey that a file holds, if it was made of what the key says; or else a new one."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     found = _read(file, digest)
@@ -45,10 +45,8 @@ def _write(file: Path, digest: str, found: Survey) -> None:
     about |= {name: vars(getattr(found, name)) for name in SKIPPED}
     arrays = {name: getattr(found, name) for name in ARRAYS}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
-    with partial.open("wb") as out:
+    with whole_file(file) as out:
         np.savez(out, about=text, **arrays)
-    partial.replace(file)
 
 
 def _skipped(policy: str, count: int, first: list[str]) -> Skipped:

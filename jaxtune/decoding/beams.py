@@ -15,17 +15,15 @@ import numpy as np
 from flax import struct
 
 from jaxtune.data.batches import fitting, sizes
-from jaxtune.decoding.decode import (
+from jaxtune.decoding.generate import extended, prefill, stops_of
+from jaxtune.decoding.requests import (
     LONGEST,
     Completion,
     PaddedPrompts,
     alike,
     before_switch,
-    extended,
+    make_requests,
     padded,
-    prefill,
-    questions,
-    stops_of,
 )
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
@@ -104,16 +102,16 @@ def beam_search(
     for name, value in dict(max_new_tokens=max_new_tokens, beams=beams, batch=batch).items():
         if value < 1:
             raise ValueError(f"{name} {value}: expected 1 or more")
-    asks = questions(model, prompts, images, max_new_tokens)
+    requests = make_requests(model, prompts, images, max_new_tokens)
     _check_switch(model, prompts, max_new_tokens)
     stops = np.int32(sorted(set(stops_of(model) if stops is None else stops)))
     how = (np.int32(max_new_tokens), stops, np.float32(length_penalty))
     room = fitting(max_new_tokens, sizes(LONGEST, 16))
     found: dict[int, Beam] = {}
-    for chosen in alike([len(ask.tokens) for ask in asks], batch):
-        rows = padded(variables, [asks[i] for i in chosen])
-        asked = np.arange(len(rows.length)) < len(chosen)  # the others fill the batch up
-        search = _begun(model, room, beams, variables, rows, asked, *how)
+    for chosen in alike([len(request.tokens) for request in requests], batch):
+        rows = padded(variables, [requests[i] for i in chosen])
+        wanted = np.arange(len(rows.length)) < len(chosen)  # the others fill the batch up
+        search = _begun(model, room, beams, variables, rows, wanted, *how)
         kept = _searched(model, variables, search).kept
         found |= zip(chosen, _collected(kept, len(chosen), stops.tolist()), strict=True)
     return [found[i] for i in range(len(prompts))]
@@ -148,7 +146,7 @@ def _begun(
     beams: int,
     variables: Mapping,
     prompts: PaddedPrompts,
-    asked: jax.Array,  # bool[B]
+    wanted: jax.Array,  # bool[B]
     most: jax.Array,  # int32[]
     stops: jax.Array,  # int32[n]
     penalty: jax.Array,  # float32[]
@@ -166,7 +164,7 @@ def _begun(
         count=jnp.zeros((), jnp.int32),
         most=most,
         length=prompts.length,
-        hopeful=asked,
+        hopeful=wanted,
         stops=stops,
         penalty=penalty,
     )

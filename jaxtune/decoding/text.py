@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtune.config.schema import Generate
+from jaxtune.config.run_sections import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding import decode
+from jaxtune.decoding import generate
+from jaxtune.decoding.requests import Completion
+from jaxtune.decoding.sampling import Sampling
 from jaxtune.models.paligemma import Model
 
 TORN = "\ufffd"  # what the bytes of half a character decode to
@@ -54,7 +56,7 @@ class TextGenerator:
     ) -> list[Answer]:
         """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
         given = self.settings
-        answers = decode.completions(
+        answers = generate.completions(
             self.model,
             self.variables,
             prompts,
@@ -72,14 +74,14 @@ class TextGenerator:
     def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
         """The text of an answer in the pieces in which it comes."""
         said, tokens = "", []
-        for token in decode.stream(
+        for token in generate.stream(
             self.model,
             self.variables,
             prompt,
             self.settings.max_new_tokens,
             images=images,
             stops=self.tokenizer.stops,
-            sampling=decode.Sampling.of(**self._numbers),
+            sampling=Sampling.of(**self._numbers),
             seed=self.seed,
         ):
             tokens.append(token)
@@ -105,7 +107,7 @@ class TextGenerator:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition")
         return {name: getattr(given, name) for name in names}
 
-    def _reply(self, answer: decode.Completion, following: tuple) -> Answer:
+    def _reply(self, answer: Completion, following: tuple) -> Answer:
         count = len(answer.tokens)
         # It went on a few tokens after a stop, till it was looked at.
         while count and self._finished(answer.tokens[: count - 1]):
@@ -135,7 +137,7 @@ class TextGenerator:
 
     def _next(self, prompts: Sequence[Sequence[int]], count: int, images: Any) -> list[tuple]:
         count = min(count, self.model.config.vocabulary)
-        found = decode.next_tokens(
+        found = generate.next_tokens(
             self.model, self.variables, prompts, count, images=images, batch=self.settings.batch
         )
         return [

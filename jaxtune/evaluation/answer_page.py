@@ -13,8 +13,8 @@ from jaxtune.display import pictures
 from jaxtune.display.pictures import Frame
 from jaxtune.display.plots import COLOURS
 from jaxtune.evaluation.held_out import WHOLE, EvalRow
+from jaxtune.files import write_text
 from jaxtune.metrics.boxes import Box
-from jaxtune.workdir.directory import write_text
 
 PAGE = "answers.html"
 FIRST = 32  # rows that are shown

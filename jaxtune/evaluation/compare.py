@@ -24,10 +24,11 @@ from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
 from jaxtune.evaluation.held_out import EvalRow
+from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.workdir.directory import begun, locked, write_json, write_text
+from jaxtune.workdir.directory import begun, locked
 
 LESS = "tuned less base"
 EVAL = "eval"  # where answers lie, and what came of each evaluation

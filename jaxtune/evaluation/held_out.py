@@ -22,12 +22,12 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
 from jaxtune.decoding.text import Answer, TextGenerator
 from jaxtune.display.progress import Progress
+from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
-from jaxtune.workdir.directory import write_json, write_text
 
 CHUNK = 32  # rows answered between two writes, or as many batches as are in them
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"

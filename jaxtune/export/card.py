@@ -27,7 +27,8 @@ from jaxtune.data.sources import HUB_NAME, READERS
 from jaxtune.display import plots
 from jaxtune.display.columns import size_text
 from jaxtune.display.progress import duration
-from jaxtune.workdir.directory import FREE, begun, write_text
+from jaxtune.files import write_text
+from jaxtune.workdir.directory import FREE, begun
 from jaxtune.workdir.journal import METRICS
 
 Kind = Literal["adapter", "merged", "npz"]

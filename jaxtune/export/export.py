@@ -29,14 +29,15 @@ from jaxtune.checkpoint.load import read
 from jaxtune.checkpoint.peft.adapter import REPORT, load_adapter, save_adapter
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME
 from jaxtune.checkpoint.save import INTO, NPZ, origin_of, save_merged, stored_at
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.export import card, merging, reference, verify
 from jaxtune.export.verify import LIMITS, Comparison, Rows, Seen, compared, observed
+from jaxtune.files import write_json
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import CONFIG, WorkdirError, begun, locked, write_json
+from jaxtune.workdir.directory import CONFIG, WorkdirError, begun, locked
 
 DEPENDS = ("model.", "trainable.", "seed")  # what a checkpoint's leaves alone do not tell
 # Nats that merging may move predictions by. Rounding to 16 bits takes hundredths; into the original
@@ -356,7 +357,7 @@ def _about(tuned: Tuned, wanted: Wanted, rows: Rows) -> dict[str, Any]:
         "into": wanted.into,
         "quant": tuned.config.model.quant,
         "compute": _compute(tuned.model),
-        "rows": {"from": rows.about, "count": len(rows.tokens)},
+        "rows": {"from": rows.about, "count": len(rows.batch.tokens)},
         "reference": None,
     }
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.hub import HubError, PassingError
-from jaxtune.config.schema import Config, Hub
+from jaxtune.config.run_sections import Hub
+from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.workdir.directory import Workdir
 

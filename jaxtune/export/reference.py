@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from jaxtune.decoding.decode import Completion
+from jaxtune.data.batches import collate
+from jaxtune.data.examples import Example
+from jaxtune.decoding.requests import Completion
 from jaxtune.export.verify import Rows, Seen
 
 NEEDED = ("torch", "transformers", "peft")
@@ -57,24 +60,26 @@ def observed(
 
 def _answered(rows: Rows, answers: Sequence[Completion]) -> Rows:
     """Prompts with their answers: what foretells each of an answer's tokens is looked at."""
-    whole = [[*p, *a.tokens[:-1]] for p, a in zip(rows.prompts, answers, strict=True)]
-    shape = (len(whole), max(map(len, whole)))
-    tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    causal, counted = np.ones(shape, bool), np.zeros((len(whole), rows.new), bool)
-    where = np.zeros(counted.shape, np.int32)
-    for row, (each, prompt) in enumerate(zip(whole, rows.prompts, strict=True)):
-        tokens[row, : len(each)], valid[row, : len(each)] = each, True
-        causal[row, : len(prompt)] = False
-        new = len(each) - len(prompt) + 1  # the last is foretold, and foretells nothing
-        where[row, :new], counted[row, :new] = len(prompt) - 1 + np.arange(new), True
-    causal = None if rows.causal is None else causal
-    return Rows(tokens, valid, causal, where, counted, [], rows.images, rows.about, rows.new)
+    whole = [
+        (np.int32([*p, *a.tokens]), len(p)) for p, a in zip(rows.prompts, answers, strict=True)
+    ]
+    told = [(tokens, np.arange(len(tokens)) >= prompt) for tokens, prompt in whole]
+    longest = max(len(tokens) for tokens, _ in told)
+    batch = collate(
+        [[Example(tokens, scored, scored, rows.about)] for tokens, scored in told],
+        shape=(len(told), longest, rows.new),
+        full_prefix=rows.batch.causal is not None,
+    )
+    for row, (tokens, _) in enumerate(told):
+        batch.valid[row, len(tokens) - 1] = False  # it is foretold, and foretells nothing
+    return replace(rows, batch=batch, prompts=[])
 
 
 def _arrays(rows: Rows) -> dict[str, np.ndarray]:
-    found = {"tokens": rows.tokens, "valid": rows.valid, "where": rows.where}
-    if rows.causal is not None:
-        found["causal"] = rows.causal
+    batch = rows.batch
+    found = {"tokens": batch.tokens, "valid": batch.valid, "where": batch.where}
+    if batch.causal is not None:
+        found["causal"] = batch.causal
     if rows.images is not None:
         found |= {f"images.{row}": each for row, each in enumerate(rows.images)}
     return found

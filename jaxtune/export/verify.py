@@ -9,15 +9,18 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtune.data import images
+from jaxtune.data.batches import Batch, collate
 from jaxtune.data.errors import RowError
-from jaxtune.data.examples import Example, Prompt
+from jaxtune.data.examples import Example, RowEncoder
 from jaxtune.data.sources import Source
-from jaxtune.decoding import decode
+from jaxtune.decoding import requests
+from jaxtune.decoding.generate import completions
+from jaxtune.decoding.requests import Completion
 from jaxtune.export.distance import compare
+from jaxtune.models import forward
 from jaxtune.models.layout import arrange
 from jaxtune.models.paligemma import Model
 
@@ -35,16 +38,17 @@ LENGTH = 256  # tokens of a row, beside those of its pictures
 class Rows:
     """What two models are asked: their logits at some places, and their answers to prompts."""
 
-    tokens: np.ndarray  # int32[B, T]
-    valid: np.ndarray  # bool[B, T]
-    causal: np.ndarray | None  # bool[B, T]
-    where: np.ndarray  # int32[B, K]
-    counted: np.ndarray  # bool[B, K], False where a row has fewer places
+    batch: Batch  # the rows padded side by side; what it scores are the places compared
     prompts: list[list[int]]
     images: list[np.ndarray] | None  # float32[I, S, S, 3], those of each row
     about: str  # where they are from
     new: int  # tokens of an answer at most
     stops: tuple[int, ...] = ()  # the tokens that end one
+
+    @property
+    def counted(self) -> np.ndarray:  # bool[B, K]
+        """Whether a place is compared, or fills up a row that has fewer."""
+        return self.batch.weights > 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Seen:
     """What a model makes of rows."""
 
     logits: np.ndarray  # float32[N, V]
-    answers: list[decode.Completion]
+    answers: list[Completion]
 
 
 @dataclass(frozen=True)
@@ -90,26 +94,26 @@ class Comparison:
 
 
 def rows(
-    source: Source, prompt: Prompt, model: Model, about: str, new: int, count: int = 8
+    source: Source, encoder: RowEncoder, model: Model, about: str, new: int, count: int = 8
 ) -> Rows:
     """The first rows of a source that can be used, cut where they are long."""
     new = min(new, NEW, model.config.context // 2)
     found: list[Example] = []
     for number in range(len(source)):
         try:
-            found.append(prompt(source[number], source.place(number)))
+            found.append(encoder(source[number], source.place(number)))
         except RowError:
             continue  # the survey has told of it
         if len(found) == count:
             break
     if not found:
         raise ValueError(f"{about}: there is no row to compare on")
-    side = prompt.pictures.size if prompt.pictures else 0
-    beside = prompt.pictures.tokens * max(len(each.images) for each in found) if side else 0
+    side = encoder.pictures.size if encoder.pictures else 0
+    beside = encoder.pictures.tokens * max(len(each.images) for each in found) if side else 0
     longest = min(LENGTH + beside, model.config.context - new)
     seen = [_pixels(each, side) for each in found] if side else None
     given = _gathered([_cut(each, longest) for each in found], about, new)
-    return replace(given, images=seen, stops=prompt.tokenizer.stops)
+    return replace(given, images=seen, stops=encoder.tokenizer.stops)
 
 
 def random_rows(model: Model, count: int = 4, length: int = 32, new: int = 16) -> Rows:
@@ -146,32 +150,29 @@ def _cut(example: Example, longest: int) -> Example:
 
 def _gathered(examples: Sequence[Example], about: str, new: int) -> Rows:
     """Rows side by side, padded behind."""
-    shape = (len(examples), max(len(each.tokens) for each in examples))
-    tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    causal = None if examples[0].causal is None else np.ones(shape, bool)
-    where, counted = (np.zeros((len(examples), PLACES), kind) for kind in (np.int32, bool))
-    for row, each in enumerate(examples):
-        size, places = len(each.tokens), _places(each)
-        tokens[row, :size], valid[row, :size] = each.tokens, True
-        where[row, : len(places)], counted[row, : len(places)] = places, True
-        if causal is not None:
-            causal[row, :size] = each.causal
+    batch = collate(
+        [[_thinned(each)] for each in examples],
+        shape=(len(examples), max(len(each.tokens) for each in examples), PLACES),
+        full_prefix=examples[0].causal is not None,
+    )
     prompts = [each.tokens[: np.argmax(each.scored)].tolist() for each in examples]
-    return Rows(tokens, valid, causal, where, counted, prompts, None, about, new)
+    return Rows(batch, prompts, None, about, new)
 
 
-def _places(example: Example) -> np.ndarray:
-    """Where a scored token is foretold: all places, or some from the first to the last of them."""
-    places = np.flatnonzero(example.scored) - 1
-    return places[np.linspace(0, len(places) - 1, min(PLACES, len(places))).astype(int)]
+def _thinned(example: Example) -> Example:
+    """An example of which at most `PLACES` tokens are scored, from the first to the last."""
+    places = np.flatnonzero(example.scored)
+    places = places[np.linspace(0, len(places) - 1, min(PLACES, len(places))).astype(int)]
+    return replace(example, scored=np.isin(np.arange(len(example.tokens)), places))
 
 
 def observed(model: Model, variables: Mapping, given: Rows) -> Seen:
     """A model's logits at the rows' places, and its likeliest answers to their prompts."""
     pixels = None if given.images is None else _side_by_side(given.images)
-    batch = (given.tokens, pixels, given.valid, given.causal, given.where)
-    logits = np.asarray(_logits(model, variables, *batch))
-    answers = decode.completions(
+    batch = given.batch
+    asked = (batch.tokens, pixels, batch.valid, batch.causal, batch.where)
+    logits = np.asarray(_logits(model, variables, *asked))
+    answers = completions(
         model, variables, given.prompts, given.new, images=given.images, stops=given.stops
     )
     return Seen(logits[given.counted], answers)
@@ -187,19 +188,16 @@ def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S,
 def _logits(
     model: Model, variables: Mapping, tokens, pixels, valid, causal, where
 ) -> jax.Array:  # float32[B, K, V]
-    seen = (tokens,) if pixels is None else (tokens, pixels)
-    x = model.apply(variables, *seen, method="embed")
     layout = arrange(tokens.shape, valid=valid, causal=causal)
-    hidden = model.apply(variables, x, layout, method="hidden")
-    chosen = jnp.take_along_axis(hidden, where[..., None], axis=1)  # [B, K, D]
-    return model.apply(variables, chosen, method="logits")
+    hidden = forward.hidden_at(model, variables, tokens, layout, where, images=pixels)
+    return forward.logits(model, variables, hidden)
 
 
 def before_switch(
-    model: Model, given: Rows, answers: Sequence[decode.Completion]
-) -> list[decode.Completion]:
+    model: Model, given: Rows, answers: Sequence[Completion]
+) -> list[Completion]:
     """Answers up to where the angles of all tokens change, so that one pass gives them again."""
-    most = [decode.before_switch(model, prompt, given.new) for prompt in given.prompts]
+    most = [requests.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
         replace(each, tokens=each.tokens[:count], chances=each.chances[:count])
         for each, count in zip(answers, most, strict=True)
@@ -224,7 +222,7 @@ def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
 
 
 def _parted(
-    expected: Sequence[decode.Completion], found: Sequence[decode.Completion]
+    expected: Sequence[Completion], found: Sequence[Completion]
 ) -> Iterator[float]:
     """Of answers that differ, how much likelier one of the first tokens that do was, in nats."""
     for ours, theirs in zip(expected, found, strict=True):

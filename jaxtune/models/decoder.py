@@ -4,7 +4,7 @@ Axes: B batch, T tokens, S tokens attended to, D width, F hidden width, N query 
 H head size, R half the rotated part of a head, V vocabulary, L layers, U kinds of layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -174,7 +174,8 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
-    origin: str = ""  # the directory that the weights came from
+    # Where the weights came from. Two models that differ in this alone are one compiled program.
+    origin: Any = field(default=None, compare=False, repr=False)
     attention: str = "auto"  # how it is computed; see `attention.attend`
     remat: str = "full"  # what of a layer is computed again, to save memory; see `remat.REMAT`
 

@@ -3,7 +3,7 @@
 Axes beyond the decoder's: I pictures of a row, S side of a picture in pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -44,7 +44,7 @@ class PaliGemma(nn.Module):
     config: DecoderConfig
     pictures: PicturesConfig
     dtype: Any = jnp.float32
-    origin: str = ""
+    origin: Any = field(default=None, compare=False, repr=False)  # as a `Decoder`'s
     attention: str = "auto"
     remat: str = "full"
 

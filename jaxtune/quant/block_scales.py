@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune.training.adam8 import fractions
+from jaxtune.quant.codebooks import dynamic_map
 
 BLOCK = 256  # scales that share a peak
 GRID = 65535  # bitsandbytes rounds a scale to this many steps before it looks for the code
@@ -36,7 +36,7 @@ def unpack(codes: jax.Array, peaks: jax.Array, offset: jax.Array, look_up) -> ja
     # As published weights lie, the blocks of one output follow each other.
     spread = jnp.repeat(peaks, BLOCK, axis=-1)[..., : blocks * outputs]
     spread = spread.reshape(*layers, outputs, blocks).swapaxes(-1, -2)
-    centred = look_up(codes, fractions(signed=True)) * spread
+    centred = look_up(codes, dynamic_map(signed=True)) * spread
     # No share is below -1, so this changes nothing; but without a step between them the product
     # and the sum would be fused, and rounded once where bitsandbytes rounds twice.
     return jnp.maximum(centred, -spread) + offset[..., None, None]
@@ -48,7 +48,7 @@ def _nearest(shares: np.ndarray) -> np.ndarray:  # float32[...] in [-1, 1] -> ui
 
 
 def _codes_of_steps() -> np.ndarray:  # uint8[GRID + 1]
-    table = fractions(signed=True)
+    table = dynamic_map(signed=True)
     middles = np.float32(0.5) * (table[1:] + table[:-1])
     shares = np.float32(-1) + np.float32(2) * np.arange(GRID + 1, dtype=np.float32) / GRID
     return np.searchsorted(middles, shares.astype(np.float32)).astype(np.uint8)

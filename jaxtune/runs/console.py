@@ -8,8 +8,10 @@ from typing import Any
 import jax
 
 from jaxtune import quant
-from jaxtune.assembly.wiring import Placer, Rows, Start, parameters, trained_leaves
-from jaxtune.config.schema import Config
+from jaxtune.assembly.placer import Placer
+from jaxtune.assembly.rows import Rows
+from jaxtune.assembly.state import Start, parameters, trained_leaves
+from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.progress import duration
@@ -19,35 +21,35 @@ from jaxtune.training.optim import Optimizer
 MOST = 24  # leaves of a table
 
 
-def of_rows(config: Config, train: Rows, held: Rows | None) -> list[str]:
+def of_rows(max_length: int, train: Rows, held: Rows | None) -> list[str]:
     """How many rows and tokens there are, and what of them is scored."""
-    lines = {"rows": _rows(train, config) + (f"; {_rows(held, config)}" if held else "")}
+    lines = {"rows": _rows(train, max_length) + (f"; {_rows(held, max_length)}" if held else "")}
     for rows in filter(None, (train, held)):
         lines |= _losses(rows)
     return labelled(lines)
 
 
-def of_steps(config: Config, loader: Loader, total: int, place: Placer) -> list[str]:
+def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[str]:
     """The arithmetic of batches and steps."""
-    batch, parts = config.batch, config.batch.accumulate
+    parts = batch.accumulate
     kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
-    devices = place.mesh.size
+    devices = placer.mesh.size
     lines = {
         "batch": f"{batch.rows} {kind} = {parts} × {batch.rows // parts}"
         + (f", over {devices} devices" if devices > 1 else ""),
         "steps": f"{total:,} of {loader.steps_per_epoch:,} an epoch"
         + f" ({total / loader.steps_per_epoch:.3g} epochs)",
     }
-    if not place.divided:
+    if not placer.divided:
         lines["note"] = (
-            f"{place.rows} rows cannot be divided among "
-            f"{place.mesh.shape['data']} × {place.mesh.shape['fsdp']} devices, so each computes "
+            f"{placer.rows} rows cannot be divided among "
+            f"{placer.mesh.shape['data']} × {placer.mesh.shape['fsdp']} devices, so each computes "
             "all of them; make batch.rows / batch.accumulate a multiple"
         )
     return labelled(lines)
 
 
-def of_training(config: Config, start: Start, optimizer: Optimizer, place: Placer) -> list[str]:
+def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -> list[str]:
     """What trains, how, and what is held in memory before the first step."""
     trained = parameters(start.selected)
     whole = trained + parameters(start.frozen)
@@ -56,7 +58,7 @@ def of_training(config: Config, start: Start, optimizer: Optimizer, place: Place
         "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%})",
         "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} {optimizer.schedule}, "
         f"warm-up {hyper['warmup_steps']:,} steps, weight decay {hyper['weight_decay']:g}, "
-        f"clip norm {hyper['clip_norm']:g}, seed {config.seed}",
+        f"clip norm {hyper['clip_norm']:g}, seed {seed}",
         "memory": _held(start),
     }
     if kinds := _quantised(start.frozen):
@@ -66,14 +68,14 @@ def of_training(config: Config, start: Start, optimizer: Optimizer, place: Place
         for path, leaf in quant.by_path(start.frozen).items()
     }
     unsplit = unsplit_leaves(
-        {path: shape for path, shape in shapes.items() if path.startswith("params/")}, place.mesh
+        {path: shape for path, shape in shapes.items() if path.startswith("params/")}, placer.mesh
     )
     if unsplit:
         lines["note"] = (
             f"every device holds {few(unsplit, len(unsplit))} whole: no mesh axis divides "
             + ("it" if len(unsplit) == 1 else "them")
         )
-    return [*labelled(lines), "", *_table(start, place)]
+    return [*labelled(lines), "", *_table(start, placer)]
 
 
 def ending(summary: Mapping[str, Any]) -> str:
@@ -104,11 +106,11 @@ def memory() -> dict[str, Any]:
     return {"bytes": most, "of": "this process"}
 
 
-def _rows(rows: Rows, config: Config) -> str:
+def _rows(rows: Rows, max_length: int) -> str:
     found = rows.survey
     return (
         f"{len(found.rows):,} with {found.tokens:,} tokens, {found.scored_tokens:,} scored "
-        f"({found.share:.0%}); the longest {found.longest:,} of {config.batch.max_length:,}"
+        f"({found.share:.0%}); the longest {found.longest:,} of {max_length:,}"
     )
 
 
@@ -150,8 +152,8 @@ def _bytes(leaves: Any) -> int:
     return sum(bits) // 8
 
 
-def _table(start: Start, place: Placer) -> Sequence[str]:
-    rows = list(trained_leaves(start.selected, place.mesh))
-    columns = ["leaf", "shape", "parameters"] + (["over"] if place.mesh.size > 1 else [])
+def _table(start: Start, placer: Placer) -> Sequence[str]:
+    rows = list(trained_leaves(start.selected, placer.mesh))
+    columns = ["leaf", "shape", "parameters"] + (["over"] if placer.mesh.size > 1 else [])
     more = [f"… and {len(rows) - MOST} more"] if len(rows) > MOST else []
     return [*grid(columns, rows[:MOST], ["parameters"]), *more]

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.placer import Placer
+from jaxtune.assembly.state import Start, parameters
 from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ from jaxtune.evaluation import held_out
 from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.export.export import Exported
 from jaxtune.export.push import Pushes, Unpushed
+from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
 from jaxtune.runs import console
 from jaxtune.training.optim import SCHEDULES, Optimizer
@@ -105,8 +108,8 @@ class Run:
     progress: Progress
     model: Model
     optimizer: Optimizer
-    start: wiring.Start
-    place: wiring.Placer
+    start: Start
+    placer: Placer
     loader: Loader
     evaluator: Loader | None
     checkpoints: Checkpoints
@@ -119,7 +122,9 @@ class Run:
     deliver: Callable[[dict, int], Exported]  # the same at the end, those of a step, and verified
     pushes: Pushes | Unpushed
     tokenizer: Tokenizer
-    asked: Sequence[EvalRow]  # held-out rows to answer at each evaluation
+    task: ModuleType | None  # that the rows are of
+    metrics: Sequence[Metric]  # what answers are scored by
+    answered: Sequence[EvalRow]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
     loss: float | None = None  # of the last step
 
@@ -133,7 +138,7 @@ class Run:
         self.speed.start()
         while not self._over:
             step = next(self.loader)
-            batch = self.place(step.batch, parts=True)
+            batch = self.placer(step.batch, parts=True)
             self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
             # The devices work on this step while the host looks at the one before.
             if ahead:
@@ -168,8 +173,8 @@ class Run:
             "tokens": tally.tokens,
             "scored_tokens": tally.scored,
             "examples": tally.examples,
-            "trained_parameters": wiring.parameters(start.selected),
-            "parameters": wiring.parameters([start.selected, start.frozen]),
+            "trained_parameters": parameters(start.selected),
+            "parameters": parameters([start.selected, start.frozen]),
             "seconds": round(tally.seconds, 1),
             "tokens_per_second": round(tally.tokens / max(tally.seconds, 1e-9), 1),
             "memory": console.memory(),
@@ -292,24 +297,26 @@ class Run:
     def _evaluate(self, log: Journal | Silent) -> float:
         """The mean loss over the rows set apart for it."""
         self.progress.draw(f"step {self.done:,}: evaluating")
-        loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.place)
+        loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
         log.write(self.done, "eval", {"loss": loss}, {})
         return loss
 
     def _answer(self, log: Journal | Silent) -> dict[str, float]:
         """What the metrics of answers to held-out rows come to, if any are to be answered."""
-        if not self.asked:
+        if not self.answered:
             return {}
         config = self.config
-        answerer = TextGenerator(
+        generator = TextGenerator(
             self.model, self.state.variables, self.tokenizer, config.generate, config.seed
         )
         where = self.workdir.path / "eval" / f"step-{self.done:06}"
-        found, _ = held_out.evaluate(answerer, self.asked, config, where, self.progress)
+        found, _ = held_out.evaluate(
+            generator, self.answered, self.task, self.metrics, where, self.progress
+        )
         figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
         log.write(self.done, "answers", figures, {})
         told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.say(f"step {self.done:,}: {len(self.asked):,} rows answered: {told}")
+        self.progress.say(f"step {self.done:,}: {len(self.answered):,} rows answered: {told}")
         return figures
 
     def _score(self, loss: float, figures: Mapping[str, float]) -> float:
@@ -317,7 +324,7 @@ class Run:
         wanted = self.config.checkpoint.metric
         if not wanted:
             return loss
-        higher = {each.name: each.higher for each in held_out.metrics_of(self.config)}[wanted]
+        higher = {each.name: each.higher for each in self.metrics}[wanted]
         value = figures.get(wanted, -math.inf if higher else math.inf)
         return -value if higher else value
 

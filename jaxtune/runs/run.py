@@ -4,21 +4,23 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtune.assembly import wiring
-from jaxtune.assembly.wiring import Placer, Start
-from jaxtune.checkpoint.hub import locate
+from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly.rows import Rows
+from jaxtune.assembly.state import Start
+from jaxtune.config.load import resolved
+from jaxtune.config.run_sections import Checkpoint
 from jaxtune.config.schema import Config
-from jaxtune.data.examples import Prompt
+from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
-from jaxtune.evaluation.held_out import EvalRow, metrics_of, questions
-from jaxtune.export.export import Exported, Tuned, Wanted, export, verify
+from jaxtune.evaluation.held_out import EvalRow, eval_rows
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.runs import console
 from jaxtune.runs.loop import Run, RunError, Tally
@@ -26,6 +28,16 @@ from jaxtune.training.step import TrainState
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import Workdir, held
 from jaxtune.workdir.journal import journal
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run, read once: batches to train and evaluate on, and what else is asked."""
+
+    loader: Loader
+    evaluator: Loader | None
+    answered: list[EvalRow]  # held-out rows to answer at each evaluation
+    compared: Rows  # what is exported is compared on the first of these
 
 
 def fit(
@@ -38,15 +50,16 @@ def fit(
     """Train as a config says, in a directory, going on with what is there; the run's summary."""
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
+    settings = resolved(config)
     if first:
-        sign_in(config, workdir)
+        sign_in(config.hub, workdir)
     with (
-        held(workdir, config, accept_changes=accept_changes) as place,
-        pushing(config, place, progress, first) as pushes,
-        _prepared(config, place, progress, pushes) as run,
-        journal(place, config, run.done, first) as log,
+        held(workdir, settings, accept_changes=accept_changes) as directory,
+        pushing(config.hub, directory, progress, first) as pushes,
+        _prepared(config, directory, progress, pushes) as run,
+        journal(directory, config.log, settings, run.done, first) as log,
         _signals() as asked,
-        _advice(config),
+        _advice(config.batch),
     ):
         run.train(log, asked)
         return run.finish()
@@ -58,29 +71,24 @@ def _prepared(
 ) -> Iterator[Run]:
     """All that a run needs, told of as it is made; what is cheap and may be wrong comes first."""
     with contextlib.ExitStack() as stack:
-        directory = locate(config.model.path)
-        mesh = wiring.mesh(config)
-        place = wiring.placer(config, mesh)
-        tokenizer = wiring.tokenizer(config, directory, workdir.started)
-        prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
-        loader, evaluator, asked, compared = _loaders(
-            config, directory, workdir, place, prompt, progress, stack
-        )
-        total = wiring.total_steps(config, loader)
-        _tell(progress, console.of_steps(config, loader, total, place))
+        assembly = Assembly.of(config, workdir.started)
+        placer = assembly.placer
+        rows = _rows(assembly, workdir, progress, stack)
+        total = assembly.total_steps(rows.loader)
+        _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
         progress.draw(f"reading the weights of {config.model.path}")
-        model, variables = wiring.model(config, directory, mesh)
-        optimizer = wiring.optimizer(config, total)
-        start = Start(config, variables, optimizer, mesh)
+        model, variables = assembly.model()
+        optimizer = assembly.optimizer(total)
+        start = assembly.start(variables, optimizer)
         del variables  # what trains of them is given to the state
-        _tell(progress, console.of_training(config, start, optimizer, place))
-        checkpoints = _checkpoints(config, workdir)
+        _tell(progress, console.of_training(config.seed, start, optimizer, placer))
+        checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
-        state, done, tally = _begun(checkpoints, start, loader, progress)
+        state, done, tally = _begun(checkpoints, start, rows.loader, progress)
 
         def tuned(variables: dict, folder: Path, step: int | None = None):
-            parts = config, directory, mesh, model, variables, start.dtype, step, workdir.path
-            return _wanted(Tuned(*parts), folder)
+            found = Tuned(assembly, model, variables, start.dtype, step, workdir.path)
+            return _wanted(found, folder)
 
         yield Run(
             config=config,
@@ -89,74 +97,67 @@ def _prepared(
             model=model,
             optimizer=optimizer,
             start=start,
-            place=place,
-            loader=loader,
-            evaluator=evaluator,
+            placer=placer,
+            loader=rows.loader,
+            evaluator=rows.evaluator,
             checkpoints=checkpoints,
             total=total,
             state=state,
             done=done,
             tally=tally,
             saved=done,
-            tokenizer=tokenizer,
-            asked=asked,
-            export=lambda variables, folder: export.save(*tuned(variables, folder)),
+            tokenizer=assembly.tokenizer,
+            task=assembly.task,
+            metrics=assembly.metrics,
+            answered=rows.answered,
+            export=lambda variables, folder: save(*tuned(variables, folder)),
             deliver=lambda variables, step: _delivered(
-                *tuned(variables, workdir.path / "export", step), compared, progress
+                *tuned(variables, workdir.path / "export", step), rows.compared, progress
             ),
             pushes=pushes,
         )
 
 
-def _loaders(
-    config: Config,
-    directory: Path,
-    workdir: Workdir,
-    place: Placer,
-    prompt: Prompt,
-    progress: Progress,
-    stack: contextlib.ExitStack,
-) -> tuple[Loader, Loader | None, list[EvalRow], wiring.Rows]:
-    """The batches to train on and those to evaluate on, once all rows have been read.
-
-    And the rows to answer at each evaluation, and those that what is exported is compared on.
-    """
-    depends = wiring.identity(config, directory, workdir.started)
-    train, held = (
-        source
-        and wiring.read(config, source, prompt, progress, (workdir.path / f".{name}.npz", depends))
-        for name, source in zip(("train", "eval"), wiring.sources(config), strict=True)
+def _rows(
+    assembly: Assembly, workdir: Workdir, progress: Progress, stack: contextlib.ExitStack
+) -> RunRows:
+    """Read all rows once, and open the loaders of their batches."""
+    assembly.encoder  # noqa: B018 (what is wrong with settings comes up before rows are opened)
+    train, held_out = (
+        source and assembly.survey(source, progress, workdir.path / f".{name}.npz")
+        for name, source in zip(("train", "eval"), assembly.sources, strict=True)
     )
-    _tell(progress, console.of_rows(config, train, held))
-    loaders = (
-        wiring.training(config, train, place.share),
-        held and wiring.evaluating(config, held, place.share),
-    )
-    for each in filter(None, loaders):
+    length = assembly.config.batch.max_length
+    _tell(progress, console.of_rows(length, train, held_out))
+    share = assembly.placer.share
+    loader = assembly.training(train, share)
+    evaluator = held_out and assembly.evaluating(held_out, share)
+    for each in filter(None, (loader, evaluator)):
         stack.callback(each.close)
-    return *loaders, _questions(config, held, prompt), held or train
+    return RunRows(loader, evaluator, _answered(assembly, held_out), held_out or train)
 
 
-def _questions(config: Config, held: wiring.Rows | None, prompt: Prompt) -> list[EvalRow]:
-    metric = config.checkpoint.metric
-    known = [each.name for each in metrics_of(config)]
+def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
+    """The held-out rows to answer at each evaluation; none where the config asks for none."""
+    config = assembly.config
+    metric, count = config.checkpoint.metric, config.eval.answers
+    known = [each.name for each in assembly.metrics]
     if metric and metric not in known:
         raise ValueError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
-    if not config.eval.answers:
+    if not count:
         return []
     if jax.process_count() > 1:
         raise ValueError(
-            f"eval.answers is {config.eval.answers}, and {jax.process_count()} processes run this: "
+            f"eval.answers is {count}, and {jax.process_count()} processes run this: "
             "one process answers; set eval.answers to 0, and after the run take the eval command"
         )
-    if held is None:
+    if held_out is None:
         raise ValueError("eval.answers: there are no rows to answer; set eval.source or its like")
-    return questions(config, first(held.source, config.eval.answers), prompt)
+    return eval_rows(config.data, first(held_out.source, count), assembly.encoder, assembly.task)
 
 
-def _checkpoints(config: Config, workdir: Workdir) -> Checkpoints:
-    kept = config.checkpoint
-    return Checkpoints(workdir.path / "checkpoints", keep=kept.keep, best=kept.best)
+def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:
+    return Checkpoints(workdir.path / "checkpoints", keep=given.keep, best=given.best)
 
 
 def _begun(
@@ -177,7 +178,7 @@ def _begun(
 
 def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
     """A run's adapter, or where it has none the whole model, and where it goes."""
-    whole, base = "lora" not in tuned.variables, tuned.directory
+    whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
     npz = base.suffix if base.is_file() else ""
     target = folder / (f"merged{npz}" if whole else "adapter")
     dtype = tuned.dtype if whole else "float32"
@@ -185,17 +186,17 @@ def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
 
 
 def _delivered(
-    tuned: Tuned, wanted: Wanted, target: Path, compared: wiring.Rows, progress: Progress
+    tuned: Tuned, wanted: Wanted, target: Path, compared: Rows, progress: Progress
 ) -> Exported:
     """Written over what was written before, and verified on a few rows."""
     if jax.process_count() > 1:
         progress.say("not verified, as several processes hold the model: the export command does")
-        export.save(tuned, wanted, target)
-        export.described(tuned, wanted)
+        save(tuned, wanted, target)
+        described(tuned, wanted)
         return Exported(target, {})
-    new = tuned.config.generate.max_new_tokens  # as in evaluations: it is the same program
-    rows = verify.rows(compared.source, compared.prompt, tuned.model, "the first rows", new)
-    return export.written(tuned, wanted, rows, progress)
+    new = tuned.assembly.config.generate.max_new_tokens  # as in evaluations: it is the same program
+    rows = verify.rows(compared.source, compared.encoder, tuned.model, "the first rows", new)
+    return written(tuned, wanted, rows, progress)
 
 
 def _tell(progress: Progress, lines: list[str]) -> None:
@@ -225,14 +226,13 @@ def _signals() -> Iterator[Callable[[], int]]:
 
 
 @contextlib.contextmanager
-def _advice(config: Config) -> Iterator[None]:
+def _advice(batch: Batch) -> Iterator[None]:
     """Say what to do where memory does not suffice."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        batch = config.batch
         raise RunError(
             f"the devices' memory does not suffice for {batch.rows // batch.accumulate} rows of up "
             f"to {batch.max_length:,} tokens at once: make batch.accumulate a larger divisor of "

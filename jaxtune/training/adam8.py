@@ -12,21 +12,20 @@ all its values.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
 from jaxtune import tree
+from jaxtune.quant import codebooks
 
 LONGEST, SHORTEST = 256, 16  # values of a block; in shorter ones, peaks would take too much
 SPLIT = 8  # devices along the inputs that leave every block on one of them
 SMALLEST = 4096  # values of a matrix whose moments are worth packing
-DECADES = 7
 # Moments of embeddings stay float32, as in transformers' trainer: beside frequent tokens, what is
 # known of rare ones would be rounded to nothing. So do those of vectors.
 PACKED: tree.Rules = (
@@ -71,12 +70,14 @@ def pack(values: jax.Array, *, signed: bool) -> Moment:  # float32[..., in, out]
     blocks = _blocks(values, block(values.shape[-2]))
     peaks = jnp.max(jnp.abs(blocks), axis=-2)
     scaled = blocks * (1 / jnp.maximum(peaks, jnp.finfo(jnp.float32).tiny))[..., None, :]
-    return Moment(_nearest(scaled.reshape(values.shape), fractions(signed)), peaks)
+    return Moment(
+        codebooks.nearest(scaled.reshape(values.shape), codebooks.dynamic_map(signed)), peaks
+    )
 
 
 def unpack(moment: Moment, *, signed: bool) -> jax.Array:  # float32[..., in, out]
     """The values that codes and peaks stand for."""
-    values = _looked_up(moment.codes, fractions(signed))
+    values = codebooks.looked_up(moment.codes, codebooks.dynamic_map(signed))
     length = values.shape[-2] // moment.peaks.shape[-2]
     return (_blocks(values, length) * moment.peaks[..., None, :]).reshape(values.shape)
 
@@ -85,28 +86,6 @@ def block(inputs: int) -> int:
     """How many inputs share a peak."""
     whole = inputs // math.gcd(inputs, SPLIT)
     return next(size for size in range(min(whole, LONGEST), 0, -1) if whole % size == 0)
-
-
-@cache
-def fractions(signed: bool) -> np.ndarray:  # float32[256], rising
-    """What each code stands for: 0, 1, and in each decade the middles of equal parts.
-
-    The highest decade has most parts, and each below half as many. The last bits are those of
-    torch's arithmetic, by which bitsandbytes makes its maps.
-    """
-    low, one = np.float32(0.1), np.float32(1)
-    parts = []
-    for decade in range(DECADES):
-        count = 2**decade if signed else 2 ** (decade + 1)
-        step, number = np.float64((one - low) / np.float32(count)), np.arange(count + 1)
-        # torch.linspace goes from the nearer end, and rounds once.
-        up, down = low + step * number, one - step * (count - number)
-        edges = np.where(number < (count + 1) // 2, up, down).astype(np.float32)
-        middles = (edges[1:] + edges[:-1]) / 2
-        parts.append(middles * np.float32(10.0 ** (decade + 1 - DECADES)))
-    positive = np.concatenate(parts)
-    negative = -positive if signed else positive[:0]
-    return np.sort(np.concatenate([negative, positive, [0, 1]]).astype(np.float32))
 
 
 def _adam(b1, b2, epsilon, count, gradient, mean, square) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -168,40 +147,3 @@ def _worth_packing(shape: tuple[int, ...]) -> bool:
 def _blocks(values: jax.Array, length: int) -> jax.Array:  # [..., in / length, length, out]
     *layers, inputs, outputs = values.shape
     return values.reshape(*layers, inputs // length, length, outputs)
-
-
-# A TPU reads a table one element at a time, for a v5e 6 ns each by its compiler's account; going
-# over all entries costs it far less. The results are the same to the bit.
-
-
-def _nearest(values: jax.Array, table: np.ndarray) -> jax.Array:  # uint8[...]
-    """The entry next to each value; of two as near, the lower one."""
-    middles = (table[1:] + table[:-1]) / 2
-    ways = {"tpu": partial(_count, middles), "default": partial(_search, middles)}
-    return jax.lax.platform_dependent(values, **ways)
-
-
-def _count(middles: np.ndarray, values: jax.Array) -> jax.Array:
-    return jnp.sum(values[..., None] > middles, axis=-1, dtype=jnp.int32).astype(jnp.uint8)
-
-
-def _search(middles: np.ndarray, values: jax.Array) -> jax.Array:
-    bounds = jnp.asarray(np.append(middles, np.float32(np.inf)))
-    found = jnp.zeros(values.shape, jnp.int32)
-    for step in (128, 64, 32, 16, 8, 4, 2, 1):
-        found = jnp.where(values > bounds[found + (step - 1)], found + step, found)
-    return found.astype(jnp.uint8)
-
-
-def _looked_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # float32[...]
-    ways = {"tpu": partial(_sum, table), "default": partial(_read, table)}
-    return jax.lax.platform_dependent(codes, **ways)
-
-
-def _sum(table: np.ndarray, codes: jax.Array) -> jax.Array:
-    entries = np.arange(len(table), dtype=np.uint8)
-    return jnp.sum(jnp.where(codes[..., None] == entries, table, 0), axis=-1)
-
-
-def _read(table: np.ndarray, codes: jax.Array) -> jax.Array:
-    return jnp.asarray(table)[codes.astype(jnp.int32)]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import tree
-from jaxtune.models import tables
+from jaxtune.models import forward, tables
 from jaxtune.models.attention import soften
 
 CHUNK_BYTES = 2**27  # of float32 logits at a time
@@ -73,7 +73,7 @@ def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
 
 def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:
     variables = tree.unflatten({**trainable, **frozen})
-    logits = model.apply(variables, hidden, method="logits")  # float32[C, V]
+    logits = forward.logits(model, variables, hidden)  # float32[C, V]
     picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
 

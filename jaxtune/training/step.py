@@ -15,6 +15,7 @@ from flax import struct
 
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
+from jaxtune.models.forward import hidden_at
 from jaxtune.models.layout import arrange
 from jaxtune.training.loss import cross_entropy
 from jaxtune.training.optim import Optimizer
@@ -121,10 +122,9 @@ def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax
     rngs = {} if key is None else {"dropout": key}
     layout = arrange(batch.tokens.shape, batch.positions, batch.segments, batch.valid, batch.causal)
     images = getattr(batch, "images", None)  # a person's own batch need not have the field
-    seen = (batch.tokens,) if images is None else (batch.tokens, images)
-    x = model.apply(variables, *seen, method="embed", rngs=rngs)
-    hidden = model.apply(variables, x, layout, method="hidden", rngs=rngs)
-    scored = jnp.take_along_axis(hidden, batch.where[..., None], axis=1)  # [B, K, D]
+    scored = hidden_at(
+        model, variables, batch.tokens, layout, batch.where, images=images, rngs=rngs
+    )  # [B, K, D]
     head = [_only_head(part) for part in (trainable, frozen)]
     flat = (scored.reshape(-1, scored.shape[-1]), batch.targets.ravel(), batch.weights.ravel())
     return cross_entropy(model, *head, *flat)

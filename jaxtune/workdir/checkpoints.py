@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import tree
-from jaxtune.checkpoint.formats.safetensors import CheckpointError
+from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
 DAMAGED = "damaged"  # where what cannot be read is put, beside the checkpoints
@@ -117,14 +117,14 @@ class Checkpoints:
         for each in [step] if step is not None else self.steps[::-1]:
             try:
                 state, position = self._read(each, like)
-            except CheckpointError:
+            except WorkdirError:
                 raise
             except Exception as error:
                 damaged[each] = f"{self.directory / str(each)}: {_short(error)}"
                 continue
             self._put_aside(damaged)
             return Restored(each, state, position, tuple(damaged.values()))
-        raise CheckpointError(
+        raise WorkdirError(
             "\n  ".join([f"no checkpoint in {self.directory} can be read:", *damaged.values()])
             + "\nMove the directory away to begin anew"
         )
@@ -189,7 +189,7 @@ class Checkpoints:
         ]
         if differing:
             more = [f"… and {len(differing) - 8} more"] if len(differing) > 8 else []
-            raise CheckpointError(
+            raise WorkdirError(
                 "\n  ".join(
                     [
                         f"{self.directory / str(step)} is a checkpoint of another config:",
@@ -214,10 +214,10 @@ class Checkpoints:
         if damaged:
             self._manager.reload()
 
-    def _unwritten(self, error: Exception) -> CheckpointError:
+    def _unwritten(self, error: Exception) -> WorkdirError:
         whole = [step for step in self.steps if step != self._saving]
         left = f"the newest whole one is that of step {whole[-1]:,}" if whole else "there is none"
-        problem = CheckpointError(
+        problem = WorkdirError(
             f"the checkpoint of step {self._saving:,} could not be written to {self.directory}: "
             f"{_short(error)}; {left}"
         )

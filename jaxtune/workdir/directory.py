@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any, TextIO
 
 import jax
 
-from jaxtune.config import schema as configs
-from jaxtune.config.schema import Config
+from jaxtune.config.load import difference
+from jaxtune.files import UnwritableError, write_json
 
 CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
 # What may change while a run goes on: these say how it is done, and not what.
@@ -48,7 +47,7 @@ def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a") if take else None
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise UnwritableError(path, error) from None
     with lock or contextlib.nullcontext():
         if lock:
             _take(lock, path, what)
@@ -56,11 +55,13 @@ def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterator[Workdir]:
-    """A directory for a config's run: made, or gone on with if it holds one of that config."""
+def held(
+    path: Path, settings: Mapping[str, Any], *, accept_changes: bool = False
+) -> Iterator[Workdir]:
+    """A directory for the run of a resolved config: made, or gone on with if it holds that run."""
     path = path.expanduser()
     with locked(path, "run", take=jax.process_index() == 0):
-        changes = _changes(path, config)
+        changes = _changes(path, settings)
         told = [line for line in changes if not line.startswith(FREE)]
         if told and not accept_changes:
             raise WorkdirError(
@@ -70,7 +71,7 @@ def held(path: Path, config: Config, *, accept_changes: bool = False) -> Iterato
         about = _read(path / RUN) or _new(path)
         found = Workdir(path, about["started"], about["name"], tuple(changes))
         found.write(RUN, about)
-        found.write(CONFIG, configs.resolved(config))
+        found.write(CONFIG, settings)
         yield found
 
 
@@ -78,30 +79,6 @@ def begun(path: Path) -> str:
     """The date that the run in a directory began, or else today's: chat templates are told it."""
     about = _read(path / RUN)
     return about["started"] if about else datetime.date.today().isoformat()
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file of JSON whole or not at all."""
-    write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise _unwritable(file, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
-        f"{path} cannot be written: {error.strerror}; --workdir names another directory"
-    )
 
 
 def _take(lock: TextIO, path: Path, what: str) -> None:
@@ -113,9 +90,9 @@ def _take(lock: TextIO, path: Path, what: str) -> None:
         ) from None
 
 
-def _changes(path: Path, config: Config) -> list[str]:
+def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
     before: Mapping | None = _read(path / CONFIG)
-    return [] if before is None else configs.difference(before, config)
+    return [] if before is None else difference(before, settings)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

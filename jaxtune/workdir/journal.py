@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxtune.config import schema as configs
-from jaxtune.config.schema import Config
+from jaxtune.config.run_sections import Log
+from jaxtune.files import whole_file
 from jaxtune.workdir.directory import Workdir
 from jaxtune.workdir.tensorboard import EventFile
 
@@ -66,21 +66,21 @@ class Silent:
 class WeightsAndBiases:
     """A run at Weights & Biases; with WANDB_MODE=offline it is kept beside the others."""
 
-    def __init__(self, workdir: Workdir, config: Config):
+    def __init__(self, workdir: Workdir, project: str, settings: Mapping[str, Any]):
         try:
             import wandb
         except ImportError:
             raise ValueError(
-                f"log.wandb is {config.log.wandb!r}, and wandb is not installed: "
+                f"log.wandb is {project!r}, and wandb is not installed: "
                 "pip install wandb, or leave log.wandb empty"
             ) from None
         try:
             self._run = wandb.init(
-                project=config.log.wandb,
+                project=project,
                 id=workdir.name,
                 name=workdir.name,
                 dir=workdir.path,
-                config=configs.resolved(config),
+                config=settings,
                 resume="allow",
             )
         except Exception as error:
@@ -99,18 +99,23 @@ class WeightsAndBiases:
 
 
 @contextlib.contextmanager
-def journal(workdir: Workdir, config: Config, step: int, first: bool) -> Iterator[Any]:
-    """The journal of a run that begins, or goes on, behind a step; only the `first` process's."""
+def journal(
+    workdir: Workdir, log: Log, settings: Mapping[str, Any], step: int, first: bool
+) -> Iterator[Any]:
+    """The journal of a run that begins, or goes on, behind a step; only the `first` process's.
+
+    `settings` is the resolved config, which trackers show beside the numbers.
+    """
     if not first:
         yield Silent()
         return
     file = workdir.path / METRICS
     _cut(file, step)
     trackers: list[Tracker] = []
-    if config.log.tensorboard:
+    if log.tensorboard:
         trackers.append(EventFile(workdir.path / "tensorboard", step + 1))
-    if config.log.wandb:
-        trackers.append(WeightsAndBiases(workdir, config))
+    if log.wandb:
+        trackers.append(WeightsAndBiases(workdir, log.wandb, settings))
     found = Journal(file, trackers)
     try:
         yield found
@@ -128,9 +133,8 @@ def _cut(file: Path, step: int) -> None:
         whole = [line for line in lines if line.endswith(b"\n")]
         kept = [line for line in whole if step and json.loads(line)["step"] <= step]
         if kept != lines:
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_bytes(b"".join(kept))
-            partial.replace(file)
+            with whole_file(file) as out:
+                out.writelines(kept)
 
 
 def _rounded(value: float) -> float:

@@ -77,7 +77,7 @@ def test_the_config_says_which_dtype(pair, tmp_path):
     origin = tmp_path / "origin"
     shutil.copytree(made.directory, origin)
     (origin / "config.json").write_text(json.dumps(raw))
-    model = made.model.clone(origin=str(origin))
+    model = made.model.clone(origin=jaxtune.Origin(origin))
     target = jaxtune.save_merged(model, made.variables, tmp_path / "out", dtype="bfloat16")
     written = json.loads((target / "config.json").read_text())
     assert written["dtype"] == written["text_config"]["dtype"] == "bfloat16"
@@ -194,7 +194,7 @@ def test_parts_of_variables_and_adapters_are_refused(pair, tmp_path):
 
 def test_an_origin_that_describes_another_model(pair, tmp_path):
     made = pair("llama-linear")
-    model = made.model.clone(origin=str(pair("qwen3-wide-heads").directory))
+    model = made.model.clone(origin=jaxtune.Origin(pair("qwen3-wide-heads").directory))
     said = refusal(model, made.variables, tmp_path)
     assert "describes another model" in said
     assert "  qk_norm: the model has False, the origin True" in said.splitlines()
@@ -209,7 +209,7 @@ def test_integers_beside_the_weights_stay_integers(pair, tmp_path):
     prefix = "" if any(name.startswith("vision_tower.") for name in tensors) else "model."
     tensors[f"{prefix}vision_tower.position_ids"] = np.arange(5)
     save_file(tensors, origin / "model.safetensors", metadata={"format": "pt"})
-    model = made.model.clone(origin=str(origin))
+    model = made.model.clone(origin=jaxtune.Origin(origin))
     target = jaxtune.save_merged(model, made.variables, tmp_path / "out", dtype="bfloat16")
     written = Safetensors.open(target)
     ids = written.read(f"{prefix}vision_tower.position_ids")
@@ -222,7 +222,7 @@ def test_integers_beside_the_weights_stay_integers(pair, tmp_path):
 def test_a_vision_tower_does_not_get_lost(pair, tmp_path):
     made = pair("gemma3-tower")
     shutil.copy(made.directory / "config.json", tmp_path)
-    model = made.model.clone(origin=str(tmp_path))
+    model = made.model.clone(origin=jaxtune.Origin(tmp_path))
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors any more: the vision tower is"):
         jaxtune.save_merged(model, made.variables, tmp_path / "out")
     assert os.listdir(tmp_path) == ["config.json"]
@@ -294,7 +294,9 @@ def test_a_model_needs_an_origin(pair, tmp_path):
     model = Decoder(made.model.config)
     with pytest.raises(CheckpointError, match=r"origin is not set.*model\.clone\(origin"):
         jaxtune.save_merged(model, made.variables, tmp_path / "out")
-    jaxtune.save_merged(model.clone(origin=str(made.directory)), made.variables, tmp_path / "out")
+    jaxtune.save_merged(
+        model.clone(origin=jaxtune.Origin(made.directory)), made.variables, tmp_path / "out"
+    )
 
 
 def test_a_bare_config_is_origin_enough(pair, tmp_path):
@@ -303,7 +305,7 @@ def test_a_bare_config_is_origin_enough(pair, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(made.directory / "config.json", bare)
-    model = made.model.clone(origin=str(bare))
+    model = made.model.clone(origin=jaxtune.Origin(bare))
     jaxtune.save_merged(model, made.variables, tmp_path / "out", dtype=None)
     _, again = jaxtune.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again, made.variables)

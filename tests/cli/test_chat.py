@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from jaxtune.cli import chat
-from jaxtune.config import schema as configs
-from jaxtune.decoding import decode
+from jaxtune.config import load as configs
+from jaxtune.decoding import generate
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.tasks.palette import shown
 
@@ -86,7 +86,7 @@ def answer(config, monkeypatch):
         ours = config(**data)
         prompt = chat.prompting(ours, None)
         tokens = [prompt.tokenizer.encode(each, continues=True)[-1] for each in text]
-        monkeypatch.setattr(decode, "stream", lambda *given, **more: iter(tokens))
+        monkeypatch.setattr(generate, "stream", lambda *given, **more: iter(tokens))
         model = SimpleNamespace(config=SimpleNamespace(context=100))
         answerer = TextGenerator(model, None, prompt.tokenizer, ours.generate)
         said = []

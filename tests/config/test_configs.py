@@ -15,9 +15,10 @@ import pytest
 import jaxtune
 from jaxtune import tasks, tree
 from jaxtune.assembly import wiring
-from jaxtune.config import schema
+from jaxtune.config.load import load
+from jaxtune.config.schema import Config
 from jaxtune.data import images
-from jaxtune.data.examples import Prompt
+from jaxtune.data.examples import RowEncoder
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer
@@ -69,14 +70,14 @@ def tiny_pictures(monkeypatch):
     return importlib.import_module
 
 
-def prompt_of(run: schema.Config) -> Prompt:
+def prompt_of(run: Config) -> RowEncoder:
     tokenizer = Tokenizer.open(run.data.tokenizer or run.model.path)
     return wiring.prompt(run, tokenizer, wiring.pictures(Path(run.model.path)))
 
 
 @pytest.mark.parametrize("file", FILES, ids=called)
 def test_a_config_loads_and_is_short(file):
-    run = schema.load(file)
+    run = load(file)
     assert run.data.task in ("", *tasks.names())
     (function,) = [
         node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)
@@ -90,14 +91,14 @@ def test_there_is_a_demo_of_every_job():
 
 
 def test_the_full_price_job_tunes_more(at_root):
-    lite, full = (schema.load(f"configs/price_llama32_3b.py{size}") for size in ("", ":full"))
+    lite, full = (load(f"configs/price_llama32_3b.py{size}") for size in ("", ":full"))
     assert (lite.trainable.targets, full.trainable.targets) == ("attention", "all-linear")
     assert full.data.source == lite.data.source.replace("lite", "full")
 
 
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_every_row_of_a_demo_can_be_used(file, at_root):
-    run = schema.load(file)
+    run = load(file)
     train, held_out = wiring.sources(run)
     for source in (train, held_out):
         rows = survey(source, prompt_of(run))
@@ -109,7 +110,7 @@ def test_every_row_of_a_demo_can_be_used(file, at_root):
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_no_row_of_a_demo_comes_twice(file, at_root):
     """Otherwise rows that are set apart would be among those to train on."""
-    run = schema.load(file)
+    run = load(file)
     prompt, asked = prompt_of(run), []
     for source in wiring.sources(run):
         for number in range(len(source)):

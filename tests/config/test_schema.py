@@ -11,8 +11,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jaxtune.config import fields, schema
-from jaxtune.config.schema import ConfigError, difference, load, parse, resolved
+from jaxtune.config import checks, fields, schema
+from jaxtune.config.fields import ConfigError
+from jaxtune.config.load import describe, difference, load, parse, resolved
 
 PALETTE = '''
 """Palette: the description of a theme -> four colours."""
@@ -109,7 +110,7 @@ def problems(more: dict, *overrides: str) -> list[str]:
         *schema.SCHEMA.settings(joined(LEAST, more), "run.py"),
         *map(fields.override, overrides),
     ]
-    header, *lines = refusal(schema.SCHEMA.assembled, settings, schema.CHECKS).split("\n  ")
+    header, *lines = refusal(schema.SCHEMA.assembled, settings, checks.CHECKS).split("\n  ")
     count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
     assert header == f"the config has {count}:"
     return lines
@@ -435,7 +436,7 @@ def test_a_field_that_is_newer_than_a_run_changes_nothing_by_its_default():
 
 
 def test_describe_has_every_field_with_its_default():
-    text = schema.describe()
+    text = describe()
     for name, section in {"": schema.Config, **schema.SECTIONS}.items():
         for field in dataclasses.fields(section):
             if field.metadata:
@@ -568,7 +569,7 @@ def test_a_config_may_start_from_its_neighbour_which_leaves_no_trace(write, tmp_
 
 
 def test_importing_it_imports_neither_jax_nor_ml_collections():
-    code = "import sys, jaxtune.config; print(*sys.modules)"
+    code = "import sys, jaxtune.config.load; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -588,5 +589,5 @@ def test_importing_it_imports_neither_jax_nor_ml_collections():
 def test_what_answers_and_quantised_bases_cannot_do(values, keys):
     given = dict(data=dict(source="x.jsonl"), trainable=dict(targets="attention")) | values
     given["model"] = dict(path="base") | given.get("model", {})
-    with pytest.raises(schema.ConfigError, match=re.escape(keys)):
-        schema.parse(given)
+    with pytest.raises(ConfigError, match=re.escape(keys)):
+        parse(given)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
-from jaxtune.data.examples import Chat, Example, Prompt, Template, Written, columns
+from jaxtune.data.examples import Chat, Example, RowEncoder, Template, Written, columns
 from jaxtune.data.images import Pictures
 from tests.data import made
 
@@ -17,7 +17,7 @@ PLACE = "a.jsonl:7"
 
 
 def make(tokenizer, form=PROMPT, max_length=500, **options):
-    return Prompt(tokenizer, form, max_length, **options)
+    return RowEncoder(tokenizer, form, max_length, **options)
 
 
 def parts(tokenizer, example):
@@ -464,7 +464,7 @@ def test_pictures_count_where_rows_are_too_long_and_are_never_cut(tokenizer, bes
 
 def test_what_a_config_says_of_pictures(tokenizer, beside):
     from jaxtune.assembly import wiring
-    from jaxtune.config import schema
+    from jaxtune.config import load as schema
 
     def prompt(pictures, **data):
         data = dict(source="a.jsonl", prefix="{description}", suffix="{colors}", **data)

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from jaxtune.data import images
 from jaxtune.data.errors import RowError
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.images import Pictures, read
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import open_source
@@ -297,7 +297,7 @@ def loader(tmp_path, write, tokenizer):
             for row in range(19)
         ]
         source = open_source(write("a.jsonl", rows))
-        prompt = Prompt(tokenizer("gemma"), columns(), 96, full_prefix=True, pictures=PICTURES)
+        prompt = RowEncoder(tokenizer("gemma"), columns(), 96, full_prefix=True, pictures=PICTURES)
         found = survey(source, prompt)
         assert found.pictures.tolist() == [1 + row % 3 if several else 1 for row in range(19)]
         make.examples = {
@@ -391,7 +391,7 @@ def test_rows_of_a_dataset_and_of_parquet_hold_pictures(tmp_path, tokenizer):
         )
         made.save_to_disk(tmp_path / name)
         made.to_parquet(tmp_path / f"{name}.parquet")
-        prompt = Prompt(tokenizer("gemma"), columns(), 96, pictures=PICTURES, image=name)
+        prompt = RowEncoder(tokenizer("gemma"), columns(), 96, pictures=PICTURES, image=name)
         for spec in (tmp_path / name, tmp_path / f"{name}.parquet"):
             source = open_source(spec)
             found = [prompt(source[n], source.place(n)).images for n in range(len(source))]

@@ -6,7 +6,7 @@ import pytest
 
 from jaxtune.data.batches import Batch
 from jaxtune.data.errors import DataError
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
@@ -18,7 +18,7 @@ ROWS = [{"prefix": "a " * (n * 7 % 23), "suffix": f" {n}" * (1 + n % 5)} for n i
 @pytest.fixture
 def loader(write, tokenizer):
     file = write("a.jsonl", [*ROWS[:10], [], *ROWS[10:]])  # a malformed line among them
-    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     source = open_source(file)
     found = survey(source, prompt, malformed="skip")
 
@@ -102,7 +102,7 @@ def test_going_on_with_other_threads_and_processes(loader, packing, workers):
 def test_going_on_with_other_data_is_refused(loader, write, tokenizer):
     state = loader(4).state()
     source = open_source(write("b.jsonl", [*ROWS[:-1], {"prefix": "a", "suffix": "other"}]))
-    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     changed = Loader(source, prompt, survey(source, prompt), batch=4)
     with pytest.raises(DataError, match=r"contents was \d+ and is \d+"):
         changed.restore(state)
@@ -123,7 +123,7 @@ def test_evaluation_goes_through_rows_in_their_order(loader):
 
 def test_a_full_prefix_reaches_every_batch(write, tokenizer):
     source = open_source(write("a.jsonl", ROWS[:5]))
-    prompt = Prompt(tokenizer("gemma"), columns(), 96, full_prefix=True)
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96, full_prefix=True)
     found = survey(source, prompt)
     for index in (0, 1):  # the second has no row in the last step
         for step in Loader(source, prompt, found, batch=4, process=(index, 2), workers=0):

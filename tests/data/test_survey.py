@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import CHUNK, survey
@@ -16,7 +16,7 @@ ROWS = [{"prefix": "a " * (n % 7), "suffix": " the" * (1 + n % 5)} for n in rang
 @pytest.fixture
 def prompt(tokenizer):
     def make(limit=200, **options):
-        return Prompt(tokenizer("gemma"), columns(), limit, **options)
+        return RowEncoder(tokenizer("gemma"), columns(), limit, **options)
 
     return make
 
@@ -95,11 +95,11 @@ def test_pictures_are_looked_for_and_counted(write, tokenizer, tmp_path):
     shown = ["a.png", ["a.png", "a.png"], "gone.png", "a.png", None, ["a.png", "gone.png"]]
     rows = [{"prefix": "a", "suffix": "b", "image": each} for each in shown]
     source = open_source(write("a.jsonl", rows))
-    seeing = Prompt(tokenizer("gemma"), columns(), 64, pictures=Pictures(8, 6, 9999))
+    seeing = RowEncoder(tokenizer("gemma"), columns(), 64, pictures=Pictures(8, 6, 9999))
     with pytest.raises(RowError, match=r"a\.jsonl:3: picture .*/gone\.png: there is no such file"):
         survey(source, seeing)
     found = survey(source, seeing, malformed="skip")
     assert found.rows.tolist() == [0, 1, 3] and found.pictures.tolist() == [1, 2, 1]
     assert found.malformed.count == 3 and found.lengths.tolist() == [10, 16, 10]
-    blind = survey(source, Prompt(tokenizer("gemma"), columns(), 64))
+    blind = survey(source, RowEncoder(tokenizer("gemma"), columns(), 64))
     assert len(blind.rows) == 6 and not blind.pictures.any()

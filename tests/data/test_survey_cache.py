@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.sources import Chosen, open_source
 from jaxtune.data.survey import survey
-from jaxtune.data.survey_cache import kept
+from jaxtune.data.survey_cache import cached
 
 ROWS = [{"prefix": "a " * n, "suffix": f" {n}"} for n in range(20)]
 
@@ -17,7 +17,7 @@ ROWS = [{"prefix": "a " * n, "suffix": f" {n}"} for n in range(20)]
 def made(write, tokenizer):
     """What a survey of these rows found, one malformed and one too long among them."""
     file = write("a.jsonl", [*ROWS, [], {"prefix": "a " * 200, "suffix": "b"}])
-    prompt = Prompt(tokenizer("gemma"), columns(), 64, too_long="skip")
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 64, too_long="skip")
     return survey(open_source(file), prompt, malformed="skip")
 
 
@@ -27,8 +27,8 @@ def refuse():
 
 def test_what_is_kept_is_what_was_found(made, tmp_path):
     file = tmp_path / ".rows.npz"
-    assert kept(file, ["key"], lambda: made) is made
-    again = kept(file, ["key"], refuse)
+    assert cached(file, ["key"], lambda: made) is made
+    again = cached(file, ["key"], refuse)
     for name in ("rows", "lengths", "scored", "pictures"):
         assert np.array_equal(getattr(again, name), getattr(made, name))
     assert (again.cut, again.cut_tokens) == (made.cut, made.cut_tokens)
@@ -38,12 +38,12 @@ def test_what_is_kept_is_what_was_found(made, tmp_path):
 
 def test_another_key_or_a_damaged_file_is_read_anew(made, tmp_path):
     file = tmp_path / ".rows.npz"
-    kept(file, ["key"], lambda: made)
+    cached(file, ["key"], lambda: made)
     with pytest.raises(AssertionError, match="read again"):
-        kept(file, ["another"], refuse)
+        cached(file, ["another"], refuse)
     file.write_bytes(file.read_bytes()[:100])
-    assert kept(file, ["key"], lambda: made) is made
-    assert kept(file, ["key"], refuse).tokens == made.tokens
+    assert cached(file, ["key"], lambda: made) is made
+    assert cached(file, ["key"], refuse).tokens == made.tokens
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 import jaxtune
-from jaxtune.config.schema import Generate
+from jaxtune.config.run_sections import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding import decode
+from jaxtune.decoding import generate, requests
 from jaxtune.decoding.text import TextGenerator
 from tests.data import made
 
@@ -50,7 +50,7 @@ def streamed(monkeypatch):
     """`streamed(answerer, tokens)` is the pieces of an answer of these tokens."""
 
     def streamed(ours, tokens):
-        monkeypatch.setattr(decode, "stream", lambda *given, **more: iter(tokens))
+        monkeypatch.setattr(generate, "stream", lambda *given, **more: iter(tokens))
         return list(ours.stream([1]))
 
     return streamed
@@ -99,7 +99,7 @@ def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
             given.append(token)
             yield token
 
-    monkeypatch.setattr(decode, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     assert "".join(ours.stream([1])) == "the quick "
     assert ours.tokenizer.decode(given, continues=True) == "the quick brown"
 
@@ -107,8 +107,8 @@ def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
 def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
     ours = answerer(tokenizer("gemma"), ("brown",))
     tokens = letters(ours.tokenizer, "the quick brown fox")
-    answer = decode.Completion(tokens, [-1.0] * len(tokens), ended=True)
-    monkeypatch.setattr(decode, "answers", lambda *given, **more: [answer])
+    answer = requests.Completion(tokens, [-1.0] * len(tokens), ended=True)
+    monkeypatch.setattr(generate, "completions", lambda *given, **more: [answer])
     (reply,) = ours.replies([[1]])
     counted = len("the quick brown")
     assert (reply.text, reply.tokens, reply.chance) == ("the quick ", counted, -counted)

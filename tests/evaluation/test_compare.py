@@ -7,7 +7,7 @@ import os
 import pytest
 
 from jaxtune.assembly import wiring
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import compare, held_out

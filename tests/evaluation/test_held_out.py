@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxtune.assembly import wiring
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.data.errors import NothingScored, TooLong
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer

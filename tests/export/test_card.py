@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 import jaxtune
 from jaxtune import tree
 from jaxtune.adapters.lora import Lora
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
+from jaxtune.config.schema import Config
 from jaxtune.export import card
 from tests import pictured, reference
 
@@ -27,7 +28,7 @@ TOKENS = np.asarray([[2, 10, 20, 30, 40]], np.int32)
 SECRET = "hf_" + "a1B2" * 9
 
 
-def config(base: Path | str, source: Path | str = "maker/rows", **changes) -> configs.Config:
+def config(base: Path | str, source: Path | str = "maker/rows", **changes) -> Config:
     values = {
         "model": {"path": str(base)},
         "data": {"source": str(source), "prefix": "a|`b`\n{theme}: "},

@@ -14,7 +14,7 @@ from jaxtune import tree
 from jaxtune.adapters import lora
 from jaxtune.assembly import wiring
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.export.export import Tuned, Unverified, Wanted, export, reference, verify, written
 from jaxtune.export.verify import LIMITS

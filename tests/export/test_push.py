@@ -17,7 +17,7 @@ from huggingface_hub.utils import _http, validate_repo_id
 import launch
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.hub import HubError, PassingError
-from jaxtune.config.schema import Hub
+from jaxtune.config.run_sections import Hub
 from jaxtune.display.progress import Quiet
 from jaxtune.export import push
 from jaxtune.export.push import Pushes, pushing, repository

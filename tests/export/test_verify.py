@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxtune.assembly import wiring
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.data.examples import Example
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.decode import Completion
+from jaxtune.decoding.requests import Completion
 from jaxtune.export import verify
 from jaxtune.export.verify import LIMITS, PLACES, Seen, compared, observed
 from tests.export.test_export import tuned
@@ -36,7 +36,7 @@ def seen(loaded, given):
 
 def test_a_model_is_itself(loaded, given, seen):
     found = compared(seen, observed(*loaded, given), LIMITS["float32"])
-    assert found.kept and found.logits == 0 and found.alike == found.answers == len(given.tokens)
+    assert found.kept and found.logits == 0 and found.alike == found.answers == len(given.batch.tokens)
     assert found.positions == seen.logits.shape[0] == given.counted.sum()
     assert found.told()["kept"] and "kept" not in found.moved()
 
@@ -44,10 +44,10 @@ def test_a_model_is_itself(loaded, given, seen):
 @pytest.mark.slow
 def test_logits_are_those_of_the_model_at_these_places(loaded, given, seen):
     model, variables = loaded
-    whole = np.asarray(model.apply(variables, given.tokens))
+    whole = np.asarray(model.apply(variables, given.batch.tokens))
     rows = np.arange(len(whole))[:, None]
     # The same sums over other shapes.
-    np.testing.assert_allclose(seen.logits, whole[rows, given.where][given.counted], atol=1e-4)
+    np.testing.assert_allclose(seen.logits, whole[rows, given.batch.where][given.counted], atol=1e-4)
 
 
 def test_one_changed_matrix_is_seen(loaded, given, seen):
@@ -74,11 +74,14 @@ def test_answers_may_part_where_two_tokens_are_as_likely(chance, ties):
 
 
 def test_places_are_spread_over_what_is_scored():
-    scored = np.arange(100) >= 20
-    places = verify._places(Example(np.zeros(100, np.int32), scored, None, ""))
-    assert len(places) == PLACES and places[0] == 19 and places[-1] == 98
-    few = verify._places(Example(np.zeros(9, np.int32), np.arange(9) > 6, None, ""))
-    assert few.tolist() == [6, 7]
+    def places(tokens: int, first: int) -> list[int]:
+        scored = np.arange(tokens) >= first
+        thinned = verify._thinned(Example(np.zeros(tokens, np.int32), scored, None, ""))
+        return (np.flatnonzero(thinned.scored) - 1).tolist()
+
+    many = places(100, 20)
+    assert len(many) == PLACES and many[0] == 19 and many[-1] == 98
+    assert places(9, 7) == [6, 7]
 
 
 def test_long_rows_are_cut():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.runs.loop import Run, RunError, Stopped
 from jaxtune.runs.run import fit
@@ -292,7 +292,7 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
     code = """
         import json, sys
         from pathlib import Path
-        from jaxtune.config import schema as config
+        from jaxtune.config import load as config
         from jaxtune.display.progress import Quiet
         from jaxtune.runs.run import fit
         fit(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]), progress=Quiet())

@@ -27,9 +27,9 @@ from jaxtune.training import adam8
 from jaxtune.training.optim import optimizer
 from jaxtune.training.step import TrainState, train_step
 from tests import devices
+from tests.quant.test_codebooks import SIGNED, moments
 from tests.training.test_step import FULL, packed
 
-SIGNED = pytest.mark.parametrize("signed", [True, False])
 PACK = jax.jit(adam8.pack, static_argnames="signed")
 
 
@@ -44,24 +44,6 @@ def turned(array) -> torch.Tensor:
     return torch.tensor(np.ascontiguousarray(np.asarray(array).T))
 
 
-def moments(signed: bool, peak: float = 1.0) -> np.ndarray:  # [2048, 64]
-    """Values of many magnitudes, halves between codes and their neighbours, and nothing at all."""
-    random = np.random.default_rng(0)
-    values = random.normal(size=(2048, 64)) * 10.0 ** random.uniform(-8, 0, (2048, 64))
-    table = adam8.fractions(signed)
-    halfway = (table[1:] + table[:-1]) / 2
-    for column, ties in enumerate([halfway, np.nextafter(halfway, 2), np.nextafter(halfway, -2)]):
-        values[:256, column] = np.append(ties, 1)
-    values[256:512, 5] = 0
-    return (values if signed else np.abs(values)).astype(np.float32) * np.float32(peak)
-
-
-@SIGNED
-def test_the_maps_are_bitsandbytes(signed):
-    theirs = functional.create_dynamic_map(signed=signed).numpy()
-    np.testing.assert_array_equal(adam8.fractions(signed), theirs)
-
-
 @SIGNED
 @pytest.mark.parametrize("peak", [1.0, 1e-12, 3e5])
 def test_codes_and_peaks_are_bitsandbytes(signed, peak):
@@ -73,30 +55,6 @@ def test_codes_and_peaks_are_bitsandbytes(signed, peak):
     back = functional.dequantize_blockwise(codes, absmax=peaks, code=table, blocksize=256)
     np.testing.assert_array_equal(adam8.unpack(ours, signed=signed).T, back)
     assert len(np.unique(codes)) == 256
-
-
-@SIGNED
-def test_codes_are_those_of_the_cpu_kernel_where_it_rounds_once(signed):
-    """On the values that it looks codes up for; it has no 0 among them."""
-    grid = np.float32(-1) + np.arange(65536, dtype=np.float32) * 2 / np.float32(65535)
-    grid = grid if signed else grid[grid > 0]
-    values = np.ones((len(grid) // 127 + 1, 256), np.float32)  # every block has 1 as its peak
-    values[:, :127].flat[: len(grid)] = grid
-    theirs, _ = functional.quantize_blockwise(
-        torch.tensor(values), functional.create_dynamic_map(signed=signed), blocksize=256
-    )
-    ours = adam8._nearest(jnp.asarray(values), adam8.fractions(signed))
-    np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.slow
-@SIGNED
-def test_a_tpu_s_way_gives_the_same_codes_and_values(signed):
-    table, values = adam8.fractions(signed), jnp.asarray(moments(signed))
-    halfway = (table[1:] + table[:-1]) / 2
-    codes = adam8._search(halfway, values)
-    np.testing.assert_array_equal(adam8._count(halfway, values), codes)
-    np.testing.assert_array_equal(adam8._sum(table, codes), adam8._read(table, codes))
 
 
 SHAPES = {"w": (2048, 4), "small/w": (128, 16), "b": (64,)}

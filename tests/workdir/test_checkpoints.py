@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.workdir.checkpoints import Checkpoints, checksums
+from jaxtune.workdir.directory import WorkdirError
 
 
 @struct.dataclass
@@ -123,7 +123,7 @@ def test_a_changed_position_is_damage(opened, tmp_path):
     saved.wait()
     file = tmp_path / "checkpoints/1/position/metadata"
     file.write_text(file.read_text().replace("12", "13"))
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .*what was saved.*begin anew"):
+    with pytest.raises(WorkdirError, match=r"(?s)no checkpoint in .*what was saved.*begin anew"):
         opened().restore(like(state()))
 
 
@@ -131,8 +131,6 @@ def test_a_checkpoint_of_another_model(opened):
     saved = opened(keep=2)
     saved.save(1, state(), {})
     saved.wait()
-    with pytest.raises(
-        CheckpointError, match=r"(?s)another config:.*weights/a/w.*\[3, 6\].*\[3, 7\]"
-    ):
+    with pytest.raises(WorkdirError, match=r"(?s)another config:.*weights/a/w.*\[3, 6\].*\[3, 7\]"):
         opened().restore(like(state(width=7)))
     assert opened().steps == [1]

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.quant import KINDS, Quantized, block_scales, grid, plain_scales
-from jaxtune.training.adam8 import fractions
+from jaxtune.quant.codebooks import dynamic_map
 
 STATE = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>\w+)")
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -56,7 +56,7 @@ def held_as(stored: Safetensors, weight: Packed, whole: bool = True) -> str:
     return f"{weight.kind}-double" if whole and _is_double(stored, weight) else weight.kind
 
 
-def read(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Quantized:
+def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Quantized:
     """A packed weight, or some of its outputs, as it is: [in, out] in NumPy arrays."""
     outputs, inputs = weight.shape
     blocks, block, lines = grid((inputs, outputs), weight.block)
@@ -133,7 +133,7 @@ def _is_double(stored: Safetensors, weight: Packed) -> bool:
     if weight.nested_block != block_scales.BLOCK:
         return False
     table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
-    return np.array_equal(table, fractions(signed=True))
+    return np.array_equal(table, dynamic_map(signed=True))
 
 
 def _nested(stored: Safetensors, weight: Packed, codes: np.ndarray) -> dict:

@@ -22,9 +22,10 @@ from jaxtune.checkpoint.formats.tensors import (
     nbytes,
     some,
 )
-from jaxtune.checkpoint.formats.writing import blocks, full_disk_explained, whole_file
+from jaxtune.checkpoint.formats.writing import blocks, full_disk_explained
 from jaxtune.checkpoint.formats.writing import new_directory as new_directory
 from jaxtune.checkpoint.formats.writing import refuse_existing as refuse_existing
+from jaxtune.files import whole_file
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from jaxtune.checkpoint.formats.tensors import CheckpointError, some
+from jaxtune.files import whole_file
 
 BLOCK_BYTES = 64 * 2**20  # how much of a transposed tensor is copied at a time
 PROCESS = re.compile(r"[1-9]\d{0,8}")  # an id; longer ones os.kill would not take
@@ -79,21 +80,6 @@ def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
             f"{directory}: the disk is full: the weights need {needed:,} bytes, and {free:,} were"
             " free before. Free some space or choose a directory on another disk"
         ) from None
-
-
-@contextlib.contextmanager
-def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file that gets its final name only once it is whole and on the disk."""
-    partial = partial or final.with_name(f"{final.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(final)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -42,7 +42,7 @@ def configured(parser: ArgumentParser, usage: str) -> None:
 
 def config_and_place(options: Namespace) -> tuple[Any, Path]:
     """The config that is meant, and the run's directory."""
-    from jaxtune.config import schema
+    from jaxtune.config import load as schema
 
     found = schema.load(options.config, options.overrides)
     name = Path(options.config.partition(".py:")[0]).stem

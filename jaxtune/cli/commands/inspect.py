@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
     from jaxtune.cli.inspect.inspect import inspect, table
     from jaxtune.display.progress import Progress
-    from jaxtune.workdir.directory import write_json
+    from jaxtune.files import write_json
 
     progress = Progress(sys.stderr)
     report = inspect(

@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--up-to {options.up_to}: expected 0 or more")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tokens need no accelerator
     from jaxtune.cli.tokens import report, table
-    from jaxtune.workdir.directory import write_json
+    from jaxtune.files import write_json
 
     found = report(list(dict.fromkeys(options.tokenizers)), options.text, options.up_to)
     content = dataclasses.asdict(found)

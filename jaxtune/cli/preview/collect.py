@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly.rows import Rows
 from jaxtune.checkpoint.hub import locate_headers
 from jaxtune.cli.preview import render as shown
 from jaxtune.config.schema import Config
 from jaxtune.data.batches import Batch
 from jaxtune.display.progress import Progress, Quiet
+from jaxtune.files import write_json, write_text
 from jaxtune.models import layout
-from jaxtune.workdir.directory import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,17 @@ def preview(
 ) -> Preview:
     """Rows of the first step, and the counts of all; weights are not read."""
     directory, _ = locate_headers(config.model.path)
-    tokenizer = wiring.tokenizer(config, directory, datetime.date.today().isoformat())
-    prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
+    assembly = Assembly(config, directory, datetime.date.today().isoformat())
+    tokenizer, encoder = assembly.tokenizer, assembly.encoder
     progress = progress or Quiet()
-    train, held = (
-        source and wiring.read(config, source, prompt, progress)
-        for source in wiring.sources(config)
-    )
-    loader = wiring.training(config, train)
+    train, held = (source and assembly.survey(source, progress) for source in assembly.sources)
+    loader = assembly.training(train)
     step = next(loader)
     loader.close()
     report = {
         "train": _counts(train),
         "held_out": held and _counts(held),
-        "steps": wiring.total_steps(config, loader),
+        "steps": assembly.total_steps(loader),
         "steps_per_epoch": loader.steps_per_epoch,
         "first_step": step.places,
     }
@@ -59,7 +57,7 @@ def preview(
     few = jax.tree.map(lambda leaf: leaf[:rows], lines)
     told, title = (tokenizer, step.places, train.survey), f"Rows of {workdir.resolve().name}"
     page, file = workdir / "preview.html", workdir / "preview.json"
-    seen, pictures = _seen(lines), prompt.pictures
+    seen, pictures = _seen(lines), encoder.pictures
     write_text(page, shown.page(lines, *told, pictures=pictures, seen=seen, title=title))
     write_json(file, report)
     return Preview(shown.text(few, *told, pictures=pictures, colour=colour), page, file)
@@ -74,7 +72,7 @@ def _seen(lines: Batch) -> Iterator[np.ndarray]:
         yield np.asarray(layout.mask(stand, stand, layout.EVERYTHING))[0]
 
 
-def _counts(rows: wiring.Rows) -> dict[str, Any]:
+def _counts(rows: Rows) -> dict[str, Any]:
     found = rows.survey
     return {
         "rows": len(found.rows),

@@ -57,7 +57,7 @@ def test_weights_are_those_of_the_live_model(saved):
     for name, weight in weights.items():
         live = model.get_parameter(name)
         expected = bitsandbytes.dequantize_4bit(live.data, live.quant_state)
-        ours = bnb.read(stored, weight)
+        ours = bnb.unpack(stored, weight)
         assert ours.shape == tuple(expected.shape[::-1])
         np.testing.assert_array_equal(quant.dequantize(ours).T, expected.numpy())
 
@@ -66,7 +66,7 @@ def test_what_is_read_is_what_quantising_gives(saved):
     model, plain, directory = saved
     dense, stored = Safetensors.open(plain), Safetensors.open(directory)
     nested = model.get_parameter(PROJECTION).quant_state.nested
-    read = bnb.read(stored, bnb.packed(stored)[PROJECTION])
+    read = bnb.unpack(stored, bnb.packed(stored)[PROJECTION])
     made = quant.quantize(dense.read(PROJECTION).T, "nf4-double" if nested else "nf4")
     assert jax.tree.structure(read) == jax.tree.structure(made)
     jax.tree.map(np.testing.assert_array_equal, read, made)
@@ -83,8 +83,8 @@ def test_some_outputs_are_those_of_the_whole(saved):
     *_, directory = saved
     stored = Safetensors.open(directory)
     weight = bnb.packed(stored)[PROJECTION]
-    whole = quant.dequantize(bnb.read(stored, weight))
-    some = quant.dequantize(bnb.read(stored, weight, slice(8, 24)))
+    whole = quant.dequantize(bnb.unpack(stored, weight))
+    some = quant.dequantize(bnb.unpack(stored, weight, slice(8, 24)))
     np.testing.assert_array_equal(some, whole[:, 8:24])
 
 
@@ -110,7 +110,7 @@ def test_other_blocks_and_codes(tmp_path, kind, blocksize, double):
     stored, expected = write(
         tmp_path, normal(24, 256), double=double, kind=kind, blocksize=blocksize
     )
-    ours = bnb.read(stored, bnb.packed(stored)["w"])
+    ours = bnb.unpack(stored, bnb.packed(stored)["w"])
     np.testing.assert_array_equal(quant.dequantize(ours).T, expected)
 
 
@@ -118,10 +118,10 @@ def test_other_blocks_and_codes(tmp_path, kind, blocksize, double):
 def test_an_odd_number_of_values(tmp_path):
     w = normal(5, 7)  # in one block: bitsandbytes' CPU kernel is right about it
     stored, expected = write(tmp_path, w)
-    ours = bnb.read(stored, bnb.packed(stored)["w"])
+    ours = bnb.unpack(stored, bnb.packed(stored)["w"])
     np.testing.assert_array_equal(quant.dequantize(ours).T, expected)
     with pytest.raises(CheckpointError, match="no multiple of 64, they share blocks"):
-        bnb.read(stored, bnb.packed(stored)["w"], slice(0, 2))
+        bnb.unpack(stored, bnb.packed(stored)["w"], slice(0, 2))
 
 
 def test_bytes_kept_as_another_dtype(tmp_path):
@@ -130,7 +130,7 @@ def test_bytes_kept_as_another_dtype(tmp_path):
 
     stored, expected = write(tmp_path, normal(8, 128), change)
     np.testing.assert_array_equal(
-        quant.dequantize(bnb.read(stored, bnb.packed(stored)["w"])).T, expected
+        quant.dequantize(bnb.unpack(stored, bnb.packed(stored)["w"])).T, expected
     )
 
 
@@ -140,7 +140,7 @@ def test_scales_of_an_unknown_map_become_plain(tmp_path):
 
     stored, _ = write(tmp_path, normal(8, 128), change)
     tensors = {name: stored.read(name) for name in stored.tensors}
-    ours = bnb.read(stored, bnb.packed(stored)["w"])
+    ours = bnb.unpack(stored, bnb.packed(stored)["w"])
     offset = json.loads(tensors["w.quant_state.bitsandbytes__nf4"].tobytes())["nested_offset"]
     peak = tensors["w.nested_absmax"]
     scales = tensors["w.nested_quant_map"][tensors["w.absmax"]] * peak + np.float32(offset)
@@ -176,4 +176,4 @@ def renamed(tensors):
 def test_what_does_not_fit_is_refused(tmp_path, change, message):
     stored, _ = write(tmp_path, normal(8, 128), change)
     with pytest.raises(CheckpointError, match=message):
-        bnb.read(stored, bnb.packed(stored)["w"])
+        bnb.unpack(stored, bnb.packed(stored)["w"])

@@ -587,7 +587,7 @@ def test_another_base_of_the_same_shapes(pair, other, directory):
     with pytest.raises(CheckpointError) as refused:
         jaxtune.load_adapter(model, variables, directory)
     message = str(refused.value)
-    assert str(pair("llama-linear").directory) in message and model.origin in message
+    assert str(pair("llama-linear").directory) in message and str(model.origin) in message
     apart = re.search(r"another base .* is (\S+) of its size away", message)[1]
     assert float(apart) == pytest.approx(0.01, rel=0.2)
     attached = jaxtune.load_adapter(model, variables, directory, any_base=True)
@@ -642,7 +642,7 @@ def test_files_we_do_not_read(pair, directory, tmp_path):
     with pytest.raises(CheckpointError, match=r"no adapter_config.json: an adapter's directory"):
         attach(made, tmp_path)
     with pytest.raises(CheckpointError, match="origin is not set"):
-        jaxtune.load_adapter(made.model.clone(origin=""), made.variables, directory)
+        jaxtune.load_adapter(made.model.clone(origin=None), made.variables, directory)
     whole = (directory / WEIGHTS).read_bytes()
     (directory / WEIGHTS).write_bytes(whole[:-100])
     with pytest.raises(CheckpointError, match="is truncated"):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxtune.cli.preview.collect import preview
-from jaxtune.config import schema as configs
+from jaxtune.config import load as configs
 from jaxtune.display import pictures
 from tests import pictured
 

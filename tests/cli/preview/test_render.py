@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxtune.cli.preview import render
-from jaxtune.data.examples import Chat, Prompt, columns
+from jaxtune.data.examples import Chat, RowEncoder, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import open_source
@@ -28,7 +28,7 @@ ROWS = [
 def shown(write, tokenizer):
     def make(kind="gemma", rows=ROWS, form=None, **options):
         source = open_source(write("a.jsonl", rows))
-        prompt = Prompt(tokenizer(kind), form or columns(), 96)
+        prompt = RowEncoder(tokenizer(kind), form or columns(), 96)
         found = survey(source, prompt)
         step = next(Loader(source, prompt, found, batch=4, workers=0, **options))
         return step.batch, tokenizer(kind), step.places, found
@@ -73,7 +73,7 @@ def test_counts(shown):
 
 def test_what_was_skipped_is_named(write, tokenizer):
     source = open_source(write("a.jsonl", b'{"prefix": "a", "suffix": "b"}\n{\n'))
-    prompt = Prompt(tokenizer("gemma"), columns(), 96)
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     found = survey(source, prompt, malformed="skip")
     counts = render.counts(found)
     assert (
@@ -139,7 +139,7 @@ def pictured(write, tokenizer, tmp_path):
         for number, colour in enumerate(COLOURS):
             Image.new("RGB", (8, 8), colour).save(tmp_path / f"{number}.png")
         source = open_source(write("a.jsonl", PICTURED))
-        prompt = Prompt(tokenizer("gemma"), columns(), 96, full_prefix=True, pictures=WANTED)
+        prompt = RowEncoder(tokenizer("gemma"), columns(), 96, full_prefix=True, pictures=WANTED)
         found = survey(source, prompt)
         step = next(Loader(source, prompt, found, batch=4, workers=0, **options))
         return step, (step.batch, tokenizer("gemma"), step.places, found)

@@ -12,8 +12,9 @@ import torch
 from transformers.generation import logits_process as live
 
 import jaxtune
-from jaxtune.decoding import decode
-from jaxtune.decoding.decode import Sampling, completions, generate, next_tokens
+from jaxtune.decoding import generate as decoding
+from jaxtune.decoding.generate import completions, generate, next_tokens
+from jaxtune.decoding.sampling import Sampling, filtered
 from tests import devices, reference
 from tests.adapters.test_lora import busy, peft_twin
 
@@ -140,7 +141,7 @@ def test_tokens_come_one_by_one(pair):
     made = pair("phi3-longrope-short")  # whose angles change on the way
     prompt = prompts(made, 1, 12)[0]
     how = dict(stops=(2,), sampling=Sampling.of())
-    streamed = list(decode.stream(made.model, made.variables, prompt, 40, **how))
+    streamed = list(decoding.stream(made.model, made.variables, prompt, 40, **how))
     assert streamed == generate(made.model, made.variables, [prompt], 40, stops=(2,))[0]
 
 
@@ -178,7 +179,7 @@ def test_distributions_are_those_of_transformers(given):
             scores = warper(given[name])(None, scores)
     seen = np.zeros(LOGITS.shape, bool)
     np.put_along_axis(seen, SEEN, True, axis=1)
-    found = decode.filtered(jnp.asarray(LOGITS), Sampling.of(**given), jnp.asarray(seen))
+    found = filtered(jnp.asarray(LOGITS), Sampling.of(**given), jnp.asarray(seen))
     want = torch.softmax(scores, -1).numpy()
     np.testing.assert_allclose(jax.nn.softmax(found), want, atol=1e-5)
 
@@ -193,7 +194,7 @@ def test_what_is_sampled_has_the_distribution_it_should(base):
         model, variables, [prompt], 1, stops=(), samples=count, batch=2048, seed=1, **how
     )
     logits = model.apply(variables, np.int32([prompt]))[:, -1]
-    allowed = decode.filtered(logits, Sampling.of(**how), None)
+    allowed = filtered(logits, Sampling.of(**how), None)
     want = np.asarray(jax.nn.softmax(allowed))[0] * count
     got = np.bincount(np.array(drawn)[:, 0], minlength=len(want))
     assert got[want == 0].sum() == 0 and 300 < (want > 0).sum() < 512
@@ -243,6 +244,6 @@ def test_prompts_that_cannot_be_answered(pair):
 
 def test_stops_are_what_the_checkpoint_s_files_say(pair, tmp_path):
     made = pair(NAME)
-    assert decode.stops_of(made.model) == (2,)
+    assert decoding.stops_of(made.model) == (2,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
-    assert decode.stops_of(made.model.clone(origin=str(tmp_path))) == (1, 106)
+    assert decoding.stops_of(made.model.clone(origin=jaxtune.Origin(tmp_path))) == (1, 106)

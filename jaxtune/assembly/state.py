@@ -1,0 +1,148 @@
+"""What of the variables trains, by which optimiser, and the state at step 0 on a mesh."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxtune import quant, sharding, tree
+from jaxtune.adapters import lora
+from jaxtune.config.schema import counted
+from jaxtune.config.training_sections import Optim, Schedule, Trainable
+from jaxtune.training import optim
+from jaxtune.training.step import TrainState, split
+
+RULES: dict[str, tree.Rules] = {
+    "lora": lora.TRAINABLE,
+    "attention": ((r"params/(llm/)?layers/attn/.*", True), (r".*", False)),
+    "full": ((r"params/.*", True), (r".*", False)),
+}
+
+
+def trainable_rules(given: Trainable) -> tree.Rules:
+    """Which leaves are tuned."""
+    return given.rules if given.kind == "rules" else RULES[given.kind]
+
+
+def make_optimizer(
+    given: Optim, schedule: Schedule, lora_plus: float, total: int
+) -> optim.Optimizer:
+    """The config's optimiser, for a run of `total` steps."""
+    return optim.optimizer(
+        given.name,
+        schedule.name,
+        rates=(*given.rates, *([(r"lora/.*/b", lora_plus)] if lora_plus != 1 else [])),
+        decays=(*given.decays, *optim.DECAYS),
+        lr=given.lr,
+        weight_decay=given.weight_decay,
+        b1=given.b1,
+        b2=given.b2,
+        epsilon=given.epsilon,
+        momentum=given.momentum,
+        clip_norm=math.inf if given.clip_norm is None else given.clip_norm,
+        warmup_steps=counted(schedule.warmup, total),
+        decay_steps=counted(schedule.decay, total),
+        total_steps=total,
+    )
+
+
+class Start:
+    """Where a run begins: what moves and what is frozen, on a mesh."""
+
+    def __init__(
+        self,
+        given: Trainable,
+        variables: dict,
+        optimizer: optim.Optimizer,
+        mesh: Mesh,
+        seed: int,
+    ):
+        rules = trainable_rules(given)
+        unused = "error" if given.kind == "rules" else "allow"
+        self.mesh = mesh
+        base = lora.embedding(quant.by_path(variables["params"]))
+        self.dtype = str(base.dtype)  # of the base as it is held
+        self._given, self.frozen = split(variables, rules, unused)
+        self._static = (tuple(map(tuple, rules)), optimizer, mesh)
+        self._numbers = (dict(optimizer.hyper), jax.random.key(seed))
+        self.selected = _described(self._given)
+        rest = jax.tree.map(lambda leaf: None, self._given)
+        shapes = jax.eval_shape(
+            partial(_created, *self._static), self._given, rest, self.frozen, *self._numbers
+        )
+        self.shapes: TrainState = _described(shapes, sharding.of_state(shapes, mesh))
+
+    def release(self) -> None:
+        """Let go of the frozen leaves; their shapes stay."""
+        self.frozen = _described(self.frozen)
+
+    def state(self) -> TrainState:
+        """The state at step 0, once: it takes the memory of the leaves that train."""
+        given, self._given = self._given, None
+        reused = jax.tree.map(lambda leaf: leaf.dtype == np.float32, given)
+        parts = tree.partition(given, reused)
+        moving = _created(*self._static, *parts, self.frozen, *self._numbers)
+        return moving.replace(frozen=self.frozen)
+
+    def restored(self, moving: TrainState) -> TrainState:
+        """The state of a checkpoint instead, under the numbers that the config says now."""
+        self._given = None
+        hyper = {
+            name: jax.device_put(np.float32(self._numbers[0][name]), leaf.sharding)
+            for name, leaf in self.shapes.hyper.items()
+        }
+        return moving.replace(frozen=self.frozen, hyper=hyper)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _created(
+    rules: tree.Rules,
+    optimizer: optim.Optimizer,
+    mesh: Mesh,
+    reused: dict,  # the leaves that train and whose memory the state takes
+    rest: dict,  # the others of them
+    frozen: dict,
+    hyper: dict,
+    rng: jax.Array,
+) -> TrainState:
+    """What moves of a state at step 0, laid over a mesh."""
+    state = TrainState.create(
+        tree.combine(reused, rest, frozen),
+        trainable=rules,
+        optimizer=optimizer,
+        hyper=hyper,
+        rng=rng,
+    ).replace(frozen=None)
+    return jax.lax.with_sharding_constraint(state, sharding.of_state(state, mesh))
+
+
+def _described(leaves: Any, where: Any = None) -> Any:
+    """Shapes, dtypes and shardings in place of arrays."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, leaves) if where is None else where
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        leaves,
+        where,
+    )
+
+
+def parameters(leaves: Any) -> int:
+    """How many numbers there are in a tree; a quantised weight has those it stands for."""
+    found = jax.tree.leaves(leaves, is_leaf=quant.is_quantized)
+    return sum(math.prod(leaf.shape) for leaf in found)
+
+
+def trained_leaves(selected: dict, mesh: Mesh) -> Iterator[dict[str, str]]:
+    """A row of a table for each leaf that trains."""
+    for path, leaf in tree.flatten(selected).items():
+        where = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
+        yield {
+            "leaf": path,
+            "shape": " × ".join(map(str, leaf.shape)) or "one number",
+            "parameters": f"{math.prod(leaf.shape):,}",
+            "over": " ".join(str(axis) for axis in where if axis) if mesh.size > 1 else "",
+        }

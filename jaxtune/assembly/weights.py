@@ -1,0 +1,117 @@
+"""A checkpoint's model and variables, held as a config says, with the adapters it asks for."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxtune import sharding, tree
+from jaxtune.adapters import lora
+from jaxtune.checkpoint.load import load
+from jaxtune.checkpoint.peft.adapter import load_adapter
+from jaxtune.config import training_sections as sections
+from jaxtune.config.training_sections import Trainable
+from jaxtune.models.paligemma import Model
+
+
+def load_base(given: sections.Model, checkpoint: Path, mesh: Mesh) -> tuple[Model, dict]:
+    """A checkpoint's model and its variables, held and computed as the config says."""
+    model, variables = load(
+        checkpoint,
+        given.dtype,
+        given.quant,
+        mesh=mesh,
+        attention=given.attention,
+        compute=given.compute,
+    )
+    return model.clone(remat=given.remat), variables
+
+
+def with_adapters(
+    given: Trainable, model: Model, variables: dict, mesh: Mesh, seed: int
+) -> tuple[Model, dict]:
+    """The same with new adapters, or with those to go on training, where the config wants any."""
+    if given.kind == "lora" and given.adapter:
+        return model, variables | _continued(given, model, variables, mesh)
+    if given.kind == "lora":
+        key = jax.random.key(seed)
+        return model, variables | _adapted(given, mesh, variables["params"], key)
+    return model, variables
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _adapted(given: Trainable, mesh: Mesh, params: dict, key: jax.Array) -> dict:
+    """New adapters, made where they will lie; and the weights, where their start changes these."""
+    made = lora.add_lora(
+        {"params": params},
+        given.rank,
+        given.alpha,
+        given.targets,
+        key=key,
+        dropout=given.dropout,
+        variant=given.variant,
+        init=given.init,
+    )
+    if given.init == "default":
+        made = {"lora": made["lora"]}
+    return jax.lax.with_sharding_constraint(made, sharding.of_state(made, mesh))
+
+
+def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> dict:
+    """Adapters that are there already, made where they will lie."""
+    made = lora.adapters(load_adapter(model, variables, given.adapter))
+    if problems := list(_disagreeing(given, variables, made)):
+        raise ValueError(
+            "\n  ".join(
+                [f"the adapter {given.adapter} is not what the config asks for:", *problems]
+            )
+            + "\nSet these as the adapter has them, or leave them out"
+        )
+    if _set(given, "dropout"):
+        made = {
+            path: each.replace(dropout=jax.numpy.full_like(each.dropout, given.dropout))
+            for path, each in made.items()
+        }
+    made = {"lora": tree.unflatten(made)}
+    return jax.device_put(made, sharding.of_state(made, mesh))
+
+
+def _set(given: Trainable, name: str) -> bool:
+    """Whether a config sets a field, and does not leave it at its default."""
+    return getattr(given, name) != getattr(Trainable(), name)
+
+
+def _disagreeing(
+    given: Trainable, variables: dict, made: dict[str, lora.Lora]
+) -> Iterator[str]:
+    """What a config sets otherwise than an adapter has it, both sides named."""
+    new = partial(lora.add_lora, variables, targets=given.targets, key=jax.random.key(0))
+    power = 0.5 if given.variant == "rslora" else 1
+    theirs = {
+        "targets": sorted(made),
+        "rank": sorted({each.a.shape[-1] for each in made.values()}),
+        "alpha": sorted({_alpha(each, power) for each in made.values()}),
+        "variant": sorted({_kind(each.magnitude is not None) for each in made.values()}),
+    }
+    ours = {
+        "targets": sorted(lora.adapters(jax.eval_shape(new))),
+        "rank": [given.rank],
+        "alpha": [given.alpha],
+        "variant": [_kind(given.variant == "dora")],
+    }
+    for name in ours:
+        if _set(given, name) and ours[name] != theirs[name]:
+            sides = (", ".join(map(str, each[name])) for each in (ours, theirs))
+            yield "trainable.{} is {}; the adapter's is {}".format(name, *sides)
+
+
+def _alpha(adapter: lora.Lora, power: float) -> float:
+    """Its alpha."""
+    return round(float(np.max(adapter.scale)) * adapter.a.shape[-1] ** power, 4)
+
+
+def _kind(magnitude: bool) -> str:
+    return "dora" if magnitude else "lora or rslora"

@@ -1,0 +1,171 @@
+"""Checks of what fields of a config say together; what one field may be is in its section."""
+
+import re
+from typing import get_args
+
+from jaxtune.config.fields import Conflicts
+from jaxtune.config.schema import FIELDS, SCHEMA, Config, counted
+
+REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
+
+# Each check yields the keys at odds, and what to do about them.
+
+
+def _length(config: Config) -> Conflicts:
+    steps, schedule = config.steps, config.schedule
+    if steps is not None and config.epochs is not None:
+        yield ("steps", "epochs"), "both say how long to train; leave one out, or set it to None"
+    parts = {"schedule.warmup": schedule.warmup}
+    if schedule.name == "wsd":
+        parts["schedule.decay"] = schedule.decay
+    if steps is not None:
+        taken = sum(counted(part, steps) for part in parts.values())
+        if taken > steps:
+            yield (
+                (*parts, "steps"),
+                f"found {taken} steps for this, and only {steps} in all; lower it, or train longer",
+            )
+    elif sum(part for part in parts.values() if isinstance(part, float)) > 1:
+        yield tuple(parts), "together these shares are above 1, which is all steps; lower one"
+
+
+def _batch(config: Config) -> Conflicts:
+    batch = config.batch
+    if batch.rows % batch.accumulate:
+        yield (
+            ("batch.rows", "batch.accumulate"),
+            f"{batch.rows} rows make no {batch.accumulate} equal parts; "
+            "expected rows to be a multiple of accumulate",
+        )
+    if list(batch.buckets) != sorted(set(batch.buckets)):
+        yield ("batch.buckets",), f"found {list(batch.buckets)}, expected each above the last"
+    elif batch.buckets and batch.buckets[-1] != batch.max_length:
+        yield (
+            ("batch.buckets", "batch.max_length"),
+            f"the last bucket is {batch.buckets[-1]} and the longest row {batch.max_length}; "
+            "make them the same",
+        )
+
+
+def _quantised(config: Config) -> Conflicts:
+    quant = config.model.quant
+    if not isinstance(quant, str):  # rules may leave out what trains
+        known = get_args(get_args(FIELDS["model.quant"].type)[0])
+        for kind in (kind for _, kind in quant or () if kind not in (None, *known)):
+            yield ("model.quant",), f"found {kind!r}, expected {', '.join(known)} or None"
+        return
+    if config.trainable.kind in ("full", "attention"):
+        yield (
+            ("model.quant", "trainable.kind"),
+            "quantised weights do not train; train adapters (lora), or leave model.quant out",
+        )
+    if SCHEMA.given(config, "trainable.init"):
+        yield (
+            ("model.quant", "trainable.init"),
+            "pissa takes its start out of the weights, and quantised ones stay as they are; "
+            "leave one of these out",
+        )
+
+
+def _continued(config: Config) -> Conflicts:
+    if config.trainable.adapter and SCHEMA.given(config, "trainable.init"):
+        yield (
+            ("trainable.adapter", "trainable.init"),
+            "an adapter that is there begins as it is; leave one of these out",
+        )
+
+
+def _mesh(config: Config) -> Conflicts:
+    axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
+    filling = tuple(key for key, size in axes.items() if size == -1)
+    if len(filling) > 1:
+        yield filling, "only one axis can take all devices left; give the others numbers"
+    for key in (key for key, size in axes.items() if size == 0):
+        yield (key,), "found 0, expected 1 or more, or -1 for all devices left"
+
+
+def _text_of_rows(config: Config) -> Conflicts:
+    ways = [
+        SCHEMA.given(config, "data.prefix", "data.suffix"),
+        SCHEMA.given(config, "data.messages"),
+        SCHEMA.given(config, "data.task"),
+    ]
+    if sum(map(bool, ways)) > 1:
+        yield sum(ways, ()), "each says how a row becomes text; expected one of these ways"
+    for key, other in (("data.turns", "data.messages"), ("data.columns", "data.task")):
+        if SCHEMA.given(config, key) and not SCHEMA.given(config, other):
+            yield (key, other), f"{key} is read only with {other}; set that, or leave {key} out"
+
+
+def _pictures(config: Config) -> Conflicts:
+    data = config.data
+    if not data.image:
+        for key in SCHEMA.given(config, "data.image_root", "data.augment"):
+            problem = f"no pictures are read; name their column, or leave out {key}"
+            yield (key, "data.image"), problem
+    names = [name for name, _ in data.augment]
+    if len(set(names)) < len(names):
+        yield ("data.augment",), f"found {', '.join(names)}; expected each once"
+    for name, amount in data.augment:
+        if amount > 1 or (name == "crop" and not amount):
+            least = "above" if name == "crop" else "from"
+            yield ("data.augment",), f"found {amount} for {name}, expected a share {least} 0 to 1"
+
+
+def _evaluation(config: Config) -> Conflicts:
+    named, held = (
+        SCHEMA.given(config, "eval.source", "eval.split"),
+        SCHEMA.given(config, "eval.holdout"),
+    )
+    train = (config.data.source, config.data.split)
+    if named and held:
+        yield (
+            (*named, *held),
+            "rows to evaluate come either from elsewhere or out of the training rows; keep one",
+        )
+    if config.checkpoint.metric and not config.eval.answers:
+        yield (
+            ("checkpoint.metric", "eval.answers"),
+            "a metric of answers needs some: set eval.answers to a number of rows",
+        )
+    if named and (config.eval.source or train[0], config.eval.split or train[1]) == train:
+        yield named, "these are the rows to train on; name others, or set eval.holdout instead"
+    elif not named and not held:
+        for key in SCHEMA.given(config, "eval.rows", "eval.patience"):
+            yield (key,), "no rows to evaluate; set eval.source, eval.split or eval.holdout"
+
+
+def _answers(config: Config) -> Conflicts:
+    given = config.generate
+    if "" in given.stops:
+        yield ("generate.stops",), "found an empty text, which would end every answer at once"
+    drawn = SCHEMA.given(config, "generate.top_k", "generate.top_p", "generate.min_p")
+    if drawn and not given.temperature:
+        yield (
+            (*drawn, "generate.temperature"),
+            "nothing is drawn by chance at a temperature of 0; raise it, or leave these out",
+        )
+
+
+def _repository(config: Config) -> Conflicts:
+    repo = config.hub.repo
+    if repo and not REPOSITORY.fullmatch(repo.replace("{name}", "name")):
+        yield (
+            ("hub.repo",),
+            f"found {repo!r}, expected owner/name or a name alone, of letters, digits, and ., _ or "
+            "- between them, such as 'me/price-{name}'",
+        )
+
+
+CHECKS = (
+    _repository,
+    _answers,
+    _length,
+    _batch,
+    _quantised,
+    _continued,
+    _mesh,
+    _text_of_rows,
+    _pictures,
+    _evaluation,
+)

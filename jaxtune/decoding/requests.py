@@ -1,0 +1,150 @@
+"""Prompts made into requests, checked and padded: what a batch of answers starts from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import NamedSharding
+
+from jaxtune import sharding
+from jaxtune.data.batches import fitting, sizes
+from jaxtune.models.paligemma import Model
+
+LONGEST = 2**20  # tokens of a prompt or an answer; sizes above are not told apart
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, its pictures, and which of several answers to it is wanted."""
+
+    tokens: tuple[int, ...]
+    images: Any = None  # float32[I, S, S, 3], where the model sees pictures
+    pictured: int = 0  # tokens that the pictures take
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was answered with."""
+
+    tokens: list[int]  # the stop among them, if there was one
+    chances: list[float]  # log-probability of each
+    ended: bool  # by a stop, not for want of room
+
+
+def make_requests(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    images: Sequence[Any] | None,  # those of each prompt
+    new: int,
+) -> list[Request]:
+    """Prompts with their pictures; refuse those that no answer of so many tokens can follow."""
+    if images is not None and len(images) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts have {len(images)} sets of images")
+    requests = [
+        _request(model, number, tuple(prompt), None if images is None else images[number])
+        for number, prompt in enumerate(prompts)
+    ]
+    _check(model, [request.tokens for request in requests], new)
+    return requests
+
+
+def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Request:
+    """A prompt with its pictures, and as many tokens as these take."""
+    wants = model.pictures
+    if wants is None:
+        if images is not None:
+            raise ValueError("images were given to a model that reads text alone")
+        return Request(tokens)
+    side = wants.side
+    stacked = np.zeros((0, side, side, 3), np.float32) if images is None else np.float32(images)
+    if stacked.shape[-3:] != (side, side, 3) or stacked.ndim not in (3, 4):
+        raise ValueError(
+            f"the images of prompt {number} have the shape {stacked.shape}; [{side}, {side}, 3], or"
+            " several of these, was expected"
+        )
+    stacked = stacked.reshape(-1, side, side, 3)
+    there, due = tokens.count(wants.token), len(stacked) * wants.tokens
+    if due and not there:
+        return Request((wants.token,) * due + tokens, stacked, due)
+    if there != due:
+        raise ValueError(
+            f"prompt {number} has {there:,} picture tokens ({wants.token}) for {len(stacked)} "
+            f"pictures of {wants.tokens:,} each"
+        )
+    return Request(tokens, stacked, due)
+
+
+def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Refuse prompts that are empty, too long or not of this vocabulary."""
+    vocabulary, context = model.config.vocabulary, model.config.context
+    beside = {model.pictures.token} if model.pictures else set()
+    for number, prompt in enumerate(prompts):
+        if set(prompt) <= beside:
+            raise ValueError(f"prompt {number} is empty: a model needs a token to go on from")
+        if len(prompt) + new > context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt):,} tokens, which with {new:,} new ones is more "
+                f"than the model's context of {context:,}: shorten it, or ask for fewer"
+            )
+        if not all(0 <= token < vocabulary or token in beside for token in prompt):
+            raise ValueError(
+                f"prompt {number} has a token outside the vocabulary of {vocabulary:,}: it was "
+                "made with another model's tokenizer"
+            )
+
+
+@struct.dataclass
+class PaddedPrompts:
+    """Prompts filled up to one length, and a batch of them to one of few sizes."""
+
+    tokens: jax.Array  # int32[B, T]
+    length: jax.Array  # int32[B]
+    images: jax.Array | None  # float32[B, I, S, S, 3]; None where no prompt has any
+
+
+def alike(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Rows of about one length together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def before_switch(model: Model, prompt: Sequence[int], room: int) -> int:
+    """The tokens that can follow a prompt before the angles of all tokens change."""
+    switch = model.config.switch
+    return room if switch is None or len(prompt) > switch else min(room, switch + 1 - len(prompt))
+
+
+def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
+    """Prompts filled up to one of few shapes, on the devices of the weights."""
+    count = 1 << (len(requests) - 1).bit_length()
+    fixed = min(request.pictured for request in requests)
+    width = fitting(max(len(request.tokens) for request in requests), sizes(LONGEST, fixed=fixed))
+    tokens, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+    for row, request in enumerate(requests):
+        tokens[row, : len(request.tokens)], length[row] = request.tokens, len(request.tokens)
+    prompts = PaddedPrompts(
+        tokens, length, _side_by_side([request.images for request in requests], count)
+    )
+    where = jax.tree.leaves(variables["params"])[0].sharding
+    if not isinstance(where, NamedSharding):
+        return jax.tree.map(jnp.asarray, prompts)
+    spec = sharding.fitted(sharding.ROWS, (count,), where.mesh)
+    return jax.device_put(prompts, NamedSharding(where.mesh, spec))
+
+
+def _side_by_side(images: Sequence[Any], count: int) -> np.ndarray | None:
+    """Rows of pictures, filled up with dark ones to rows of one length."""
+    most = max(0 if each is None else len(each) for each in images)
+    if not most:
+        return None
+    shape = next(each.shape[1:] for each in images if each is not None)
+    found = np.zeros((count, 1 << (most - 1).bit_length(), *shape), np.float32)
+    for row, each in enumerate(images):
+        if each is not None:
+            found[row, : len(each)] = each
+    return found

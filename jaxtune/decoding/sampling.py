@@ -1,0 +1,78 @@
+"""The distribution that the next token is drawn from: temperature, top-k, top-p, min-p, penalty."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+
+@struct.dataclass
+class Sampling:
+    """How a token is chosen; what is None is not done, and all of it None takes the likeliest.
+
+    Numbers are arrays, so that only doing something else, not otherwise, compiles anew.
+    """
+
+    temperature: Any = None  # above 0
+    top_k: Any = None  # the so many likeliest
+    top_p: Any = None  # the likeliest that together have this chance
+    min_p: Any = None  # those with this share of the likeliest one's chance
+    repetition: Any = None  # a penalty of tokens that the prompt or the answer has
+
+    @classmethod
+    def of(cls, **given: float | None) -> "Sampling":
+        """Checked numbers; a temperature of 0 is the likeliest token."""
+        limits = {
+            "temperature": (0, np.inf),
+            "top_k": (1, np.inf),
+            "top_p": (0, 1),
+            "min_p": (0, 1),
+            "repetition": (0, np.inf),
+        }
+        for name, value in given.items():
+            low, high = limits[name]
+            if value is not None and not (low <= value <= high and value == value):
+                raise ValueError(f"{name} {value!r}: expected a number from {low} to {high}")
+        if not given.get("temperature"):
+            unread = [name for name in ("top_k", "top_p", "min_p") if given.get(name) is not None]
+            if unread:
+                raise ValueError(f"{', '.join(unread)} without a temperature: nothing is sampled")
+            given["temperature"] = None
+        return cls(**{name: None if v is None else np.float32(v) for name, v in given.items()})
+
+
+def filtered(
+    logits: jax.Array,  # float32[B, V]
+    sampling: Sampling,
+    seen: jax.Array | None,  # bool[B, V]
+) -> jax.Array:  # float32[B, V]
+    """Logits of the distribution that is sampled from: penalised, scaled, cut off."""
+    if sampling.repetition is not None:
+        less = jnp.where(logits > 0, logits / sampling.repetition, logits * sampling.repetition)
+        logits = jnp.where(seen, less, logits)
+    if sampling.temperature is None:
+        return logits
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None or sampling.top_p is not None:
+        logits = jnp.where(logits >= _lowest(logits, sampling), logits, -jnp.inf)
+    if sampling.min_p is not None:
+        least = logits.max(-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
+def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1]
+    """The lowest logit that top-k, and top-p of what that leaves, keep."""
+    falling = jnp.sort(logits, axis=-1, descending=True)
+    if sampling.top_k is not None:
+        places = jnp.arange(logits.shape[-1])
+        falling = jnp.where(places < sampling.top_k, falling, -jnp.inf)
+    kept = jnp.isfinite(falling)
+    if sampling.top_p is not None:
+        chances = jax.nn.softmax(falling, axis=-1)
+        # A token is kept if those above it have less than top_p; so the first one always is.
+        above = jnp.cumsum(chances, axis=-1) - chances
+        kept &= (above < sampling.top_p) | (jnp.arange(logits.shape[-1]) == 0)
+    return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)

@@ -1,0 +1,52 @@
+"""Writes files whole or not at all: a file gets its final name once its bytes are on the disk."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+class UnwritableError(ValueError):
+    """A file or directory that cannot be written where the user asked for it."""
+
+    def __init__(self, path: Path, error: OSError):
+        super().__init__(
+            f"{path} cannot be written: {error.strerror}; --workdir names another directory"
+        )
+
+
+@contextlib.contextmanager
+def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour of `final`, and rename it to that if the block succeeds.
+
+    The temporary file is `partial`, or a hidden one that carries the process's id. It is removed
+    if the block or the writing fails.
+    """
+    partial = partial or final.with_name(f".{final.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all, making its folder if that is missing."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as out:
+            out.write(text.encode())
+    except OSError as error:
+        raise UnwritableError(file, error) from None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinity are refused."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,51 @@
+"""The path from tokens to the logits of chosen positions, shared by training, decoding and exports.
+
+Axes beyond the decoder's: K chosen positions of a row.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune.models.layout import Layout
+from jaxtune.models.paligemma import Model
+
+
+def embedded(
+    model: Model,
+    variables: Mapping,
+    tokens: jax.Array,  # int32[B, T]
+    images: jax.Array | None = None,  # float32[B, I, S, S, 3]
+    rngs: Mapping[str, Any] | None = None,
+) -> jax.Array:  # [B, T, D]
+    """What the first layer is given: the embeddings of tokens, and of the pictures among them."""
+    seen = (tokens,) if images is None else (tokens, images)
+    return model.apply(variables, *seen, method="embed", rngs=rngs or {})
+
+
+def chosen(hidden: jax.Array, where: jax.Array) -> jax.Array:  # [B, T, D], int32[B, K]
+    """The hidden states [B, K, D] of chosen positions, so that logits are made for these alone."""
+    return jnp.take_along_axis(hidden, where[..., None], axis=1)
+
+
+def hidden_at(
+    model: Model,
+    variables: Mapping,
+    tokens: jax.Array,  # int32[B, T]
+    layout: Layout,
+    where: jax.Array,  # int32[B, K]
+    *,
+    images: jax.Array | None = None,
+    rngs: Mapping[str, Any] | None = None,
+) -> jax.Array:  # [B, K, D]
+    """The last hidden states at chosen positions of whole rows."""
+    x = embedded(model, variables, tokens, images, rngs)
+    hidden = model.apply(variables, x, layout, method="hidden", rngs=rngs or {})
+    return chosen(hidden, where)
+
+
+def logits(model: Model, variables: Mapping, hidden: jax.Array) -> jax.Array:  # float32[..., V]
+    """Scores of every next token for hidden states [..., D]."""
+    return model.apply(variables, hidden, method="logits")
