@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from jaxtune.adapters.lora import add_lora, merge
     from jaxtune.checkpoint.load import load
     from jaxtune.checkpoint.origin import Origin
-    from jaxtune.checkpoint.peft.adapter import load_adapter, save_adapter
+    from jaxtune.checkpoint.peft.load_adapter import load_adapter
+    from jaxtune.checkpoint.peft.save_adapter import save_adapter
     from jaxtune.checkpoint.save import save_merged
     from jaxtune.decoding.beams import beam_search
     from jaxtune.decoding.generate import generate
@@ -47,11 +48,11 @@ _HOMES = {
     "eval_step": "jaxtune.training.step",
     "generate": "jaxtune.decoding.generate",
     "load": "jaxtune.checkpoint.load",
-    "load_adapter": "jaxtune.checkpoint.peft.adapter",
+    "load_adapter": "jaxtune.checkpoint.peft.load_adapter",
     "make_mesh": "jaxtune.sharding",
     "merge": "jaxtune.adapters.lora",
     "optimizer": "jaxtune.training.optim",
-    "save_adapter": "jaxtune.checkpoint.peft.adapter",
+    "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
     "train_step": "jaxtune.training.step",
 }

@@ -5,6 +5,7 @@ parts, numbers or one section, and never the whole config.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from jaxtune.data.examples import RowEncoder
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.progress import Progress
 from jaxtune.metrics import Metric
 from jaxtune.metrics.exact import EXACT
@@ -137,6 +139,11 @@ class Assembly:
         """The base with the adapters that a run begins with, where the config wants any."""
         config = self.config
         return weights.with_adapters(config.trainable, *self.base(), self.mesh, config.seed)
+
+    def generator(self, model: Model, variables: Mapping) -> TextGenerator:
+        """What answers prompts with these weights, as the section `generate` says."""
+        config = self.config
+        return TextGenerator(model, variables, self.tokenizer, config.generate, config.seed)
 
     def optimizer(self, total: int) -> Optimizer:
         """The optimiser of a run of `total` steps."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtune import sharding, tree
 from jaxtune.adapters import lora
 from jaxtune.checkpoint.load import load
-from jaxtune.checkpoint.peft.adapter import load_adapter
+from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config import training_sections as sections
 from jaxtune.config.training_sections import Trainable
 from jaxtune.models.paligemma import Model
@@ -84,9 +84,7 @@ def _set(given: Trainable, name: str) -> bool:
     return getattr(given, name) != getattr(Trainable(), name)
 
 
-def _disagreeing(
-    given: Trainable, variables: dict, made: dict[str, lora.Lora]
-) -> Iterator[str]:
+def _disagreeing(given: Trainable, variables: dict, made: dict[str, lora.Lora]) -> Iterator[str]:
     """What a config sets otherwise than an adapter has it, both sides named."""
     new = partial(lora.add_lora, variables, targets=given.targets, key=jax.random.key(0))
     power = 0.5 if given.variant == "rslora" else 1

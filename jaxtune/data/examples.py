@@ -49,7 +49,7 @@ class Form(Protocol):
         """The record's tokens, BOS not among them unless the text writes it."""
         ...
 
-    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+    def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """The tokens that an answer is to follow, likewise; the record needs to hold none."""
         ...
 
@@ -86,7 +86,7 @@ class Template:
         """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
         _end(tokenizer, self.end)
 
-    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+    def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """The prefix."""
         return tokenizer.encode(_filled(self.prefix, record, place, tokenizer), special=True)
 
@@ -124,7 +124,7 @@ class Written:
         """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
         _end(tokenizer, self.end)
 
-    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+    def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """The prefix; a record may have the columns by either name."""
         renamed = {known: record[theirs] for known, theirs in self.columns if theirs in record}
         text = self.prefix({**record, **renamed}, place)
@@ -152,7 +152,7 @@ class Chat:
         if tokenizer.template is None:
             raise DataError("the tokenizer has no chat template; give one, or use a template form")
 
-    def asked(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
+    def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """The conversation up to where the assistant is to speak."""
         messages = column(record, self.messages, place)
         return tokenizer.ask(messages, **self._told(record, place, tokenizer))
@@ -194,7 +194,7 @@ class RowEncoder:
         self.form.check(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], place: str) -> Example:
-        shown = self.shown(record, place)
+        shown = self.pictures_of(record, place)
         try:
             spans = self.form.spans(record, place, self.tokenizer)
         except DataError:
@@ -209,18 +209,18 @@ class RowEncoder:
         causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
         return Example(tokens, scored, causal, place, cut, shown)
 
-    def asked(self, record: Mapping[str, Any], place: str) -> list[int]:
+    def prompt(self, record: Mapping[str, Any], place: str) -> list[int]:
         """The tokens that an answer is to follow, with placeholders, and BOS if it is wanted."""
-        shown = self.shown(record, place)
+        shown = self.pictures_of(record, place)
         try:
-            ids = self.form.asked(record, place, self.tokenizer)
+            ids = self.form.prompt(record, place, self.tokenizer)
         except DataError:
             raise
         except ValueError as error:
             raise RowError(place, str(error)) from None
         return self._joined([Span(ids, False)], len(shown))[0].tolist()
 
-    def shown(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
+    def pictures_of(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
         """A record's pictures, each of which can be opened; none where the model has no eyes."""
         if self.pictures is None:
             return ()
@@ -237,12 +237,14 @@ class RowEncoder:
             images.check(each, place)
         return found
 
-    def seen(self, record: Mapping[str, Any], place: str) -> np.ndarray | None:  # [I, S, S, 3]
+    def pixels(self, record: Mapping[str, Any], place: str) -> np.ndarray | None:  # [I, S, S, 3]
         """The pixels of a record's pictures; None where the model has no eyes."""
         if self.pictures is None:
             return None
         size = self.pictures.size
-        return np.stack([images.read(each, size, place) for each in self.shown(record, place)])
+        return np.stack(
+            [images.read(each, size, place) for each in self.pictures_of(record, place)]
+        )
 
     def placeholders(self, shown: int) -> int:
         """The tokens that so many pictures take."""

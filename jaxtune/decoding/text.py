@@ -48,7 +48,7 @@ class TextGenerator:
                 f"the model's context of {context:,}; shorten it, or lower generate.max_new_tokens",
             )
 
-    def replies(
+    def answers(
         self,
         prompts: Sequence[Sequence[int]],
         likeliest: int = 0,

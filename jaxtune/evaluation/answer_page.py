@@ -29,17 +29,17 @@ dt { color: #757575 } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anyw
 """
 
 
-def write(directory: Path, asked: Sequence[EvalRow], task: ModuleType | None) -> Path | None:
+def write(directory: Path, rows: Sequence[EvalRow], task: ModuleType | None) -> Path | None:
     """Write the page of the first rows of a directory's predictions, if these have pictures.
 
     Over the first picture of each are the boxes that the task finds in answer and references.
     """
-    if not any(question.pictures for question in asked[:FIRST]):
+    if not any(row.pictures for row in rows[:FIRST]):
         return None
     # Not as text: JSON leaves some of what ends lines there as it is.
     with (directory / WHOLE).open("rb") as file:
         lines = [json.loads(line) for line in islice(file, FIRST)]
-    shown = list(zip(asked[:FIRST], lines, strict=True))
+    shown = list(zip(rows[:FIRST], lines, strict=True))
     title = html.escape(f"Answers of {directory.name}")
     drawn = f"<p>{BOXES}</p>\n" if hasattr(task, "drawn") else ""
     body = "".join(_section(*each, task) for each in shown)
@@ -47,28 +47,28 @@ def write(directory: Path, asked: Sequence[EvalRow], task: ModuleType | None) ->
         directory / PAGE,
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{title}</h1>\n"
-        f"<p>{len(shown):,} of {len(asked):,} rows, pictures as the model sees them.</p>\n"
+        f"<p>{len(shown):,} of {len(rows):,} rows, pictures as the model sees them.</p>\n"
         f"{drawn}{body}",
     )
     return directory / PAGE
 
 
-def _section(question: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> str:
+def _section(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> str:
     """A row: its pictures, and what was asked, expected and answered."""
     told = "".join(
         f'<dt>{name}<dd class="{name}">{html.escape(text)}\n' for name, text in _told(line)
     )
     return (
-        f"<section>\n<h2>{html.escape(question.place)}</h2>\n"
-        f"<div>{''.join(_pictures(question, line, task))}</div>\n<dl>{told}</dl>\n</section>\n"
+        f"<section>\n<h2>{html.escape(row.place)}</h2>\n"
+        f"<div>{''.join(_pictures(row, line, task))}</div>\n<dl>{told}</dl>\n</section>\n"
     )
 
 
-def _pictures(question: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> Iterator[str]:
+def _pictures(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> Iterator[str]:
     """A row's pictures, boxes over the first."""
     frames = _frames(line, task)
-    for number, reference in enumerate(question.pictures, 1):
-        pixels = images.read(reference, question.side, question.place)
+    for number, reference in enumerate(row.pictures, 1):
+        pixels = images.read(reference, row.side, row.place)
         yield pictures.framed(pixels, frames if number == 1 else [], f"picture {number}") + "\n"
 
 

@@ -8,18 +8,19 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.peft.adapter import load_adapter
+from jaxtune.checkpoint.peft.load_adapter import load_adapter
+from jaxtune.config import training_sections as sections
+from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
 from jaxtune.data.images import Reference
 from jaxtune.data.textfiles import stamp
-from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
@@ -75,39 +76,43 @@ def compare(
 ) -> dict[str, Any]:
     """Evaluate the base, what was tuned on it or both, and write what was found."""
     progress = progress or Progress()
-    directory = locate(config.model.path)
+    assembly = Assembly.of(config, begun(workdir))
     exported = tuned_at(workdir, adapter) if tuned else None
-    tokenizer = wiring.tokenizer(config, directory, begun(workdir))
-    prompt = wiring.prompt(config, tokenizer, wiring.pictures(directory))
-    _, source = wiring.sources(config)
+    encoder, placer, task = assembly.encoder, assembly.placer, assembly.task
+    _, source = assembly.sources
     if source is None:
         raise ValueError(
             "the config has no rows to evaluate on: set eval.source, eval.split or eval.holdout"
         )
-    asked = held_out.questions(config, source, prompt)
-    rows = wiring.read(config, source, prompt, progress)
-    mesh = wiring.mesh(config)
-    place = wiring.placer(config, mesh)
+    asked = held_out.eval_rows(config.data, source, encoder, task)
+    rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
-    about = _about(config, asked)
+    about = _about(config.model, config.generate, config.seed, config.data.task, asked)
     with locked(workdir / EVAL, "eval"):
-        for contender in _contenders(config, directory, mesh, exported, base, about):
-            progress.draw(f"{contender.name}: held-out loss")
-            loader = wiring.evaluating(config, rows, place.share)
-            loss = held_out.loss(contender.model, contender.variables, loader, place)
+        for candidate in _candidates(assembly, exported, base, about):
+            progress.draw(f"{candidate.name}: held-out loss")
+            loader = assembly.evaluating(rows, placer.share)
+            loss = held_out.loss(candidate.model, candidate.variables, loader, placer)
             loader.close()
-            verdict = _asked(config, workdir, contender, tokenizer, asked, loss, progress)
-            found[contender.name] = verdict
-        return _told(config, workdir, found, progress)
+            where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"
+            progress.draw(f"{candidate.name}: answers")
+            generator = assembly.generator(candidate.model, candidate.variables)
+            figures, predictions = held_out.evaluate(
+                generator, asked, task, assembly.metrics, where, progress, candidate.about
+            )
+            page = answer_page.write(where, asked, task)
+            weights = candidate.weights
+            found[candidate.name] = Result(loss, figures, predictions, where, weights, page)
+        return _told(task, assembly.metrics, workdir, found, progress)
 
 
 def tuned_variables(
-    config: Config, model: Model, base: Mapping, tuned: Path, mesh: Any
+    assembly: Assembly, model: Model, base: Mapping, tuned: Path
 ) -> tuple[Model, dict]:
     """What a run has exported: an adapter on the base, or a whole model in its place."""
     if (tuned / "adapter_config.json").is_file():
         return model, load_adapter(model, base, tuned)
-    return wiring.base(replace(config, model=replace(config.model, quant=None)), tuned, mesh)
+    return assembly.base(tuned, quant=None)
 
 
 def tuned_at(workdir: Path, adapter: str | None) -> Path:
@@ -123,18 +128,19 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     )
 
 
-def _about(config: Config, asked: Sequence[EvalRow]) -> dict[str, Any]:
+def _about(
+    model: sections.Model, generate: Generate, seed: int, task: str, asked: Sequence[EvalRow]
+) -> dict[str, Any]:
     """What all answers depend on; not how many are asked at once, nor what the loss takes."""
     rows = [
         (each.number, each.place, each.prompt, each.references, *map(_picture, each.pictures))
         for each in asked
     ]
-    generate = {name: value for name, value in vars(config.generate).items() if name != "batch"}
     return {
-        "model": vars(config.model),
-        "generate": generate,
-        "seed": config.seed,
-        "task": config.data.task,
+        "model": vars(model),
+        "generate": {name: value for name, value in vars(generate).items() if name != "batch"},
+        "seed": seed,
+        "task": task,
         "rows": len(rows),
         "asked": held_out.digest(rows),
     }
@@ -164,51 +170,35 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _contenders(
-    config: Config,
-    directory: Path,
-    mesh: Any,
-    tuned: Path | None,
-    base: bool,
-    about: Mapping[str, Any],
+def _candidates(
+    assembly: Assembly, tuned: Path | None, base: bool, about: Mapping[str, Any]
 ) -> Iterator[Candidate]:
     """One after the other: the base first, as the other stands on it."""
-    model, variables = wiring.base(config, directory, mesh)
-    about = {**about, "base": _files(directory)}
+    model, variables = assembly.base()
+    about = _plain({**about, "base": _files(assembly.checkpoint)})
     if base:
-        yield Candidate("base", model, variables, about, directory)
+        yield Candidate("base", model, variables, about, assembly.checkpoint)
     if tuned is not None:
-        model, variables = tuned_variables(config, model, variables, tuned, mesh)
-        about = {**about, "tuned": _files(tuned)}
+        model, variables = tuned_variables(assembly, model, variables, tuned)
+        about = _plain({**about, "tuned": _files(tuned)})
         yield Candidate("tuned", model, variables, about, tuned)
 
 
-def _asked(
-    config: Config,
-    workdir: Path,
-    contender: Candidate,
-    tokenizer: Tokenizer,
-    asked: list,
-    loss: float,
-    progress: Progress,
-) -> Result:
-    answerer = TextGenerator(
-        contender.model, contender.variables, tokenizer, config.generate, config.seed
-    )
-    about = json.loads(json.dumps(contender.about))
-    where = workdir / EVAL / f"{contender.name}-{held_out.digest(about)}"
-    figures, rows = held_out.evaluate(answerer, asked, config, where, progress, about)
-    page = answer_page.write(where, asked, held_out.task_of(config))
-    return Result(loss, figures, rows, where, contender.weights, page)
+def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as JSON gives it back, which is what a directory of answers is told by."""
+    return json.loads(json.dumps(about))
 
 
 def _told(
-    config: Config, workdir: Path, found: dict[str, Result], progress: Progress
+    task: ModuleType | None,
+    metrics: tuple[Metric, ...],
+    workdir: Path,
+    found: dict[str, Result],
+    progress: Progress,
 ) -> dict[str, Any]:
     """The table, and the same as JSON: the latest, and for good under the names of its answers."""
-    metrics = held_out.metrics_of(config)
-    plots, remarks = _plots(config, found), _remarks(config, found)
-    content = {name: _content(verdict, plots[name]) for name, verdict in found.items()}
+    plots, remarks = _plots(task, found), _remarks(task, found)
+    content = {name: _content(result, plots[name]) for name, result in found.items()}
     gained: dict[str, Difference] = {}
     if len(found) == 2:
         first, second = found.values()
@@ -220,7 +210,7 @@ def _told(
     if remarks:
         content["remarks"] = remarks
     latest = workdir / "eval.json"
-    names = [verdict.directory.name for verdict in found.values()]
+    names = [result.directory.name for result in found.values()]
     kept = workdir / EVAL / f"{'-'.join(['results', *names])}.json"
     for file in (kept, latest):
         write_json(file, content)
@@ -235,34 +225,34 @@ def _told(
     return content
 
 
-def _content(verdict: Result, plots: Sequence[Path]) -> dict[str, Any]:
+def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
     """What came of one, as JSON has it."""
-    numbers = {"loss": verdict.loss, "perplexity": verdict.perplexity}
+    numbers = {"loss": result.loss, "perplexity": result.perplexity}
     return {
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        "rows": len(verdict.rows),
-        "metrics": {key: vars(figure) for key, figure in verdict.figures.items()},
-        "weights": str(verdict.weights),
-        "predictions": str(verdict.directory / held_out.WHOLE),
+        "rows": len(result.rows),
+        "metrics": {key: vars(figure) for key, figure in result.figures.items()},
+        "weights": str(result.weights),
+        "predictions": str(result.directory / held_out.WHOLE),
         **({"plots": list(map(str, plots))} if plots else {}),
-        **({"page": str(verdict.page)} if verdict.page else {}),
+        **({"page": str(result.page)} if result.page else {}),
     }
 
 
-def _plots(config: Config, found: Mapping[str, Result]) -> dict[str, list[Path]]:
+def _plots(task: ModuleType | None, found: Mapping[str, Result]) -> dict[str, list[Path]]:
     """What the task draws of the answers, written beside them."""
-    draw = getattr(held_out.task_of(config), "plots", None)
-    drawn = draw({name: verdict.rows for name, verdict in found.items()}) if draw else {}
+    draw = getattr(task, "plots", None)
+    drawn = draw({name: result.rows for name, result in found.items()}) if draw else {}
     for name, pictures in drawn.items():
         for file, svg in pictures.items():
             write_text(found[name].directory / file, svg)
     return {name: [found[name].directory / file for file in drawn.get(name, ())] for name in found}
 
 
-def _remarks(config: Config, found: Mapping[str, Result]) -> list[str]:
+def _remarks(task: ModuleType | None, found: Mapping[str, Result]) -> list[str]:
     """What the task has to say of its metrics, each once."""
-    remark = getattr(held_out.task_of(config), "remarks", None)
-    said = [each for verdict in found.values() for each in (remark(verdict.rows) if remark else ())]
+    remark = getattr(task, "remarks", None)
+    said = [each for result in found.values() for each in (remark(result.rows) if remark else ())]
     return list(dict.fromkeys(said))
 
 
@@ -273,7 +263,7 @@ def _table(
     better = {True: "higher is better", False: "lower is better"}
     rows = [
         {"": metric.name}
-        | {name: _shown(verdict.figures[metric.name]) for name, verdict in found.items()}
+        | {name: _shown(result.figures[metric.name]) for name, result in found.items()}
         | ({LESS: _shown(gained[metric.name].difference)} if gained else {})
         | {" ": better[metric.higher]}
         for metric in metrics

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from jaxtune import tasks
-from jaxtune.assembly.wiring import Placer
-from jaxtune.config.schema import Config
+from jaxtune.assembly.placer import Placer
+from jaxtune.config.training_sections import Data
 from jaxtune.data import images
 from jaxtune.data.errors import RowError, TooLong, column
-from jaxtune.data.examples import Prompt
+from jaxtune.data.examples import RowEncoder
 from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
@@ -24,7 +24,6 @@ from jaxtune.decoding.text import Answer, TextGenerator
 from jaxtune.display.progress import Progress
 from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
-from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
@@ -46,54 +45,53 @@ class EvalRow:
     side: int = 0  # of a picture as the model sees it
 
 
-def task_of(config: Config) -> ModuleType | None:
-    """The config's task, if it names one."""
-    return tasks.find(config.data.task) if config.data.task else None
-
-
-def metrics_of(config: Config) -> tuple[Metric, ...]:
-    """What answers are scored by: what the task says, or whether they are the reference."""
-    task = task_of(config)
-    return task.METRICS if task else (EXACT,)
-
-
-def questions(config: Config, source: Source, prompt: Prompt) -> list[EvalRow]:
+def eval_rows(
+    data: Data, source: Source, encoder: RowEncoder, task: ModuleType | None
+) -> list[EvalRow]:
     """The rows of a source as a model is asked them; without those that a survey leaves out."""
     found = []
     for number in range(len(source)):
         place = source.place(number)
         try:
-            found.append(_question(config, number, source[number], place, prompt))
+            found.append(_eval_row(data, number, source[number], place, encoder, task))
         except RowError as error:
             long = isinstance(error, TooLong)
-            if (config.data.too_long if long else config.data.bad_rows) != "skip":
+            if (data.too_long if long else data.bad_rows) != "skip":
                 raise
     if not found:
         raise ValueError("there is no row to answer")
     return found
 
 
-def _question(config: Config, number: int, record: Mapping, place: str, prompt: Prompt) -> EvalRow:
-    example = prompt(record, place)
+def _eval_row(
+    data: Data,
+    number: int,
+    record: Mapping,
+    place: str,
+    encoder: RowEncoder,
+    task: ModuleType | None,
+) -> EvalRow:
+    example = encoder(record, place)
     scored = np.flatnonzero(example.scored)
     # Of a conversation, the last turn is asked for.
     first = scored[-1] - np.argmin(example.scored[: scored[-1] + 1][::-1]) + 1
-    renamed = {known: column(record, theirs, place) for known, theirs in config.data.columns}
-    record, task = {**record, **renamed}, task_of(config)
+    renamed = {known: column(record, theirs, place) for known, theirs in data.columns}
+    record = {**record, **renamed}
     if task:
         references = tasks.references(task, record, place)
     else:
         tokens = example.tokens[first : scored[-1] + 1]
-        references = (prompt.tokenizer.decode(tokens.tolist(), continues=True).strip(),)
-    side = prompt.pictures.size if prompt.pictures else 0
+        references = (encoder.tokenizer.decode(tokens.tolist(), continues=True).strip(),)
+    side = encoder.pictures.size if encoder.pictures else 0
     before = example.tokens[:first].tolist()
     return EvalRow(number, place, record, before, references, example.images, side)
 
 
 def evaluate(
-    answerer: TextGenerator,
-    asked: Sequence[EvalRow],
-    config: Config,
+    generator: TextGenerator,
+    rows: Sequence[EvalRow],
+    task: ModuleType | None,
+    metrics: Sequence[Metric],
     directory: Path,
     progress: Progress,
     about: Mapping[str, Any] | None = None,
@@ -103,36 +101,35 @@ def evaluate(
     `about` says what the answers depend on: what a directory holds of the same is gone on with,
     and one of something else is refused. Without, it is begun anew.
     """
-    for question in asked:
-        answerer.check(question.prompt, question.place)
+    for row in rows:
+        generator.check(row.prompt, row.place)
     done = _begun(directory, about) if about else _emptied(directory)
-    likeliest = getattr(task_of(config), "NEXT", 0)
-    batch = config.generate.batch
+    likeliest = getattr(task, "NEXT", 0)
+    batch = generator.settings.batch
     size = batch * max(1, CHUNK // batch)
-    for start in range(0, len(asked), size):
-        chunk = asked[start : start + size]
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
         # The rows that are answered together tell in the last digit: they are the same ever again.
-        if all(question.number in done for question in chunk):
+        if all(row.number in done for row in chunk):
             continue
-        progress.draw(f"answered {start:,} of {len(asked):,} rows")
-        prompts = [question.prompt for question in chunk]
-        replies = answerer.replies(prompts, likeliest, _pictures(chunk))
-        lines = [_line(q, reply, answerer) for q, reply in zip(chunk, replies, strict=True)]
+        progress.draw(f"answered {start:,} of {len(rows):,} rows")
+        prompts = [row.prompt for row in chunk]
+        answers = generator.answers(prompts, likeliest, _pictures(chunk))
+        lines = [_line(row, answer, generator) for row, answer in zip(chunk, answers, strict=True)]
         with (directory / PARTIAL).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         done |= {line["row"]: line for line in lines}
-    lines = [done[question.number] for question in asked]
-    rows = [_answered(question, line) for question, line in zip(asked, lines, strict=True)]
-    return _written(directory, metrics_of(config), lines, rows), rows
+    lines = [done[row.number] for row in rows]
+    predictions = [_prediction(row, line) for row, line in zip(rows, lines, strict=True)]
+    return _written(directory, metrics, lines, predictions), predictions
 
 
-def _pictures(asked: Sequence[EvalRow]) -> list[np.ndarray] | None:
+def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
     """The pixels of rows' pictures; None where there are none."""
-    if not any(question.pictures for question in asked):
+    if not any(row.pictures for row in rows):
         return None
     return [
-        np.stack([images.read(each, question.side, question.place) for each in question.pictures])
-        for question in asked
+        np.stack([images.read(each, row.side, row.place) for each in row.pictures]) for row in rows
     ]
 
 
@@ -157,26 +154,26 @@ def _emptied(directory: Path) -> dict[int, dict]:
     return {}
 
 
-def _line(question: EvalRow, reply: Answer, answerer: TextGenerator) -> dict[str, Any]:
+def _line(row: EvalRow, answer: Answer, generator: TextGenerator) -> dict[str, Any]:
     line = {
-        "row": question.number,
-        "place": question.place,
-        "prompt": answerer.tokenizer.decode(question.prompt),
-        "references": list(question.references),
-        "answer": reply.text,
-        "tokens": reply.tokens,
-        "log_probability": reply.chance,
-        "ended": reply.ended,
+        "row": row.number,
+        "place": row.place,
+        "prompt": generator.tokenizer.decode(row.prompt),
+        "references": list(row.references),
+        "answer": answer.text,
+        "tokens": answer.tokens,
+        "log_probability": answer.chance,
+        "ended": answer.ended,
     }
-    return line | ({"next": reply.next} if reply.next else {})
+    return line | ({"next": answer.next} if answer.next else {})
 
 
-def _answered(question: EvalRow, line: Mapping[str, Any]) -> Prediction:
+def _prediction(row: EvalRow, line: Mapping[str, Any]) -> Prediction:
     return Prediction(
         line["answer"],
-        question.references,
-        question.record,
-        question.place,
+        row.references,
+        row.record,
+        row.place,
         tuple((text, chance) for text, chance in line.get("next", ())),
     )
 
@@ -202,10 +199,10 @@ def _written(
     return found
 
 
-def loss(model: Model, variables: Mapping, loader: Loader, place: Placer) -> float:
+def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> float:
     """The mean loss over a loader's rows."""
     loader.restore({**loader.state(), "step": 0})
-    sums = [eval_step(model, variables, place(step.batch, parts=False)) for step in loader]
+    sums = [eval_step(model, variables, placer(step.batch, parts=False)) for step in loader]
     total, weight = np.array(jax.device_get(sums), np.float64).sum(axis=0)
     return float(total / weight)
 

@@ -20,7 +20,6 @@ from typing import Any
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.hub import HubError, PassingError
 from jaxtune.config.run_sections import Hub
-from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.workdir.directory import Workdir
 
@@ -232,9 +231,9 @@ class Pushes:
         return f"not pushed: {why}\nto push it by hand: python launch.py {command}"
 
 
-def sign_in(config: Config, workdir: Path) -> None:
+def sign_in(config: Hub, workdir: Path) -> None:
     """Check the token of a run that is to push; a Hub that is away stops only a new run."""
-    if not config.hub.repo:
+    if not config.repo:
         return
     try:
         hub.account()
@@ -242,20 +241,20 @@ def sign_in(config: Config, workdir: Path) -> None:
         if isinstance(error, PassingError) and _begun(workdir):
             return
         raise type(error)(
-            f"hub.repo is {config.hub.repo!r}: {error}\n  To train without: --config.hub.repo= "
+            f"hub.repo is {config.repo!r}: {error}\n  To train without: --config.hub.repo= "
             "and afterwards python launch.py push DIRECTORY REPOSITORY"
         ) from None
 
 
 @contextlib.contextmanager
 def pushing(
-    config: Config, workdir: Workdir, progress: Progress, first: bool
+    config: Hub, workdir: Workdir, progress: Progress, first: bool
 ) -> Iterator[Pushes | Unpushed]:
     """What sends a run's results; a run that stops early still waits for it, but not for long."""
-    if not config.hub.repo:
+    if not config.repo:
         yield Unpushed()
         return
-    pushes = Pushes(config.hub, workdir, progress, first)
+    pushes = Pushes(config, workdir, progress, first)
     if first:
         pushes.begin()
     try:

@@ -193,9 +193,7 @@ def _logits(
     return forward.logits(model, variables, hidden)
 
 
-def before_switch(
-    model: Model, given: Rows, answers: Sequence[Completion]
-) -> list[Completion]:
+def before_switch(model: Model, given: Rows, answers: Sequence[Completion]) -> list[Completion]:
     """Answers up to where the angles of all tokens change, so that one pass gives them again."""
     most = [requests.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
@@ -221,9 +219,7 @@ def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
     )
 
 
-def _parted(
-    expected: Sequence[Completion], found: Sequence[Completion]
-) -> Iterator[float]:
+def _parted(expected: Sequence[Completion], found: Sequence[Completion]) -> Iterator[float]:
     """Of answers that differ, how much likelier one of the first tokens that do was, in nats."""
     for ours, theirs in zip(expected, found, strict=True):
         pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop ends the one it is in

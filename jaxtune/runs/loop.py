@@ -24,8 +24,8 @@ from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.progress import Progress, duration
 from jaxtune.evaluation import held_out
 from jaxtune.evaluation.held_out import EvalRow
-from jaxtune.export.export import Exported
 from jaxtune.export.push import Pushes, Unpushed
+from jaxtune.export.write import Exported
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
 from jaxtune.runs import console

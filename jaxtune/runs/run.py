@@ -21,7 +21,11 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
+from jaxtune.export import verify
+from jaxtune.export.places import Wanted
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
+from jaxtune.export.tuned import Tuned
+from jaxtune.export.write import Exported, described, save, written
 from jaxtune.runs import console
 from jaxtune.runs.loop import Run, RunError, Tally
 from jaxtune.training.step import TrainState

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.cli import chat
 from jaxtune.config import load as configs
 from jaxtune.decoding import generate
-from jaxtune.decoding.text import TextGenerator
 from jaxtune.tasks.palette import shown
 
 TEMPLATE = {"prefix": "{name} costs", "suffix": " {price}"}
@@ -26,16 +26,20 @@ def config(base):
 
 
 @pytest.fixture(scope="module")
-def asked(config, tmp_path_factory):
+def assembly(config, base):
+    """`assembly(prefix="…")` is what such a config describes."""
+    return lambda **data: Assembly(config(**data), base, "2026-11-21")
+
+
+@pytest.fixture(scope="module")
+def asked(assembly):
     """`asked(text, prefix="…")` is what the model sees of a text."""
-    workdir = tmp_path_factory.mktemp("run")
 
     def asked(text, **data):
-        ours = config(**data)
-        prompt = chat.prompting(ours, workdir)
-        found = chat.asked(ours, prompt, text, "line 3")
+        ours = assembly(**data)
+        found = chat.typed_prompt(ours, text, "line 3")
         assert (found.text, found.place) == (text, "line 3")
-        return prompt.tokenizer.decode(found.tokens, special=True)
+        return ours.tokenizer.decode(found.tokens, special=True)
 
     return asked
 
@@ -79,21 +83,19 @@ def test_texts_that_are_no_prompt(text, data, problem, asked):
 
 
 @pytest.fixture
-def answer(config, monkeypatch):
+def answer(assembly, monkeypatch):
     """`answer(tokens, stops=…)` is what is shown of such an answer, and what is kept of it."""
 
     def answer(text, **data):
-        ours = config(**data)
-        prompt = chat.prompting(ours, None)
-        tokens = [prompt.tokenizer.encode(each, continues=True)[-1] for each in text]
+        ours = assembly(**data)
+        tokens = [ours.tokenizer.encode(each, continues=True)[-1] for each in text]
         monkeypatch.setattr(generate, "stream", lambda *given, **more: iter(tokens))
         model = SimpleNamespace(config=SimpleNamespace(context=100))
-        answerer = TextGenerator(model, None, prompt.tokenizer, ours.generate)
+        generator = ours.generator(model, None)
         said = []
-        asked = chat.asked(ours, prompt, "a", "line 3")
-        return said, chat.answer(answerer, ours, asked, said.append)
+        prompt = chat.typed_prompt(ours, "a", "line 3")
+        return said, chat.answer(generator, ours.task, prompt, said.append)
 
-    monkeypatch.setattr(chat, "begun", lambda workdir: "2026-11-21")
     return answer
 
 

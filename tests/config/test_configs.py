@@ -14,11 +14,10 @@ import pytest
 
 import jaxtune
 from jaxtune import tasks, tree
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.config.load import load
 from jaxtune.config.schema import Config
 from jaxtune.data import images
-from jaxtune.data.examples import RowEncoder
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer
@@ -70,9 +69,8 @@ def tiny_pictures(monkeypatch):
     return importlib.import_module
 
 
-def prompt_of(run: Config) -> RowEncoder:
-    tokenizer = Tokenizer.open(run.data.tokenizer or run.model.path)
-    return wiring.prompt(run, tokenizer, wiring.pictures(Path(run.model.path)))
+def assembly_of(run: Config) -> Assembly:
+    return Assembly(run, Path(run.model.path), "2026-11-21")
 
 
 @pytest.mark.parametrize("file", FILES, ids=called)
@@ -99,9 +97,10 @@ def test_the_full_price_job_tunes_more(at_root):
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_every_row_of_a_demo_can_be_used(file, at_root):
     run = load(file)
-    train, held_out = wiring.sources(run)
+    assembly = assembly_of(run)
+    train, held_out = assembly.sources
     for source in (train, held_out):
-        rows = survey(source, prompt_of(run))
+        rows = survey(source, assembly.encoder)
         assert len(rows.rows) == len(source) and rows.cut == 0
     whole = len(train) + len(held_out)
     assert whole >= 300 and 50 <= len(held_out) <= whole / 5
@@ -110,13 +109,13 @@ def test_every_row_of_a_demo_can_be_used(file, at_root):
 @pytest.mark.parametrize("file", DEMOS, ids=called)
 def test_no_row_of_a_demo_comes_twice(file, at_root):
     """Otherwise rows that are set apart would be among those to train on."""
-    run = load(file)
-    prompt, asked = prompt_of(run), []
-    for source in wiring.sources(run):
+    assembly, asked = assembly_of(load(file)), []
+    encoder = assembly.encoder
+    for source in assembly.sources:
         for number in range(len(source)):
             row, place = source[number], source.place(number)
-            pictures = (Path(file).read_bytes() for file in prompt.shown(row, place))
-            asked.append((*prompt.asked(row, place), *pictures))
+            pictures = (Path(file).read_bytes() for file in encoder.pictures_of(row, place))
+            asked.append((*encoder.prompt(row, place), *pictures))
     assert len(set(asked)) == len(asked)
 
 

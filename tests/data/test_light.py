@@ -45,7 +45,7 @@ for pictures in (None, Pictures(8, 6, 9999)):
     loader = Loader(source, prompt, survey(source, prompt), batch=1, workers=0)
     if pictures is None:
         next(loader)
-    print(prompt.asked(source[0], source.place(0))[0], "tensorflow" in sys.modules)
+    print(prompt.prompt(source[0], source.place(0))[0], "tensorflow" in sys.modules)
 try:
     next(loader)
 except ValueError:

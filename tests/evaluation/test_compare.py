@@ -6,9 +6,8 @@ import os
 
 import pytest
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.config import load as configs
-from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import compare, held_out
 from jaxtune.metrics import Prediction
@@ -26,9 +25,10 @@ def about(base, rows):
         for section, fields in changes.items():
             values[section] = {**values.get(section, {}), **fields}
         config = configs.parse(values)
-        prompt = wiring.prompt(config, Tokenizer.open(base))
-        _, held = wiring.sources(config)
-        return compare._about(config, held_out.questions(config, held, prompt))
+        assembly = Assembly(config, base, "2026-11-21")
+        _, source = assembly.sources
+        asked = held_out.eval_rows(config.data, source, assembly.encoder, None)
+        return compare._about(config.model, config.generate, config.seed, "", asked)
 
     return about
 
@@ -107,9 +107,9 @@ def test_the_table(tmp_path):
 @pytest.mark.parametrize("loss", [710.0, math.inf, math.nan])
 def test_a_loss_without_a_perplexity(loss, tmp_path):
     rows = [Prediction("a", ("a",), {})]
-    verdict = compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
-    assert compare._content(verdict, [])["perplexity"] is None
-    (*_, last) = compare._table((EXACT,), {"base": verdict}, {})
+    result = compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+    assert compare._content(result, [])["perplexity"] is None
+    (*_, last) = compare._table((EXACT,), {"base": result}, {})
     assert last.split()[:2] == ["perplexity", "nan" if math.isnan(loss) else "inf"]
 
 

@@ -1,11 +1,12 @@
 """Rows that are asked, answers that are kept, and runs that choose by them."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.config import load as configs
 from jaxtune.data.errors import NothingScored, TooLong
 from jaxtune.data.sources import open_source
@@ -13,6 +14,7 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.text import Answer
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import held_out
+from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
 from jaxtune.runs import run
 from jaxtune.runs.loop import Run
@@ -46,14 +48,15 @@ def make(base, rows):
 
 @pytest.fixture(scope="module")
 def asked(make, base):
-    """`asked(records, data={…})` is a list of questions made of records."""
+    """`asked(records, data={…})` is a list of rows to answer, made of records."""
 
     def asked(directory, records, **changes):
         file = directory / "rows.jsonl"
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
         config = make(**changes)
-        prompt = wiring.prompt(config, Tokenizer.open(base))
-        return held_out.questions(config, open_source(str(file)), prompt)
+        assembly = Assembly(config, base, "2026-11-21")
+        source = open_source(str(file))
+        return held_out.eval_rows(config.data, source, assembly.encoder, assembly.task)
 
     return asked
 
@@ -61,16 +64,21 @@ def asked(make, base):
 class Told:
     """Answers every prompt by how often it was asked, and says how many it was given at once."""
 
-    def __init__(self, base, text="an answer"):
+    def __init__(self, base, text="an answer", batch=2):
         self.tokenizer, self.text, self.given = Tokenizer.open(base), text, []
+        self.settings = SimpleNamespace(batch=batch)
 
     def check(self, prompt, place):
         assert prompt and place
 
-    def replies(self, prompts, likeliest, images):
+    def answers(self, prompts, likeliest, images):
         self.given.append(len(prompts))
         assert likeliest == 0
         return [Answer(f"{self.text} {len(prompt)}", 3, -1.5, True) for prompt in prompts]
+
+
+def evaluate(generator, rows, where, about=None):
+    return held_out.evaluate(generator, rows, None, (EXACT,), where, Quiet(), about)
 
 
 RECORDS = [{"prefix": f"row {n}:", "suffix": f" an answer {n}\u2028\x85é"} for n in range(7)]
@@ -130,7 +138,7 @@ def test_rows_that_a_survey_leaves_out_are_not_asked(asked, tmp_path):
 def test_what_is_written(asked, make, base, tmp_path):
     questions = asked(tmp_path, RECORDS)
     answerer = Told(base)
-    figures, answered = held_out.evaluate(answerer, questions, make(), tmp_path / "e", Quiet())
+    figures, answered = evaluate(answerer, questions, tmp_path / "e")
     written = [json.loads(line) for line in (tmp_path / "e/predictions.jsonl").open()]
     assert [line["row"] for line in written] == list(range(7))
     assert [line["prompt"] for line in written] == [each["prefix"] for each in RECORDS]
@@ -151,8 +159,8 @@ def test_rows_are_answered_a_few_whole_batches_at_a_time(
     batch, given, asked, make, base, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(held_out, "CHUNK", 5)
-    answerer, config = Told(base), make(generate={"batch": batch})
-    held_out.evaluate(answerer, asked(tmp_path, RECORDS), config, tmp_path / "e", Quiet())
+    answerer = Told(base, batch=batch)
+    evaluate(answerer, asked(tmp_path, RECORDS), tmp_path / "e")
     assert answerer.given == given
 
 
@@ -161,36 +169,36 @@ def test_an_interrupted_evaluation_goes_on(left, asked, make, base, tmp_path, mo
     monkeypatch.setattr(held_out, "CHUNK", 2)
     questions = asked(tmp_path, RECORDS)
 
-    def evaluate(answerer, name):
-        return held_out.evaluate(answerer, questions, make(), tmp_path / name, Quiet(), ABOUT)
+    def answered(answerer, name):
+        return evaluate(answerer, questions, tmp_path / name, ABOUT)
 
     def contents(name):
         return {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
 
-    evaluate(Told(base, "é\u2028 \x85 "), "whole")
-    evaluate(Told(base, "é\u2028 \x85 "), "cut")
+    answered(Told(base, "é\u2028 \x85 "), "whole")
+    answered(Told(base, "é\u2028 \x85 "), "cut")
     text = (tmp_path / "cut/predictions.jsonl").read_bytes()
     (tmp_path / "cut/predictions.jsonl").unlink()
     (tmp_path / "cut/metrics.json").unlink()
     torn = text[: int(len(text) * left)]
     (tmp_path / "cut" / held_out.PARTIAL).write_bytes(torn)
     answerer = Told(base, "é\u2028 \x85 ")
-    evaluate(answerer, "cut")
+    answered(answerer, "cut")
     assert contents("cut") == contents("whole")
     whole = torn.count(b"\n") // 2  # chunks that are there; the last is of one row
     assert sum(answerer.given) == (0 if left == 1 else 7 - 2 * whole)
     answerer.given.clear()
-    evaluate(answerer, "cut")
+    answered(answerer, "cut")
     assert contents("cut") == contents("whole") and not answerer.given
 
 
 class Fails(Told):
     """Answers once, and no more."""
 
-    def replies(self, prompts, likeliest, images):
+    def answers(self, prompts, likeliest, images):
         if self.given:
             raise RuntimeError("the machine is gone")
-        return super().replies(prompts, likeliest, images)
+        return super().answers(prompts, likeliest, images)
 
 
 def test_one_interrupted_again_and_again_goes_on(asked, make, base, tmp_path, monkeypatch):
@@ -198,12 +206,12 @@ def test_one_interrupted_again_and_again_goes_on(asked, make, base, tmp_path, mo
     questions, where = asked(tmp_path, RECORDS), tmp_path / "e"
     for count in range(3):
         with pytest.raises(RuntimeError, match="the machine is gone"):
-            held_out.evaluate(Fails(base), questions, make(), where, Quiet(), ABOUT)
+            evaluate(Fails(base), questions, where, ABOUT)
         partial = where / held_out.PARTIAL
         assert partial.read_bytes().count(b"\n") == 2 * (count + 1)
         partial.write_bytes(partial.read_bytes() + b'{"row": 6, "ans')
     last = Told(base)
-    held_out.evaluate(last, questions, make(), where, Quiet(), ABOUT)
+    evaluate(last, questions, where, ABOUT)
     assert last.given == [1]
 
 
@@ -212,19 +220,19 @@ def test_a_character_torn_in_two_is_answered_again(asked, make, base, tmp_path):
     torn = '{"row": 0, "answer": "é'.encode()[:-1]
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / held_out.PARTIAL).write_bytes(torn)
-    _, rows = held_out.evaluate(Told(base), questions, make(), tmp_path / "e", Quiet(), ABOUT)
+    _, rows = evaluate(Told(base), questions, tmp_path / "e", ABOUT)
     assert len(rows) == 2
 
 
 def test_answers_of_something_else_are_not_gone_on_with(asked, make, base, tmp_path):
     questions, where = asked(tmp_path, RECORDS), tmp_path / "e"
-    held_out.evaluate(Told(base), questions, make(), where, Quiet(), ABOUT)
+    evaluate(Told(base), questions, where, ABOUT)
     before = (where / "predictions.jsonl").read_bytes()
     with pytest.raises(ValueError, match="e holds answers of another model or other settings"):
-        held_out.evaluate(Told(base), questions, make(), where, Quiet(), {"seed": 1})
+        evaluate(Told(base), questions, where, {"seed": 1})
     assert (where / "predictions.jsonl").read_bytes() == before
     answerer = Told(base, "anew")  # in training nothing is said of what they depend on
-    held_out.evaluate(answerer, questions, make(), where, Quiet())
+    evaluate(answerer, questions, where)
     assert answerer.given == [7] and b"anew" in (where / "predictions.jsonl").read_bytes()
 
 
@@ -246,8 +254,8 @@ def test_a_metric_that_is_none_is_refused_before_training(make, tmp_path):
 def test_several_processes_do_not_answer(make, monkeypatch):
     monkeypatch.setattr(run.jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match=r"eval.answers is 3, and 2 processes run this"):
-        run._questions(make(eval={"answers": 3}), SimpleNamespace(), None)
-    assert run._questions(make(), SimpleNamespace(), None) == []
+        run._answered(Assembly(make(eval={"answers": 3}), Path(), ""), SimpleNamespace())
+    assert run._answered(Assembly(make(), Path(), ""), SimpleNamespace()) == []
 
 
 @pytest.mark.slow
@@ -256,17 +264,16 @@ def test_a_run_keeps_what_does_best_by_its_metric(higher, best, make, tmp_path, 
     """The losses fall and fall, and the metric does otherwise."""
     losses, figures = iter([5.0, 4.0, 3.0, 2.0, 1.0]), iter([0.1, 0.3, 0.9, 0.2, 0.5])
     made_up = SimpleNamespace(name="made_up", higher=higher)
-    monkeypatch.setattr(run, "metrics_of", lambda config: (made_up,))
-    monkeypatch.setattr(held_out, "metrics_of", lambda config: (made_up,))
+    monkeypatch.setattr(Assembly, "metrics", (made_up,))
     monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(losses))
     asked = []
 
-    def evaluate(answerer, questions, config, where, progress):
-        asked.append((where.name, len(questions)))
+    def evaluated(generator, rows, task, metrics, where, progress):
+        asked.append((where.name, len(rows)))
         value = next(figures)
         return {"made_up": Figure(value, value, value)}, []
 
-    monkeypatch.setattr(held_out, "evaluate", evaluate)
+    monkeypatch.setattr(held_out, "evaluate", evaluated)
     config = make(checkpoint={"metric": "made_up", "keep": 1}, eval={"answers": 5})
     summary = run.fit(config, tmp_path, progress=Quiet())
     assert asked == [(f"step-{n:06}", 5) for n in range(5)]

@@ -19,7 +19,7 @@ from jaxtune import tree
 from jaxtune.adapters.lora import Lora
 from jaxtune.config import load as configs
 from jaxtune.config.schema import Config
-from jaxtune.export import card
+from jaxtune.export import card, card_facts, markdown
 from tests import pictured, reference
 
 # Between frameworks in float32, over the logits' deviation: what tests/checkpoint bounds, too.
@@ -427,10 +427,10 @@ def test_an_edited_card_is_carried_to_what_replaces_its_directory(workdir, tmp_p
 
 def test_long_curves_are_drawn_of_few_points(tmp_path):
     points = [(step, float(step % 2)) for step in range(1, 2001)]
-    thin = card._thinned(points)
-    assert len(thin) == card.MOST_DRAWN and thin[0] == (2.5, 0.5)
-    assert card._thinned(points[:3]) == [(1, 1), (2, 0), (3, 1)]
-    assert card._thinned([]) == []
+    thin = card_facts._thinned(points)
+    assert len(thin) == card_facts.MOST_DRAWN and thin[0] == (2.5, 0.5)
+    assert card_facts._thinned(points[:3]) == [(1, 1), (2, 0), (3, 1)]
+    assert card_facts._thinned([]) == []
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_long_curves_are_drawn_of_few_points(tmp_path):
     ],
 )
 def test_paths_lose_their_folders(text, public):
-    assert card._public(text) == public
+    assert markdown.public(text) == public
 
 
 def test_kinds_are_told(tmp_path):

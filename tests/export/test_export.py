@@ -12,12 +12,15 @@ from safetensors.numpy import load_file, save_file
 import jaxtune
 from jaxtune import tree
 from jaxtune.adapters import lora
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
-from jaxtune.export.export import Tuned, Unverified, Wanted, export, reference, verify, written
+from jaxtune.export import places, reference, verify, write
+from jaxtune.export.places import Wanted
+from jaxtune.export.tuned import Tuned
 from jaxtune.export.verify import LIMITS
+from jaxtune.export.write import Unverified, export, written
 from tests import pictured
 from tests.reference import CASES
 
@@ -28,8 +31,8 @@ def tuned(directory, adapted=True, **changes) -> Tuned:
     """A base with adapters that do something, whatever a run of it would have learnt."""
     sections = {"model": {"path": str(directory)}, "data": {"source": "rows.jsonl"}} | changes
     config = configs.parse(sections)
-    mesh = wiring.mesh(config)
-    model, variables = wiring.model(config, directory, mesh)
+    assembly = Assembly(config, directory, "2026-11-21")
+    model, variables = assembly.model()
 
     def learnt(adapter, number):
         key = jax.random.fold_in(jax.random.key(1), number)
@@ -39,7 +42,7 @@ def tuned(directory, adapted=True, **changes) -> Tuned:
     made = lora.adapters(variables)
     made = {path: learnt(each, number) for number, (path, each) in enumerate(made.items())}
     variables |= {"lora": tree.unflatten(made)} if made else {}
-    return Tuned(config, directory, mesh, model, variables, "float32", step=7)
+    return Tuned(assembly, model, variables, "float32", step=7)
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +143,13 @@ MERGED = {
 
 def sabotaged(monkeypatch, damage):
     """Files that are damaged before they are loaded afresh."""
-    save = export.save
+    save = write.save
 
     def saved(tuned, wanted, place):
         save(tuned, wanted, place)
         damage(place)
 
-    monkeypatch.setattr(export, "save", saved)
+    monkeypatch.setattr(write, "save", saved)
 
 
 @pytest.mark.parametrize("damage", ADAPTER)
@@ -213,7 +216,7 @@ def test_a_kill_while_verifying_leaves_no_final_name(base, given, adapter, tmp_p
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "_verified", killed)
+        patch.setattr(write, "verify_files", killed)
         with pytest.raises(Killed):
             written(tuned(base), adapter, given, Quiet())
     assert names(tmp_path) == ["adapter.unverified"]
@@ -225,11 +228,11 @@ def test_what_is_there_is_not_overwritten_unasked(adapter, tmp_path):
     adapter.target.mkdir()
     (adapter.target / "adapter_config.json").touch()
     with pytest.raises(ValueError, match="is there already: --overwrite replaces it, --to names"):
-        export._refuse(adapter)
-    export._refuse(replace(adapter, overwrite=True))
+        places.refuse_what_is_there(adapter)
+    places.refuse_what_is_there(replace(adapter, overwrite=True))
     (adapter.target / "adapter_config.json").rename(adapter.target / "letters.txt")
     with pytest.raises(CheckpointError, match="does not look like a checkpoint"):
-        export._refuse(replace(adapter, overwrite=True))
+        places.refuse_what_is_there(replace(adapter, overwrite=True))
 
 
 @pytest.mark.slow

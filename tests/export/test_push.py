@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http, validate_repo_id
 
 import launch
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.hub import HubError, PassingError
 from jaxtune.config.run_sections import Hub
@@ -485,9 +486,7 @@ def test_a_token_that_cannot_push_stops_a_run_before_it_begins(
     token, config, server, monkeypatch, capsys
 ):
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(
-        "jaxtune.assembly.wiring.model", lambda *_: pytest.fail("weights were read")
-    )
+    monkeypatch.setattr(Assembly, "base", lambda *_: pytest.fail("weights were read"))
     assert launch.main(["--config", config()]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: hub.repo is 'me/price-{name}': ") and "HF_TOKEN" in error
@@ -498,9 +497,7 @@ def test_a_token_that_cannot_push_stops_a_run_before_it_begins(
 def test_a_repository_that_is_not_ours_stops_a_run_before_it_begins(
     config, server, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        "jaxtune.assembly.wiring.model", lambda *_: pytest.fail("weights were read")
-    )
+    monkeypatch.setattr(Assembly, "base", lambda *_: pytest.fail("weights were read"))
     assert launch.main(["--config", config(repo="stranger/price-{name}")]) == 2
     assert "the token may not write there" in capsys.readouterr().err
     assert not Path("runs/x/metrics.jsonl").exists()

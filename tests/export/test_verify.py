@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.assembly import wiring
+from jaxtune.assembly.assemble import Assembly
 from jaxtune.config import load as configs
 from jaxtune.data.examples import Example
-from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.requests import Completion
 from jaxtune.export import verify
 from jaxtune.export.verify import LIMITS, PLACES, Seen, compared, observed
@@ -36,7 +35,9 @@ def seen(loaded, given):
 
 def test_a_model_is_itself(loaded, given, seen):
     found = compared(seen, observed(*loaded, given), LIMITS["float32"])
-    assert found.kept and found.logits == 0 and found.alike == found.answers == len(given.batch.tokens)
+    assert (
+        found.kept and found.logits == 0 and found.alike == found.answers == len(given.batch.tokens)
+    )
     assert found.positions == seen.logits.shape[0] == given.counted.sum()
     assert found.told()["kept"] and "kept" not in found.moved()
 
@@ -47,7 +48,9 @@ def test_logits_are_those_of_the_model_at_these_places(loaded, given, seen):
     whole = np.asarray(model.apply(variables, given.batch.tokens))
     rows = np.arange(len(whole))[:, None]
     # The same sums over other shapes.
-    np.testing.assert_allclose(seen.logits, whole[rows, given.batch.where][given.counted], atol=1e-4)
+    np.testing.assert_allclose(
+        seen.logits, whole[rows, given.batch.where][given.counted], atol=1e-4
+    )
 
 
 def test_one_changed_matrix_is_seen(loaded, given, seen):
@@ -93,17 +96,17 @@ def test_long_rows_are_cut():
 
 def test_rows_of_a_config(base, rows, loaded):
     config = configs.parse({"model": {"path": str(base)}, "data": {"source": str(rows)}})
-    prompt = wiring.prompt(config, Tokenizer.open(base))
-    source, _ = wiring.sources(config)
-    found = verify.rows(source, prompt, loaded[0], "these rows", 500, count=3)
-    assert found.tokens.shape[0] == 3 and found.new == verify.NEW
-    assert found.stops == prompt.tokenizer.stops
+    assembly = Assembly(config, base, "2026-11-21")
+    encoder, (source, _) = assembly.encoder, assembly.sources
+    found = verify.rows(source, encoder, loaded[0], "these rows", 500, count=3)
+    assert found.batch.tokens.shape[0] == 3 and found.new == verify.NEW
+    assert found.stops == assembly.tokenizer.stops
     for number, asked in enumerate(found.prompts):
-        example = prompt(source[number], "")
+        example = encoder(source[number], "")
         first = int(np.argmax(example.scored))
         assert asked == example.tokens[:first].tolist()
-        assert found.where[number, 0] == first - 1
-        assert found.valid[number].sum() == len(example.tokens)
+        assert found.batch.where[number, 0] == first - 1
+        assert found.batch.valid[number].sum() == len(example.tokens)
 
 
 def test_random_rows_have_pictures_where_the_model_sees():
@@ -117,7 +120,7 @@ def test_random_rows_have_pictures_where_the_model_sees():
             vocabulary, context = 50, 64
 
     found = verify.random_rows(Sees, count=2, length=10)
-    assert found.tokens.shape == (2, 14) and (found.tokens[:, :4] == 99).all()
+    assert found.batch.tokens.shape == (2, 14) and (found.batch.tokens[:, :4] == 99).all()
     assert [each.shape for each in found.images] == [(1, 8, 8, 3)] * 2
-    assert not found.causal[:, :4].any() and found.causal[:, -1].all()
+    assert not found.batch.causal[:, :4].any() and found.batch.causal[:, -1].all()
     assert jnp.abs(jnp.stack(found.images)).max() <= 1

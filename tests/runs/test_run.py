@@ -207,7 +207,10 @@ def test_another_config_is_refused_unless_told(make, whole, tmp_path):
 
 
 def test_one_run_at_a_time(make, tmp_path):
-    with held(tmp_path, make()), pytest.raises(WorkdirError, match="another run is at work"):
+    with (
+        held(tmp_path, configs.resolved(make())),
+        pytest.raises(WorkdirError, match="another run is at work"),
+    ):
         fit(make(), tmp_path, progress=Quiet())
 
 

@@ -18,7 +18,7 @@ from jaxtune import quant
 from jaxtune.adapters import lora
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
-from jaxtune.export.export import merging
+from jaxtune.export import merging
 from jaxtune.training.step import TrainState, compiled_step
 from tests import reference
 from tests.adapters.test_lora import MODULES, adapters, busy

@@ -52,7 +52,7 @@ def run(options: Namespace) -> int:
     if options.into and not options.merged:
         raise UsageError("--into says what an adapter is merged into: give --merged DTYPE")
     config, workdir = config_and_place(options)
-    from jaxtune.export.export import export
+    from jaxtune.export.write import export
 
     found = export(
         config,

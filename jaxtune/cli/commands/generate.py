@@ -34,27 +34,29 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Answer; without a prompt or file, what is typed, until the input ends."""
     config, workdir = config_and_place(options)
-    from jaxtune.cli.chat import answer, answerer, asked, kept, prompting
+    from jaxtune.assembly.assemble import Assembly
+    from jaxtune.cli.chat import answer, text_generator, typed_prompt, write_answers
+    from jaxtune.workdir.directory import begun
 
     workdir = workdir.expanduser()
-    prompt = prompting(config, workdir)
+    assembly = Assembly.of(config, begun(workdir))
     # What is wrong with prompts that are there already comes up before the weights are read.
     image = options.image
-    questions = [asked(config, prompt, text, place, image) for place, text in given(options)]
-    ready = answerer(config, workdir, prompt, options.adapter, options.base)
-    for question in questions:
-        ready.check(question.tokens, question.place)
-    if not questions:
-        typed = partial(asked, config, prompt, place=TYPED, image=image)
-        conversed(lambda text: answer(ready, config, typed(text), say))
+    prompts = [typed_prompt(assembly, text, place, image) for place, text in given(options)]
+    generator = text_generator(assembly, workdir, options.adapter, options.base)
+    for prompt in prompts:
+        generator.check(prompt.tokens, prompt.place)
+    if not prompts:
+        typed = partial(typed_prompt, assembly, place=TYPED, image=image)
+        conversed(lambda text: answer(generator, assembly.task, typed(text), say))
         return 0
     found = []
     try:
-        for question in questions:
-            found.append(answer(ready, config, question, say))
+        for prompt in prompts:
+            found.append(answer(generator, assembly.task, prompt, say))
     finally:
         if found:
-            print(f"written to {kept(workdir, found)}", file=sys.stderr)
+            print(f"written to {write_answers(workdir, found)}", file=sys.stderr)
     return 0
 
 

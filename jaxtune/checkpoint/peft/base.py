@@ -1,0 +1,162 @@
+"""What is known of the checkpoint that an adapter stands on, and refusing another one."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtune import families
+from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint.formats import bnb
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
+from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.load import leaf_shapes, match_names, read, table_of
+from jaxtune.checkpoint.peft import stacking
+from jaxtune.checkpoint.peft.fingerprint import Fingerprint
+from jaxtune.checkpoint.peft.stacking import Adapters, Linears
+from jaxtune.checkpoint.placing import oriented, quantized
+from jaxtune.checkpoint.processes import gathered
+from jaxtune.checkpoint.save import origin_of, stored_at
+from jaxtune.families import names
+from jaxtune.families.names import Piece, Shape
+from jaxtune.models.paligemma import Model
+from jaxtune.quant import by_path, is_quantized, same
+
+ROUNDING = 2.0**-8  # the most that holding a weight in a narrower dtype changes it by, relatively
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The checkpoint that adapters stand on."""
+
+    directory: Path
+    family: families.Family
+    model: Model
+    stored: Tensors
+
+    @classmethod
+    def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "Base":
+        """A base in a directory or on the Hub, with a head of its own if `params` have one."""
+        directory = locate(source)
+        raw, family, model = read(directory)
+        tied = f"{model.tower}head/w" not in params
+        model = model.clone(config=dataclasses.replace(model.config, tied=tied))
+        return cls(directory, family, model, stored_at(directory, raw))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Those of our leaves."""
+        return leaf_shapes(self.model)
+
+    @property
+    def linears(self) -> Linears:
+        """Its linear maps, by the names of the modules that transformers makes for them."""
+        return stacking.linears(self.family.tables[-1], self.shapes)
+
+    @property
+    def others(self) -> list[str]:
+        """Modules it holds beside the decoder's."""
+        found = names.matching(self.family.other, self.stored.tensors)
+        return [name.removesuffix(".weight") for name in found if name.endswith(".weight")]
+
+    def smallest(self, adapters: Adapters) -> Piece:
+        """The smallest weight that has an adapter, or its first layer."""
+        pieces = [piece for parts in self.linears.values() for piece in parts]
+        return min(
+            (piece for piece in pieces if piece.path in adapters and not piece.layer),
+            key=lambda piece: math.prod(self.shapes[piece.path]),
+        )
+
+    def idle(self, adapters: Adapters) -> list[str]:
+        """Weights without an adapter, fused with others whose adapters have magnitudes."""
+        if all(adapter.magnitude is None for adapter in adapters.values()):
+            return []
+        paths = [[piece.path for piece in parts] for parts in self.linears.values()]
+        partly = [each for each in paths if any(path in adapters for path in each)]
+        return sorted({path for each in partly for path in each if path not in adapters})
+
+    def check(self, sample: Piece, weight: Any, started: Adapters) -> None:
+        """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
+        if not self.stored.tensors:
+            return  # a model made from a bare config.json: there is nothing to stand on
+        place = self.place(sample.path, sample.layer)
+        first = one_layer(started[sample.path], sample.layer) if started else None
+        if not self._holds(place, weight, first):
+            raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
+
+    def place(self, path: str, layer: int | None) -> Piece:
+        """Where the checkpoint holds a layer of one of our leaves."""
+        table = table_of(self.family, self.model, self.stored)
+        parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
+        return next(piece for piece in parts if (piece.path, piece.layer) == (path, layer))
+
+    def fingerprint(self, path: str, layer: int | None, weight: Any) -> Fingerprint | None:
+        """What tells this checkpoint from others of its shapes; nothing tells a bare config.json.
+
+        `weight` is the one in memory, to tell a checkpoint by that holds codes.
+        """
+        if not self.stored.tensors:
+            return None
+        place = self.place(path, layer)
+        coded = place.theirs in bnb.packed(self.stored)
+        return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
+
+    def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
+        """Whether a weight is what the checkpoint has there, less a first adapter."""
+        packed = bnb.packed(self.stored)
+        if is_quantized(weight):
+            return same(weight, quantized(self.stored, packed, place, weight.kind))
+        if place.theirs in packed:
+            return False
+        published = oriented(self.stored.read, place).astype(np.float32)
+        expected = published - first.scale * (first.a @ first.b) if first else published
+        slack = ROUNDING * np.abs(expected) + 1e-5 * np.abs(published).max()
+        return bool((np.abs(weight.astype(np.float32) - expected) <= slack).all())
+
+
+def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
+    if started:
+        return (
+            f"{place.path} of the variables is not {place.theirs} of {directory} less what the"
+            " adapters of `initial` took out of it: give the variables as add_lora returned them"
+        )
+    return (
+        f"{place.path} of the variables is not {place.theirs} of {directory}, so that the adapters"
+        " alone would not give this model back. If they began with init='pissa', give the variables"
+        " right after add_lora as `initial`. If weights were trained too, write them:"
+        " jaxtune.save_merged(model, jaxtune.merge(variables), …). Otherwise give the checkpoint"
+        " that was loaded as `base`"
+    )
+
+
+def params_of(variables: Mapping) -> dict[str, Any]:
+    if "params" not in variables:
+        raise CheckpointError(
+            f"the variables hold {', '.join(map(str, variables)) or 'nothing'}, and no 'params':"
+            " give all of them, not a part"
+        )
+    return by_path(variables["params"])
+
+
+def refuse_other_base(
+    noted: Fingerprint, model: Model, params: Mapping[str, Any], whose: str
+) -> None:
+    """Stop at an adapter that was trained beside other weights of the same shapes."""
+    if noted.path not in params:
+        return
+    weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))
+    base = Base.at(origin_of(model), params)
+    with base.stored:
+        found = base.fingerprint(noted.path, noted.layer, weight)
+    if found and not noted.near(found):
+        raise CheckpointError(
+            f"{whose} was trained beside another base than {model.origin}, where {noted.path} is "
+            f"{noted.apart(found):.2g} of its size away from the one it knows: give the base it "
+            "was trained on, or call jaxtune.load_adapter(…, any_base=True) if this is meant"
+        )

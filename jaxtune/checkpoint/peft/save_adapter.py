@@ -1,0 +1,186 @@
+"""Writes adapters without their base, in the layout that PEFT reads."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxtune.adapters import lora
+from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint.formats.safetensors import PYTORCH, write_sharded
+from jaxtune.checkpoint.formats.tensors import CheckpointError
+from jaxtune.checkpoint.formats.writing import new_directory, refuse_existing
+from jaxtune.checkpoint.hub import REPO_ID
+from jaxtune.checkpoint.peft import adapter_config, stacking
+from jaxtune.checkpoint.peft.base import Base, params_of
+from jaxtune.checkpoint.peft.fingerprint import Fingerprint
+from jaxtune.checkpoint.peft.stacking import Adapters, Modules
+from jaxtune.checkpoint.placing import cast
+from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.save import written_dtype
+
+
+def save_adapter(
+    variables: Mapping,
+    directory: str | os.PathLike,
+    base: str | os.PathLike,
+    *,
+    initial: Mapping | None = None,
+    dtype: DTypeLike | None = "float32",
+    rslora: bool = False,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the adapters alone, as `PeftModel.from_pretrained(model, directory)` reads them.
+
+    `base` is the checkpoint they stand on, a directory or Hub repo id; `name` is what their config
+    calls it, if that differs. A start that changed the base (PiSSA) needs `initial`, the variables
+    right after `add_lora`: the difference is written, of twice the rank. `rslora` decides how the
+    scale is spelled, not what it is. With many processes, all of them call this.
+    """
+    target = Path(directory).expanduser()
+    with in_step():
+        kind = written_dtype(dtype)
+        params = params_of(variables)
+        standing = Base.at(base, params)
+        adapters = _fitting(variables, standing, "the variables")
+        started = {} if initial is None else _fitting(initial, standing, "`initial`")
+        if jax.process_index() == 0:
+            refuse_existing(target, overwrite, adapter_config.CONFIG_NAME)
+    sample = standing.smallest(adapters)
+    weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
+    norms = {
+        path: gathered(stacking.column_norms(params[path])) for path in standing.idle(adapters)
+    }
+    adapters, started = (jax.tree.map(gathered, each) for each in (adapters, started))
+    with standing.stored, in_step():
+        if jax.process_index() == 0:
+            adapters = _since(started, adapters)
+            standing.check(sample, weight, started)
+            fingerprint = standing.fingerprint(sample.path, sample.layer, weight)
+            adapter = _Written.of(adapters, norms, standing, fingerprint)
+            with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
+                adapter.write(partial, kind, rslora, _named(name or base))
+    return target
+
+
+def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
+    """The adapters by path; all that cannot stand on the base are listed at once."""
+    adapters = lora.adapters(variables)
+    if not adapters:
+        raise CheckpointError(
+            f"{whose} hold no adapters: give what jaxtune.add_lora returned, or write whole weights"
+            " with jaxtune.save_merged"
+        )
+    linear = {piece.path for parts in base.linears.values() for piece in parts}
+    problems = [
+        f"  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the base has "
+        + (f"a weight {base.shapes[path]}" if path in linear else "no such linear map")
+        for path, adapter in adapters.items()
+        if path not in linear or not adapter.stands_on(base.shapes[path])
+    ]
+    if len({adapter.magnitude is None for adapter in adapters.values()}) > 1:
+        problems.append("  some have a magnitude (DoRA) and some do not: PEFT has all or none")
+    if problems:
+        raise CheckpointError(
+            adapter_config.listed(f"the adapters of {whose} do not fit {base.directory}:", problems)
+        )
+    return adapters
+
+
+def _since(started: Adapters, adapters: Adapters) -> Adapters:
+    """Adapters that do on the published weights what these do on what was left at the start."""
+    if not started:
+        return adapters
+    unlike = [
+        f"  {path}"
+        for path in sorted(started.keys() | adapters.keys())
+        if path not in started
+        or path not in adapters
+        or not np.array_equal(started[path].scale, adapters[path].scale)
+    ]
+    if unlike:
+        raise CheckpointError(
+            adapter_config.listed(
+                "`initial` has not the same adapters, with the same scales:", unlike
+            )
+        )
+    return {
+        path: adapter.replace(
+            a=np.concatenate([adapter.a, started[path].a], axis=-1),
+            b=np.concatenate([adapter.b, -started[path].b], axis=-2),
+        )
+        for path, adapter in adapters.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """An adapter as its files will tell it."""
+
+    modules: Modules
+    targets: list[str] | str
+    dropout: float
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        adapters: Adapters,
+        norms: Mapping[str, np.ndarray],
+        base: Base,
+        fingerprint: Fingerprint | None,
+    ) -> "_Written":
+        """Our adapters on the modules of their base."""
+        modules = {
+            module: stacking.joined(pieces, adapters, norms)
+            for module, pieces in base.linears.items()
+            if any(piece.path in adapters for piece in pieces)
+        }
+        beside = [*base.others, *(base.linears.keys() - modules.keys())]
+        # PEFT has one for all.
+        dropout = max(np.float32(adapter.dropout.max()) for adapter in adapters.values())
+        return cls(
+            modules,
+            adapter_config.targets(modules, beside),
+            float(str(dropout)),  # 0.1, and not what float32 makes of it
+            PYTORCH
+            | stacking.noted_ranks(adapters, base.linears)
+            | (fingerprint.note if fingerprint else {}),
+        )
+
+    def write(self, directory: Path, kind: np.dtype | None, rslora: bool, named: Mapping) -> None:
+        """The two files that PEFT looks for."""
+        config = adapter_config.described(
+            ranks={module: len(adapter.a) for module, adapter in self.modules.items()},
+            scales={module: adapter.scale for module, adapter in self.modules.items()},
+            rslora=rslora,
+            dora=any(adapter.magnitude is not None for adapter in self.modules.values()),
+        )
+        config |= {"lora_dropout": self.dropout, "target_modules": self.targets, **named}
+        text = json.dumps(dict(sorted(config.items())), indent=2, ensure_ascii=False)
+        (directory / adapter_config.CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        arrays = stacking.tensors(self.modules)
+        plan = {name: (array.shape, kind or array.dtype) for name, array in arrays.items()}
+        [file] = write_sharded(
+            directory,
+            plan,
+            lambda name: cast(arrays[name], plan[name][1], name),
+            sys.maxsize,
+            self.metadata,
+        )
+        file.rename(directory / adapter_config.WEIGHTS_NAME)
+
+
+def _named(base: str | os.PathLike) -> dict[str, str | None]:
+    """The base as PEFT's config has it, where a revision stands apart."""
+    text = os.fspath(base)
+    repository = None if Path(text).exists() else REPO_ID.fullmatch(text)
+    path, revision = (repository["repo"], repository["revision"]) if repository else (text, None)
+    return {"base_model_name_or_path": path, "revision": revision}

@@ -1,0 +1,198 @@
+"""What a card tells of: the base, the exported files, and what the run left in its workdir."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxtune.checkpoint.hub import NO_REPO_SUFFIXES, REPO_ID
+from jaxtune.config.schema import Config
+from jaxtune.data.sources import HUB_NAME, READERS
+from jaxtune.display import plots
+from jaxtune.export.markdown import file_name
+from jaxtune.workdir.journal import METRICS
+
+Kind = Literal["adapter", "merged", "npz"]
+README, CURVE, REPORT = "README.md", "curve.svg", "export.json"
+LICENCE = ("license", "license_name", "license_link")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MOST_DRAWN = 500  # points of a curve; of more, neighbours are averaged
+
+
+@dataclass(frozen=True)
+class CardBase:
+    """The checkpoint that was tuned."""
+
+    name: str  # on the Hub, or of the directory or file
+    hub: bool
+    revision: str | None  # that was asked for
+    directory: Path | None  # or an .npz file
+
+    @classmethod
+    def of(cls, spec: str, directory: Path | None) -> "CardBase":
+        on_hub = repository(spec)
+        if on_hub:
+            repo, revision = on_hub["repo"], on_hub["revision"]
+            return cls(repo, True, revision, directory or _cached(repo, revision))
+        return cls(file_name(spec), False, None, directory or Path(spec).expanduser())
+
+    @property
+    def commit(self) -> str | None:
+        """That of the Hub, after which its cache names a snapshot."""
+        name = self.directory.name if self.hub and self.directory else ""
+        return name if COMMIT.fullmatch(name) else None
+
+    @cached_property
+    def licence(self) -> dict[str, str]:
+        """What its own card says, or else its config."""
+        if self.directory is None or not self.directory.is_dir():
+            return {}
+        said = {**read_json(self.directory / "config.json"), **metadata(self.directory / README)}
+        return {name: said[name] for name in LICENCE if isinstance(said.get(name), str)}
+
+    @property
+    def text(self) -> str:
+        """It as Markdown."""
+        if not self.hub:
+            return f"`{self.name}` (a local checkpoint)"
+        at = self.commit or self.revision
+        return f"[{self.name}](https://huggingface.co/{self.name})" + (f" at `{at}`" if at else "")
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """Where a repository was downloaded to, if it was; nothing is asked of the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """What a card tells of."""
+
+    target: Path
+    name: str  # of the directory or file
+    workdir: Path
+    config: Config
+    kind: Kind
+    base: CardBase
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.workdir / "summary.json")
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        return read_report(self.target)
+
+    @property
+    def step(self) -> int | None:
+        """That the weights are of; a run exports the best evaluation's, if it kept that."""
+        best = self.config.checkpoint.best and self.summary.get("eval_step")
+        return self.report.get("step") or best or self.summary.get("steps")
+
+
+def answered_by(subject: CardSubject, tuned: Mapping[str, Any]) -> str | None:
+    """By what an evaluation was answered, if it was this or what this was merged from."""
+    about = subject.workdir / "eval" / Path(tuned["predictions"]).parent.name / "about.json"
+    files = read_json(about).get("tuned", ())
+    weights = subject.workdir / "export" / Path(tuned["weights"]).name
+    if same_files(subject.target, files):
+        return " by this"
+    of_one_step = read_report(weights).get("step") == subject.report.get("step")
+    if subject.kind != "adapter" and of_one_step and same_files(weights, files):
+        return " by the adapter beside its base, before it was merged"
+    return None
+
+
+def same_files(weights: Path, files: Sequence[Sequence[str]]) -> bool:
+    """Whether weights are files of these names and hashes."""
+    return bool(files) and all(
+        file_hash(weights if weights.is_file() else weights / name) == digest
+        for name, digest in files
+    )
+
+
+def file_hash(file: Path) -> str | None:
+    with contextlib.suppress(OSError), file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+    return None
+
+
+def read_report(target: Path) -> dict[str, Any]:
+    """What the export found, in a directory or beside a file."""
+    beside = target.with_name(f"{target.stem}.{REPORT}")
+    return read_json(beside if target.suffix == ".npz" else target / REPORT)
+
+
+def loss_curve(workdir: Path) -> str | None:
+    """The losses of a run by step, as SVG."""
+    named = (("training", "train"), ("held-out", "eval"))
+    series = {name: _thinned(losses_of(workdir, kind)) for name, kind in named}
+    return plots.curves(series, title="Loss of a scored token") if any(series.values()) else None
+
+
+def losses_of(workdir: Path, kind: str) -> list[tuple[int, float]]:
+    """Those of metrics.jsonl by step: of training (`train`), or held-out (`eval`)."""
+    file = workdir / METRICS
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    # What follows the last newline may be half a line.
+    lines = map(json.loads, text.split("\n")[:-1])
+    return [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Few enough to draw: the means of as many neighbours as that takes."""
+    size = -(-len(points) // MOST_DRAWN) or 1
+    groups = (np.asarray(points[k : k + size]) for k in range(0, len(points), size))
+    return [(float(steps), float(loss)) for steps, loss in (each.mean(0) for each in groups)]
+
+
+def repository(spec: str) -> re.Match | None:
+    """What a Hub repository's id says; None for what is on this machine, as loading has it."""
+    local = not spec or Path(spec).expanduser().exists() or spec.endswith(NO_REPO_SUFFIXES)
+    return None if local else REPO_ID.fullmatch(spec)
+
+
+def on_hub(spec: str) -> bool:
+    """Whether rows come from a dataset of the Hub."""
+    path = Path(spec).expanduser()
+    return not (path.suffix.lower() in READERS or path.exists()) and bool(HUB_NAME.fullmatch(spec))
+
+
+def listed(source: str | Sequence[str]) -> list[str]:
+    return [source] if isinstance(source, str) else list(source)
+
+
+def datasets(config: Config) -> list[str]:
+    """Those of the Hub that a run read."""
+    specs = [*listed(config.data.source), *listed(config.eval.source)]
+    return [spec for spec in dict.fromkeys(specs) if on_hub(spec)]
+
+
+def metadata(card: Path) -> dict[str, Any]:
+    """The front matter of a card that anybody may have written."""
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(card) or {}
+    except Exception:  # of the disk, of text and of YAML, which share no base
+        return {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
+    try:
+        return json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): move it away, or make it anew") from None

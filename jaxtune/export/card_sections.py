@@ -1,0 +1,267 @@
+"""The text of a card, section by section."""
+
+import datetime
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxtune
+from jaxtune.config import schema as configs
+from jaxtune.config.schema import Config
+from jaxtune.display.columns import size_text
+from jaxtune.display.progress import duration
+from jaxtune.export.card_facts import (
+    CardSubject,
+    answered_by,
+    listed,
+    losses_of,
+    on_hub,
+    read_json,
+    repository,
+)
+from jaxtune.export.markdown import as_code, figure_text, file_name, number_text, public, table
+from jaxtune.workdir.directory import FREE, begun
+
+TOLD = ("model.path", "data.source", "eval.source")  # not among the settings, but elsewhere
+FILES = ("data.tokenizer", "data.image_root")  # settings that may name what is on this machine
+OUTSIDE = "under transformers, and PEFT where it is an adapter"
+MERGING = {"merged": "what merging changed"}
+VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+MERGED = {
+    "lora": "with adapters of rank {rank} merged in",
+    "attention": "with its attention tuned",
+    "full": "with all weights tuned",
+    "rules": "with those weights tuned that its rules name",
+}
+
+
+def body(subject: CardSubject, curve: str | None) -> str:
+    sections = {
+        "Load it": _loading(subject),
+        "Results": _results(subject, curve),
+        "Data": _data(subject),
+        "Settings": _settings(subject.config),
+        "Verified": _verified(subject),
+        "The run": _run(subject),
+    }
+    parts = [f"# {subject.workdir.resolve().name}", _summary(subject)]
+    parts += [part for title, told in sections.items() if told for part in (f"## {title}", *told)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(subject: CardSubject) -> str:
+    trainable = subject.config.trainable
+    if subject.kind == "adapter":
+        # One that began as a part of the weights is written with twice the rank.
+        rank = read_json(subject.target / "adapter_config.json").get("r", trainable.rank)
+        what = f"A {VARIANTS[trainable.variant]} adapter of rank {rank} for {subject.base.text}"
+    else:
+        how = MERGED[trainable.kind].format(rank=trainable.rank)
+        what = f"{subject.base.text}, {how}"
+    quant = subject.config.model.quant
+    held = f" In training the base was held in {_kinds(quant)}." if quant else ""
+    return f"{what}; tuned with jaxtune.{held}"
+
+
+def _kinds(quant: Any) -> str:
+    """The kinds of few bits that a setting names."""
+    named = [quant] if isinstance(quant, str) else [kind for _, kind in quant if kind]
+    return " and ".join(dict.fromkeys(named))
+
+
+def _loading(subject: CardSubject) -> list[str]:
+    """The lines that load it in each of the libraries that can."""
+    here, base = subject.name, subject.base
+    at = f', revision="{base.revision}"' if base.revision else ""
+    full = f"{base.name}@{base.revision}" if base.revision else base.name
+    quant = subject.config.model.quant
+    few = f', quant="{quant}"' if isinstance(quant, str) else ""
+    within = base.directory if subject.kind == "adapter" else subject.target
+    auto = _auto(within)
+    lines = {
+        "adapter": {
+            "PEFT": (
+                "import peft, transformers",
+                f'base = transformers.{auto}.from_pretrained("{base.name}"{at})',
+                f'model = peft.PeftModel.from_pretrained(base, "{here}")',
+            ),
+            "jaxtune": (
+                "import jaxtune",
+                f'model, variables = jaxtune.load("{full}"{few})',
+                f'variables = jaxtune.load_adapter(model, variables, "{here}")',
+            ),
+        },
+        "merged": {
+            "transformers": (
+                "import transformers",
+                f'model = transformers.{auto}.from_pretrained("{here}")',
+                *_companion(subject),
+            ),
+            "jaxtune": ("import jaxtune", f'model, variables = jaxtune.load("{here}")'),
+        },
+        "npz": {"jaxtune": ("import jaxtune", f'model, variables = jaxtune.load("{here}")')},
+    }[subject.kind]
+    if within and within.is_file():
+        lines.pop("PEFT", None)  # transformers reads no .npz
+    told = [_stands(subject)]
+    for library, code in lines.items():
+        told += [f"With {library}:", "\n".join(["```python", *code, "```"])]
+    return told
+
+
+def _stands(subject: CardSubject) -> str:
+    """What the names in the lines to load it mean."""
+    here = f"`{subject.name}` stands for this "
+    here += "file" if subject.kind == "npz" else "directory, or its repository on the Hub"
+    local = subject.kind == "adapter" and not subject.base.hub
+    return f"{here}{f'; `{subject.base.name}` for the base' if local else ''}."
+
+
+def _auto(directory: Path | None) -> str:
+    """The class of transformers that makes a checkpoint's model."""
+    sees = directory and "vision_config" in read_json(directory / "config.json")
+    return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+
+
+def _companion(subject: CardSubject) -> Iterator[str]:
+    """The line that loads what makes a text tokens, if it is there."""
+    directory = subject.target
+    if any((directory / f"{name}processor_config.json").is_file() for name in ("", "pre")):
+        yield f'processor = transformers.AutoProcessor.from_pretrained("{subject.name}")'
+    elif any(directory.glob("tokenizer*")):
+        yield f'tokenizer = transformers.AutoTokenizer.from_pretrained("{subject.name}")'
+
+
+def _results(subject: CardSubject, curve: str | None) -> list[str]:
+    told, found = [], dict(losses_of(subject.workdir, "eval"))
+    if subject.step in found and 0 in found:
+        told.append(
+            f"Held-out loss, a scored token: {found[0]:.4f} before training, "
+            f"**{found[subject.step]:.4f}** after step {subject.step:,}."
+        )
+    if curve:
+        told.append(f"![Loss by step]({curve})")
+    return told + _answers(subject)
+
+
+def _answers(subject: CardSubject) -> list[str]:
+    """What the latest evaluation found, if it was one of these weights."""
+    found = read_json(subject.workdir / "eval.json")
+    tuned = found.get("tuned")
+    asked = tuned and answered_by(subject, tuned)
+    if not asked:
+        return []
+    names = [name for name in ("base", "tuned") if name in found]
+    less = found.get("tuned_less_base", {})
+    rows = [
+        [metric, *(figure_text(found[name]["metrics"].get(metric)) for name in names)]
+        + ([figure_text(less.get(metric))] if less else [])
+        for metric in tuned["metrics"]
+    ]
+    rows += [
+        [what, *(number_text(found[name].get(key)) for name in names), *([""] if less else [])]
+        for what, key in (("held-out loss", "loss"), ("perplexity", "perplexity"))
+    ]
+    heads = ["", *names, *(["tuned less base"] if less else [])]
+    told = f"{tuned['rows']:,} held-out rows answered{asked}, with 95% bootstrap intervals:"
+    return [told, table(heads, rows), *map(public, found.get("remarks", ()))]
+
+
+def _data(subject: CardSubject) -> list[str]:
+    data, held = subject.config.data, subject.config.eval
+    lines = [f"- training: {_rows(subject, data.source, data.split, '.train.npz')}"]
+    if held.source or held.split or held.holdout:
+        source, split = held.source or data.source, held.split or data.split
+        apart = ", set apart from these" if held.holdout else ""
+        lines.append(f"- held out: {_rows(subject, source, split, '.eval.npz')}{apart}")
+    return ["\n".join(lines)]
+
+
+def _rows(subject: CardSubject, source: Any, split: str, survey: str) -> str:
+    """Where rows come from, and how many they are."""
+    data, specs = subject.config.data, listed(source)
+    hub = any(map(on_hub, specs))
+    more = {"split": split, "subset": data.subset, "revision": data.revision} if hub else {}
+    named = [_dataset(spec) for spec in specs]
+    named += [f"{name} {as_code(value)}" for name, value in more.items() if value]
+    return ", ".join(named) + _counts(subject.workdir / survey)
+
+
+def _counts(survey: Path) -> str:
+    """What the run's one reading of all rows counted."""
+    try:
+        with np.load(survey, allow_pickle=False) as held:
+            lengths, scored = (held[name].astype(np.int64) for name in ("lengths", "scored"))
+    except (OSError, ValueError, KeyError):
+        return ""
+    share = scored.sum() / lengths.sum()
+    return f"; {len(lengths):,} rows of {lengths.sum():,} tokens, {share:.0%} of them scored"
+
+
+def _settings(config: Config) -> list[str]:
+    """Those that are not the defaults and have a part in what came out."""
+    values = {
+        each.key: each.value for each in configs.SCHEMA.settings(configs.resolved(config), "")
+    }
+    given = [
+        key
+        for key in configs.SCHEMA.given(config, *configs.FIELDS)
+        if key not in TOLD and not key.startswith(FREE)
+    ]
+    rows = [[as_code(key), as_code(_setting(key, values[key]))] for key in given]
+    told = "What differs from the defaults; the whole is the run's `config.json`."
+    return [told, table(["setting", "value"], rows)] if rows else []
+
+
+def _setting(key: str, value: Any) -> Any:
+    return file_name(value) if key in FILES and not repository(value) else value
+
+
+def _verified(subject: CardSubject) -> list[str]:
+    """What came of comparing what was written with what was in memory."""
+    found = subject.report
+    compared = {"loaded afresh": found.get("comparison"), OUTSIDE: found.get("reference")}
+    for into, change in (found.get("merging") or {}).items():
+        compared[MERGING.get(into, f"merging into the {into} weights")] = change
+    rows = [[what, *_comparison(each)] for what, each in compared.items() if each]
+    if not rows:
+        return []
+    asked = found["rows"]
+    told = f"Once written, it was compared on {asked['count']:,} rows ({asked['from']}):"
+    heads = ["", "logits, over their deviation", "KL, nats", "same likeliest token", "answers"]
+    return [told, table(heads, rows)]
+
+
+def _comparison(found: Mapping[str, Any]) -> list[str]:
+    """How far two models are apart, in a table's cells."""
+    return [
+        f"{found['logits']:.1e}" + (f" (up to {found['limit']:.0e})" if "limit" in found else ""),
+        f"{found['kl']:.1e}",
+        f"{found['agreement']:.2%} of {found['positions']:,}",
+        f"{found['alike']} of {found['answers']} alike",
+    ]
+
+
+def _run(subject: CardSubject) -> list[str]:
+    found, lines = subject.summary, []
+    if found:
+        early = ", stopped early" if found["stopped_early"] else ""
+        lines += [
+            f"{found['steps']:,} steps ({found['epochs']:.3g} epochs){early}: "
+            f"{found['examples']:,} rows, {found['tokens']:,} tokens",
+            f"{found['trained_parameters']:,} of {found['parameters']:,} parameters trained",
+            f"{found['devices']}: {duration(found['seconds'])}, "
+            f"{found['tokens_per_second']:,.0f} tokens a second, "
+            f"{size_text(found['memory']['bytes'])} at most ({found['memory']['of']})",
+        ]
+    today = datetime.date.today().isoformat()
+    lines.append(f"jaxtune {jaxtune.__version__}; begun {begun(subject.workdir)}, card of {today}")
+    return ["\n".join(f"- {line}" for line in lines)]
+
+
+def _dataset(spec: str) -> str:
+    if on_hub(spec):
+        return f"[{spec}](https://huggingface.co/datasets/{spec})"
+    return as_code(file_name(spec))

@@ -1,0 +1,216 @@
+"""What was tuned, written for others and proved: an adapter, or the whole model with it merged.
+
+Files get their final name only once they were loaded afresh and found to be the model in memory;
+those that are not stay under a name that says so.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxtune
+from jaxtune.assembly.assemble import Assembly
+from jaxtune.checkpoint.peft.load_adapter import REPORT
+from jaxtune.checkpoint.peft.save_adapter import save_adapter
+from jaxtune.checkpoint.save import NPZ, save_merged
+from jaxtune.config.schema import Config
+from jaxtune.display.progress import Progress
+from jaxtune.export import card, reference, verify
+from jaxtune.export.card_facts import CURVE, README
+from jaxtune.export.places import (
+    Wanted,
+    beside,
+    default_name,
+    free_name,
+    give_name,
+    is_there,
+    refuse_what_is_there,
+    report_file,
+)
+from jaxtune.export.prove import (
+    Check,
+    check_adapter,
+    check_merged,
+    compare_outside,
+    compute_of,
+    rows,
+    verify_files,
+)
+from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
+from jaxtune.export.verify import Comparison, Rows
+from jaxtune.files import write_json
+from jaxtune.workdir.directory import begun, locked
+
+
+class Unverified(ValueError):
+    """What was written is not what was tuned."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what came of comparing it."""
+
+    path: Path
+    report: dict[str, Any]
+    problem: str = ""  # why it is not what was tuned
+
+    def check(self) -> None:
+        """Raise what is wrong with it."""
+        if self.problem:
+            raise Unverified(
+                f"what was written is not the model in memory: {self.problem}\n  it stays, for a "
+                f"look at it, as {self.path}; nothing else was touched"
+            )
+
+
+def export(
+    config: Config,
+    workdir: Path,
+    *,
+    merged: str | None = None,  # the dtype of a merged model
+    into: str | None = None,
+    to: Path | None = None,
+    step: str = "best",
+    adapter: str | None = None,
+    outside: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write what a run tuned, or an adapter on its config's base merged, and verify it."""
+    progress = progress or Progress()
+    if outside:
+        reference.check(to)
+    checkpoints = None if adapter else run_checkpoints(config, workdir)
+    number = None if checkpoints is None else step_of(checkpoints, step)
+    whole = merged is not None or config.trainable.kind != "lora"
+    wanted = Wanted(
+        to or workdir / "export" / default_name(config, whole, merged, into, step, number),
+        whole,
+        merged or "float32",
+        into,
+        overwrite,
+        outside,
+    )
+    wanted = replace(wanted, there=to is None and not overwrite and is_there(wanted, number))
+    refuse_what_is_there(wanted)
+    with locked(workdir / "export", "export"):
+        assembly = Assembly.of(config, begun(workdir))
+        given = rows(assembly, progress)
+        progress.draw(f"reading the weights of {config.model.path}")
+        if adapter:
+            tuned = adapted(assembly, adapter)
+        else:
+            tuned = restored(assembly, checkpoints, number)
+            tuned.workdir = workdir
+        if wanted.merged and merged is None:
+            wanted = replace(wanted, dtype=tuned.dtype)
+        return written(tuned, wanted, given or verify.random_rows(tuned.model), progress)
+
+
+def written(tuned: Tuned, wanted: Wanted, rows: Rows, progress: Progress) -> Exported:
+    """Write, load afresh, compare, and only then give the final name."""
+    staged = wanted.target if wanted.there else beside(wanted.target, "unverified")
+    progress.draw(f"writing {wanted.target}")
+    if not wanted.there:
+        save(tuned, wanted, staged)
+    progress.draw(f"verifying {wanted.target}")
+    check = (check_merged if wanted.merged else check_adapter)(tuned, wanted, staged, rows)
+    report = _about(tuned, wanted, rows)
+    problem, found = verify_files(check, rows)
+    if wanted.outside and not problem:
+        problem, report["reference"] = compare_outside(tuned, wanted, staged, rows)
+    report |= {
+        "kept": not problem,
+        "problem": problem or None,
+        "comparison": found and found.told(),
+        "merging": {into: each.moved() for into, each in check.merging.items()},
+        "files": _files(staged, wanted.target.name),
+    }
+    final = free_name(wanted.target) if problem else wanted.target
+    write_json(report_file(staged), report)
+    if staged != wanted.target or problem:
+        give_name(staged, final, wanted)
+    if not problem:
+        described(tuned, wanted)
+    for line in _lines(report, found, check, final):
+        progress.say(line)
+    return Exported(final, report, problem)
+
+
+def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
+    """Write what is wanted to some place, over what was written there before; unverified."""
+    config = tuned.assembly.config
+    if wanted.merged:
+        given = {"dtype": wanted.dtype, "into": wanted.into}
+        return save_merged(tuned.model, tuned.variables, place, **given, overwrite=True)
+    return save_adapter(
+        tuned.variables,
+        place,
+        tuned.assembly.checkpoint,
+        initial=tuned.initial,
+        rslora=config.trainable.variant == "rslora",
+        name=config.model.path,
+        overwrite=True,
+    )
+
+
+def described(tuned: Tuned, wanted: Wanted) -> None:
+    """Write the card of what a run of this config tuned."""
+    if tuned.workdir is None or jax.process_index():
+        return
+    whole = "npz" if wanted.target.suffix == NPZ else "merged"
+    kind = whole if wanted.merged else "adapter"
+    base = tuned.assembly.checkpoint
+    card.write(wanted.target, tuned.workdir, tuned.assembly.config, kind=kind, base=base)
+
+
+def _about(tuned: Tuned, wanted: Wanted, rows: Rows) -> dict[str, Any]:
+    given = tuned.assembly.config.model
+    return {
+        "jaxtune": jaxtune.__version__,
+        "what": "merged" if wanted.merged else "adapter",
+        "base": given.path,
+        "step": tuned.step,
+        "adapter": tuned.adapter,
+        "dtype": wanted.dtype,
+        "into": wanted.into,
+        "quant": given.quant,
+        "compute": compute_of(tuned.model),
+        "rows": {"from": rows.about, "count": len(rows.batch.tokens)},
+        "reference": None,
+    }
+
+
+def _files(path: Path, name: str) -> dict[str, dict[str, Any]]:
+    """The size and SHA-256 of every file, or of one that is to have this name."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = {}
+    for file in files:
+        if file.name not in (REPORT, README, CURVE):
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            found[file.name if path.is_dir() else name] = {
+                "bytes": file.stat().st_size,
+                "sha256": digest,
+            }
+    return found
+
+
+def _lines(report: dict, found: Comparison | None, check: Check, final: Path) -> Iterator[str]:
+    size = sum(each["bytes"] for each in report["files"].values())
+    if report["kept"]:
+        yield f"verified: loaded afresh, {found}, on {report['rows']['from']}"
+    for into, each in check.merging.items():
+        base = "" if into == "merged" else f" into the {into} weights"
+        yield f"merging{base} as {report['dtype']} changed: {each}"
+    if apart := report["reference"]:
+        yield f"under transformers: {_comparison(apart)}"
+    yield f"written to {final}, {size:,} bytes; what was measured is in {report_file(final)}"
+
+
+def _comparison(told: dict[str, Any]) -> Comparison:
+    return Comparison(**{name: value for name, value in told.items() if name != "kept"})

@@ -1,0 +1,88 @@
+"""Fields that contradict each other stop a config."""
+
+import re
+
+import pytest
+
+from jaxtune.config.fields import ConfigError
+from jaxtune.config.load import parse
+from tests.config.jobs import LEAST, joined, problems
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        (dict(steps=10, epochs=1), r"steps .* epochs .*: both say how long"),
+        (
+            dict(trainable=dict(kind="rules", rules=[(".*", True)], rank=4)),
+            r"trainable.rank .* trainable.kind .*: rank is read only where kind is 'lora', and "
+            r"kind is 'rules'; leave out rank or change kind",
+        ),
+        (dict(trainable=dict(rules=[(".*", True)])), r"rules is read only where kind is 'rules'"),
+        (dict(optim=dict(momentum=0.9)), r"momentum is read only where name is 'sgd'"),
+        (dict(optim=dict(name="sgd", b2=0.9)), r"b2 is read only where name is 'adamw' or"),
+        (dict(schedule=dict(decay=10)), r"decay is read only where name is 'wsd'"),
+        (
+            dict(schedule=dict(warmup=11), steps=10),
+            r"warmup .* steps .*: found 11 steps .* only 10",
+        ),
+        (
+            dict(schedule=dict(name="wsd", warmup=5, decay=0.6), steps=10),
+            r"warmup .* schedule.decay .* steps .*: found 11 steps .* only 10",
+        ),
+        (dict(schedule=dict(name="wsd", warmup=0.6, decay=0.5)), r"these shares are above 1"),
+        (dict(batch=dict(rows=10, accumulate=4)), r"10 rows make no 4 equal parts"),
+        (dict(batch=dict(buckets=[64, 32])), r"found \[64, 32\], expected each above the last"),
+        (dict(batch=dict(buckets=[64, 64, 1024])), r"expected each above the last"),
+        (dict(batch=dict(buckets=[64])), r"the last bucket is 64 and the longest row 1024"),
+        (
+            dict(batch=dict(buckets=[1024], packing=True)),
+            r"buckets is read only where packing is False",
+        ),
+        (dict(mesh=dict(data=-1)), r"mesh.data \(run.py\), mesh.fsdp \(default\): only one axis"),
+        (
+            dict(data=dict(task="palette", messages="chat")),
+            r"data.messages .* data.task .*: each says how a row becomes text",
+        ),
+        (dict(data=dict(suffix="{y}", task="palette")), r"data.suffix .* data.task"),
+        (dict(data=dict(turns="last")), r"data.turns is read only with data.messages"),
+        (dict(data=dict(columns=dict(a="b"))), r"data.columns is read only with data.task"),
+        (
+            dict(data=dict(image="", image_root="pictures")),
+            r"data.image_root .* data.image .*: no pictures are read; name their column, or leave",
+        ),
+        (dict(data=dict(image="", augment=[["flip", 0.5]])), r"or leave out data.augment"),
+        (dict(data=dict(augment=[["flip", 2]])), r"2.0 for flip, expected a share from 0 to 1"),
+        (dict(data=dict(augment=[["crop", 0]])), r"0.0 for crop, expected a share above 0"),
+        (dict(data=dict(augment=[["flip", 1], ["flip", 1]])), r"flip, flip; expected each once"),
+        (dict(eval=dict(holdout=9, split="val")), r"keep one"),
+        (dict(eval=dict(split="train")), r"eval.split .*: these are the rows to train on"),
+        (dict(eval=dict(source="rows.jsonl")), r"eval.source .*: these are the rows to train on"),
+        (dict(eval=dict(patience=3)), r"eval.patience .*: no rows to evaluate"),
+    ],
+)
+def test_fields_at_odds_stop(more, expected):
+    (line,) = problems(more)
+    assert re.search(expected, line), line
+
+
+def test_a_schedule_may_fill_all_steps():
+    fits = dict(schedule=dict(name="wsd", warmup=4, decay=0.6), steps=10)
+    assert parse(joined(LEAST, fits)).steps == 10
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        (dict(generate=dict(top_k=3)), "generate.top_k"),
+        (dict(generate=dict(stops=[""])), "generate.stops"),
+        (dict(model=dict(quant="nf4"), trainable=dict(kind="full")), "trainable.kind"),
+        (dict(model=dict(quant="nf4"), trainable=dict(init="pissa")), "trainable.init"),
+        (dict(model=dict(quant=[(".*", "nf5")])), "model.quant"),
+    ],
+)
+def test_what_answers_and_quantised_bases_cannot_do(values, keys):
+    given = dict(data=dict(source="x.jsonl"), trainable=dict(targets="attention")) | values
+    given["model"] = dict(path="base") | given.get("model", {})
+    with pytest.raises(ConfigError, match=re.escape(keys)):
+        parse(given)
