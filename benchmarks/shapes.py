@@ -106,7 +106,7 @@ def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(shape))
-    _, family, model = families.read(directory)
+    _, family, model = families.read_config(directory)
     shapes = leaf_shapes(model)
     tensors = names.by_tensor(names.pieces(family.tables[0], shapes))
     plan = {name: (parts[0].shape, ml_dtypes.bfloat16) for name, parts in tensors.items()}

@@ -141,7 +141,7 @@ def test_help_imports_nothing_heavy():
     assert "inspect" in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "argparse" in imported
-    assert not imported & {"jax", "numpy", "jaxtune.cli.inspect.inspect", "huggingface_hub"}
+    assert not imported & {"jax", "numpy", "jaxtune.cli.inspect.report", "huggingface_hub"}
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read(checkpoint, monkeypatch, capsys):
     def refused(*_):
         raise PermissionError(13, "Permission denied", "model.safetensors")
 
-    monkeypatch.setattr("jaxtune.cli.inspect.inspect.inspect", refused)
+    monkeypatch.setattr("jaxtune.cli.inspect.report.inspect", refused)
     assert "Permission denied: 'model.safetensors'" in failure(capsys, "inspect", checkpoint)
 
 

@@ -35,7 +35,7 @@ def write_base(directory: Path, **changes) -> Path:
     """Write a Gemma-like checkpoint with random weights."""
     with tempfile.TemporaryDirectory() as origin:
         (Path(origin) / "config.json").write_text(json.dumps(CONFIG | changes))
-        model = families.read(Path(origin))[2].clone(origin=jaxtune.Origin(origin))
+        model = families.read_config(Path(origin))[2].clone(origin=jaxtune.Origin(origin))
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         jaxtune.save_merged(model, {"params": params}, directory, dtype="float32")
     made.gemma(directory)

@@ -7,7 +7,7 @@ from typing import Any
 import jaxtune
 from jaxtune import tasks
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import read as read_config
+from jaxtune.checkpoint.load import read_config
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data

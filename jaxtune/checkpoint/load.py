@@ -140,16 +140,16 @@ def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.o
             f"{directory} is a file: a checkpoint is a directory, with config.json beside its "
             "*.safetensors, or one .npz file of big_vision"
         )
-    raw, family, model = read(directory)
+    raw, family, model = read_config(directory)
     refuse_quantised(raw, directory)
     stored = Npz.open(directory) if directory.suffix == ".npz" else headers(directory)
     return Described(directory, raw, family, model, stored)
 
 
-def read(origin: Path) -> tuple[families.Config, families.Family, Model]:
+def read_config(origin: Path) -> tuple[families.Config, families.Family, Model]:
     """What a checkpoint says of itself: its config.json, or the shapes in its .npz file."""
     if origin.suffix != ".npz":
-        return families.read(origin)
+        return families.read_config(origin)
     with Npz.open(origin) as stored:
         shapes = {name: info.shape for name, info in stored.tensors.items()}
     try:

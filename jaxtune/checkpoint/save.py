@@ -30,7 +30,7 @@ from jaxtune.checkpoint.formats.safetensors import (
 )
 from jaxtune.checkpoint.formats.tensors import Tensors
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read, table_of
+from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
@@ -67,8 +67,8 @@ def save_merged(
     target = Path(directory).expanduser()
     with in_step():
         kind = written_dtype(dtype)
-        origin = origin_of(model)
-        raw, family, described = read(origin)
+        origin = Origin.of(model).path
+        raw, family, described = read_config(origin)
         _check_config(model, described, origin)
         leaves = _fitting(variables, leaf_shapes(model))
         stored = stored_at(origin, raw)
@@ -233,11 +233,6 @@ def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
     raise CheckpointError(
         f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}, or None to keep each leaf's own"
     )
-
-
-def origin_of(model: Model) -> Path:
-    """Where the model's config.json and tokenizer are."""
-    return Origin.of(model).path
 
 
 def _check_config(model: Model, described: Model, origin: Path) -> None:

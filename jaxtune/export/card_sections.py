@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import jaxtune
-from jaxtune.config import schema as configs
-from jaxtune.config.schema import Config
+from jaxtune.config.load import resolved
+from jaxtune.config.schema import FIELDS, SCHEMA, Config
 from jaxtune.display.columns import size_text
 from jaxtune.display.progress import duration
 from jaxtune.export.card_facts import (
@@ -203,11 +203,11 @@ def _counts(survey: Path) -> str:
 def _settings(config: Config) -> list[str]:
     """Those that are not the defaults and have a part in what came out."""
     values = {
-        each.key: each.value for each in configs.SCHEMA.settings(configs.resolved(config), "")
+        each.key: each.value for each in SCHEMA.settings(resolved(config), "")
     }
     given = [
         key
-        for key in configs.SCHEMA.given(config, *configs.FIELDS)
+        for key in SCHEMA.given(config, *FIELDS)
         if key not in TOLD and not key.startswith(FREE)
     ]
     rows = [[as_code(key), as_code(_setting(key, values[key]))] for key in given]

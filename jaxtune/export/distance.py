@@ -31,7 +31,7 @@ presses on it less. That is why pasta takes longer in the mountains.
 
 
 @dataclass(frozen=True)
-class Difference:
+class Distance:
     """How far predictions are from those of a reference, over all positions."""
 
     kl: float  # of the reference's next-token distributions from the others, the mean in nats
@@ -40,7 +40,7 @@ class Difference:
     positions: int
 
 
-def compare(reference: jax.Array, other: jax.Array) -> Difference:  # [..., V] each
+def distance(reference: jax.Array, other: jax.Array) -> Distance:  # [..., V] each
     """How far one model's logits are from another's, computed in float32."""
     if reference.shape != other.shape:
         raise ValueError(
@@ -50,7 +50,7 @@ def compare(reference: jax.Array, other: jax.Array) -> Difference:  # [..., V] e
     *figures, finite = map(float, _figures(jnp.asarray(reference), jnp.asarray(other)))
     if not finite:
         raise ValueError("logits that are infinite or no numbers cannot be compared")
-    return Difference(*figures, positions=reference.size // reference.shape[-1])
+    return Distance(*figures, positions=reference.size // reference.shape[-1])
 
 
 @jax.jit

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.checkpoint.load import load
-from jaxtune.checkpoint.save import INTO, origin_of
-from jaxtune.export.distance import Difference, compare
+from jaxtune.checkpoint.origin import Origin
+from jaxtune.checkpoint.save import INTO
+from jaxtune.export.distance import Distance, distance
 from jaxtune.models.paligemma import Model
 
 
@@ -28,7 +29,7 @@ def merged(
     if take:
         variables.clear()
     if into == "original" and any(map(quant.is_quantized, base.values())):
-        full = quant.by_path(load(origin_of(model), "auto")[1]["params"])
+        full = quant.by_path(load(Origin.of(model).path, "auto")[1]["params"])
         base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
     whole = {}
     for path in list(base):
@@ -43,7 +44,7 @@ def differences(
     variables: Mapping,
     tokens: jax.Array,  # int32[B, T]
     dtype: Any = "float16",
-) -> dict[str, Difference]:
+) -> dict[str, Distance]:
     """How far merging moves the predictions of a model on a quantised base, by what it goes into.
 
     The adapter was trained on what the codes stand for: merged into that, predictions stay as they
@@ -53,6 +54,6 @@ def differences(
     apply = jax.jit(model.apply)
     reference = apply(variables, jnp.asarray(tokens))
     return {
-        into: compare(reference, apply(merged(model, variables, into, dtype), jnp.asarray(tokens)))
+        into: distance(reference, apply(merged(model, variables, into, dtype), jnp.asarray(tokens)))
         for into in INTO
     }

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtune import quant
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.formats import bnb
-from jaxtune.checkpoint.load import read
+from jaxtune.checkpoint.load import read_config
+from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
-from jaxtune.checkpoint.save import INTO, origin_of, stored_at
+from jaxtune.checkpoint.save import INTO, stored_at
 from jaxtune.display.progress import Progress
 from jaxtune.export import merging, reference, verify
 from jaxtune.export.places import Wanted
@@ -43,7 +44,7 @@ def rows(assembly: Assembly, progress: Progress) -> Rows | None:
     try:
         encoder, (train, held_out) = assembly.encoder, assembly.sources
         about = "training rows" if held_out is None else "held-out rows"
-        source, model = held_out or train, read(assembly.checkpoint)[2]
+        source, model = held_out or train, read_config(assembly.checkpoint)[2]
         new = assembly.config.generate.max_new_tokens
         return verify.rows(source, encoder, model, about, new)
     except (ValueError, OSError) as error:
@@ -102,8 +103,8 @@ def _ways(model: Model, variables: dict) -> tuple[str, ...]:
     """What adapters on quantised weights can be merged into, the usual one first."""
     if not any(map(quant.is_quantized, quant.by_path(variables["params"]).values())):
         return ()
-    origin = origin_of(model)
-    with stored_at(origin, read(origin)[0]) as stored:
+    origin = Origin.of(model).path
+    with stored_at(origin, read_config(origin)[0]) as stored:
         return INTO if stored.tensors and not bnb.packed(stored) else INTO[1:]
 
 

@@ -19,7 +19,7 @@ from jaxtune.data.sources import Source
 from jaxtune.decoding import requests
 from jaxtune.decoding.generate import completions
 from jaxtune.decoding.requests import Completion
-from jaxtune.export.distance import compare
+from jaxtune.export.distance import distance
 from jaxtune.models import forward
 from jaxtune.models.layout import arrange
 from jaxtune.models.paligemma import Model
@@ -204,7 +204,7 @@ def before_switch(model: Model, given: Rows, answers: Sequence[Completion]) -> l
 
 def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
     """How far one model is from another; logits that are no numbers are an error."""
-    apart = compare(expected.logits, found.logits)
+    apart = distance(expected.logits, found.logits)
     nats = 2 * limit * float(expected.logits.std())
     parted = list(_parted(expected.answers, found.answers))
     return Comparison(

@@ -34,7 +34,7 @@ def find(config: Config, where: str = "config.json") -> Family:
     )
 
 
-def read(directory: Path) -> tuple[Config, Family, Model]:
+def read_config(directory: Path) -> tuple[Config, Family, Model]:
     """A checkpoint's parsed `config.json`, its family, and the model it describes."""
     file = directory / "config.json"
     try:

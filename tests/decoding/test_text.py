@@ -109,7 +109,7 @@ def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
     tokens = letters(ours.tokenizer, "the quick brown fox")
     answer = requests.Completion(tokens, [-1.0] * len(tokens), ended=True)
     monkeypatch.setattr(generate, "completions", lambda *given, **more: [answer])
-    (reply,) = ours.replies([[1]])
+    (reply,) = ours.answers([[1]])
     counted = len("the quick brown")
     assert (reply.text, reply.tokens, reply.chance) == ("the quick ", counted, -counted)
 
@@ -128,12 +128,12 @@ def test_a_model_says_the_same_in_pieces(base):
         answerer, Tokenizer.open(base), model=model, variables=variables, max_new_tokens=12
     )
     prompts = [ask().tokenizer.encode(text) for text in ("sea:", "moss and moss:", "a")]
-    free = ask().replies(prompts)
+    free = ask().answers(prompts)
     stops = tuple({reply.text[2:4] for reply in free if len(reply.text) > 4})
     assert stops
     for given in ((), stops):
         ours = ask(given)
-        replies = ours.replies(prompts, likeliest=3)
+        replies = ours.answers(prompts, likeliest=3)
         assert ["".join(ours.stream(prompt)) for prompt in prompts] == [r.text for r in replies]
         assert all(len(reply.next) == 3 for reply in replies)
         assert all(reply.next[0][1] >= reply.next[1][1] > 0 for reply in replies)

@@ -13,12 +13,12 @@ from jaxtune.data.examples import Example
 from jaxtune.decoding.requests import Completion
 from jaxtune.export import verify
 from jaxtune.export.verify import LIMITS, PLACES, Seen, compared, observed
-from tests.export.test_export import tuned
+from tests.export.exports import tuned
 
 
 @pytest.fixture(scope="module")
 def loaded(base):
-    """With adapters, as tests/test_export.py has them, which is the same program."""
+    """With adapters, as tests/export/exports.py makes them, which is the same program."""
     run = tuned(base)
     return run.model, run.variables
 

@@ -282,7 +282,7 @@ def test_the_first_long_phi_files_read_as_longrope():
 def test_what_is_not_understood_is_named(changes, says, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.2-1B"][1] | changes))
     with pytest.raises(ConfigError, match=f"(?s)config.json: .*{says}"):
-        families.read(tmp_path)
+        families.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -299,16 +299,16 @@ def test_a_config_that_cannot_be_read(text, says, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=says):
-        families.read(tmp_path)
+        families.read_config(tmp_path)
 
 
 def test_a_config_that_is_a_directory(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ConfigError, match=r"config\.json cannot be read: Is a directory"):
-        families.read(tmp_path)
+        families.read_config(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_harm(tmp_path):
     text = json.dumps(PUBLISHED["Llama-3.2-1B"][1])
     (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
-    assert families.read(tmp_path)[1].model_type == "llama"
+    assert families.read_config(tmp_path)[1].model_type == "llama"

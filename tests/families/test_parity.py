@@ -157,7 +157,7 @@ def torch_gradients(made, tokens) -> dict[str, np.ndarray]:
         for name, weight in made.reference.named_parameters()
         if weight.grad is not None
     }
-    _, family, _ = families.read(made.directory)
+    _, family, _ = families.read_config(made.directory)
     table = names.choose(family.tables, found)
     shapes = {path: leaf.shape for path, leaf in tree.flatten(made.variables["params"]).items()}
     leaves = names.by_leaf(names.pieces(table, shapes))

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from jaxtune.data.errors import RowError
-from jaxtune.data.examples import Prompt, Written
+from jaxtune.data.examples import RowEncoder, Written
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.tasks import detect
 from tests.data import made
@@ -115,11 +115,11 @@ def json(directory):
 def test_locations_are_tokens_in_prompts_and_in_answers(write, tmp_path):
     write(tmp_path)
     tokenizer = Tokenizer.open(tmp_path)
-    prompt = Prompt(tokenizer, Written(detect.prefix, detect.suffix), 256)
+    prompt = RowEncoder(tokenizer, Written(detect.prefix, detect.suffix), 256)
     example = prompt(ROW, PLACE)
     learnt = example.tokens[example.scored]
     locations = [tokenizer.id(piece) for piece in re.findall("<loc....>", SUFFIX)]
     held = [number for number in learnt.tolist() if number in set(map(tokenizer.id, PIECES))]
     assert held == locations and learnt[0] == locations[0] and learnt[-1] == tokenizer.eos
     assert tokenizer.decode(learnt.tolist(), continues=True) == SUFFIX
-    assert prompt.asked({"objects": "cat"}, PLACE)  # and the same prefix alone
+    assert prompt.prompt({"objects": "cat"}, PLACE)  # and the same prefix alone

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxtune.data.errors import RowError
-from jaxtune.data.examples import Prompt, Template, Written
+from jaxtune.data.examples import RowEncoder, Template, Written
 from jaxtune.data.sources import open_source
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.plots import COLOURS
@@ -30,8 +30,8 @@ AWKWARD = [
 
 def test_examples_are_those_of_templates_over_the_columns():
     tokenizer, source = Tokenizer.open(TINY / "base"), open_source(TINY / "price.jsonl")
-    ours = Prompt(tokenizer, Written(price.prefix, price.suffix), 128)
-    templates = Prompt(tokenizer, Template("{prompt}", "{completion}"), 128)
+    ours = RowEncoder(tokenizer, Written(price.prefix, price.suffix), 128)
+    templates = RowEncoder(tokenizer, Template("{prompt}", "{completion}"), 128)
     for row in [*(source[number] for number in range(40)), *AWKWARD]:
         found, expected = ours(row, PLACE), templates(row, PLACE)
         np.testing.assert_array_equal(found.tokens, expected.tokens)

@@ -160,7 +160,7 @@ def test_full_trajectory_is_torch_s(pair, tmp_path, layout, record_property):
     state = TrainState.create(made.variables, trainable=FULL, optimizer=ours())
     state = followed(made.model, state, live, LAYOUTS[layout], record_property)
     weights = {name: weight.detach().numpy() for name, weight in live.named_parameters()}
-    _, family, _ = families.read(made.directory)
+    _, family, _ = families.read_config(made.directory)
     found = tree.flatten(state.variables["params"])
     shapes = {path: leaf.shape for path, leaf in found.items()}
     for piece in names.pieces(family.tables[0], shapes):

@@ -16,13 +16,14 @@ from jaxtune.adapters.lora import Lora, one_layer
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.load import leaf_shapes, match_names, read, table_of
+from jaxtune.checkpoint.load import leaf_shapes, match_names, read_config, table_of
+from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import stacking
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears
 from jaxtune.checkpoint.placing import oriented, quantized
 from jaxtune.checkpoint.processes import gathered
-from jaxtune.checkpoint.save import origin_of, stored_at
+from jaxtune.checkpoint.save import stored_at
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
 from jaxtune.models.paligemma import Model
@@ -44,7 +45,7 @@ class Base:
     def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "Base":
         """A base in a directory or on the Hub, with a head of its own if `params` have one."""
         directory = locate(source)
-        raw, family, model = read(directory)
+        raw, family, model = read_config(directory)
         tied = f"{model.tower}head/w" not in params
         model = model.clone(config=dataclasses.replace(model.config, tied=tied))
         return cls(directory, family, model, stored_at(directory, raw))
@@ -151,7 +152,7 @@ def refuse_other_base(
     if noted.path not in params:
         return
     weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))
-    base = Base.at(origin_of(model), params)
+    base = Base.at(Origin.of(model).path, params)
     with base.stored:
         found = base.fingerprint(noted.path, noted.layer, weight)
     if found and not noted.near(found):

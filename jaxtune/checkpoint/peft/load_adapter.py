@@ -14,12 +14,12 @@ from jaxtune import tree
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.checkpoint.hub import locate
-from jaxtune.checkpoint.load import leaf_shapes, read
+from jaxtune.checkpoint.load import leaf_shapes, read_config
+from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import adapter_config, stacking
 from jaxtune.checkpoint.peft.base import params_of, refuse_other_base
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears, Modules
-from jaxtune.checkpoint.save import origin_of
 from jaxtune.families import names
 from jaxtune.models.paligemma import Model
 
@@ -40,12 +40,12 @@ def load_adapter(
             " variables without"
         )
     params = params_of(variables)
-    family = read(origin_of(model))[1]
+    family = read_config(Origin.of(model).path)[1]
     source = locate(directory)
     settings = adapter_config.Settings.read(source)
     _refuse_changed(source)
     with Safetensors.open(_weights(source)) as stored:
-        found = _without_towers(stacking.read(stored, settings), family.other)
+        found = _without_towers(stacking.read_pairs(stored, settings), family.other)
         metadata = stored.metadata
     table = names.choose(family.tables, [f"{module}.weight" for module in found])
     modules = stacking.linears(table, leaf_shapes(model))

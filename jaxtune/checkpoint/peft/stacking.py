@@ -124,7 +124,7 @@ def noted_ranks(adapters: Adapters, modules: Linears) -> dict[str, str]:
 # PEFT's to ours
 
 
-def read(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
+def read_pairs(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
     """The adapter of every module in a file, each as its config promises it."""
     grouped: dict[str, dict[str, str]] = {}
     problems = []

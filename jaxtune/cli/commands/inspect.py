@@ -43,7 +43,8 @@ def run(options: Namespace) -> int:
     asked = kinds(quant)
     if not asked:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # headers need no accelerator
-    from jaxtune.cli.inspect.inspect import inspect, table
+    from jaxtune.cli.inspect.report import inspect
+    from jaxtune.cli.inspect.table import table
     from jaxtune.display.progress import Progress
     from jaxtune.files import write_json
 

@@ -1,5 +1,6 @@
 """checkpoint/formats/safetensors.py: tensors are written one at a time, and whole or not at all."""
 
+import os
 import weakref
 from pathlib import Path
 
@@ -103,6 +104,6 @@ def test_disk_full_while_writing_weights(tmp_path):
         ),
         new_directory(tmp_path / "export") as partial,
     ):
-        (partial / "model.safetensors.partial").symlink_to("/dev/full")
+        (partial / f".model.safetensors.partial-{os.getpid()}").symlink_to("/dev/full")
         write(partial, arrays)
     assert list(tmp_path.iterdir()) == []

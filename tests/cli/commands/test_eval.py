@@ -67,13 +67,13 @@ def evaluate(place, run, capsys):
 @pytest.fixture
 def answered(monkeypatch):
     """How many rows were answered at once, one number each time."""
-    found, replies = [], TextGenerator.replies
+    found, answers = [], TextGenerator.answers
 
     def counting(answerer, prompts, *rest):
         found.append(len(prompts))
-        return replies(answerer, prompts, *rest)
+        return answers(answerer, prompts, *rest)
 
-    monkeypatch.setattr(TextGenerator, "replies", counting)
+    monkeypatch.setattr(TextGenerator, "answers", counting)
     return found
 
 

@@ -24,7 +24,8 @@ from jaxtune import quant, tree
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors, write_sharded
 from jaxtune.checkpoint.hub import HubError
-from jaxtune.cli.inspect.inspect import inspect, table
+from jaxtune.cli.inspect.report import inspect
+from jaxtune.cli.inspect.table import table
 from jaxtune.families import ConfigError
 from tests import reference
 from tests.checkpoint import test_hub

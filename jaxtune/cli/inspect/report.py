@@ -9,35 +9,24 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh
 
-from jaxtune import sharding, tree
 from jaxtune.checkpoint import hub, load
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import TensorInfo
 from jaxtune.checkpoint.load import Described
-from jaxtune.cli import bits
+from jaxtune.cli.inspect.placement import Placement, abstract_mesh, placements
+from jaxtune.cli.inspect.quant_measure import quant_report
+from jaxtune.cli.inspect.quant_report import QuantReport, check_kinds, read_text
 from jaxtune.data.errors import DataError
 from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
-from jaxtune.display.columns import few, grid, labelled, size_text, wrapped
+from jaxtune.display.columns import few
 from jaxtune.families import names
 from jaxtune.models.decoder import LayerKind
-from jaxtune.quant import is_quantized
 
 DTYPES = ("auto", *load.DTYPES)
 ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # what "non-embedding" leaves out
-NUMBERS = ("parameters", "stored", "per device")  # columns aligned to the right
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How one leaf lies on a mesh."""
-
-    axes: tuple[str | tuple[str, ...] | None, ...]  # mesh axes that split each dimension
-    undivided: tuple[str, ...]  # what the rules ask for and the shape does not allow
-    bytes_per_device: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Report:
     dtype: str  # of the leaves on the mesh
     tokenizer: dict[str, Any]
     notes: tuple[str, ...]
-    quant: bits.Bits | None = None  # if it was asked for
+    quant: QuantReport | None = None  # if it was asked for
 
 
 def inspect(
@@ -100,9 +89,9 @@ def inspect(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    bits.known(quant or (), text)
-    sample = None if text is None else bits.read_text(text)
-    mesh = _mesh(mesh_axes) if mesh_axes else None
+    check_kinds(quant or (), text)
+    sample = None if text is None else read_text(text)
+    mesh = abstract_mesh(mesh_axes) if mesh_axes else None
     described = load.describe(*hub.locate_headers(source))
     leaves = _leaves(described, mesh, dtype)
     rows = described.model.config.vocabulary
@@ -118,7 +107,7 @@ def inspect(
         dtype=dtype,
         tokenizer=tokenizer,
         notes=(*_undivided(leaves), *_head_twice(described), *_tokenizer_notes(tokenizer)),
-        quant=None if quant is None else bits.of(described, quant, sample, tell),
+        quant=None if quant is None else quant_report(described, quant, sample, tell),
     )
 
 
@@ -129,9 +118,6 @@ def _tokenizer_of(checkpoint: Path) -> Path:
     with contextlib.suppress(DataError):  # what is missing there is among the facts
         return beside(checkpoint)
     return checkpoint.parent
-
-
-# The model
 
 
 def _model(described: Described) -> dict[str, Any]:
@@ -193,32 +179,16 @@ def _ropes(kinds: Iterable[LayerKind]) -> list[dict[str, Any]]:
     ]
 
 
-# The tree
-
-
-def _mesh(axes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of no devices, which is enough to tell what each would hold."""
-    unknown = [name for name in axes if name not in sharding.AXES]
-    if unknown:
-        raise ValueError(
-            f"mesh axis {unknown[0]!r} is not known: expected {', '.join(sharding.AXES)}"
-        )
-    wrong = [f"{name}={size}" for name, size in axes.items() if size < 1]
-    if wrong:
-        raise ValueError(f"mesh {wrong[0]}: a size of 1 or more was expected")
-    return AbstractMesh(tuple(axes.values()), tuple(axes))
-
-
 def _leaves(described: Described, mesh: AbstractMesh | None, dtype: str) -> tuple[Leaf, ...]:
     pieces = names.by_leaf(described.parts)
-    placed = _placements(described.held(dtype), mesh) if mesh else {}
+    placed = placements(described.held(dtype), mesh) if mesh else {}
     return tuple(
         Leaf(
             path=path,
             stored_as=load.stored_as(described.table, path),
             rows=_rows(pieces[path][0]),
             shape=shape,
-            dtypes=_distinct(_stored_as(described, piece.theirs) for piece in pieces[path]),
+            dtypes=distinct(stored_as(described, piece.theirs) for piece in pieces[path]),
             parameters=math.prod(shape),
             bytes=sum(_piece_bytes(described, piece) for piece in pieces[path]),
             placement=placed.get(path),
@@ -232,7 +202,7 @@ def _rows(piece: names.Piece) -> tuple[int, int] | None:
     return (rows.start, rows.stop) if rows.stop - rows.start < piece.among else None
 
 
-def _stored_as(described: Described, name: str) -> str:
+def stored_as(described: Described, name: str) -> str:
     """A tensor's dtype, or the kind of 4 bits that it is stored in."""
     if name in described.packed:
         return bnb.held_as(described.stored, described.packed[name])
@@ -257,50 +227,6 @@ def _tensors(described: Described, name: str) -> list[TensorInfo]:
     return [stored[each] for each in (name, *beside) if each in stored]
 
 
-def _placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placement]:
-    rules = tree.match(sharding.RULES, held, unused="allow")
-    found = {}
-    shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
-    for path, where in sharding.shardings(shapes, mesh).items():
-        leaf = held[path]
-        axes = _axes(where, leaf.ndim)
-        wanted = zip(leaf.shape, rules[path], axes, strict=False)
-        undivided = [_asked(entry, mesh, size) for size, entry, got in wanted if got is None]
-        found[path] = Placement(
-            axes=axes,
-            undivided=tuple(filter(None, undivided)),
-            bytes_per_device=_device_bytes(leaf, where),
-        )
-    return found
-
-
-def _axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | None, ...]:
-    """The mesh axes that split each dimension of a leaf; if it is quantised, of its weight."""
-    if not is_quantized(where):
-        return (*where.spec, *[None] * (dimensions - len(where.spec)))
-    # Of codes [..., blocks, block, out], either of two may be split: together they are the inputs.
-    *layers, blocks, block, outputs = where.codes.spec
-    return (*layers, blocks or block, outputs)
-
-
-def _device_bytes(leaf: Any, where: Any) -> int:
-    """What a device holds of a leaf's arrays."""
-
-    def bits_of(array: Any, placed: Any) -> int:
-        # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
-        size = math.prod(placed.shard_shape(array.shape))
-        return size * jax.dtypes.itemsize_bits(array.dtype)
-
-    return sum(jax.tree.leaves(jax.tree.map(bits_of, leaf, where))) // 8
-
-
-def _asked(entry: str | tuple | None, mesh: AbstractMesh, size: int) -> str | None:
-    """Why a dimension is left whole, where a rule asks for more: `fsdp=8 does not divide 211`."""
-    names = entry if isinstance(entry, tuple) else (entry,)
-    axes = [f"{name}={mesh.shape[name]}" for name in names if mesh.shape.get(name, 1) > 1]
-    return f"{', '.join(axes)} does not divide {size:,}" if axes else None
-
-
 def _others(described: Described) -> Iterator[Other]:
     """One entry for each of the family's patterns that tensors outside the model match."""
     ours = {piece.theirs for piece in described.parts}
@@ -312,7 +238,7 @@ def _others(described: Described) -> Iterator[Other]:
             yield Other(
                 names=_common(list(found)),
                 tensors=len(found),
-                dtypes=_distinct(_stored_as(described, name) for name in found),
+                dtypes=distinct(stored_as(described, name) for name in found),
                 parameters=sum(map(math.prod, found.values())),
                 bytes=sum(info.nbytes for name in found for info in _tensors(described, name)),
             )
@@ -326,7 +252,7 @@ def _common(found: Sequence[str]) -> str:
     return ".".join(parts if parts == first else [*parts, "*"])
 
 
-def _distinct(kinds: Iterable[str]) -> tuple[str, ...]:
+def distinct(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kinds))
 
 
@@ -370,150 +296,14 @@ def _head_twice(described: Described) -> list[str]:
 def _tokenizer_notes(tokenizer: Mapping[str, Any]) -> Iterator[str]:
     yield from tokenizer["problems"]
     if count := tokenizer["past_the_rows"]:
-        first = [_token(entry) for entry in tokenizer["first_past_the_rows"]]
+        first = [token_text(entry) for entry in tokenizer["first_past_the_rows"]]
         yield (
             f"the tokenizer has {count:,} tokens for which the embedding, of "
             f"{tokenizer['embedding_rows']:,} rows, has none: {few(first, count)}"
         )
 
 
-# At the terminal
-
-
-def table(report: Report, names: bool = False) -> str:
-    """The report as text; with `names`, those that leaves have in the files, in wider lines."""
-    sections = [
-        [f"{report.source}: {report.model['family']}, model_type {report.model['model_type']}"],
-        labelled(_model_lines(report.model)),
-        _tree_lines(report, names),
-        labelled(_total_lines(report)),
-        labelled(_tokenizer_lines(report.tokenizer)),
-        *(bits.sections(report.quant) if report.quant else ()),
-        [line for note in report.notes for line in wrapped("note: ", note)],
-    ]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines)
-
-
-def _model_lines(model: Mapping[str, Any]) -> dict[str, str]:
-    sizes = f"width {model['width']:,}, hidden {model['hidden']:,}, {model['activation']}"
-    heads = f"{model['heads']} heads of {model['head_size']}"
-    if model["kv_heads"] != model["heads"]:
-        heads += f", {model['kv_heads']} for keys and values"
-    norms = [
-        f"RMS, epsilon {model['norm_epsilon']:g}",
-        "1 + scale" if model["norm_offset"] else "",
-        "on queries and keys too" if model["qk_norm"] else "",
-        "after each branch too" if model["post_norms"] else "",
-    ]
-    caps = {"attention": model["attention_softcap"], "logits": model["logit_softcap"]}
-    tied = "the embedding" if model["tied"] else "a matrix of its own"
-    return {
-        "layers": f"{model['layers']}, {sizes}",
-        "attention": f"{heads}; {model['windows']}",
-        "rope": "; ".join(_rope_text(rope, model["head_size"]) for rope in model["ropes"]),
-        "norms": ", ".join(filter(None, norms)),
-        "softcaps": ", ".join(f"{name} {cap:g}" for name, cap in caps.items() if cap),
-        "vocabulary": f"{model['vocabulary']:,}; the head is {tied}",
-        "context": f"{model['context']:,} tokens",
-        "pictures": _pictures_text(model["pictures"]) if model["pictures"] else "",
-    }
-
-
-def _pictures_text(pictures: Mapping[str, Any]) -> str:
-    tower = pictures["tower"]
-    count = (tower["side"] // tower["patch"]) ** 2
-    return (
-        f"{tower['side']} × {tower['side']}, {count:,} tokens each; {tower['layers']} layers, "
-        f"width {tower['width']:,}, hidden {tower['hidden']:,}, {tower['heads']} heads"
-    )
-
-
-def _rope_text(rope: Mapping[str, Any], head_size: int) -> str:
-    text = f"theta {rope['theta']:,.10g}"
-    if rope["scheme"] != "default":
-        text += f", {rope['scheme']}"
-    if rope["rotated"] < head_size:
-        text += f", {rope['rotated']} features of a head"
-    return text if rope["layers"] == "all" else f"{rope['layers']} {text}"
-
-
-def _tree_lines(report: Report, names: bool) -> list[str]:
-    """Leaves and their total, in columns."""
-    last = ("sharding", "per device") if report.mesh else ("stored",)
-    columns = ("leaf", "shape", "dtype", "parameters", *last, *(("stored as",) if names else ()))
-    totals = {
-        "leaf": "total",
-        "parameters": f"{report.totals['parameters']:,}",
-        "stored": size_text(report.totals["bytes"]),
-        "per device": size_text(report.totals.get("bytes_per_device", 0)),
-    }
-    return grid(columns, [*map(_leaf_cells, report.leaves), totals], NUMBERS)
-
-
-def _leaf_cells(leaf: Leaf) -> dict[str, str]:
-    cells = {
-        "leaf": leaf.path,
-        "shape": " × ".join(map(str, leaf.shape)),
-        "dtype": ", ".join(leaf.dtypes),
-        "parameters": f"{leaf.parameters:,}",
-        "stored": size_text(leaf.bytes),
-        "stored as": leaf.stored_as + ("[{}:{}]".format(*leaf.rows) if leaf.rows else ""),
-    }
-    if leaf.placement:
-        split = any(leaf.placement.axes)
-        cells["sharding"] = ", ".join(map(_axis, leaf.placement.axes)) if split else "replicated"
-        cells["per device"] = size_text(leaf.placement.bytes_per_device)
-    return cells
-
-
-def _axis(axis: str | tuple[str, ...] | None) -> str:
-    return "+".join(axis) if isinstance(axis, tuple) else axis or "-"
-
-
-def _total_lines(report: Report) -> dict[str, str]:
-    totals = report.totals
-    ends = "the embedding" if report.model["tied"] else "the embedding and the head"
-    stored, single, half = (
-        size_text(totals[f"bytes{kind}"]) for kind in ("", "_in_float32", "_in_bfloat16")
-    )
-    lines = {
-        "parameters": f"{totals['parameters']:,}: {totals['embedding']:,} in {ends}, "
-        f"{totals['non_embedding']:,} elsewhere",
-        "bytes": f"{stored} as stored, {single} in float32, {half} in bfloat16",
-        "not loaded": "; ".join(
-            f"{other.names} ({other.tensors:,} tensors, {size_text(other.bytes)})"
-            for other in report.others
-        ),
-    }
-    if report.mesh:
-        axes = ", ".join(f"{name}={size}" for name, size in report.mesh.items())
-        dtype = "the stored dtype" if report.dtype == "auto" else report.dtype
-        lines["mesh"] = (
-            f"{axes}: {math.prod(report.mesh.values()):,} devices, each with "
-            f"{size_text(totals['bytes_per_device'])} in {dtype}"
-        )
-    return lines
-
-
-def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> dict[str, str]:
-    if not tokenizer["kind"]:
-        return {}
-    special = {role: entry for role, entry in tokenizer["special"].items() if entry}
-    bos = {True: "added to every text", False: "not added", None: "added or not: no file says"}
-    lines = [
-        f"{role} {_token(entry)}" + (f" ({bos[tokenizer['adds_bos']]})" if role == "bos" else "")
-        for role, entry in special.items()
-    ]
-    return {
-        "tokenizer": f"{tokenizer['kind']} in {tokenizer['file']}, {tokenizer['tokens']:,} tokens",
-        "special": ", ".join(lines),
-        "stops at": ", ".join(map(_token, tokenizer["stops"])),
-        "chat": "has a template" if tokenizer["chat_template"] else "no template",
-        "missing": ", ".join(tokenizer["missing"]),
-    }
-
-
-def _token(entry: Mapping[str, Any]) -> str:
+def token_text(entry: Mapping[str, Any]) -> str:
     token = entry["token"] or "unnamed"
     shown = token if token.isprintable() else repr(token)
     return shown if entry["id"] is None else f"{shown} {entry['id']}"

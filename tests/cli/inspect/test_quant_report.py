@@ -15,10 +15,11 @@ import jaxtune
 from jaxtune import families, quant, tree
 from jaxtune.checkpoint import load
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
-from jaxtune.cli import bits
-from jaxtune.cli.inspect.inspect import inspect, table
+from jaxtune.cli.inspect import quant_measure, quant_report
+from jaxtune.cli.inspect.report import inspect
+from jaxtune.cli.inspect.table import table
 from jaxtune.data.tokenizer import Tokenizer
-from jaxtune.export.distance import SAMPLE, compare
+from jaxtune.export.distance import SAMPLE, distance
 from tests import tiny
 
 LINEAR = 7  # linear maps in a layer
@@ -84,9 +85,9 @@ def rewrite(directory, change):
 
 def test_an_8b_model_takes_what_is_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    shapes = load.leaf_shapes(families.read(tmp_path)[2])
+    shapes = load.leaf_shapes(families.read_config(tmp_path)[2])
     assert sum(map(math.prod, shapes.values())) == 8_030_261_248
-    found = {size.kind: size for size in bits.sizes(shapes)}
+    found = {size.kind: size for size in quant_report.sizes(shapes)}
     assert found["float32"].bytes == 4 * 8_030_261_248
     assert found["bfloat16"].bytes == 2 * 8_030_261_248
     # As published: 30, 8 and 5 GB.
@@ -162,7 +163,7 @@ def test_errors_are_those_of_the_weights(bare, kind):
 
 def test_nf4_error_on_normal_weights_is_the_published_one():
     w = np.float32(np.random.default_rng(0).standard_normal((1024, 1024)))
-    found = bits.error(w, quant.quantize(w, "nf4"))
+    found = quant_measure.error(w, quant.quantize(w, "nf4"))
     # 0.072798 is published; a million draws give it within 0.0001.
     assert found.mean_absolute == pytest.approx(0.072798, abs=0.0005)
 
@@ -236,7 +237,7 @@ NEAR = dict(rel=5e-3)
 @pytest.mark.slow
 def test_predictions_are_those_of_what_is_loaded(base, found):
     exact, [measured] = predicted(base, None), found.measured
-    whole = compare(exact, predicted(base, "nf4-double"))
+    whole = distance(exact, predicted(base, "nf4-double"))
     assert whole.kl > 1e-4
     assert measured.predictions.kl == pytest.approx(whole.kl, **NEAR)
     assert measured.predictions.logits == pytest.approx(whole.logits, **NEAR)
@@ -250,7 +251,7 @@ def test_the_advice_loads_and_gives_what_it_says(base, found):
     [measured] = found.measured
     advice, leaves = measured.advice, {leaf.path: leaf for leaf in measured.leaves}
     exact = predicted(base, None)
-    kl = compare(exact, predicted(base, advice.quant)).kl
+    kl = distance(exact, predicted(base, advice.quant)).kl
     assert advice.predictions.kl == pytest.approx(kl, **NEAR)
     assert kl < measured.predictions.kl
     chosen = quant.kinds(load.describe(base).shapes, advice.quant)
@@ -259,22 +260,22 @@ def test_the_advice_loads_and_gives_what_it_says(base, found):
     best = max(leaves.values(), key=lambda leaf: leaf.kl / leaf.to_keep)
     assert advice.keep[0] == best.path
     alone = predicted(base, [(best.path, "nf4-double"), (".*", None)])
-    assert best.kl == pytest.approx(compare(exact, alone).kl, **NEAR)
+    assert best.kl == pytest.approx(distance(exact, alone).kl, **NEAR)
 
 
 @pytest.mark.slow
 def test_a_text_of_ones_own(base, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("sea and sand: ")
-    bits._apply.clear_cache()
+    quant_measure._apply.clear_cache()
     found = inspect(base, quant=["int4"], text=file)
-    assert bits._apply._cache_size() == 1  # one compilation serves every choice of leaves
+    assert quant_measure._apply._cache_size() == 1  # one compilation serves every choice of leaves
     count = len(Tokenizer.open(base).encode("sea and sand: ")) + 1  # BOS
     assert found.quant.measured[0].predictions.positions == count
     assert found.quant.text == f"{count} tokens of the text"
     assert found.quant.text in " ".join(table(found).split())
     logits = (predicted(base, kind, "sea and sand: ") for kind in (None, "int4"))
-    assert found.quant.measured[0].predictions.kl == pytest.approx(compare(*logits).kl, **NEAR)
+    assert found.quant.measured[0].predictions.kl == pytest.approx(distance(*logits).kl, **NEAR)
 
 
 def test_predictions_are_left_out_without_a_tokenizer(bare):
@@ -290,7 +291,7 @@ def test_predictions_are_left_out_where_the_embedding_lacks_tokens(base):
     described = load.describe(base)
     config = replace(described.model.config, vocabulary=64)
     small = replace(described, model=described.model.clone(config=config))
-    ids, about = bits._tokens(small, None)
+    ids, about = quant_measure.compared_tokens(small, None)
     assert not ids and "ids beyond the embedding's 64 rows" in about
 
 
@@ -322,14 +323,14 @@ def test_kept_leaves_are_few_and_worth_it():
     """The best by bytes, and a second one that comes near it; whatever the rest."""
 
     def leaf(path, kl, to_keep):
-        return bits.Leaf(path, 4.5, 0.1, 0.1, (0.1,), to_keep, kl)
+        return quant_report.Leaf(path, 4.5, 0.1, 0.1, (0.1,), to_keep, kl)
 
     leaves = [leaf("a", 5.0, 100), leaf("b", 2.0, 10), leaf("c", 1.1, 10), leaf("d", 3.9, 20)]
     asked = []
-    advice = bits._advice(leaves, "nf4", asked.append)
+    advice = quant_measure._advice(leaves, "nf4", asked.append)
     assert advice.keep == ("b", "d") and advice.bytes == 30
     assert asked == [["a", "c"]]
     assert advice.quant[:2] == (("b", None), ("d", None))
-    assert bits._advice(leaves[:3:2], "nf4", asked.append).keep == ("c",)
+    assert quant_measure._advice(leaves[:3:2], "nf4", asked.append).keep == ("c",)
     found = tree.match(advice.quant[:2] + advice.quant[3:], ["b", "d", "embed/w"])
     assert found == {"b": None, "d": None, "embed/w": None}
