@@ -1,5 +1,6 @@
-"""The README's first lines work as typed, and its file tree is the one there is."""
+"""The README's first lines work as typed, and the docs' file tree and glossary are true."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import jaxtune
 from jaxtune import families
 from jaxtune.config import load as schema
+from tests.test_imports import LAYERS
 from tests.training.test_step import padded, texts
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,8 @@ def test_every_family_is_in_the_table(model_type):
 
 
 def test_the_file_tree_is_true():
-    text = next(block for block in blocks("") if "launch.py" in block)
+    fenced = (ROOT / "docs" / "architecture.md").read_text().split("```")[1::2]
+    text = next(block for block in fenced if "launch.py" in block)
     named, parents = set(), []
     for indent, name in re.findall(r"^( *)([\w./]+)", text, re.MULTILINE):
         parents = [*parents[: len(indent) // 2], name.rstrip("/")]
@@ -73,5 +76,21 @@ def test_the_file_tree_is_true():
     assert {name for name in named if not (root / name).exists()} == set()
     # Families have a line together, and tests and benchmarks too.
     modules = {str(path.relative_to(root)) for path in (root / "jaxtune").rglob("*.py")}
-    listed = {name for name in modules if "families/" not in name and "__init__" not in name}
+    families = {"jaxtune/families/" + name for name in os.listdir(root / "jaxtune/families")}
+    listed = {name for name in modules - families if "__init__" not in name}
     assert listed - named == set()
+
+
+def test_the_glossary_is_short_and_defines_no_term_twice():
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| (.+) \|$", text, re.MULTILINE)
+    terms = [term for names, _ in rows for term in names.split(", ")]
+    assert 0 < len(rows) <= 25 and len(set(terms)) == len(terms)
+    paths = re.findall(r"`(jaxtune/[\w/.]+)`", text)
+    assert paths and all((ROOT / path).exists() for path in paths)
+
+
+def test_the_docs_name_the_layers_in_their_order():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", text, re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", names)) for _, names in rows] == list(LAYERS)

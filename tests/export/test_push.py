@@ -180,7 +180,7 @@ def test_a_run_that_is_stopped_waits_a_little(begin, server, tmp_path):
     server.troubles.append(Trouble("/commit/", 1, status=503, seconds=0.2))
     with (
         pytest.raises(RuntimeError),
-        pushing(config.hub, Workdir(tmp_path / "run", "", "x", ()), Said(), True) as pushes,
+        pushing(config, Workdir(tmp_path / "run", "", "x", ()), Said(), True) as pushes,
     ):
         save(pushes, 1)
         raise RuntimeError
