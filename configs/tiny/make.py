@@ -23,7 +23,7 @@ from sentencepiece import SentencePieceTrainer
 
 import jaxtune
 from jaxtune import families
-from jaxtune.data.examples import Prompt, Template
+from jaxtune.data.examples import RowEncoder, Template
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
@@ -156,10 +156,12 @@ def write_corpus(file: Path, documents: int, seed: int) -> Path:
 def trained(start: Path, text: Path, lr: float, seed: int):
     """The model and its variables after one pass over the text."""
     model, variables = jaxtune.load(start)
-    prompt = Prompt(Tokenizer.open(start), Template("", "{text}"), LENGTH, too_long="cut_suffix")
+    encoder = RowEncoder(
+        Tokenizer.open(start), Template("", "{text}"), LENGTH, too_long="cut_suffix"
+    )
     source = open_source(text)
-    rows = survey(source, prompt)
-    loader = Loader(source, prompt, rows, batch=LINES, packing=True, seed=seed)
+    rows = survey(source, encoder)
+    loader = Loader(source, encoder, rows, batch=LINES, packing=True, seed=seed)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(f"{count:,} parameters; {rows.tokens:,} tokens in {loader.steps:,} steps", flush=True)
     numbers = dict(lr=lr, weight_decay=0.1, b2=0.95, clip_norm=1.0, warmup_steps=100)

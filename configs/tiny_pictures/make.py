@@ -27,7 +27,7 @@ from sentencepiece import SentencePieceTrainer
 import jaxtune
 from jaxtune import families
 from jaxtune.data.batches import Batch, collate
-from jaxtune.data.examples import Example, Prompt, Template
+from jaxtune.data.examples import Example, RowEncoder, Template
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.models.paligemma import PaliGemma
 
@@ -154,14 +154,13 @@ def trained(model: PaliGemma, variables: dict, tokens: Tokenizer, chosen) -> dic
 def batches(model: PaliGemma, tokens: Tokenizer, seed: int) -> Iterator[Batch]:
     """Pictures with something said of each, without end."""
     rng = random.Random(f"pictures {seed}")
-    prompt = Prompt(tokens, Template("{prefix}\n", "{suffix}"), LENGTH, full_prefix=True)
+    encoder = RowEncoder(tokens, Template("{prefix}\n", "{suffix}"), LENGTH, full_prefix=True)
     while True:
         shown = [scenes.scene(rng) for _ in range(ROWS)]
-        rows = [
-            [with_picture(model, prompt(dict(zip(("prefix", "suffix"), said, strict=True)), "row"))]
-            for said in (scenes.saying(rng, each) for each in shown)
-        ]
-        batch = collate(rows, shape=(ROWS, LENGTH, SCORED), full_prefix=True)
+        said = (scenes.saying(rng, each) for each in shown)
+        rows = (dict(zip(("prefix", "suffix"), each, strict=True)) for each in said)
+        lines = [[with_picture(model, encoder(row, "row"))] for row in rows]
+        batch = collate(lines, shape=(ROWS, LENGTH, SCORED), full_prefix=True)
         yield batch.replace(images=np.stack([seen(model, each) for each in shown])[:, None])
 
 

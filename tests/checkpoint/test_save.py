@@ -250,13 +250,14 @@ def test_processes_succeed_and_fail_together(pair, tmp_path):
         from pathlib import Path
         import jaxtune
         from jaxtune import sharding
+        from jaxtune.checkpoint.formats.tensors import CheckpointError
         mesh = sharding.make_mesh({{"fsdp": 2}})
         model, variables = jaxtune.load({str(pair("qwen3-wide-heads").directory)!r}, mesh=mesh)
 
         def attempt(what, model, variables):
             try:
                 target = jaxtune.save_merged(model, variables, Path({str(tmp_path)!r}) / what)
-            except jaxtune.checkpoint.files.CheckpointError as error:
+            except CheckpointError as error:
                 print("refused:", error)
             else:
                 print("complete:", sorted(file.name for file in target.iterdir()))

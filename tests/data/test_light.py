@@ -34,14 +34,14 @@ import sys
 from pathlib import Path
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
-from jaxtune.data.examples import Prompt, columns
+from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import survey
 from jaxtune.data.tokenizer import Tokenizer
 
 source, tokenizer = open_source(sys.argv[1]), Tokenizer.open(Path(sys.argv[2]))
 for pictures in (None, Pictures(8, 6, 9999)):
-    prompt = Prompt(tokenizer, columns(), 64, pictures=pictures)
+    prompt = RowEncoder(tokenizer, columns(), 64, pictures=pictures)
     loader = Loader(source, prompt, survey(source, prompt), batch=1, workers=0)
     if pictures is None:
         next(loader)
