@@ -29,7 +29,7 @@ from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.workdir.directory import begun, locked
+from jaxtune.workdir.directory import begun, locked_directory
 
 LESS = "tuned less base"
 EVAL = "eval"  # where answers lie, and what came of each evaluation
@@ -88,7 +88,7 @@ def compare(
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
     about = _about(config.model, config.generate, config.seed, config.data.task, asked)
-    with locked(workdir / EVAL, "eval"):
+    with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: held-out loss")
             loader = assembly.evaluating(rows, placer.share)

@@ -48,7 +48,7 @@ def write(
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
     target = Path(directory).expanduser()
-    file = place(target)
+    file = card_file(target)
     known = CardBase.of(config.model.path, base)
     subject = CardSubject(target, name or target.name, Path(workdir), config, kind, known)
     if edited(file) or subject.report.get("adapter"):
@@ -62,7 +62,7 @@ def write(
     return file
 
 
-def place(target: Path) -> Path:
+def card_file(target: Path) -> Path:
     """Where the card of an exported directory or .npz file is."""
     return target.with_suffix(".md") if target.suffix == ".npz" else target / README
 
@@ -78,7 +78,7 @@ def edited(file: Path) -> bool:
 
 def carry(old: str | os.PathLike, new: str | os.PathLike) -> bool:
     """Copy somebody's own card to the directory that is about to replace the one it lies in."""
-    mine, yours = place(Path(old).expanduser()), place(Path(new).expanduser())
+    mine, yours = card_file(Path(old).expanduser()), card_file(Path(new).expanduser())
     if mine.name != README or not edited(mine):  # that of a file lies beside it, and stays
         return False
     shutil.copyfile(mine, yours)

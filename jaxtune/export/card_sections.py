@@ -202,13 +202,9 @@ def _counts(survey: Path) -> str:
 
 def _settings(config: Config) -> list[str]:
     """Those that are not the defaults and have a part in what came out."""
-    values = {
-        each.key: each.value for each in SCHEMA.settings(resolved(config), "")
-    }
+    values = {each.key: each.value for each in SCHEMA.settings(resolved(config), "")}
     given = [
-        key
-        for key in SCHEMA.given(config, *FIELDS)
-        if key not in TOLD and not key.startswith(FREE)
+        key for key in SCHEMA.given(config, *FIELDS) if key not in TOLD and not key.startswith(FREE)
     ]
     rows = [[as_code(key), as_code(_setting(key, values[key]))] for key in given]
     told = "What differs from the defaults; the whole is the run's `config.json`."

@@ -18,9 +18,16 @@ from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.checkpoint.save import INTO, stored_at
 from jaxtune.display.progress import Progress
 from jaxtune.export import merging, reference, verify
-from jaxtune.export.places import Wanted
+from jaxtune.export.targets import Wanted
 from jaxtune.export.tuned import Tuned
-from jaxtune.export.verify import LIMITS, Comparison, Rows, Seen, compared, observed
+from jaxtune.export.verify import (
+    LIMITS,
+    Comparison,
+    ComparisonRows,
+    ModelOutputs,
+    compared,
+    observed,
+)
 from jaxtune.models.paligemma import Model
 
 # Nats that merging may move predictions by. Rounding to 16 bits takes hundredths; into the original
@@ -32,14 +39,14 @@ MOVED = {None: 0.1, "dequantised": 0.1, "original": 1.0}
 class Check:
     """What the written files should do, and what loads them."""
 
-    expected: Seen
+    expected: ModelOutputs
     limit: float
     load: Callable[[], tuple[Model, dict]]
     merging: dict[str, Comparison] = field(default_factory=dict)  # what it changed, by its base
     problem: str = ""
 
 
-def rows(assembly: Assembly, progress: Progress) -> Rows | None:
+def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
     """Held-out rows, or else rows to train on; None where the config's cannot be read here."""
     try:
         encoder, (train, held_out) = assembly.encoder, assembly.sources
@@ -52,7 +59,7 @@ def rows(assembly: Assembly, progress: Progress) -> Rows | None:
         return None
 
 
-def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> Check:
+def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
     """An adapter alone; it is to do on the base what it does in memory."""
     model, limit = tuned.model, LIMITS[compute_of(tuned.model)]
     expected = observed(model, tuned.variables, rows)
@@ -66,7 +73,7 @@ def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> Che
     return Check(expected, limit, lambda: (model, _laid(load_adapter(model, base, staged), places)))
 
 
-def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows) -> Check:
+def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
     """The whole model; it is to do what the weights do that were merged and rounded in memory."""
     model, compute = tuned.model, compute_of(tuned.model)
     limit = LIMITS[compute]
@@ -120,7 +127,7 @@ def _laid(variables: dict, places: dict) -> dict:
     return variables
 
 
-def verify_files(check: Check, rows: Rows) -> tuple[str, Comparison | None]:
+def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | None]:
     """What is wrong with the files, if anything is, and how far they are from what was expected."""
     try:
         found = compared(check.expected, observed(*check.load(), rows), check.limit)
@@ -134,7 +141,7 @@ def _too_far(found: Comparison) -> str:
 
 
 def compare_outside(
-    tuned: Tuned, wanted: Wanted, staged: Path, rows: Rows
+    tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows
 ) -> tuple[str, dict | None]:
     """The files under transformers and PEFT, beside the same files here, in float32."""
     directory = staged if wanted.merged else tuned.assembly.checkpoint

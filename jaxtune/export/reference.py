@@ -17,7 +17,7 @@ import numpy as np
 from jaxtune.data.batches import collate
 from jaxtune.data.examples import Example
 from jaxtune.decoding.requests import Completion
-from jaxtune.export.verify import Rows, Seen
+from jaxtune.export.verify import ComparisonRows, ModelOutputs
 
 NEEDED = ("torch", "transformers", "peft")
 
@@ -36,8 +36,12 @@ def check(target: Path | None) -> None:
 
 
 def observed(
-    model: Path, adapter: Path | None, pictured: bool, rows: Rows, answers: Sequence[Completion]
-) -> Seen:
+    model: Path,
+    adapter: Path | None,
+    pictured: bool,
+    rows: ComparisonRows,
+    answers: Sequence[Completion],
+) -> ModelOutputs:
     """What transformers makes of rows, and with which tokens it would have gone on in answers."""
     said = _answered(rows, answers)
     asked = {"rows": rows, "answers": said}
@@ -55,10 +59,10 @@ def observed(
         Completion(each[inside].argmax(axis=-1).tolist(), each[inside].max(axis=-1).tolist(), False)
         for each, inside in zip(logits, said.counted, strict=True)
     ]
-    return Seen(found["rows"][rows.counted], gone_on)
+    return ModelOutputs(found["rows"][rows.counted], gone_on)
 
 
-def _answered(rows: Rows, answers: Sequence[Completion]) -> Rows:
+def _answered(rows: ComparisonRows, answers: Sequence[Completion]) -> ComparisonRows:
     """Prompts with their answers: what foretells each of an answer's tokens is looked at."""
     whole = [
         (np.int32([*p, *a.tokens]), len(p)) for p, a in zip(rows.prompts, answers, strict=True)
@@ -75,7 +79,7 @@ def _answered(rows: Rows, answers: Sequence[Completion]) -> Rows:
     return replace(rows, batch=batch, prompts=[])
 
 
-def _arrays(rows: Rows) -> dict[str, np.ndarray]:
+def _arrays(rows: ComparisonRows) -> dict[str, np.ndarray]:
     batch = rows.batch
     found = {"tokens": batch.tokens, "valid": batch.valid, "where": batch.where}
     if batch.causal is not None:

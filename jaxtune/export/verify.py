@@ -35,7 +35,7 @@ LENGTH = 256  # tokens of a row, beside those of its pictures
 
 
 @dataclass(frozen=True)
-class Rows:
+class ComparisonRows:
     """What two models are asked: their logits at some places, and their answers to prompts."""
 
     batch: Batch  # the rows padded side by side; what it scores are the places compared
@@ -52,7 +52,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelOutputs:
     """What a model makes of rows."""
 
     logits: np.ndarray  # float32[N, V]
@@ -95,7 +95,7 @@ class Comparison:
 
 def rows(
     source: Source, encoder: RowEncoder, model: Model, about: str, new: int, count: int = 8
-) -> Rows:
+) -> ComparisonRows:
     """The first rows of a source that can be used, cut where they are long."""
     new = min(new, NEW, model.config.context // 2)
     found: list[Example] = []
@@ -116,7 +116,7 @@ def rows(
     return replace(given, images=seen, stops=encoder.tokenizer.stops)
 
 
-def random_rows(model: Model, count: int = 4, length: int = 32, new: int = 16) -> Rows:
+def random_rows(model: Model, count: int = 4, length: int = 32, new: int = 16) -> ComparisonRows:
     """Tokens by chance, and pictures if the model sees any, where a config has no rows to offer."""
     random = np.random.default_rng(0)
     length = min(length, model.config.context - new)
@@ -148,7 +148,7 @@ def _cut(example: Example, longest: int) -> Example:
     return replace(example, tokens=tokens, scored=scored, causal=causal)
 
 
-def _gathered(examples: Sequence[Example], about: str, new: int) -> Rows:
+def _gathered(examples: Sequence[Example], about: str, new: int) -> ComparisonRows:
     """Rows side by side, padded behind."""
     batch = collate(
         [[_thinned(each)] for each in examples],
@@ -156,7 +156,7 @@ def _gathered(examples: Sequence[Example], about: str, new: int) -> Rows:
         full_prefix=examples[0].causal is not None,
     )
     prompts = [each.tokens[: np.argmax(each.scored)].tolist() for each in examples]
-    return Rows(batch, prompts, None, about, new)
+    return ComparisonRows(batch, prompts, None, about, new)
 
 
 def _thinned(example: Example) -> Example:
@@ -166,7 +166,7 @@ def _thinned(example: Example) -> Example:
     return replace(example, scored=np.isin(np.arange(len(example.tokens)), places))
 
 
-def observed(model: Model, variables: Mapping, given: Rows) -> Seen:
+def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOutputs:
     """A model's logits at the rows' places, and its likeliest answers to their prompts."""
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = given.batch
@@ -175,7 +175,7 @@ def observed(model: Model, variables: Mapping, given: Rows) -> Seen:
     answers = completions(
         model, variables, given.prompts, given.new, images=given.images, stops=given.stops
     )
-    return Seen(logits[given.counted], answers)
+    return ModelOutputs(logits[given.counted], answers)
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S, 3]
@@ -193,7 +193,9 @@ def _logits(
     return forward.logits(model, variables, hidden)
 
 
-def before_switch(model: Model, given: Rows, answers: Sequence[Completion]) -> list[Completion]:
+def before_switch(
+    model: Model, given: ComparisonRows, answers: Sequence[Completion]
+) -> list[Completion]:
     """Answers up to where the angles of all tokens change, so that one pass gives them again."""
     most = [requests.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
@@ -202,7 +204,7 @@ def before_switch(model: Model, given: Rows, answers: Sequence[Completion]) -> l
     ]
 
 
-def compared(expected: Seen, found: Seen, limit: float) -> Comparison:
+def compared(expected: ModelOutputs, found: ModelOutputs, limit: float) -> Comparison:
     """How far one model is from another; logits that are no numbers are an error."""
     apart = distance(expected.logits, found.logits)
     nats = 2 * limit * float(expected.logits.std())

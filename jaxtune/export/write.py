@@ -21,16 +21,6 @@ from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.export import card, reference, verify
 from jaxtune.export.card_facts import CURVE, README
-from jaxtune.export.places import (
-    Wanted,
-    beside,
-    default_name,
-    free_name,
-    give_name,
-    is_there,
-    refuse_what_is_there,
-    report_file,
-)
 from jaxtune.export.prove import (
     Check,
     check_adapter,
@@ -40,10 +30,20 @@ from jaxtune.export.prove import (
     rows,
     verify_files,
 )
+from jaxtune.export.targets import (
+    Wanted,
+    beside,
+    default_name,
+    free_name,
+    give_name,
+    is_there,
+    refuse_what_is_there,
+    report_file,
+)
 from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
-from jaxtune.export.verify import Comparison, Rows
+from jaxtune.export.verify import Comparison, ComparisonRows
 from jaxtune.files import write_json
-from jaxtune.workdir.directory import begun, locked
+from jaxtune.workdir.directory import begun, locked_directory
 
 
 class Unverified(ValueError):
@@ -97,7 +97,7 @@ def export(
     )
     wanted = replace(wanted, there=to is None and not overwrite and is_there(wanted, number))
     refuse_what_is_there(wanted)
-    with locked(workdir / "export", "export"):
+    with locked_directory(workdir / "export", "export"):
         assembly = Assembly.of(config, begun(workdir))
         given = rows(assembly, progress)
         progress.draw(f"reading the weights of {config.model.path}")
@@ -108,10 +108,12 @@ def export(
             tuned.workdir = workdir
         if wanted.merged and merged is None:
             wanted = replace(wanted, dtype=tuned.dtype)
-        return written(tuned, wanted, given or verify.random_rows(tuned.model), progress)
+        return write_verified(tuned, wanted, given or verify.random_rows(tuned.model), progress)
 
 
-def written(tuned: Tuned, wanted: Wanted, rows: Rows, progress: Progress) -> Exported:
+def write_verified(
+    tuned: Tuned, wanted: Wanted, rows: ComparisonRows, progress: Progress
+) -> Exported:
     """Write, load afresh, compare, and only then give the final name."""
     staged = wanted.target if wanted.there else beside(wanted.target, "unverified")
     progress.draw(f"writing {wanted.target}")
@@ -135,7 +137,7 @@ def written(tuned: Tuned, wanted: Wanted, rows: Rows, progress: Progress) -> Exp
     if staged != wanted.target or problem:
         give_name(staged, final, wanted)
     if not problem:
-        described(tuned, wanted)
+        write_card(tuned, wanted)
     for line in _lines(report, found, check, final):
         progress.say(line)
     return Exported(final, report, problem)
@@ -158,7 +160,7 @@ def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
     )
 
 
-def described(tuned: Tuned, wanted: Wanted) -> None:
+def write_card(tuned: Tuned, wanted: Wanted) -> None:
     """Write the card of what a run of this config tuned."""
     if tuned.workdir is None or jax.process_index():
         return
@@ -168,7 +170,7 @@ def described(tuned: Tuned, wanted: Wanted) -> None:
     card.write(wanted.target, tuned.workdir, tuned.assembly.config, kind=kind, base=base)
 
 
-def _about(tuned: Tuned, wanted: Wanted, rows: Rows) -> dict[str, Any]:
+def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows) -> dict[str, Any]:
     given = tuned.assembly.config.model
     return {
         "jaxtune": jaxtune.__version__,

@@ -22,15 +22,15 @@ from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
 from jaxtune.export import verify
-from jaxtune.export.places import Wanted
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
+from jaxtune.export.targets import Wanted
 from jaxtune.export.tuned import Tuned
-from jaxtune.export.write import Exported, described, save, written
+from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
 from jaxtune.runs.loop import Run, RunError, Tally
 from jaxtune.training.step import TrainState
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import Workdir, held
+from jaxtune.workdir.directory import Workdir, run_directory
 from jaxtune.workdir.journal import journal
 
 
@@ -58,7 +58,7 @@ def fit(
     if first:
         sign_in(config.hub, workdir)
     with (
-        held(workdir, settings, accept_changes=accept_changes) as directory,
+        run_directory(workdir, settings, accept_changes=accept_changes) as directory,
         pushing(config.hub, directory, progress, first) as pushes,
         _prepared(config, directory, progress, pushes) as run,
         journal(directory, config.log, settings, run.done, first) as log,
@@ -196,11 +196,11 @@ def _delivered(
     if jax.process_count() > 1:
         progress.say("not verified, as several processes hold the model: the export command does")
         save(tuned, wanted, target)
-        described(tuned, wanted)
+        write_card(tuned, wanted)
         return Exported(target, {})
     new = tuned.assembly.config.generate.max_new_tokens  # as in evaluations: it is the same program
     rows = verify.rows(compared.source, compared.encoder, tuned.model, "the first rows", new)
-    return written(tuned, wanted, rows, progress)
+    return write_verified(tuned, wanted, rows, progress)
 
 
 def _tell(progress: Progress, lines: list[str]) -> None:

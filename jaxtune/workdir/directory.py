@@ -41,7 +41,7 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
+def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
     """A directory, made, that one at a time is at work in; others of it do not `take` it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def locked(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(
+def run_directory(
     path: Path, settings: Mapping[str, Any], *, accept_changes: bool = False
 ) -> Iterator[Workdir]:
     """A directory for the run of a resolved config: made, or gone on with if it holds that run."""
     path = path.expanduser()
-    with locked(path, "run", take=jax.process_index() == 0):
+    with locked_directory(path, "run", take=jax.process_index() == 0):
         changes = _changes(path, settings)
         told = [line for line in changes if not line.startswith(FREE)]
         if told and not accept_changes:

@@ -13,7 +13,7 @@ from jaxtune.evaluation import compare, held_out
 from jaxtune.metrics import Prediction
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
-from jaxtune.workdir.directory import WorkdirError, locked
+from jaxtune.workdir.directory import WorkdirError, locked_directory
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,9 @@ def test_in_the_hubs_cache_the_content_is_the_name(tmp_path):
 def test_one_evaluation_at_a_time(base, rows, tmp_path):
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
-    with locked(tmp_path / "eval", "eval"), pytest.raises(WorkdirError, match="another eval is at"):
+    with (
+        locked_directory(tmp_path / "eval", "eval"),
+        pytest.raises(WorkdirError, match="another eval is at"),
+    ):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
     assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]

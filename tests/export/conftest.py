@@ -8,7 +8,7 @@ import pytest
 
 import jaxtune
 from jaxtune.export import verify
-from jaxtune.export.places import Wanted
+from jaxtune.export.targets import Wanted
 from tests.export.cards import SUMMARY, exported, judged
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from jaxtune.display.progress import Quiet
 from jaxtune.export import reference, verify
-from jaxtune.export.places import Wanted
-from jaxtune.export.write import written
+from jaxtune.export.targets import Wanted
+from jaxtune.export.write import write_verified
 from tests import pictured
 from tests.export.exports import FLOAT32, names, tuned
 from tests.reference import CASES
@@ -15,7 +15,7 @@ from tests.reference import CASES
 
 @pytest.mark.slow
 def test_a_merged_model_is_what_rounding_makes_of_it(base, given, merged, record_property):
-    found = written(tuned(base), merged, given, Quiet())
+    found = write_verified(tuned(base), merged, given, Quiet())
     assert found.report["comparison"]["logits"] <= FLOAT32
     (moved,) = found.report["merging"].values()
     # 11 bits: a weight's rounding is 5e-4 at most, and a logit is made with thousands.
@@ -29,7 +29,7 @@ def test_both_ways_to_merge_onto_a_quantised_base_are_measured(quant, base, give
     for into in ("original", "dequantised"):
         wanted = Wanted(tmp_path / into, merged=True, dtype="float32", into=into)
         run = tuned(base, model={"path": str(base), "quant": quant})
-        found = written(run, wanted, given, Quiet())
+        found = write_verified(run, wanted, given, Quiet())
         found.check()
         moved = found.report["merging"]
         assert moved.keys() == {"original", "dequantised"}
@@ -45,7 +45,7 @@ def test_both_ways_to_merge_onto_a_quantised_base_are_measured(quant, base, give
 )
 def test_every_kind_of_adapter(changes, base, given, adapter, here):
     run = tuned(base, trainable=changes)
-    found = written(run, replace(adapter, outside=True), given, Quiet())
+    found = write_verified(run, replace(adapter, outside=True), given, Quiet())
     found.check()
     assert found.report["reference"]["logits"] <= FLOAT32
 
@@ -62,7 +62,7 @@ def check_outside(run, rows, place, record_property):
         Wanted(place / "adapter", outside=True),
         Wanted(place / "merged", merged=True, dtype="float16", outside=True),
     ):
-        found = written(run, wanted, rows, Quiet())
+        found = write_verified(run, wanted, rows, Quiet())
         found.check()
         record_property(wanted.target.name, found.report["reference"]["logits"])
 
@@ -92,7 +92,7 @@ def test_paligemma_as_npz(tmp_path, monkeypatch):
     run = tuned(tmp_path / "base")
     rows = verify.random_rows(run.model, count=2, length=12, new=4)
     wanted = Wanted(tmp_path / "tuned.npz", merged=True, dtype="float32")
-    found = written(run, wanted, rows, Quiet())
+    found = write_verified(run, wanted, rows, Quiet())
     found.check()
     assert names(tmp_path) == ["base", "tuned.export.json", "tuned.npz"]
     assert [*found.report["files"]] == ["tuned.npz"]

@@ -6,13 +6,13 @@ import pytest
 
 from jaxtune.display.progress import Quiet
 from jaxtune.export import reference
-from jaxtune.export.write import written
+from jaxtune.export.write import write_verified
 from tests.export.exports import FLOAT32, tuned
 
 
 @pytest.mark.slow
 def test_another_process_runs_transformers(base, given, adapter):
-    found = written(tuned(base), replace(adapter, outside=True), given, Quiet())
+    found = write_verified(tuned(base), replace(adapter, outside=True), given, Quiet())
     assert found.report["reference"]["logits"] <= FLOAT32
     assert found.report["reference"]["alike"] == 2
 

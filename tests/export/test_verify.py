@@ -12,7 +12,7 @@ from jaxtune.config import load as configs
 from jaxtune.data.examples import Example
 from jaxtune.decoding.requests import Completion
 from jaxtune.export import verify
-from jaxtune.export.verify import LIMITS, PLACES, Seen, compared, observed
+from jaxtune.export.verify import LIMITS, PLACES, ModelOutputs, compared, observed
 from tests.export.exports import tuned
 
 
@@ -70,8 +70,8 @@ def test_logits_that_are_no_numbers_are_an_error(seen):
 @pytest.mark.parametrize("chance, ties", [(-1.0, 1), (-1.5, 0)])
 def test_answers_may_part_where_two_tokens_are_as_likely(chance, ties):
     logits = np.array([[0.0, 1.0, 2.0]], np.float32)
-    ours = Seen(logits, [Completion([5, 6, 7], [-0.1, -1.0, -0.1], True)])
-    theirs = Seen(logits, [Completion([5, 8, 9], [-0.1, chance, -0.2], True)])
+    ours = ModelOutputs(logits, [Completion([5, 6, 7], [-0.1, -1.0, -0.1], True)])
+    theirs = ModelOutputs(logits, [Completion([5, 8, 9], [-0.1, chance, -0.2], True)])
     found = compared(ours, theirs, 1e-4)
     assert (found.alike, found.ties, found.kept) == (0, ties, bool(ties))
 

@@ -10,7 +10,7 @@ import jaxtune
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.display.progress import Quiet
 from jaxtune.export import write
-from jaxtune.export.write import Unverified, written
+from jaxtune.export.write import Unverified, write_verified
 from tests.export.exports import ADAPTER, FLOAT32, MERGED, alpha, names, tuned
 
 
@@ -18,7 +18,7 @@ def test_an_adapter_and_what_was_measured(base, given, adapter, tmp_path):
     said = []
     progress = Quiet()
     progress.say = said.append
-    found = written(tuned(base), adapter, given, progress)
+    found = write_verified(tuned(base), adapter, given, progress)
     found.check()
     assert names(tmp_path) == ["adapter"] and found.path == adapter.target
     report = json.loads((adapter.target / "export.json").read_text())
@@ -45,7 +45,7 @@ def sabotaged(monkeypatch, damage):
 @pytest.mark.parametrize("damage", ADAPTER)
 def test_a_damaged_adapter_is_found_out(damage, base, given, adapter, tmp_path, monkeypatch):
     sabotaged(monkeypatch, ADAPTER[damage])
-    found = written(tuned(base), adapter, given, Quiet())
+    found = write_verified(tuned(base), adapter, given, Quiet())
     assert found.problem and not found.report["kept"]
     assert names(tmp_path) == ["adapter.failed"]
     assert json.loads((found.path / "export.json").read_text())["problem"] == found.problem
@@ -57,14 +57,14 @@ def test_a_damaged_adapter_is_found_out(damage, base, given, adapter, tmp_path, 
 @pytest.mark.parametrize("damage", MERGED)
 def test_a_damaged_model_is_found_out(damage, base, given, merged, tmp_path, monkeypatch):
     sabotaged(monkeypatch, MERGED[damage])
-    found = written(tuned(base), merged, given, Quiet())
+    found = write_verified(tuned(base), merged, given, Quiet())
     assert found.problem and names(tmp_path) == ["merged.failed"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ADAPTER)
 def test_an_adapter_damaged_later_is_refused(damage, base, given, adapter):
-    written(tuned(base), adapter, given, Quiet()).check()
+    write_verified(tuned(base), adapter, given, Quiet()).check()
     model, variables = jaxtune.load(base)
     jaxtune.load_adapter(model, variables, adapter.target)
     ADAPTER[damage](adapter.target)
@@ -74,11 +74,11 @@ def test_an_adapter_damaged_later_is_refused(damage, base, given, adapter):
 
 @pytest.mark.slow
 def test_what_fails_leaves_what_is_there(base, given, adapter, tmp_path, monkeypatch):
-    written(tuned(base), adapter, given, Quiet()).check()
+    write_verified(tuned(base), adapter, given, Quiet()).check()
     before = (adapter.target / "adapter_model.safetensors").read_bytes()
     sabotaged(monkeypatch, alpha)
     again = replace(adapter, overwrite=True)
-    assert [written(tuned(base), again, given, Quiet()).path.name for _ in range(2)] == [
+    assert [write_verified(tuned(base), again, given, Quiet()).path.name for _ in range(2)] == [
         "adapter.failed", "adapter.failed-2",
     ]  # fmt: skip
     assert (adapter.target / "adapter_model.safetensors").read_bytes() == before
@@ -90,11 +90,11 @@ def test_a_full_disk_and_what_a_killed_process_left(base, given, adapter, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(write, "save", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"1"))
         with pytest.raises(OSError, match="No space left"):
-            written(tuned(base), adapter, given, Quiet())
+            write_verified(tuned(base), adapter, given, Quiet())
     assert names(tmp_path) == []
     jaxtune.save_adapter(tuned(base).variables, tmp_path / "adapter.unverified", base)
     (tmp_path / "adapter.unverified/adapter_model.safetensors").write_bytes(b"half")
-    written(tuned(base), adapter, given, Quiet()).check()
+    write_verified(tuned(base), adapter, given, Quiet()).check()
     assert names(tmp_path) == ["adapter"]
 
 
@@ -108,7 +108,7 @@ def test_a_kill_while_verifying_leaves_no_final_name(base, given, adapter, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(write, "verify_files", killed)
         with pytest.raises(Killed):
-            written(tuned(base), adapter, given, Quiet())
+            write_verified(tuned(base), adapter, given, Quiet())
     assert names(tmp_path) == ["adapter.unverified"]
-    written(tuned(base), adapter, given, Quiet()).check()
+    write_verified(tuned(base), adapter, given, Quiet()).check()
     assert names(tmp_path) == ["adapter"]

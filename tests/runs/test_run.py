@@ -19,7 +19,7 @@ from jaxtune.display.progress import Quiet
 from jaxtune.runs.loop import Run, RunError, Stopped
 from jaxtune.runs.run import fit
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import WorkdirError, held
+from jaxtune.workdir.directory import WorkdirError, run_directory
 from tests import devices
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_another_config_is_refused_unless_told(make, whole, tmp_path):
 
 def test_one_run_at_a_time(make, tmp_path):
     with (
-        held(tmp_path, configs.resolved(make())),
+        run_directory(tmp_path, configs.resolved(make())),
         pytest.raises(WorkdirError, match="another run is at work"),
     ):
         fit(make(), tmp_path, progress=Quiet())

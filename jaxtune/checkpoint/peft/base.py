@@ -86,12 +86,12 @@ class Base:
         """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
         if not self.stored.tensors:
             return  # a model made from a bare config.json: there is nothing to stand on
-        place = self.place(sample.path, sample.layer)
+        place = self.piece_of(sample.path, sample.layer)
         first = one_layer(started[sample.path], sample.layer) if started else None
         if not self._holds(place, weight, first):
             raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
 
-    def place(self, path: str, layer: int | None) -> Piece:
+    def piece_of(self, path: str, layer: int | None) -> Piece:
         """Where the checkpoint holds a layer of one of our leaves."""
         table = table_of(self.family, self.model, self.stored)
         parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
@@ -104,7 +104,7 @@ class Base:
         """
         if not self.stored.tensors:
             return None
-        place = self.place(path, layer)
+        place = self.piece_of(path, layer)
         coded = place.theirs in bnb.packed(self.stored)
         return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
 
