@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests whose assertions pytest has rewritten are kept from run to run, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/.ready
 	$(BIN)/python -m jaxtune.cli.demo

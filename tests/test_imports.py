@@ -84,6 +84,12 @@ def test_no_folder_imports_one_above_or_beside_it(module):
     assert against_the_order([(module, MODULES[module])]) == []
 
 
+def test_below_assembly_nothing_sees_a_whole_config():
+    for module, path in MODULES.items():
+        whole = re.search(r"import .*\bConfig\b", path.read_text())
+        assert not whole or part(module) == "config" or HEIGHT[part(module)] >= HEIGHT["assembly"]
+
+
 @pytest.mark.parametrize("line", ["from jaxtune.runs import run", "import jaxtune.evaluation"])
 def test_an_import_against_the_order_is_found(line, tmp_path):
     file = tmp_path / "turned.py"

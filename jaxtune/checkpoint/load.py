@@ -87,7 +87,7 @@ class Described:
     """A checkpoint as its config.json and headers tell it, before any weight is read."""
 
     directory: Path  # or the .npz file
-    raw: families.Config
+    raw: families.ConfigJson
     family: families.Family
     model: Model
     stored: Tensors
@@ -146,7 +146,7 @@ def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.o
     return Described(directory, raw, family, model, stored)
 
 
-def read_config(origin: Path) -> tuple[families.Config, families.Family, Model]:
+def read_config(origin: Path) -> tuple[families.ConfigJson, families.Family, Model]:
     """What a checkpoint says of itself: its config.json, or the shapes in its .npz file."""
     if origin.suffix != ".npz":
         return families.read_config(origin)
@@ -156,7 +156,7 @@ def read_config(origin: Path) -> tuple[families.Config, families.Family, Model]:
         raw = bigvision.config(shapes)
         family = families.find(raw)
         return raw, family, family.model(raw)
-    except families.ConfigError as problem:
+    except families.FamilyError as problem:
         raise CheckpointError(f"{origin}: {problem}") from None
 
 

@@ -21,8 +21,8 @@ def main() -> None:
     """Train, unless that is done, and show what came of it."""
     config = configs.load(CONFIG)
     summary = fit(config, WORKDIR)
-    verdict = compare(config, WORKDIR, base=True)
-    answered = {who: lines(Path(verdict[who]["predictions"])) for who in ("base", "tuned")}
+    result = compare(config, WORKDIR, base=True)
+    answered = {who: lines(Path(result[who]["predictions"])) for who in ("base", "tuned")}
     print(
         "\nthemes that were held out, what the base and the tuned model answer, and their palette\n"
     )

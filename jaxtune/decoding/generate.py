@@ -60,7 +60,7 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to and with a stop; by default the likeliest.
 
-    `options` are those of `answers`.
+    `options` are those of `completions`.
     """
     found = completions(model, variables, prompts, max_new_tokens, **options)
     return [answer.tokens for answer in found]
@@ -127,7 +127,7 @@ def stream(
         most = before_switch(model, request.tokens, room)
         under_way = begin(model, variables, [request], [most], how)
         for count in range(1, most + 1):
-            under_way = proceed(model, variables, under_way, count)
+            under_way = advance(model, variables, under_way, count)
             token = int(under_way.tokens[0, count - 1])
             yield token
             if token in stops:
@@ -195,11 +195,11 @@ def begin(
     )
 
 
-def proceed(
+def advance(
     model: Model, variables: Mapping, under_way: DecodeState, until: int | None = None
 ) -> DecodeState:
     """Answers gone on with till all have ended, or have so many tokens."""
-    return _proceeded(model, variables, under_way, np.int32(until or LONGEST))
+    return _advanced(model, variables, under_way, np.int32(until or LONGEST))
 
 
 def collected(under_way: DecodeState, rows: int) -> list[Completion]:
@@ -241,9 +241,9 @@ def _finished(
 ) -> list[Completion]:
     """Answers till all have ended, by themselves or by what is said of them now and then."""
     if how.finished is None:
-        return collected(proceed(model, variables, under_way), rows)
+        return collected(advance(model, variables, under_way), rows)
     while True:
-        under_way = proceed(model, variables, under_way, int(under_way.count) + EVERY)
+        under_way = advance(model, variables, under_way, int(under_way.count) + EVERY)
         found = collected(under_way, rows)
         over = [how.finished(answer.tokens) for answer in found]
         over += [True] * (under_way.ended.shape[0] - rows)
@@ -322,7 +322,7 @@ def _likeliest(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _proceeded(
+def _advanced(
     model: Model, variables: Mapping, under_way: DecodeState, until: jax.Array
 ) -> DecodeState:
     def unfinished(state: DecodeState) -> jax.Array:

@@ -56,7 +56,7 @@ class TextGenerator:
     ) -> list[Answer]:
         """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
         given = self.settings
-        answers = generate.completions(
+        found = generate.completions(
             self.model,
             self.variables,
             prompts,
@@ -69,7 +69,7 @@ class TextGenerator:
             **self._numbers,
         )
         first = self._next(prompts, likeliest, images) if likeliest else [()] * len(prompts)
-        return [self._reply(*each) for each in zip(answers, first, strict=True)]
+        return [self._answer(*each) for each in zip(found, first, strict=True)]
 
     def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
         """The text of an answer in the pieces in which it comes."""
@@ -107,13 +107,13 @@ class TextGenerator:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition")
         return {name: getattr(given, name) for name in names}
 
-    def _reply(self, answer: Completion, following: tuple) -> Answer:
-        count = len(answer.tokens)
+    def _answer(self, completion: Completion, following: tuple) -> Answer:
+        count = len(completion.tokens)
         # It went on a few tokens after a stop, till it was looked at.
-        while count and self._finished(answer.tokens[: count - 1]):
+        while count and self._finished(completion.tokens[: count - 1]):
             count -= 1
-        chance = sum(answer.chances[:count])
-        return Answer(self.text(answer.tokens), count, chance, answer.ended, following)
+        chance = sum(completion.chances[:count])
+        return Answer(self.text(completion.tokens), count, chance, completion.ended, following)
 
     def _finished(self, tokens: Sequence[int]) -> bool:
         if not self.settings.stops:

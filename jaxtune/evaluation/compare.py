@@ -84,10 +84,10 @@ def compare(
         raise ValueError(
             "the config has no rows to evaluate on: set eval.source, eval.split or eval.holdout"
         )
-    asked = held_out.eval_rows(config.data, source, encoder, task)
+    eval_rows = held_out.eval_rows(config.data, source, encoder, task)
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
-    about = _about(config.model, config.generate, config.seed, config.data.task, asked)
+    about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
     with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: held-out loss")
@@ -98,9 +98,9 @@ def compare(
             progress.draw(f"{candidate.name}: answers")
             generator = assembly.generator(candidate.model, candidate.variables)
             figures, predictions = held_out.evaluate(
-                generator, asked, task, assembly.metrics, where, progress, candidate.about
+                generator, eval_rows, task, assembly.metrics, where, progress, candidate.about
             )
-            page = answer_page.write(where, asked, task)
+            page = answer_page.write(where, eval_rows, task)
             weights = candidate.weights
             found[candidate.name] = Result(loss, figures, predictions, where, weights, page)
         return _told(task, assembly.metrics, workdir, found, progress)
@@ -129,12 +129,12 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
 
 
 def _about(
-    model: sections.Model, generate: Generate, seed: int, task: str, asked: Sequence[EvalRow]
+    model: sections.Model, generate: Generate, seed: int, task: str, eval_rows: Sequence[EvalRow]
 ) -> dict[str, Any]:
     """What all answers depend on; not how many are asked at once, nor what the loss takes."""
     rows = [
         (each.number, each.place, each.prompt, each.references, *map(_picture, each.pictures))
-        for each in asked
+        for each in eval_rows
     ]
     return {
         "model": vars(model),

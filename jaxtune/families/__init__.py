@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from jaxtune.families import gemma, llama, mistral, paligemma, phi, qwen
-from jaxtune.families.huggingface import Config, ConfigError, Family
+from jaxtune.families.huggingface import ConfigJson, Family, FamilyError
 from jaxtune.models.paligemma import Model
 
 SUPPORTED: dict[str, Family] = {
@@ -15,7 +15,7 @@ SUPPORTED: dict[str, Family] = {
 }
 
 
-def find(config: Config, where: str = "config.json") -> Family:
+def find(config: ConfigJson, where: str = "config.json") -> Family:
     """The family of a parsed `config.json`."""
     name = config.get("model_type")
     # Some have a part of another make in later releases, by the same name for the whole.
@@ -27,35 +27,35 @@ def find(config: Config, where: str = "config.json") -> Family:
         return SUPPORTED[name]
     near = difflib.get_close_matches(str(name), SUPPORTED, n=1)
     supported = "\n".join(f"  {each.model_type:12} {each.title}" for each in SUPPORTED.values())
-    raise ConfigError(
+    raise FamilyError(
         f"{where}: model_type {name!r} is not supported"
         + (f" (nearest: {near[0]!r})" if near else "")
         + f"; jaxtune reads\n{supported}"
     )
 
 
-def read_config(directory: Path) -> tuple[Config, Family, Model]:
+def read_config(directory: Path) -> tuple[ConfigJson, Family, Model]:
     """A checkpoint's parsed `config.json`, its family, and the model it describes."""
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(
+        raise FamilyError(
             f"{directory} has no config.json: a checkpoint is a directory as save_pretrained or "
             "the Hub lays it out, with config.json beside its *.safetensors"
         ) from None
     except OSError as problem:
-        raise ConfigError(f"{file} cannot be read: {problem.strerror}") from None
+        raise FamilyError(f"{file} cannot be read: {problem.strerror}") from None
     except (ValueError, RecursionError) as problem:
-        raise ConfigError(f"{file} is not JSON: {problem}") from None
+        raise FamilyError(f"{file} is not JSON: {problem}") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"{file}: expected a JSON object, found {type(config).__name__}")
+        raise FamilyError(f"{file}: expected a JSON object, found {type(config).__name__}")
     family = find(config, str(file))
     try:
         return config, family, family.model(config)
-    except ConfigError as problem:
-        raise ConfigError(f"{file}: {problem}") from None
+    except FamilyError as problem:
+        raise FamilyError(f"{file}: {problem}") from None
     except KeyError as missing:
-        raise ConfigError(f"{file}: {missing} is missing") from None
+        raise FamilyError(f"{file}: {missing} is missing") from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
-        raise ConfigError(f"{file}: a value of the wrong kind ({problem})") from None
+        raise FamilyError(f"{file}: a value of the wrong kind ({problem})") from None

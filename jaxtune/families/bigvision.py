@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.families.huggingface import Config, ConfigError
+from jaxtune.families.huggingface import ConfigJson, FamilyError
 from jaxtune.families.names import Name, Shape, Table
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import Model
@@ -20,7 +20,7 @@ BLOCK = "img/Transformer/encoderblock/"
 ATTENTION = BLOCK + "MultiHeadDotProductAttention_0/"
 
 
-def config(shapes: Mapping[str, Shape]) -> Config:
+def config(shapes: Mapping[str, Shape]) -> ConfigJson:
     """The `config.json` that transformers would write for arrays of these shapes."""
     for prefix in PREFIXES:
         if prefix + TABLE in shapes:
@@ -28,10 +28,10 @@ def config(shapes: Mapping[str, Shape]) -> Config:
             try:
                 return _config(found)
             except KeyError as missing:
-                raise ConfigError(f"the array {prefix}{missing.args[0]} is missing") from None
+                raise FamilyError(f"the array {prefix}{missing.args[0]} is missing") from None
             except (ValueError, IndexError, TypeError) as problem:
-                raise ConfigError(f"an array has an odd number of axes ({problem})") from None
-    raise ConfigError(
+                raise FamilyError(f"an array has an odd number of axes ({problem})") from None
+    raise FamilyError(
         f"there is no array {PREFIXES[0]}{TABLE}: a PaliGemma checkpoint of big_vision was expected"
     )
 
@@ -103,7 +103,7 @@ def _vision(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 def tables(model: Model) -> tuple[Table, ...]:
     """A model's arrays by their names and shapes in such a file, with either prefix."""
     if not model.pictures:
-        raise ConfigError("an .npz holds PaliGemma; a text model is written as a directory")
+        raise FamilyError("an .npz holds PaliGemma; a text model is written as a directory")
     plain = (*_decoder(model.config), *_tower(model.pictures.tower))
     plain += (
         Name("img/head/kernel", ("projector/w",)),

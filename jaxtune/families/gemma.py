@@ -6,9 +6,9 @@ from jaxtune.families.huggingface import (
     LLAMA_NAMES,
     MLP,
     SANDWICH_NORMS,
-    Config,
-    ConfigError,
+    ConfigJson,
     Family,
+    FamilyError,
     activation,
     flag,
     layers,
@@ -67,7 +67,7 @@ GEMMA3 = {
 }
 
 
-def gemma1(config: Config) -> DecoderConfig:
+def gemma1(config: ConfigJson) -> DecoderConfig:
     """A Gemma 1 `config.json` in our terms."""
     config = {**GEMMA1, **config}
     # The first files say "gelu"; the models were trained with its tanh form all the same.
@@ -79,7 +79,7 @@ def gemma1(config: Config) -> DecoderConfig:
     )
 
 
-def gemma2(config: Config) -> DecoderConfig:
+def gemma2(config: ConfigJson) -> DecoderConfig:
     """A Gemma 2 `config.json` in our terms."""
     config = {**GEMMA2, **config}
     count = whole(config, "num_hidden_layers")
@@ -87,7 +87,7 @@ def gemma2(config: Config) -> DecoderConfig:
     return _sandwiched(config, layers(config, windows, [rotary(config)] * count))
 
 
-def gemma3(config: Config) -> DecoderConfig:
+def gemma3(config: ConfigJson) -> DecoderConfig:
     """The `config.json` of a Gemma 3 text model in our terms."""
     config = {**GEMMA3, **config}
     period = whole(config, "sliding_window_pattern")
@@ -97,20 +97,20 @@ def gemma3(config: Config) -> DecoderConfig:
     return _sandwiched(config, kinds, qk_norm=True)
 
 
-def gemma3_tower(config: Config) -> DecoderConfig:
+def gemma3_tower(config: ConfigJson) -> DecoderConfig:
     """The text tower of a Gemma 3 image model's `config.json`."""
     text = config.get("text_config")
     if not isinstance(text, dict):
-        raise ConfigError(f"text_config is {text!r}; an object was expected")
+        raise FamilyError(f"text_config is {text!r}; an object was expected")
     text = dict(text)
     # The outer file decides, as in transformers: the head belongs to the whole model.
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return gemma3(text)
 
 
-def _shared(config: Config) -> dict:
+def _shared(config: ConfigJson) -> dict:
     if config.get("use_bidirectional_attention"):
-        raise ConfigError(
+        raise FamilyError(
             "use_bidirectional_attention is set: this is an embedding model; "
             "jaxtune tunes causal language models"
         )
@@ -119,7 +119,7 @@ def _shared(config: Config) -> dict:
     return dict(**sizes(config), norm_offset=1.0, embed_scale=scale, qkv_bias=bias, out_bias=bias)
 
 
-def _sandwiched(config: Config, kinds, **switches) -> DecoderConfig:
+def _sandwiched(config: ConfigJson, kinds, **switches) -> DecoderConfig:
     shared = _shared(config) | dict(query_scale=number(config, "query_pre_attn_scalar") ** -0.5)
     return DecoderConfig(
         **shared,
@@ -132,7 +132,7 @@ def _sandwiched(config: Config, kinds, **switches) -> DecoderConfig:
     )
 
 
-def _ropes(config: Config) -> dict[str, Rope]:
+def _ropes(config: ConfigJson) -> dict[str, Rope]:
     """A rope each type of layer; older files give the local ones no more than a theta."""
     nested = config.get("rope_parameters") or {}
     older = config.get("rope_scaling") or {}

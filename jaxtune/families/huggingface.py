@@ -10,10 +10,10 @@ from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.paligemma import Model, PaliGemma, PicturesConfig
 
-Config = Mapping[str, Any]
+ConfigJson = Mapping[str, Any]
 
 
-class ConfigError(ValueError):
+class FamilyError(ValueError):
     """A `config.json` that jaxtune does not understand, or does not support."""
 
 
@@ -23,12 +23,12 @@ class Family:
 
     model_type: str
     title: str  # the published models it stands for
-    decoder: Callable[[Config], DecoderConfig]
+    decoder: Callable[[ConfigJson], DecoderConfig]
     tables: tuple[Table, ...]  # in use: what we write first, transformers' modules last
     other: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)  # tensors known and not ours
-    pictures: Callable[[Config], PicturesConfig] | None = None  # of those that see them
+    pictures: Callable[[ConfigJson], PicturesConfig] | None = None  # of those that see them
 
-    def model(self, config: Config) -> Model:
+    def model(self, config: ConfigJson) -> Model:
         """The model that a `config.json` describes."""
         if self.pictures is None:
             return Decoder(self.decoder(config))
@@ -76,12 +76,12 @@ SANDWICH_NORMS: Table = (
 LLAMA_NAMES: Table = (*ENDS, *ATTENTION, *MLP, *PRE_NORMS)
 
 
-def sizes(config: Config) -> dict[str, Any]:
+def sizes(config: ConfigJson) -> dict[str, Any]:
     """The `DecoderConfig` fields that every family spells alike."""
     heads = whole(config, "num_attention_heads")
     kv_heads = whole(config, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise ConfigError(
+        raise FamilyError(
             f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {kv_heads}"
         )
     return dict(
@@ -98,37 +98,37 @@ def sizes(config: Config) -> dict[str, Any]:
     )
 
 
-def head_size(config: Config) -> int:
+def head_size(config: ConfigJson) -> int:
     """Features of a head, given or by dividing the width."""
     return whole(
         config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads")
     )
 
 
-def whole(config: Config, key: str, otherwise: int | None = None) -> int:
+def whole(config: ConfigJson, key: str, otherwise: int | None = None) -> int:
     """A size; one that is absent or null is `otherwise`."""
     value = otherwise if config.get(key) is None else config[key]
     if type(value) is not int or value < 1:
-        raise ConfigError(f"{key} is {value!r}; a whole number from 1 was expected")
+        raise FamilyError(f"{key} is {value!r}; a whole number from 1 was expected")
     return value
 
 
-def number(config: Config, key: str) -> float:
+def number(config: ConfigJson, key: str) -> float:
     """A number above 0."""
     value = config.get(key)
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ConfigError(f"{key} is {value!r}; a number above 0 was expected")
+        raise FamilyError(f"{key} is {value!r}; a number above 0 was expected")
     return value
 
 
-def flag(config: Config, key: str) -> bool:
+def flag(config: ConfigJson, key: str) -> bool:
     """A yes or no."""
     if type(config[key]) is not bool:
-        raise ConfigError(f"{key} is {config[key]!r}; true or false was expected")
+        raise FamilyError(f"{key} is {config[key]!r}; true or false was expected")
     return config[key]
 
 
-def optional(read: Callable, config: Config, key: str) -> Any:
+def optional(read: Callable, config: ConfigJson, key: str) -> Any:
     """What `read` makes of a key, or None where it is absent or null."""
     return None if config.get(key) is None else read(config, key)
 
@@ -136,48 +136,48 @@ def optional(read: Callable, config: Config, key: str) -> Any:
 def activation(name: str) -> str:
     """Our name for one of Hugging Face's activations."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ConfigError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        raise FamilyError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def layers(config: Config, windows: list[int | None], ropes: list[rope.Rope]):
+def layers(config: ConfigJson, windows: list[int | None], ropes: list[rope.Rope]):
     """One `LayerKind` a layer, checked against the number of layers."""
     count = whole(config, "num_hidden_layers")
     if len(windows) != count:
-        raise ConfigError(f"layer_types has {len(windows)} entries for {count} layers")
+        raise FamilyError(f"layer_types has {len(windows)} entries for {count} layers")
     return tuple(LayerKind(each, window) for each, window in zip(ropes, windows, strict=True))
 
 
-def uniform_layers(config: Config, window: int | None) -> tuple[LayerKind, ...]:
+def uniform_layers(config: ConfigJson, window: int | None) -> tuple[LayerKind, ...]:
     """Layers that are all alike."""
     count = whole(config, "num_hidden_layers")
     return layers(config, [window] * count, [rotary(config)] * count)
 
 
-def listed_windows(config: Config, default: list[str]) -> list[int | None]:
+def listed_windows(config: ConfigJson, default: list[str]) -> list[int | None]:
     """A window a layer, from `layer_types` or, in files that lack it, from the family's pattern."""
     types = config.get("layer_types") or default
     if not isinstance(types, list):
-        raise ConfigError(f"layer_types is {types!r}; a list was expected")
+        raise FamilyError(f"layer_types is {types!r}; a list was expected")
     known = {
         "full_attention": None,
         "sliding_attention": optional(whole, config, "sliding_window"),
     }
     unknown = sorted({str(each) for each in types} - set(known))
     if unknown:
-        raise ConfigError(f"layer_types has {', '.join(unknown)}; known: {', '.join(known)}")
+        raise FamilyError(f"layer_types has {', '.join(unknown)}; known: {', '.join(known)}")
     return [known[each] for each in types]
 
 
-def rope_parameters(config: Config) -> Config:
+def rope_parameters(config: ConfigJson) -> ConfigJson:
     """What a file says of its rope, in the older spelling or the newer; the older one wins."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
-        raise ConfigError(f"rope parameters are {given!r}; an object was expected")
+        raise FamilyError(f"rope parameters are {given!r}; an object was expected")
     return given
 
 
-def rotary(config: Config, given: Config | None = None) -> rope.Rope:
+def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
     """The frequencies that a config, or one entry `given` of its rope parameters, asks for.
 
     Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`.
@@ -185,21 +185,21 @@ def rotary(config: Config, given: Config | None = None) -> rope.Rope:
     given = rope_parameters(config) if given is None else given
     scheme = given.get("rope_type") or given.get("type") or "default"
     if scheme not in SCHEMES:
-        raise ConfigError(f"rope type {scheme!r} is not supported; known: {', '.join(SCHEMES)}")
+        raise FamilyError(f"rope type {scheme!r} is not supported; known: {', '.join(SCHEMES)}")
     merged = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0, **config}
     merged |= {key: value for key, value in given.items() if value is not None}
     part = head_size(config) * number(merged, "partial_rotary_factor")
     if not 2 <= part <= head_size(config) or int(part) % 2:
-        raise ConfigError(
+        raise FamilyError(
             f"{part:g} of the {head_size(config)} features of a head are to be rotated; "
             "an even number of them was expected"
         )
     try:
         return SCHEMES[scheme](number(merged, "rope_theta"), int(part), given, config)
     except KeyError as missing:
-        raise ConfigError(f"rope type {scheme!r} needs {missing}; found {dict(given)}") from None
+        raise FamilyError(f"rope type {scheme!r} needs {missing}; found {dict(given)}") from None
     except (TypeError, ValueError, ZeroDivisionError) as problem:
-        raise ConfigError(f"rope type {scheme!r}: {problem}; found {dict(given)}") from None
+        raise FamilyError(f"rope type {scheme!r}: {problem}; found {dict(given)}") from None
 
 
 def _default(theta, dim, given, config):
@@ -237,14 +237,14 @@ def _longrope(theta, dim, given, config):
     )
 
 
-def _factor(given: Config, config: Config, original: int | None = None) -> float:
+def _factor(given: ConfigJson, config: ConfigJson, original: int | None = None) -> float:
     """How far the context is stretched; left out, where that is allowed, it follows from both."""
     if given.get("factor") is None and original:
         return config["max_position_embeddings"] / original
     return number({"factor": given["factor"]}, "factor")
 
 
-def _original(given: Config, config: Config) -> int:
+def _original(given: ConfigJson, config: ConfigJson) -> int:
     """The context before scaling; a value beside the rope's own wins, as in transformers."""
     key = "original_max_position_embeddings"
     return whole(config, key, given.get(key) or whole(config, "max_position_embeddings"))

@@ -2,7 +2,7 @@
 
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
-    Config,
+    ConfigJson,
     Family,
     activation,
     optional,
@@ -27,7 +27,7 @@ DEFAULTS = dict(
 )
 
 
-def decoder(config: Config) -> DecoderConfig:
+def decoder(config: ConfigJson) -> DecoderConfig:
     """A Mistral `config.json` in our terms."""
     config = {**DEFAULTS, **config}
     return DecoderConfig(

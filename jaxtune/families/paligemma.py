@@ -6,9 +6,9 @@ from typing import Any
 from jaxtune.families import gemma
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
-    Config,
-    ConfigError,
+    ConfigJson,
     Family,
+    FamilyError,
     activation,
     number,
     whole,
@@ -40,39 +40,39 @@ GEMMA_2B = dict(
 )
 
 
-def decoder1(config: Config) -> DecoderConfig:
+def decoder1(config: ConfigJson) -> DecoderConfig:
     """The decoder of a PaliGemma `config.json` in our terms."""
     return gemma.gemma1({**GEMMA_2B, **_text(config)})
 
 
-def decoder2(config: Config) -> DecoderConfig:
+def decoder2(config: ConfigJson) -> DecoderConfig:
     """The decoder of a PaliGemma 2 `config.json` in our terms."""
     return gemma.gemma2(_text(config))
 
 
-def _text(config: Config) -> Config:
+def _text(config: ConfigJson) -> ConfigJson:
     text = dict(_section(config, "text_config"))
     # That a prefix is seen in full, which transformers writes down so, a batch says for itself.
     text.pop("use_bidirectional_attention", None)
     return text | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
 
 
-def pictures(config: Config) -> PicturesConfig:
+def pictures(config: ConfigJson) -> PicturesConfig:
     """How its decoder gets to see pictures."""
     tower = siglip(_section(config, "vision_config"))
     return PicturesConfig(tower, token=whole(config, "image_token_index", 257_152))
 
 
-def siglip(config: Config) -> SiglipConfig:
+def siglip(config: ConfigJson) -> SiglipConfig:
     """The `vision_config` of a model with a SigLIP tower, in our terms."""
     config = {**SO400M, **config}
     if config["num_channels"] != 3:
-        raise ConfigError(f"vision_config: num_channels is {config['num_channels']}; 3 are read")
+        raise FamilyError(f"vision_config: num_channels is {config['num_channels']}; 3 are read")
     if config.get("vision_use_head"):
-        raise ConfigError("vision_config: vision_use_head is set; a tower without is read")
+        raise FamilyError("vision_config: vision_use_head is set; a tower without is read")
     width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     if width % heads:
-        raise ConfigError(f"vision_config: hidden_size {width} is no multiple of {heads} heads")
+        raise FamilyError(f"vision_config: hidden_size {width} is no multiple of {heads} heads")
     return SiglipConfig(
         side=whole(config, "image_size"),
         patch=whole(config, "patch_size"),
@@ -85,10 +85,10 @@ def siglip(config: Config) -> SiglipConfig:
     )
 
 
-def _section(config: Config, name: str) -> Mapping[str, Any]:
+def _section(config: ConfigJson, name: str) -> Mapping[str, Any]:
     found = config.get(name)
     if not isinstance(found, dict):
-        raise ConfigError(f"{name} is {found!r}; an object was expected")
+        raise FamilyError(f"{name} is {found!r}; an object was expected")
     return found
 
 

@@ -3,7 +3,7 @@
 from jaxtune.families.huggingface import (
     ENDS,
     PRE_NORMS,
-    Config,
+    ConfigJson,
     Family,
     activation,
     optional,
@@ -39,7 +39,7 @@ NAMES = (
 )
 
 
-def decoder(config: Config) -> DecoderConfig:
+def decoder(config: ConfigJson) -> DecoderConfig:
     """A Phi-3 or Phi-4-mini `config.json` in our terms."""
     config = {**DEFAULTS, **config}
     scaling = rope_parameters(config)

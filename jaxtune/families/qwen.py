@@ -2,7 +2,7 @@
 
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
-    Config,
+    ConfigJson,
     Family,
     activation,
     flag,
@@ -32,20 +32,20 @@ DEFAULTS = dict(
 )
 
 
-def qwen2(config: Config) -> DecoderConfig:
+def qwen2(config: ConfigJson) -> DecoderConfig:
     """A Qwen 2 or 2.5 `config.json` in our terms."""
     config = {**DEFAULTS, **config}
     return DecoderConfig(**_shared(config), qkv_bias=True)
 
 
-def qwen3(config: Config) -> DecoderConfig:
+def qwen3(config: ConfigJson) -> DecoderConfig:
     """A Qwen 3 `config.json` in our terms."""
     config = {**DEFAULTS, "head_dim": 128, **config}
     bias = flag(config, "attention_bias")
     return DecoderConfig(**_shared(config), qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
-def _shared(config: Config) -> dict:
+def _shared(config: ConfigJson) -> dict:
     count, first = whole(config, "num_hidden_layers"), config["max_window_layers"]
     if not flag(config, "use_sliding_window"):
         config = {**config, "sliding_window": None}

@@ -19,7 +19,7 @@ from jaxtune import tree
 from jaxtune.checkpoint import load as loading
 from jaxtune.checkpoint import placing
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
-from jaxtune.families import ConfigError
+from jaxtune.families import FamilyError
 from tests import devices, reference
 
 NAME = "llama-linear"
@@ -340,7 +340,7 @@ def test_odd_places(source):
 def test_no_such_place(tmp_path):
     with pytest.raises(CheckpointError, match="no such directory"):
         jaxtune.load(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
+    with pytest.raises(FamilyError, match=r"has no config\.json"):
         jaxtune.load(tmp_path)
 
 

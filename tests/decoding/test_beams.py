@@ -9,7 +9,7 @@ import torch
 from jaxtune.decoding import beams
 from jaxtune.decoding.beams import beam_search
 from jaxtune.decoding.generate import generate
-from tests.decoding.test_generate import STOPS, prompts
+from tests.decoding.prompts import STOPS, prompts
 from tests.marks import slow_after
 
 # A window, soft caps, and a rope that has changed once a prompt is longer than 16.

@@ -1,33 +1,23 @@
-"""Answers beside transformers' generate, and what sampling draws from."""
+"""Answers beside transformers' generate."""
 
 import subprocess
 import sys
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers.generation import logits_process as live
 
 import jaxtune
 from jaxtune.decoding import generate as decoding
 from jaxtune.decoding.generate import completions, generate, next_tokens
-from jaxtune.decoding.sampling import Sampling, filtered
+from jaxtune.decoding.sampling import Sampling
 from tests import devices, reference
 from tests.adapters.test_lora import busy, peft_twin
+from tests.decoding.prompts import NAME, STOPS, prompts
 
-STOPS = tuple(range(2, 10))  # so many that random models meet them at different times
-NAME = "gemma3-linear-mqa"  # windows of six tokens
 NEW = 48
-
-
-def prompts(made, count: int = 16, longest: int = 15) -> list[list[int]]:
-    """Ragged ones, longer than the windows and shorter."""
-    random = np.random.default_rng(0)
-    lengths = random.integers(1, longest + 1, count)
-    return [random.integers(10, made.model.config.vocabulary, n).tolist() for n in lengths]
 
 
 def continued(model, prompt: list[int], new: int, stops=STOPS) -> tuple[list[int], np.ndarray]:
@@ -145,67 +135,6 @@ def test_tokens_come_one_by_one(pair):
     assert streamed == generate(made.model, made.variables, [prompt], 40, stops=(2,))[0]
 
 
-# What is drawn from
-
-LOGITS = np.random.default_rng(1).standard_normal((6, 50)).astype(np.float32) * 3
-SEEN = np.random.default_rng(2).integers(0, 50, (6, 12))
-WARPERS = {
-    "temperature": live.TemperatureLogitsWarper,
-    "top_k": live.TopKLogitsWarper,
-    "top_p": live.TopPLogitsWarper,
-    "min_p": live.MinPLogitsWarper,
-}
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        dict(temperature=0.2),
-        dict(temperature=1.0, top_k=5),
-        dict(temperature=0.7, top_p=0.8),
-        dict(temperature=1.3, top_k=20, top_p=0.95, min_p=0.05),
-        dict(temperature=1.0, top_p=0.01),
-        dict(temperature=0.9, repetition=1.4),
-    ],
-    ids=str,
-)
-def test_distributions_are_those_of_transformers(given):
-    scores = torch.from_numpy(LOGITS.copy())
-    if "repetition" in given:
-        penalty = live.RepetitionPenaltyLogitsProcessor(given["repetition"])
-        scores = penalty(torch.from_numpy(SEEN), scores)
-    for name, warper in WARPERS.items():
-        if name in given:
-            scores = warper(given[name])(None, scores)
-    seen = np.zeros(LOGITS.shape, bool)
-    np.put_along_axis(seen, SEEN, True, axis=1)
-    found = filtered(jnp.asarray(LOGITS), Sampling.of(**given), jnp.asarray(seen))
-    want = torch.softmax(scores, -1).numpy()
-    np.testing.assert_allclose(jax.nn.softmax(found), want, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_what_is_sampled_has_the_distribution_it_should(base):
-    """Samples of one token over 512: chi-square beside its 99.9th percentile."""
-    model, variables = jaxtune.load(base)
-    prompt, count = [5, 6, 7], 10_000
-    how = dict(temperature=0.2, top_p=0.9)
-    drawn = generate(
-        model, variables, [prompt], 1, stops=(), samples=count, batch=2048, seed=1, **how
-    )
-    logits = model.apply(variables, np.int32([prompt]))[:, -1]
-    allowed = filtered(logits, Sampling.of(**how), None)
-    want = np.asarray(jax.nn.softmax(allowed))[0] * count
-    got = np.bincount(np.array(drawn)[:, 0], minlength=len(want))
-    assert got[want == 0].sum() == 0 and 300 < (want > 0).sum() < 512
-    likely = want >= 5  # as the test wants them
-    statistic = ((got - want)[likely] ** 2 / want[likely]).sum()
-    freedom = likely.sum() - 1
-    # Wilson and Hilferty's approximation of the percentile.
-    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
-    assert freedom > 100 and statistic < limit
-
-
 @pytest.mark.slow
 def test_on_eight_devices_answers_are_the_same(base):
     code = f"""
@@ -220,26 +149,6 @@ for quant, axes in ((None, dict(fsdp=8)), ("nf4-double", dict(data=2, fsdp=2, te
     assert answers[0] == answers[1], quant
 """
     subprocess.run([sys.executable, "-c", code], env=devices.environment(8), check=True)
-
-
-# What is refused
-
-
-def test_prompts_that_cannot_be_answered(pair):
-    made = pair(NAME)
-    ask = partial(generate, made.model, made.variables)
-    with pytest.raises(ValueError, match="prompt 1 is empty: a model needs a token"):
-        ask([[3], []])
-    with pytest.raises(ValueError, match=r"prompt 0 has 60 tokens, which with 32 new ones is more"):
-        ask([[3] * 60])
-    with pytest.raises(ValueError, match="prompt 0 has a token outside the vocabulary"):
-        ask([[10**6]])
-    with pytest.raises(ValueError, match="max_new_tokens 0: expected 1 or more"):
-        ask([[3]], 0)
-    with pytest.raises(ValueError, match="top_p without a temperature: nothing is sampled"):
-        ask([[3]], top_p=0.9)
-    with pytest.raises(ValueError, match="top_k 0: expected a number from 1"):
-        ask([[3]], temperature=1.0, top_k=0)
 
 
 def test_stops_are_what_the_checkpoint_s_files_say(pair, tmp_path):

@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory):
     return opened
 
 
-def answerer(tokenizer, stops=(), model=MODEL, variables=None, **settings):
+def text_generator(tokenizer, stops=(), model=MODEL, variables=None, **settings):
     return TextGenerator(model, variables, tokenizer, Generate(stops=stops, **settings))
 
 
@@ -47,7 +47,7 @@ def letters(tokenizer, text):
 
 @pytest.fixture
 def streamed(monkeypatch):
-    """`streamed(answerer, tokens)` is the pieces of an answer of these tokens."""
+    """`streamed(text_generator, tokens)` is the pieces of an answer of these tokens."""
 
     def streamed(ours, tokens):
         monkeypatch.setattr(generate, "stream", lambda *given, **more: iter(tokens))
@@ -59,7 +59,7 @@ def streamed(monkeypatch):
 @pytest.mark.parametrize("stops", STOPS)
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_pieces_join_to_the_text(tokenizer, streamed, kind, stops):
-    ours = answerer(tokenizer(kind), stops)
+    ours = text_generator(tokenizer(kind), stops)
     ends = [*ours.tokenizer.stops[:1]]
     for text in TEXTS:
         tokens = ours.tokenizer.encode(text, continues=True) + ends
@@ -73,7 +73,7 @@ def test_pieces_join_to_the_text(tokenizer, streamed, kind, stops):
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_pieces_of_nonsense_join_to_the_text(tokenizer, streamed, kind, stops):
     """Bytes in an order that is no character's, and special tokens among them."""
-    ours, chance = answerer(tokenizer(kind), stops), random.Random(0)
+    ours, chance = text_generator(tokenizer(kind), stops), random.Random(0)
     some = [n for n in range(len(ours.tokenizer)) if n not in ours.tokenizer.stops]
     for _ in range(60):
         tokens = chance.choices(some, k=20)
@@ -83,7 +83,7 @@ def test_pieces_of_nonsense_join_to_the_text(tokenizer, streamed, kind, stops):
 
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_text_comes_as_soon_as_it_is_certain(tokenizer, streamed, kind):
-    ours = answerer(tokenizer(kind), ("\nUser:",))
+    ours = text_generator(tokenizer(kind), ("\nUser:",))
     assert streamed(ours, letters(ours.tokenizer, "the quick")) == list("the quick")
     smiling = ours.tokenizer.encode("a 😀 b", continues=True)
     pieces = streamed(ours, smiling)
@@ -91,7 +91,7 @@ def test_text_comes_as_soon_as_it_is_certain(tokenizer, streamed, kind):
 
 
 def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
-    ours, given = answerer(tokenizer("gemma"), ("brown",)), []
+    ours, given = text_generator(tokenizer("gemma"), ("brown",)), []
     tokens = letters(ours.tokenizer, "the quick brown fox")
 
     def stream(*_, **__):
@@ -105,17 +105,17 @@ def test_nothing_is_asked_for_after_a_stop(tokenizer, monkeypatch):
 
 
 def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
-    ours = answerer(tokenizer("gemma"), ("brown",))
+    ours = text_generator(tokenizer("gemma"), ("brown",))
     tokens = letters(ours.tokenizer, "the quick brown fox")
-    answer = requests.Completion(tokens, [-1.0] * len(tokens), ended=True)
-    monkeypatch.setattr(generate, "completions", lambda *given, **more: [answer])
-    (reply,) = ours.answers([[1]])
+    completion = requests.Completion(tokens, [-1.0] * len(tokens), ended=True)
+    monkeypatch.setattr(generate, "completions", lambda *given, **more: [completion])
+    (answer,) = ours.answers([[1]])
     counted = len("the quick brown")
-    assert (reply.text, reply.tokens, reply.chance) == ("the quick ", counted, -counted)
+    assert (answer.text, answer.tokens, answer.chance) == ("the quick ", counted, -counted)
 
 
 def test_a_prompt_that_leaves_no_room(tokenizer):
-    ours = answerer(tokenizer("gemma"), max_new_tokens=20)
+    ours = text_generator(tokenizer("gemma"), max_new_tokens=20)
     ours.check([1] * 44, "row 1")
     with pytest.raises(TooLong, match=r"^row 2: the prompt has 45 tokens, .* 20 new .* of 64;"):
         ours.check([1] * 45, "row 2")
@@ -125,16 +125,16 @@ def test_a_prompt_that_leaves_no_room(tokenizer):
 def test_a_model_says_the_same_in_pieces(base):
     model, variables = jaxtune.load(base)
     ask = functools.partial(
-        answerer, Tokenizer.open(base), model=model, variables=variables, max_new_tokens=12
+        text_generator, Tokenizer.open(base), model=model, variables=variables, max_new_tokens=12
     )
     prompts = [ask().tokenizer.encode(text) for text in ("sea:", "moss and moss:", "a")]
     free = ask().answers(prompts)
-    stops = tuple({reply.text[2:4] for reply in free if len(reply.text) > 4})
+    stops = tuple({answer.text[2:4] for answer in free if len(answer.text) > 4})
     assert stops
     for given in ((), stops):
         ours = ask(given)
-        replies = ours.answers(prompts, likeliest=3)
-        assert ["".join(ours.stream(prompt)) for prompt in prompts] == [r.text for r in replies]
-        assert all(len(reply.next) == 3 for reply in replies)
-        assert all(reply.next[0][1] >= reply.next[1][1] > 0 for reply in replies)
-    assert any(len(r.text) < len(other.text) for r, other in zip(replies, free, strict=True))
+        answers = ours.answers(prompts, likeliest=3)
+        assert ["".join(ours.stream(prompt)) for prompt in prompts] == [r.text for r in answers]
+        assert all(len(answer.next) == 3 for answer in answers)
+        assert all(answer.next[0][1] >= answer.next[1][1] > 0 for answer in answers)
+    assert any(len(r.text) < len(other.text) for r, other in zip(answers, free, strict=True))

@@ -29,7 +29,7 @@ def encoded(colour, form="PNG"):
     return file.getvalue()
 
 
-def question(number, *colours):
+def eval_row(number, *colours):
     pictures = tuple(map(encoded, colours))
     return EvalRow(number, f"rows.jsonl:{number + 1}", {}, [2], (EXPECTED,), pictures, 8)
 
@@ -53,8 +53,8 @@ def pixels(page):
 @pytest.mark.slow
 def test_a_row_has_its_pictures_and_boxes_and_what_was_said(tmp_path):
     predicted(tmp_path, 2, answer=f"{ANSWER}\u2028\x85")
-    asked = [question(0, *COLOURS[:2]), question(1, COLOURS[2])]
-    assert answer_page.write(tmp_path, asked, detect) == tmp_path / "answers.html"
+    rows = [eval_row(0, *COLOURS[:2]), eval_row(1, COLOURS[2])]
+    assert answer_page.write(tmp_path, rows, detect) == tmp_path / "answers.html"
     page = (tmp_path / "answers.html").read_text()
     assert "2 of 2 rows" in page and answer_page.BOXES in page
     assert [tuple(each[0, 0]) for each in pixels(page)] == COLOURS
@@ -76,9 +76,9 @@ def test_a_row_has_its_pictures_and_boxes_and_what_was_said(tmp_path):
 def test_the_first_rows_are_shown_and_other_tasks_draw_nothing(tmp_path):
     count = answer_page.FIRST + 3
     predicted(tmp_path, count, answer="a cat")
-    asked = [question(number, COLOURS[number % 3]) for number in range(count)]
+    rows = [eval_row(number, COLOURS[number % 3]) for number in range(count)]
     for task in (caption, None):
-        page = answer_page.write(tmp_path, asked, task).read_text()
+        page = answer_page.write(tmp_path, rows, task).read_text()
         assert page.count("<section>") == len(pixels(page)) == answer_page.FIRST
         assert f"{answer_page.FIRST} of {count} rows" in page
         assert "<rect" not in page and answer_page.BOXES not in page
@@ -87,7 +87,7 @@ def test_the_first_rows_are_shown_and_other_tasks_draw_nothing(tmp_path):
 
 def test_rows_without_pictures_have_no_page(tmp_path):
     predicted(tmp_path, 1)
-    assert answer_page.write(tmp_path, [question(0)], detect) is None
+    assert answer_page.write(tmp_path, [eval_row(0)], detect) is None
     assert not (tmp_path / "answers.html").exists()
 
 

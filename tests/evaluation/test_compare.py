@@ -27,8 +27,8 @@ def about(base, rows):
         config = configs.parse(values)
         assembly = Assembly(config, base, "2026-11-21")
         _, source = assembly.sources
-        asked = held_out.eval_rows(config.data, source, assembly.encoder, None)
-        return compare._about(config.model, config.generate, config.seed, "", asked)
+        eval_rows = held_out.eval_rows(config.data, source, assembly.encoder, None)
+        return compare._about(config.model, config.generate, config.seed, "", eval_rows)
 
     return about
 

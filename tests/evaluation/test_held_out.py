@@ -47,10 +47,10 @@ def make(base, rows):
 
 
 @pytest.fixture(scope="module")
-def asked(make, base):
-    """`asked(records, data={…})` is a list of rows to answer, made of records."""
+def eval_rows(make, base):
+    """`eval_rows(records, data={…})` is a list of rows to answer, made of records."""
 
-    def asked(directory, records, **changes):
+    def eval_rows(directory, records, **changes):
         file = directory / "rows.jsonl"
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
         config = make(**changes)
@@ -58,7 +58,7 @@ def asked(make, base):
         source = open_source(str(file))
         return held_out.eval_rows(config.data, source, assembly.encoder, assembly.task)
 
-    return asked
+    return eval_rows
 
 
 class Told:
@@ -105,8 +105,8 @@ MESSAGES = [
          "<start_of_turn>user\nwhy?<end_of_turn>\n<start_of_turn>model\n", ("so",)),
     ],
 )  # fmt: skip
-def test_rows_as_they_are_asked(record, data, text, references, asked, base, tmp_path):
-    (found,) = asked(tmp_path, [record], data=data)
+def test_rows_as_they_are_asked(record, data, text, references, eval_rows, base, tmp_path):
+    (found,) = eval_rows(tmp_path, [record], data=data)
     shown = Tokenizer.open(base).decode(found.prompt, special=True)
     assert shown.removeprefix("<bos>") == text.removeprefix("<bos>")
     assert found.prompt[0] == 2 and found.prompt.count(2) == 1  # BOS
@@ -119,33 +119,33 @@ LONG = {"prefix": "x " * 90, "suffix": "y"}
 ODD = {"prefix": "x"}
 
 
-def test_rows_that_a_survey_leaves_out_are_not_asked(asked, tmp_path):
+def test_rows_that_a_survey_leaves_out_are_not_asked(eval_rows, tmp_path):
     records = [RECORDS[0], LONG, RECORDS[1], ODD]
     skip = {"too_long": "skip", "bad_rows": "skip"}
-    assert [each.number for each in asked(tmp_path, records, data=skip)] == [0, 2]
-    kept = asked(tmp_path, records[:3], data={"too_long": "skip"})
+    assert [each.number for each in eval_rows(tmp_path, records, data=skip)] == [0, 2]
+    kept = eval_rows(tmp_path, records[:3], data={"too_long": "skip"})
     assert [each.number for each in kept] == [0, 2]
     with pytest.raises(TooLong, match=r"rows.jsonl:2: the row is \d+ tokens long"):
-        asked(tmp_path, records, data={"bad_rows": "skip"})
+        eval_rows(tmp_path, records, data={"bad_rows": "skip"})
     with pytest.raises(ValueError, match=r"rows.jsonl:4: has no column 'suffix'"):
-        asked(tmp_path, records, data={"too_long": "skip"})
+        eval_rows(tmp_path, records, data={"too_long": "skip"})
     with pytest.raises(NothingScored):
-        asked(tmp_path, [{"prefix": "a", "suffix": ""}], data=skip)
+        eval_rows(tmp_path, [{"prefix": "a", "suffix": ""}], data=skip)
     with pytest.raises(ValueError, match="there is no row to answer"):
-        asked(tmp_path, [ODD], data=skip)
+        eval_rows(tmp_path, [ODD], data=skip)
 
 
-def test_what_is_written(asked, make, base, tmp_path):
-    questions = asked(tmp_path, RECORDS)
-    answerer = Told(base)
-    figures, answered = evaluate(answerer, questions, tmp_path / "e")
+def test_what_is_written(eval_rows, make, base, tmp_path):
+    rows = eval_rows(tmp_path, RECORDS)
+    generator = Told(base)
+    figures, answered = evaluate(generator, rows, tmp_path / "e")
     written = [json.loads(line) for line in (tmp_path / "e/predictions.jsonl").open()]
     assert [line["row"] for line in written] == list(range(7))
     assert [line["prompt"] for line in written] == [each["prefix"] for each in RECORDS]
     assert [line["references"] for line in written] == [
         [each["suffix"].strip()] for each in RECORDS
     ]
-    told = [f"an answer {len(each.prompt)}" for each in questions]
+    told = [f"an answer {len(each.prompt)}" for each in rows]
     assert [line["answer"] for line in written] == told == [row.answer for row in answered]
     assert all(line["scores"] == {"exact": 0.0} for line in written)
     assert written[0].keys() >= {"place", "tokens", "log_probability", "ended"}
@@ -156,21 +156,21 @@ def test_what_is_written(asked, make, base, tmp_path):
 
 @pytest.mark.parametrize("batch, given", [(2, [4, 3]), (3, [3, 3, 1]), (64, [7])])
 def test_rows_are_answered_a_few_whole_batches_at_a_time(
-    batch, given, asked, make, base, tmp_path, monkeypatch
+    batch, given, eval_rows, make, base, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(held_out, "CHUNK", 5)
-    answerer = Told(base, batch=batch)
-    evaluate(answerer, asked(tmp_path, RECORDS), tmp_path / "e")
-    assert answerer.given == given
+    generator = Told(base, batch=batch)
+    evaluate(generator, eval_rows(tmp_path, RECORDS), tmp_path / "e")
+    assert generator.given == given
 
 
 @pytest.mark.parametrize("left", [0.0, 0.3, 0.5, 0.64, 0.9, 1.0])
-def test_an_interrupted_evaluation_goes_on(left, asked, make, base, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on(left, eval_rows, make, base, tmp_path, monkeypatch):
     monkeypatch.setattr(held_out, "CHUNK", 2)
-    questions = asked(tmp_path, RECORDS)
+    rows = eval_rows(tmp_path, RECORDS)
 
-    def answered(answerer, name):
-        return evaluate(answerer, questions, tmp_path / name, ABOUT)
+    def answered(generator, name):
+        return evaluate(generator, rows, tmp_path / name, ABOUT)
 
     def contents(name):
         return {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
@@ -182,14 +182,14 @@ def test_an_interrupted_evaluation_goes_on(left, asked, make, base, tmp_path, mo
     (tmp_path / "cut/metrics.json").unlink()
     torn = text[: int(len(text) * left)]
     (tmp_path / "cut" / held_out.PARTIAL).write_bytes(torn)
-    answerer = Told(base, "é\u2028 \x85 ")
-    answered(answerer, "cut")
+    generator = Told(base, "é\u2028 \x85 ")
+    answered(generator, "cut")
     assert contents("cut") == contents("whole")
     whole = torn.count(b"\n") // 2  # chunks that are there; the last is of one row
-    assert sum(answerer.given) == (0 if left == 1 else 7 - 2 * whole)
-    answerer.given.clear()
-    answered(answerer, "cut")
-    assert contents("cut") == contents("whole") and not answerer.given
+    assert sum(generator.given) == (0 if left == 1 else 7 - 2 * whole)
+    generator.given.clear()
+    answered(generator, "cut")
+    assert contents("cut") == contents("whole") and not generator.given
 
 
 class Fails(Told):
@@ -201,39 +201,39 @@ class Fails(Told):
         return super().answers(prompts, likeliest, images)
 
 
-def test_one_interrupted_again_and_again_goes_on(asked, make, base, tmp_path, monkeypatch):
+def test_one_interrupted_again_and_again_goes_on(eval_rows, make, base, tmp_path, monkeypatch):
     monkeypatch.setattr(held_out, "CHUNK", 2)
-    questions, where = asked(tmp_path, RECORDS), tmp_path / "e"
+    rows, where = eval_rows(tmp_path, RECORDS), tmp_path / "e"
     for count in range(3):
         with pytest.raises(RuntimeError, match="the machine is gone"):
-            evaluate(Fails(base), questions, where, ABOUT)
+            evaluate(Fails(base), rows, where, ABOUT)
         partial = where / held_out.PARTIAL
         assert partial.read_bytes().count(b"\n") == 2 * (count + 1)
         partial.write_bytes(partial.read_bytes() + b'{"row": 6, "ans')
     last = Told(base)
-    evaluate(last, questions, where, ABOUT)
+    evaluate(last, rows, where, ABOUT)
     assert last.given == [1]
 
 
-def test_a_character_torn_in_two_is_answered_again(asked, make, base, tmp_path):
-    questions = asked(tmp_path, RECORDS[:2])
+def test_a_character_torn_in_two_is_answered_again(eval_rows, make, base, tmp_path):
+    rows = eval_rows(tmp_path, RECORDS[:2])
     torn = '{"row": 0, "answer": "é'.encode()[:-1]
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / held_out.PARTIAL).write_bytes(torn)
-    _, rows = evaluate(Told(base), questions, tmp_path / "e", ABOUT)
-    assert len(rows) == 2
+    _, predictions = evaluate(Told(base), rows, tmp_path / "e", ABOUT)
+    assert len(predictions) == 2
 
 
-def test_answers_of_something_else_are_not_gone_on_with(asked, make, base, tmp_path):
-    questions, where = asked(tmp_path, RECORDS), tmp_path / "e"
-    evaluate(Told(base), questions, where, ABOUT)
+def test_answers_of_something_else_are_not_gone_on_with(eval_rows, make, base, tmp_path):
+    rows, where = eval_rows(tmp_path, RECORDS), tmp_path / "e"
+    evaluate(Told(base), rows, where, ABOUT)
     before = (where / "predictions.jsonl").read_bytes()
     with pytest.raises(ValueError, match="e holds answers of another model or other settings"):
-        evaluate(Told(base), questions, where, {"seed": 1})
+        evaluate(Told(base), rows, where, {"seed": 1})
     assert (where / "predictions.jsonl").read_bytes() == before
-    answerer = Told(base, "anew")  # in training nothing is said of what they depend on
-    evaluate(answerer, questions, where)
-    assert answerer.given == [7] and b"anew" in (where / "predictions.jsonl").read_bytes()
+    generator = Told(base, "anew")  # in training nothing is said of what they depend on
+    evaluate(generator, rows, where)
+    assert generator.given == [7] and b"anew" in (where / "predictions.jsonl").read_bytes()
 
 
 def test_digests_tell_apart():

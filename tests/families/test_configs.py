@@ -8,7 +8,7 @@ import transformers
 
 from jaxtune import families
 from jaxtune.checkpoint.load import leaf_shapes
-from jaxtune.families import ConfigError
+from jaxtune.families import FamilyError
 from jaxtune.models.decoder import Decoder
 
 LLAMA3_SCALING = dict(
@@ -281,7 +281,7 @@ def test_the_first_long_phi_files_read_as_longrope():
 )
 def test_what_is_not_understood_is_named(changes, says, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.2-1B"][1] | changes))
-    with pytest.raises(ConfigError, match=f"(?s)config.json: .*{says}"):
+    with pytest.raises(FamilyError, match=f"(?s)config.json: .*{says}"):
         families.read_config(tmp_path)
 
 
@@ -298,13 +298,13 @@ def test_what_is_not_understood_is_named(changes, says, tmp_path):
 def test_a_config_that_cannot_be_read(text, says, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(FamilyError, match=says):
         families.read_config(tmp_path)
 
 
 def test_a_config_that_is_a_directory(tmp_path):
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Is a directory"):
+    with pytest.raises(FamilyError, match=r"config\.json cannot be read: Is a directory"):
         families.read_config(tmp_path)
 
 

@@ -22,7 +22,7 @@ from jaxtune.cli.inspect.quant_report import (
     Leaf,
     Measured,
     QuantReport,
-    _bytes,
+    held_bytes,
     linear_maps,
     sizes,
 )
@@ -186,7 +186,7 @@ def _leaf(
         mean_absolute=whole.mean_absolute,
         relative=whole.relative,
         layers=tuple(layer.relative for layer in layers),
-        to_keep=_bytes(shape, REST) - taken,
+        to_keep=held_bytes(shape, REST) - taken,
         kl=kl,
     )
 

@@ -105,7 +105,7 @@ def sizes(shapes: Shapes) -> tuple[Size, ...]:
 def _size(shapes: Shapes, kind: str) -> Size:
     linear = linear_maps(shapes)
     held = {path: kind if path in linear or kind in PLAIN else REST for path in shapes}
-    taken = {path: _bytes(shape, held[path]) for path, shape in shapes.items()}
+    taken = {path: held_bytes(shape, held[path]) for path, shape in shapes.items()}
     inside = sum(taken[path] for path in linear)
     weights = sum(math.prod(shapes[path]) for path in linear)
     parameters = sum(map(math.prod, shapes.values()))
@@ -113,7 +113,7 @@ def _size(shapes: Shapes, kind: str) -> Size:
     return Size(kind, inside, 8 * inside / weights, whole, 8 * whole / parameters)
 
 
-def _bytes(shape: names.Shape, kind: str) -> int:
+def held_bytes(shape: names.Shape, kind: str) -> int:
     return nbytes(shape, kind) if kind in KINDS else math.prod(shape) * jnp.dtype(kind).itemsize
 
 

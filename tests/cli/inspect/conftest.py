@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests import reference
+from tests import reference, tiny
 from tests.checkpoint import test_hub
 from tests.checkpoint.formats import test_bnb
 
@@ -29,3 +29,9 @@ def made(tmp_path_factory):
 def llama(made, tmp_path):
     """A Llama checkpoint of one's own, to spoil."""
     return shutil.copytree(made("llama-linear")[0], tmp_path / "llama")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny checkpoint with a tokenizer, of linear maps that give blocks of every sort."""
+    return tiny.write_base(tmp_path_factory.mktemp("base"), hidden_size=64, vocab_size=1024)

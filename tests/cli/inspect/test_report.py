@@ -13,7 +13,7 @@ from jaxtune import quant, tree
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.cli.inspect.report import inspect
 from jaxtune.cli.inspect.table import table
-from jaxtune.families import ConfigError
+from jaxtune.families import FamilyError
 from tests import reference
 from tests.cli.inspect.checkpoints import CASES, edit_config, rewrite
 from tests.marks import slow_after
@@ -245,7 +245,7 @@ def test_quantised(llama):
 
 def test_unknown_model_type(llama):
     edit_config(llama, model_type="lama")
-    with pytest.raises(ConfigError, match="'lama' is not supported \\(nearest: 'llama'\\)"):
+    with pytest.raises(FamilyError, match="'lama' is not supported \\(nearest: 'llama'\\)"):
         inspect(llama)
 
 
