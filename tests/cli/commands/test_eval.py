@@ -69,9 +69,9 @@ def answered(monkeypatch):
     """How many rows were answered at once, one number each time."""
     found, answers = [], TextGenerator.answers
 
-    def counting(answerer, prompts, *rest):
+    def counting(generator, prompts, *rest):
         found.append(len(prompts))
-        return answers(answerer, prompts, *rest)
+        return answers(generator, prompts, *rest)
 
     monkeypatch.setattr(TextGenerator, "answers", counting)
     return found

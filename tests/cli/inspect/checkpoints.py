@@ -1,7 +1,8 @@
-"""Changes to a checkpoint's files, and facts of its tokenizer."""
+"""Changes to a checkpoint's files, facts of its tokenizer, and the bytes that its arrays take."""
 
 import json
 
+import jax
 import numpy as np
 import tokenizers
 from tokenizers import models, processors
@@ -12,6 +13,7 @@ from jaxtune.cli.inspect.report import inspect
 from tests import reference
 
 CASES = list(reference.CASES)
+LINEAR = 7  # linear maps in a layer
 
 
 def edit_config(directory, drop=(), **changes):
@@ -49,3 +51,9 @@ def settings(directory, drop=(), **changes):
 
 def facts(directory):
     return inspect(directory).tokenizer
+
+
+def taken(held) -> int:
+    """The bytes of all arrays."""
+    bits = (array.size * jax.dtypes.itemsize_bits(array.dtype) for array in jax.tree.leaves(held))
+    return sum(bits) // 8

@@ -19,11 +19,12 @@ from jaxtune.cli.inspect.report import inspect
 from jaxtune.cli.inspect.table import table
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.export.distance import SAMPLE, distance
+from tests.cli.inspect.checkpoints import LINEAR, taken
 
 
 @pytest.fixture
 def own(base, tmp_path):
-    """A copy of it, to spoil."""
+    """A copy of `base`, to spoil."""
     return shutil.copytree(base, tmp_path / "own")
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 
-import jax
 import pytest
 
 import jaxtune
@@ -13,8 +12,8 @@ from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.cli.inspect import quant_report
 from jaxtune.cli.inspect.report import inspect
 from jaxtune.cli.inspect.table import table
+from tests.cli.inspect.checkpoints import LINEAR, taken
 
-LINEAR = 7  # linear maps in a layer
 GIB = 2**30
 LLAMA_8B = dict(
     model_type="llama",
@@ -30,12 +29,6 @@ LLAMA_8B = dict(
     hidden_act="silu",
     tie_word_embeddings=False,
 )
-
-
-def taken(held) -> int:
-    """The bytes of all arrays."""
-    bits = (array.size * jax.dtypes.itemsize_bits(array.dtype) for array in jax.tree.leaves(held))
-    return sum(bits) // 8
 
 
 def test_an_8b_model_takes_what_is_known(tmp_path):
