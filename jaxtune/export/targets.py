@@ -8,7 +8,6 @@ from jaxtune.checkpoint.formats.writing import publish, refuse_existing
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME
 from jaxtune.checkpoint.peft.load_adapter import REPORT
 from jaxtune.checkpoint.save import NPZ
-from jaxtune.config.schema import Config
 from jaxtune.export import card
 
 
@@ -30,15 +29,10 @@ class Wanted:
         return "config.json" if self.merged else CONFIG_NAME
 
 
-def default_name(
-    config: Config, whole: bool, dtype: str | None, into: str | None, step: str, number: int | None
-) -> str:
-    """The name under a run's `export`: train's own for the best, others say what they are."""
-    parts = ["merged" if whole else "adapter", *filter(None, (dtype, into))]
-    if step != "best":
-        parts.append(f"step-{number}")
-    npz = NPZ if whole and Path(config.model.path).suffix == NPZ else ""
-    return "-".join(parts) + npz
+def default_name(whole: bool, base: str | Path, *details: str | None) -> str:
+    """The name under a run's `export`: train's own has no details, others say what they are."""
+    parts = ["merged" if whole else "adapter", *filter(None, details)]
+    return "-".join(parts) + (NPZ if whole and Path(base).suffix == NPZ else "")
 
 
 def beside(target: Path, state: str) -> Path:

@@ -2,14 +2,15 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
-from jaxtune.config import load as configs
-from jaxtune.config.schema import Config
+from jaxtune.config.load import difference
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import CONFIG, WorkdirError
@@ -37,8 +38,8 @@ class Tuned:
         return self.assembly.model()[1]
 
 
-def run_checkpoints(config: Config, workdir: Path) -> Checkpoints:
-    """Those of the config's run."""
+def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
+    """Those of the run of a resolved config."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of what is meant: to read only
     found = Checkpoints(workdir / "checkpoints")
     if not found.steps:
@@ -46,7 +47,7 @@ def run_checkpoints(config: Config, workdir: Path) -> Checkpoints:
             f"{found.directory} holds no checkpoint: train first, or name the run's --workdir"
         )
     before = json.loads((workdir / CONFIG).read_bytes())
-    changes = [each for each in configs.difference(before, config) if each.startswith(DEPENDS)]
+    changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:
         raise WorkdirError(
             "\n  ".join([f"{workdir} holds a run of another config; what differs:", *changes])

@@ -17,6 +17,7 @@ from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.peft.load_adapter import REPORT
 from jaxtune.checkpoint.peft.save_adapter import save_adapter
 from jaxtune.checkpoint.save import NPZ, save_merged
+from jaxtune.config.load import resolved
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.export import card, reference, verify
@@ -84,11 +85,12 @@ def export(
     progress = progress or Progress()
     if outside:
         reference.check(to)
-    checkpoints = None if adapter else run_checkpoints(config, workdir)
+    checkpoints = None if adapter else run_checkpoints(resolved(config), workdir)
     number = None if checkpoints is None else step_of(checkpoints, step)
     whole = merged is not None or config.trainable.kind != "lora"
+    details = merged, into, None if step == "best" else f"step-{number}"
     wanted = Wanted(
-        to or workdir / "export" / default_name(config, whole, merged, into, step, number),
+        to or workdir / "export" / default_name(whole, config.model.path, *details),
         whole,
         merged or "float32",
         into,

@@ -23,7 +23,7 @@ from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
 from jaxtune.export import verify
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
-from jaxtune.export.targets import Wanted
+from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
 from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
@@ -183,8 +183,7 @@ def _begun(
 def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
     """A run's adapter, or where it has none the whole model, and where it goes."""
     whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
-    npz = base.suffix if base.is_file() else ""
-    target = folder / (f"merged{npz}" if whole else "adapter")
+    target = folder / default_name(whole, base)
     dtype = tuned.dtype if whole else "float32"
     return tuned, Wanted(target, whole, dtype, overwrite=True), target
 

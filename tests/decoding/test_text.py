@@ -13,6 +13,7 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding import generate, requests
 from jaxtune.decoding.text import TextGenerator
 from tests.data import made
+from tests.marks import slow_after
 
 TEXTS = (
     "the quick brown fox jumps over the lazy dog",
@@ -56,7 +57,7 @@ def streamed(monkeypatch):
     return streamed
 
 
-@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize("stops", slow_after(2, [(each,) for each in STOPS]))
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_pieces_join_to_the_text(tokenizer, streamed, kind, stops):
     ours = text_generator(tokenizer(kind), stops)

@@ -13,6 +13,7 @@ from jaxtune.cli.inspect import quant_report
 from jaxtune.cli.inspect.report import inspect
 from jaxtune.cli.inspect.table import table
 from tests.cli.inspect.checkpoints import LINEAR, taken
+from tests.marks import slow_after
 
 GIB = 2**30
 LLAMA_8B = dict(
@@ -47,7 +48,7 @@ def test_an_8b_model_takes_what_is_known(tmp_path):
     assert found["nf4-double"].linear_bits == pytest.approx(4 + 8 / 64 + 32 / 64 / 256, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", quant.MADE)
+@pytest.mark.parametrize("kind", slow_after(1, reversed(quant.MADE)))
 def test_sizes_are_those_of_what_is_loaded(base, kind):
     _, variables = jaxtune.load(base, "bfloat16", quant=kind)
     leaves = quant.by_path(variables["params"])
