@@ -11,6 +11,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar for every
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 
 import functools
+import gc
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,12 @@ from typing import Any
 import pytest
 
 MAPPED = 20_000  # pieces of memory; a module adds up to some thousands
+
+
+def pytest_collection_finish():
+    """Take what imports and collecting made out of garbage collection: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config):

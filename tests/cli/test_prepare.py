@@ -6,7 +6,6 @@ import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -75,6 +74,8 @@ def parquet(directory: Path, records: list[dict]) -> Path:
 
 
 def saved(directory: Path, records: list[dict]) -> Path:
+    import datasets
+
     found = datasets.DatasetDict({"train": datasets.Dataset.from_list(records)})
     found.save_to_disk(directory / "saved")
     return directory / "saved"
@@ -217,6 +218,8 @@ def test_rows_are_not_gathered_in_memory(tmp_path, monkeypatch):
 
 
 def test_a_dataset_that_is_a_script(tmp_path, monkeypatch):
+    import datasets
+
     def refuse(*_, **__):
         raise RuntimeError("Dataset scripts are no longer supported, but found totto.py")
 

@@ -144,6 +144,7 @@ def test_a_save_that_cannot_be_written(begin, server, tmp_path):
     assert "No space left on device (the run goes on)" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_waits_so_long_and_says_what_to_do(begin, server, tmp_path):
     pushes, said = begin(wait=1)
     server.troubles.append(Trouble("/commit/", 10**6))

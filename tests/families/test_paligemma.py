@@ -17,7 +17,7 @@ from tests.families.paligemma_cases import BOTH, BOUND, NAMES, ours
 from tests.marks import slow_after
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_after(1, NAMES))
 def test_logits(seen, name, record_property):
     made, given = seen(name), pictured.rows()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune.metrics import cider, per_row, summarise, words
+from tests.marks import slow_after
 from tests.metrics import made
 
 
@@ -35,7 +36,7 @@ def score(row, rows, order):
     return 10 * total / len(references)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", slow_after(1, range(2)))
 def test_cider_is_the_papers(seed):
     rows = [*made.awkward(), *made.rows(seed, count=12)]
     expected = [np.mean([score(row, rows, order) for order in range(1, 5)]) for row in rows]

@@ -1,7 +1,6 @@
 """ROUGE-L beside Google's rouge-score."""
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from jaxtune.metrics import per_row, rouge, summarise
 from tests.metrics import made
@@ -9,6 +8,8 @@ from tests.metrics import made
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rouge_l_is_rouge_scores(seed):
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import for all workers
+
     rows = [*made.awkward(), *made.rows(seed)]
     live = RougeScorer(["rougeL"], use_stemmer=False)
     expected = [live.score_multi(row.references, row.answer)["rougeL"].fmeasure for row in rows]

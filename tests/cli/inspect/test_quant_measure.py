@@ -87,6 +87,7 @@ def test_nf4_error_on_normal_weights_is_the_published_one():
     assert found.mean_absolute == pytest.approx(0.072798, abs=0.0005)
 
 
+@pytest.mark.slow
 def test_each_weight_is_read_once_for_each_kind(bare, monkeypatch):
     """And is let go before the next one is read."""
     read, held = [], set()
