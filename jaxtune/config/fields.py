@@ -163,7 +163,7 @@ def within(value: Any, limits: Mapping[str, Any]) -> bool:
     )
 
 
-def _expected(known: dataclasses.Field) -> str:
+def expected(known: dataclasses.Field) -> str:
     """A field's type and limits, as written in errors and help."""
     if "share" in known.metadata:
         return "whole number | share below 1"
@@ -303,7 +303,7 @@ class Schema:
                 raise Misfit
         except Misfit as misfit:
             reason = f" ({misfit})" if str(misfit) else ""
-            raise Misfit(f"found {shown(value)}{reason}, expected {_expected(known)}") from None
+            raise Misfit(f"found {shown(value)}{reason}, expected {expected(known)}") from None
         return fitted
 
     def _nearest(self, key: str) -> str:
@@ -377,7 +377,7 @@ def shown(value: Any) -> str:
 
 def _described(key: str, known: dataclasses.Field) -> str:
     default = repr(known.default) if known.default or "needed" not in known.metadata else "(needed)"
-    kind = _expected(known)
+    kind = expected(known)
     if "when" in known.metadata:
         name, values = known.metadata["when"]
         kind += f"; only with {name} {'/'.join(map(str, values))}"

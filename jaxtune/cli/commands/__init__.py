@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "what a run tuned, written for others and verified: its adapter, or the model merged",
     "push": "what a run exported, sent to the Hugging Face Hub",
     "prepare": "a published dataset as the JSON lines that a task reads",
+    "config": "every field of a config with its default, or the whole config of a file",
 }
 DEFAULT = "train"
 OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)

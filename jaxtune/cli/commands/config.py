@@ -1,0 +1,41 @@
+"""`config`: what a config may set, and what one file and its overrides resolve to."""
+
+import json
+from argparse import ArgumentParser, Namespace
+
+from jaxtune.cli.commands import UsageError
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments to a parser."""
+    parser.usage = f"{parser.prog} [SECTION | FIELD | --config FILE [--config.key=value …]]"
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="SECTION",
+        help="a section such as optim, or a field such as optim.lr (default: everything)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="print the whole config of this file as JSON",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Prints the reference of fields, or the resolved config of a file as JSON."""
+    if options.config is None:
+        if options.overrides:
+            raise UsageError(f"{options.overrides[0]}: give the file it changes as --config FILE")
+        from jaxtune.config import reference
+
+        print(reference.text(options.name or ""))
+        return 0
+    if options.name:
+        raise UsageError(f"{options.name}: --config FILE prints the whole config of that file")
+    from jaxtune.config.load import load, resolved
+
+    found = resolved(load(options.config, options.overrides))
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    return 0

@@ -1,0 +1,83 @@
+"""The reference of all config fields, for the `config` command and for docs/configs.md.
+
+`python -m jaxtune.config.reference` prints the page.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+
+from jaxtune.config.fields import ConfigError, expected
+from jaxtune.config.load import describe
+from jaxtune.config.schema import FIELDS, SECTIONS, Config
+
+PAGE = """\
+# Config fields
+
+A config file is Python with a `get_config()` that returns what differs from the defaults below, as
+a `ConfigDict` or a dictionary. Every field can be overridden at the terminal, for example
+`--config.optim.lr=3e-4`. `python launch.py config` prints this list, `python launch.py config
+optim` one section of it, and `python launch.py config --config FILE` the whole config of a file.
+
+This page is made from the schema by `python -m jaxtune.config.reference > docs/configs.md`.
+"""
+
+
+def text(name: str = "") -> str:
+    """Returns the reference of all fields, of one section or of one field, as plain text.
+
+    Raises:
+      ConfigError: If no section and no field has this name.
+    """
+    sections = {part.partition(":")[0]: part for part in describe().split("\n\n")}
+    if not name:
+        return "\n\n".join(sections.values())
+    if name in sections:
+        return sections[name]
+    if name in FIELDS:
+        section, lines = sections[name.rpartition(".")[0] or "config"], []
+        for line in section.splitlines()[1:]:
+            begins = line.startswith("  ") and not line.startswith("    ")
+            if begins and lines:
+                break
+            if lines or (begins and line.split()[0] == name):
+                lines.append(line)
+        return "\n".join(lines)
+    close = difflib.get_close_matches(name, [*sections, *FIELDS], 1)
+    hint = f"; the nearest is {close[0]}" if close else ""
+    raise ConfigError(
+        f"{name!r} is no section and no field of a config{hint}; the sections are "
+        f"{', '.join(sections)}"
+    )
+
+
+def page() -> str:
+    """Returns docs/configs.md: a table of fields for each section."""
+    return "\n".join([PAGE, *_sections()])
+
+
+def _sections() -> Iterator[str]:
+    for section, kind in {"": Config, **SECTIONS}.items():
+        yield f"## `{section}`\n" if section else "## Top level\n"
+        yield kind.__doc__.partition("\n")[0] + "\n"
+        yield "| field | default | type | meaning |\n| --- | --- | --- | --- |"
+        for key, field in FIELDS.items():
+            if key.rpartition(".")[0] == section:
+                yield _row(key, field)
+        yield ""
+
+
+def _row(key: str, field: dataclasses.Field) -> str:
+    """A table row; a bar inside a cell is escaped, as GitHub's Markdown wants it."""
+    needed = not field.default and "needed" in field.metadata
+    default = "needed" if needed else f"`{field.default!r}`"
+    meaning = field.metadata["meaning"]
+    if "when" in field.metadata:
+        name, values = field.metadata["when"]
+        meaning += f" (only with `{name}` {' or '.join(map(str, values))})"
+    cells = [f"`{key}`", default, expected(field), meaning]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

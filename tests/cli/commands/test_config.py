@@ -1,0 +1,16 @@
+"""The config command."""
+
+import json
+
+import launch
+
+
+def test_fields_and_files(config, failure, capsys):
+    assert launch.main(["config", "optim.lr"]) == 0
+    assert capsys.readouterr().out.startswith("  optim.lr = 0.0001")
+    assert launch.main(["config", "--config", config(), "--config.optim.lr=0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["optim"]["lr"] == 0.5 and found["steps"] == 2 and "hub" in found
+    assert "the nearest is optim.lr" in failure("config", "optim.lrr")
+    assert "give the file it changes as --config FILE" in failure("config", "--config.steps=1")
+    assert "prints the whole config" in failure("config", "optim", "--config", config())
