@@ -1,4 +1,4 @@
-"""jaxtune at the terminal: `python launch.py [COMMAND] …` runs one command, by default `train`."""
+"""Command line of jaxtune: `python launch.py [COMMAND] …` runs a command, by default `train`."""
 
 import argparse
 import importlib
@@ -11,20 +11,20 @@ from jaxtune.cli.commands import COMMANDS, DEFAULT, UsageError, overrides
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors take the way of all others."""
+    """An ArgumentParser that raises its errors, so that `main` reports them like all others."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would have printed."""
+        """Raises the message that argparse would have printed before exiting."""
         raise UsageError(f"{message} ({self.prog} --help says more)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 2 for what the user can put right."""
+    """Runs one command and returns the exit code: 2 for errors that the user can correct."""
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments))
         return options.run(options)
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has seen enough; Python must not flush again.
+        # The reader, such as `head`, has closed the pipe; Python must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    """The options of a command, of which only the one that is named is imported."""
+    """Parses the arguments of a command; only the module of that command is imported."""
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         arguments = [DEFAULT, *arguments]
     root = Parser(prog="launch.py", description="Exact, memory-aware fine-tuning in JAX.")

@@ -1,6 +1,6 @@
 """Fine-tune published Gemma, Llama, Mistral, Phi and Qwen checkpoints in JAX.
 
-The names here are the public surface; each is imported when it is first asked for.
+The names in `__all__` are the public API; each is imported when it is first accessed.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all: a file gets its final name once its bytes are on the disk."""
+"""Writes files whole or not at all: a file gets its final name once its bytes are on disk."""
 
 import contextlib
 import json
@@ -19,10 +19,10 @@ class UnwritableError(ValueError):
 
 @contextlib.contextmanager
 def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of `final`, and rename it to that if the block succeeds.
+    """Opens a temporary file beside `final`, and renames it to `final` if the block succeeds.
 
-    The temporary file is `partial`, or a hidden one that carries the process's id. It is removed
-    if the block or the writing fails.
+    The temporary file is `partial`, or else a hidden file with the process id in its name. It is
+    flushed to disk before it is renamed, and removed if the block or the writing fails.
     """
     partial = partial or final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
@@ -38,7 +38,7 @@ def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all, making its folder if that is missing."""
+    """Writes a UTF-8 text file whole or not at all, and creates its folder if that is missing."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as out:
@@ -48,5 +48,5 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinity are refused."""
+    """Writes a JSON file whole or not at all; raises ValueError for NaN and infinity."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Where arrays live: a device mesh, and rules that give every leaf a `NamedSharding`."""
+"""Device meshes, and rules over slash paths that give every leaf a `NamedSharding`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import quant, tree
 
-AXES = ("data", "fsdp", "tensor")  # batches over the first two, weights over the last two
+AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights over the last two
 
-# Ours are [L, in, out]: the way in is split over `fsdp`, heads and hidden features over `tensor`.
+# Layer weights are [L, in, out]. The model width, which is `in` or `out`, is sharded over `fsdp`,
+# and heads, hidden features and the vocabulary over `tensor`.
 RULES: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
     (r"(.*/)?head/w", PartitionSpec("fsdp", "tensor")),
@@ -22,8 +23,9 @@ RULES: tree.Rules = (
     (r".*/(scale|b|bias)", PartitionSpec()),
     (r"(.*/)?(img/(patches/w|positions)|projector/w)", PartitionSpec()),
 )
-# What trains beside them: adapters lie as the weights that they add to, and an optimiser's arrays
-# as what they are kept for, whose path theirs ends with. All else is small.
+# Rules for a whole train state. Adapters are sharded like the weights that they add to: `a` over
+# its input, `b` over its output. An optimiser's array matches the rule of its parameter, as its
+# path ends with that of the parameter. All other leaves are small and replicated.
 STATE_RULES: tree.Rules = (
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec(None, "fsdp", None)),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, "tensor")),
@@ -32,11 +34,15 @@ STATE_RULES: tree.Rules = (
     *RULES,
     (r".*", PartitionSpec()),
 )
-ROWS = PartitionSpec(("data", "fsdp"))  # of a batch
+ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of named axes in the given order; one size may be -1 and takes what is left."""
+    """Returns a mesh with named axes in the given order, over all devices by default.
+
+    One size may be -1: that axis takes all devices that the other axes leave. Raises ValueError if
+    the sizes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = list(axes.values())
     described = ", ".join(f"{name}={size}" for name, size in axes.items())
@@ -51,7 +57,12 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
 
 
 def check_mesh(mesh: Any, rules: tree.Rules | None = None) -> None:
-    """Refuse what is no mesh, axes that would split nothing, and axes that XLA may not split by."""
+    """Raises ValueError for a mesh that cannot be used.
+
+    That is anything but a `jax.sharding.Mesh`, a mesh with an axis that is neither in `AXES` nor
+    named by a rule and so would shard nothing, or one with axes of type `AxisType.Explicit`, over
+    which XLA may not choose shardings.
+    """
     made = "make one with jaxtune.make_mesh({'fsdp': -1})"
     if not isinstance(mesh, Mesh):
         raise ValueError(
@@ -73,9 +84,11 @@ def shardings(
     mesh: Mesh,
     rules: tree.Rules = RULES,
 ) -> dict[str, Any]:
-    """A sharding for every leaf, by slash path; `rules` are (pattern, PartitionSpec).
+    """Returns a sharding for every leaf, by slash path.
 
-    In place of its shape, a quantised weight has its arrays, and gets a sharding for each.
+    `shapes` holds a shape by path, or for a quantised weight a `Quantized` of its arrays, which
+    gets a `Quantized` of shardings. `rules` are (pattern, PartitionSpec). Mesh axes that do not
+    divide their dimension are left out.
     """
     specs = tree.match(rules, shapes, unused="allow")
     return {path: _of_leaf(shape, specs[path], mesh) for path, shape in shapes.items()}
@@ -89,11 +102,11 @@ def _of_leaf(shape: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
 
 
 def of_state(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a train state, or of its shapes."""
+    """Returns a sharding for every leaf of a train state, or of a tree of its shapes."""
     specs = tree.select(state, STATE_RULES, unused="allow")
 
     def place(leaf, spec):
-        # An optimiser may keep an array of other dimensions than those of what it is kept for.
+        # An optimiser's array with fewer dimensions than its parameter's spec is replicated.
         spec = spec if len(spec) <= len(leaf.shape) else PartitionSpec()
         return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
 
@@ -101,7 +114,10 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 
 
 def unsplit_leaves(shapes: Mapping[str, Any], mesh: Mesh, rules: tree.Rules = RULES) -> list[str]:
-    """The leaves that rules would split and every device holds whole: no axis divides them."""
+    """Returns the paths of leaves that the rules would shard, but that every device holds whole.
+
+    These are leaves of which no dimension is divisible by the mesh axes that its rule names.
+    """
     specs = tree.match(rules, shapes, unused="allow")
     found = shardings(shapes, mesh, rules)
 
@@ -115,7 +131,10 @@ def unsplit_leaves(shapes: Mapping[str, Any], mesh: Mesh, rules: tree.Rules = RU
 
 
 def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The spec without the axes that the mesh lacks or that do not divide their dimension."""
+    """Returns a spec without the axes that the mesh lacks or that do not divide their dimension.
+
+    Several axes in one entry are dropped together if their product does not divide the dimension.
+    """
     if len(spec) > len(shape):
         raise ValueError(f"{spec} has more entries than the shape {shape} has dimensions")
     kept = []
@@ -128,5 +147,5 @@ def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partition
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes in one entry of a PartitionSpec."""
+    """Returns the mesh axes in one entry of a PartitionSpec."""
     return entry if isinstance(entry, tuple) else (entry,) if entry else ()

@@ -1,8 +1,8 @@
-"""Leaves by slash path, and the one rule idiom: an ordered list of (pattern, value).
+"""Pytree leaves by slash path, and rules over these paths: ordered lists of (pattern, value).
 
 A pattern is a regular expression that must match a whole path, such as `layers/attn/.*/w`.
-The first rule that matches a leaf gives its value. A leaf no rule matches is an error, and so
-is a rule that decides no leaf: both are how a typo goes unnoticed for a day.
+The first rule that matches a leaf gives its value. A leaf that no rule matches is an error, and so
+is a rule that decides no leaf: either may be a typo that would otherwise go unnoticed.
 """
 
 import re
@@ -16,22 +16,22 @@ IsLeaf = Callable[[Any], bool] | None
 
 
 class RuleError(ValueError):
-    """Rules and leaves do not fit each other."""
+    """Raised for leaves that no rule matches, and for rules that decide no leaf."""
 
 
 def slash_path(keys: Iterable[Any]) -> str:
-    """JAX's key path, joined by slashes: `layers/attn/q/w`."""
+    """Returns a JAX key path as names joined by slashes: `layers/attn/q/w`."""
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
 def flatten(tree: Any, is_leaf: IsLeaf = None) -> dict[str, Any]:
-    """The leaves of `tree` by slash path, in tree order."""
+    """Returns the leaves of `tree` by slash path, in tree order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {slash_path(keys): leaf for keys, leaf in leaves}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from leaves by slash path."""
+    """Returns nested dictionaries of leaves that are given by slash path."""
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -43,7 +43,17 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any, is_leaf: IsLeaf = None):
-    """`jax.tree.map` whose function gets the slash path first."""
+    """Maps a function over the leaves of one or more trees, as `jax.tree.map`, with their paths.
+
+    Args:
+      function: Called as `function(path, leaf, *other_leaves)` with the slash path of the leaf.
+      tree: Tree whose structure the result has.
+      *rest: Further trees with the structure of `tree`, or with it as a prefix.
+      is_leaf: Returns whether a node of `tree` counts as a leaf.
+
+    Returns:
+      A tree like `tree` of what the function returns.
+    """
 
     def call(keys, *leaves):
         return function(slash_path(keys), *leaves)
@@ -52,9 +62,10 @@ def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any, is_leaf: 
 
 
 def match(rules: Rules, paths: Iterable[str], *, unused: str = "error") -> dict[str, Any]:
-    """The value of the first rule that matches each path.
+    """Returns, by path, the value of the first rule that matches the path.
 
-    `unused="allow"` is for tables that serve many models, where a rule may have nothing to do.
+    Raises RuleError if no rule matches a path or, unless `unused` is "allow", if a rule decides no
+    path. "allow" is for rules that serve many models, of which some have no such leaf.
     """
     paths = list(paths)
     patterns = [(re.compile(pattern), value) for pattern, value in rules]
@@ -73,21 +84,37 @@ def match(rules: Rules, paths: Iterable[str], *, unused: str = "error") -> dict[
 
 
 def select(tree: Any, rules: Rules, *, unused: str = "error", is_leaf: IsLeaf = None) -> Any:
-    """A tree like `tree` that holds the value of the first matching rule in each leaf's place."""
+    """Replaces each leaf of a tree by the value of the first rule that matches its path.
+
+    Args:
+      tree: Tree whose leaves are replaced.
+      rules: Ordered (pattern, value) over slash paths.
+      unused: "error" raises RuleError for a rule that decides no leaf; "allow" ignores such rules.
+      is_leaf: Returns whether a node of `tree` counts as a leaf.
+
+    Returns:
+      A tree like `tree` of rule values.
+    """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     values = match(rules, (slash_path(keys) for keys, _ in leaves), unused=unused)
     return structure.unflatten(values[slash_path(keys)] for keys, _ in leaves)
 
 
 def partition(tree: Any, chosen: Any, is_leaf: IsLeaf = None) -> tuple[Any, Any]:
-    """Split a tree by a tree of booleans; each half has None where the other has the leaf."""
+    """Splits a tree by a tree of booleans into (chosen, rest).
+
+    Each part has the structure of `tree`, with None in place of the leaves of the other part.
+    """
     taken = jax.tree.map(lambda leaf, take: leaf if take else None, tree, chosen, is_leaf=is_leaf)
     left = jax.tree.map(lambda leaf, take: None if take else leaf, tree, chosen, is_leaf=is_leaf)
     return taken, left
 
 
 def combine(*trees: Any) -> Any:
-    """Undo `partition`: the one leaf that is not None at each place."""
+    """Inverts `partition`: returns a tree of the leaf that is not None at each place.
+
+    Raises ValueError if more than one tree has a leaf at the same place.
+    """
 
     def only(*leaves):
         present = [leaf for leaf in leaves if leaf is not None]
@@ -110,7 +137,7 @@ def _explain(rules: Rules, paths: list[str], unmatched: list[str], idle: list[in
 
 
 def _idle(rules: Rules, paths: list[str], idle: list[int]) -> list[str]:
-    """Each idle pattern, and whether it matches nothing or comes too late."""
+    """Returns each idle pattern with the reason: it matches nothing, or earlier rules decide."""
     described = []
     for number in idle:
         pattern = rules[number][0]

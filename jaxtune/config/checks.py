@@ -1,4 +1,4 @@
-"""Checks of what fields of a config say together; what one field may be is in its section."""
+"""Consistency checks across config fields; the limits of a single field are in its section."""
 
 import re
 from typing import get_args
@@ -8,10 +8,11 @@ from jaxtune.config.schema import FIELDS, SCHEMA, Config, counted
 
 REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 
-# Each check yields the keys at odds, and what to do about them.
+# Each check yields the keys that conflict, and a message that says how to resolve the conflict.
 
 
 def _length(config: Config) -> Conflicts:
+    """Checks that steps and epochs exclude each other, and that warmup and decay fit into the run."""
     steps, schedule = config.steps, config.schedule
     if steps is not None and config.epochs is not None:
         yield ("steps", "epochs"), "both say how long to train; leave one out, or set it to None"
@@ -30,6 +31,7 @@ def _length(config: Config) -> Conflicts:
 
 
 def _batch(config: Config) -> Conflicts:
+    """Checks that rows divide into micro-batches, and that buckets ascend up to the longest row."""
     batch = config.batch
     if batch.rows % batch.accumulate:
         yield (
@@ -48,8 +50,9 @@ def _batch(config: Config) -> Conflicts:
 
 
 def _quantised(config: Config) -> Conflicts:
+    """Checks the kinds in quantisation rules, and that no quantised weight would be trained."""
     quant = config.model.quant
-    if not isinstance(quant, str):  # rules may leave out what trains
+    if not isinstance(quant, str):  # rules may exclude the weights that train
         known = get_args(get_args(FIELDS["model.quant"].type)[0])
         for kind in (kind for _, kind in quant or () if kind not in (None, *known)):
             yield ("model.quant",), f"found {kind!r}, expected {', '.join(known)} or None"
@@ -68,6 +71,7 @@ def _quantised(config: Config) -> Conflicts:
 
 
 def _continued(config: Config) -> Conflicts:
+    """Checks that an existing adapter has no initialisation of its own."""
     if config.trainable.adapter and SCHEMA.given(config, "trainable.init"):
         yield (
             ("trainable.adapter", "trainable.init"),
@@ -76,6 +80,7 @@ def _continued(config: Config) -> Conflicts:
 
 
 def _mesh(config: Config) -> Conflicts:
+    """Checks the sizes of mesh axes, of which one at most may be -1."""
     axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
     filling = tuple(key for key, size in axes.items() if size == -1)
     if len(filling) > 1:
@@ -85,6 +90,7 @@ def _mesh(config: Config) -> Conflicts:
 
 
 def _text_of_rows(config: Config) -> Conflicts:
+    """Checks that one way to make text of rows is chosen, and that its fields belong to it."""
     ways = [
         SCHEMA.given(config, "data.prefix", "data.suffix"),
         SCHEMA.given(config, "data.messages"),
@@ -98,6 +104,7 @@ def _text_of_rows(config: Config) -> Conflicts:
 
 
 def _pictures(config: Config) -> Conflicts:
+    """Checks that settings of pictures have a column, and the names and amounts of augmentations."""
     data = config.data
     if not data.image:
         for key in SCHEMA.given(config, "data.image_root", "data.augment"):
@@ -113,6 +120,7 @@ def _pictures(config: Config) -> Conflicts:
 
 
 def _evaluation(config: Config) -> Conflicts:
+    """Checks that held-out rows have one source, and that fields which need such rows have them."""
     named, held = (
         SCHEMA.given(config, "eval.source", "eval.split"),
         SCHEMA.given(config, "eval.holdout"),
@@ -136,6 +144,7 @@ def _evaluation(config: Config) -> Conflicts:
 
 
 def _answers(config: Config) -> Conflicts:
+    """Checks that stops are not empty, and that filters of sampling have a temperature above 0."""
     given = config.generate
     if "" in given.stops:
         yield ("generate.stops",), "found an empty text, which would end every answer at once"
@@ -148,6 +157,7 @@ def _answers(config: Config) -> Conflicts:
 
 
 def _repository(config: Config) -> Conflicts:
+    """Checks the form of the Hub repository's name."""
     repo = config.hub.repo
     if repo and not REPOSITORY.fullmatch(repo.replace("{name}", "name")):
         yield (

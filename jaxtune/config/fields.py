@@ -1,7 +1,7 @@
-"""Fields with a type, limits and a meaning: what a value must be, and what is wrong with one.
+"""Typed config fields with limits and a meaning, and the validation of values for them.
 
-A `Schema` is the fields of nested dataclasses by dotted key. It turns settings, from Python or as
-text from the command line, into those dataclasses, or says all that is wrong with them.
+A `Schema` holds the fields of nested dataclasses by dotted key. It builds these dataclasses from
+settings, which are Python values or text from the command line, or reports all errors in them.
 """
 
 import ast
@@ -21,38 +21,40 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin
 
 Pattern = NewType("Pattern", str)  # a regular expression over slash paths, as in `tree`
 
-# Where a field counts: the field of its section that decides, and the values of that.
+# Condition for a field to be read: the name of another field of its section, and the values of that
+# field for which it is read.
 When = tuple[str, tuple[Any, ...]]
 
-# What a check of several fields yields: the keys at odds, and what to do about them.
+# What a check of several fields yields: the conflicting keys, and how to resolve the conflict.
 Conflicts = Iterator[tuple[tuple[str, ...], str]]
 
 
 class ConfigError(ValueError):
-    """A config that makes no run; every problem found is listed."""
+    """An invalid config; the message lists every problem found."""
 
 
 def about(default: Any, meaning: str, **more: Any) -> Any:
-    """A field of the schema.
+    """Returns a dataclass field of the schema with a default and a one-line meaning.
 
-    `more` may hold `least`, `above` and `below`, the limits of its numbers; `share=True`, where a
-    fraction stands for a share; `needed=True`, where it may not stay empty; `when`; and `also`, by
-    what names other trainers know it, so that an unknown key from there finds it.
+    `more` may hold `least` (≥), `above` (>) and `below` (<), the limits of its numbers;
+    `share=True` if a float is a share below 1; `needed=True` if it must not be empty; `when`, the
+    condition for it to be read; and `also`, its names in other trainers, separated by spaces, by
+    which an error about an unknown key suggests it.
     """
     return field(default=default, metadata={"meaning": meaning, **more})
 
 
-# Values: from Python or from text into a field's type. In a union with text, lists come first:
-# types are tried one after the other, and everything typed is text.
+# Conversion of values, from Python or text, to a field's type. The types of a union are tried in
+# order, so one with text has its lists first: every value from the command line would fit text.
 
 
 class Misfit(Exception):
-    """A value that a type does not take; says why where the type alone does not."""
+    """A value that a type rejects; the message is empty where naming the type explains enough."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A type without parts: its name, what it makes of a value, how text becomes a value."""
+    """A scalar type: its displayed name, its conversion of Python values, and its text parser."""
 
     name: str
     accept: Callable[[Any], Any]
@@ -108,7 +110,7 @@ KINDS: dict[Any, Kind] = {
 
 
 def fit(value: Any, kind: Any, take: Callable[[Any, Any], Any]) -> Any:
-    """What `take` makes of a value for a type, or for the first of a union that has it."""
+    """Converts a value by `take` to a type, or to the first type of a union that accepts it."""
     reason = ""
     for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
         try:
@@ -119,7 +121,7 @@ def fit(value: Any, kind: Any, take: Callable[[Any, Any], Any]) -> Any:
 
 
 def conform(value: Any, kind: Any) -> Any:
-    """A Python value in a type's own form."""
+    """Converts a Python value to a type; raises Misfit if the type does not accept it."""
     if kind in KINDS:
         return KINDS[kind].accept(value)
     inner = get_args(kind)
@@ -128,7 +130,7 @@ def conform(value: Any, kind: Any) -> Any:
             raise Misfit
         return value
     if isinstance(value, Mapping) and inner == (tuple[str, str], ...):
-        value = sorted(value.items(), key=repr)  # of names alone: their order says nothing
+        value = sorted(value.items(), key=repr)  # pairs of names, whose order has no meaning
     if not isinstance(value, list | tuple):
         raise Misfit
     if inner[-1] is ...:
@@ -139,7 +141,7 @@ def conform(value: Any, kind: Any) -> Any:
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """Text from the command line in a type's own form."""
+    """Converts text from the command line to a type; raises Misfit as `conform` does."""
     whole = str if get_origin(kind) is Literal else ast.literal_eval
     read = KINDS[kind].read if kind in KINDS else whole
     try:
@@ -150,7 +152,7 @@ def parse_text(text: str, kind: Any) -> Any:
 
 
 def within(value: Any, limits: Mapping[str, Any]) -> bool:
-    """Whether all numbers in a value keep to a field's limits; infinity and NaN never do."""
+    """Returns whether all numbers in a value are within limits; infinity and NaN never are."""
     if isinstance(value, tuple):
         return all(within(each, limits) for each in value)
     if type(value) not in (int, float):
@@ -164,7 +166,7 @@ def within(value: Any, limits: Mapping[str, Any]) -> bool:
 
 
 def expected(known: dataclasses.Field) -> str:
-    """A field's type and limits, as written in errors and help."""
+    """Returns a field's type and limits as text for errors and help."""
     if "share" in known.metadata:
         return "whole number | share below 1"
     signs = {"least": "≥", "above": ">", "below": "<"}
@@ -185,29 +187,30 @@ def _notation(kind: Any, limits: str) -> str:
     return f"({', '.join(_notation(each, limits) for each in inner)})"
 
 
-# Settings: values by key, put together into dataclasses.
+# Settings: values by dotted key, assembled into dataclasses.
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting:  # a value for one field
     key: str
     value: Any
-    origin: str
-    typed: bool = False  # at the command line, so the value is text, or None where there is none
+    origin: str  # its source, as named in errors
+    typed: bool = False  # on the command line: the value is text, or None if it was left out
 
 
 def override(text: str) -> Setting:
-    """What is typed at the terminal: `--config.section.field=value`."""
+    """Parses a command-line override: `--config.section.field=value`."""
     key, equals, value = text.removeprefix("--config.").partition("=")
     return Setting(key or text, value if equals else None, "command line", typed=True)
 
 
 def at(config: Any, key: str) -> Any:
+    """Returns the value of a dotted key."""
     return reduce(getattr, key.split("."), config)
 
 
 class Schema:
-    """The fields of a dataclass by dotted key, and its sections: the dataclasses in it."""
+    """The fields of a dataclass by dotted key, and its sections, which are nested dataclasses."""
 
     def __init__(self, root: type):
         self.root = root
@@ -222,7 +225,7 @@ class Schema:
     def settings(
         self, values: Mapping[str, Any], origin: str, parent: str = ""
     ) -> Iterator[Setting]:
-        """Those of nested dictionaries."""
+        """Yields the settings of nested dictionaries, with `parent` as prefix of their keys."""
         for name, value in values.items():
             key = f"{parent}{name}"
             if key in self.sections and isinstance(value, Mapping):
@@ -233,9 +236,9 @@ class Schema:
     def assembled(
         self, settings: Iterable[Setting], checks: Iterable[Callable[[Any], Conflicts]] = ()
     ) -> Any:
-        """The dataclass that settings and defaults make; of two settings of a key the last counts.
+        """Builds the dataclass from settings and defaults; the last setting of a key counts.
 
-        `checks` say what is at odds in one whose every field is right by itself.
+        `checks` yield conflicts between fields that are each valid. Raises ConfigError.
         """
         settings = {setting.key: setting for setting in settings}
         values, wrong = {}, {}
@@ -246,7 +249,7 @@ class Schema:
                 wrong[key] = str(misfit)
         config = _built(self.root, values)
         problems = [((key,), message) for key, message in wrong.items()]
-        # A key that is wrong by itself has its default here, which is at odds with nothing.
+        # An invalid field has its default in `config`, so conflicts that involve it are skipped.
         for check in (self._missing, self._idle, *checks):
             problems += [each for each in check(config) if not wrong.keys() & set(each[0])]
         if problems:
@@ -254,13 +257,13 @@ class Schema:
         return config
 
     def given(self, config: Any, *keys: str) -> tuple[str, ...]:
-        """Those of some keys that differ from their defaults."""
+        """Returns those of the given keys whose values differ from their defaults."""
         return tuple(key for key in keys if at(config, key) != self.fields[key].default)
 
     def difference(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """What changed between nested dictionaries, which may have fields of another version.
+        """Returns one line, `key: old -> new`, per field that differs between nested dictionaries.
 
-        A field that one lacks is no change where the other has its default.
+        Either may come from another version: a field that it lacks counts as having its default.
         """
         before, after = (
             {each.key: json.dumps(each.value, ensure_ascii=False) for each in settings}
@@ -275,7 +278,7 @@ class Schema:
         ]
 
     def describe(self, name: str) -> str:
-        """Every field with its default, type and meaning, as text 100 columns wide."""
+        """Returns all fields with default, type and meaning, as text 100 columns wide."""
         paragraphs = []
         for section, kind in {name: self.root, **self.sections}.items():
             keys = [key for key in self.fields if (key.rpartition(".")[0] or name) == section]
@@ -285,7 +288,7 @@ class Schema:
         return "\n\n".join(paragraphs)
 
     def _value(self, setting: Setting) -> Any:
-        """A setting's value in its field's type."""
+        """Converts a setting's value to its field's type; raises Misfit with the full message."""
         key, value = setting.key, setting.value
         if key in self.sections:
             inner = next(each for each in self.fields if each.startswith(f"{key}."))
@@ -307,8 +310,8 @@ class Schema:
         return fitted
 
     def _nearest(self, key: str) -> str:
-        """The field or section that an unknown key was probably meant to be."""
-        # The last part alone is what one writes in the wrong section, the whole is `section_field`.
+        """Returns the field or section that an unknown key was probably meant to be."""
+        # The last part is compared for keys in a wrong section, the whole for `section_field`.
         forms = (key.split(".")[-1], key.replace(".", "_"))
 
         def score(known: str) -> float:
@@ -321,7 +324,7 @@ class Schema:
         return max(self.fields if "." in key else (*self.fields, *self.sections), key=score)
 
     def _counts(self, config: Any, key: str) -> bool:
-        """Whether anything reads a field, given what the field that decides it says."""
+        """Returns whether a field is read at all, given its `when` condition."""
         name, values = self.fields[key].metadata.get("when", (None, ()))
         return name is None or at(config, _beside(key, name)) in values
 
@@ -371,6 +374,7 @@ def _listing(problems: Sequence[tuple[Sequence[str], str]], settings: Mapping) -
 
 
 def shown(value: Any) -> str:
+    """Returns a value's repr, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 

@@ -1,4 +1,4 @@
-"""Reads a config file, with the overrides typed at the terminal, into a `Config`.
+"""Reads a config file and command-line overrides into a `Config`.
 
 A config file is Python with a `get_config()` that returns what differs from the defaults, as a
 `ConfigDict` or a dictionary.
@@ -17,10 +17,11 @@ from jaxtune.config.schema import SCHEMA, SECTIONS, Config
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """The config that a file describes; `file.py:text` calls its `get_config(text)`.
+    """Loads the config of a file; `file.py:text` calls its `get_config(text)`.
 
-    `overrides` are as typed at the terminal, `--config.optim.lr=3e-4`; of two for one key the last
-    counts.
+    `overrides` have the form of command-line flags, `--config.optim.lr=3e-4`, and take precedence
+    over the file; of several for one key the last counts. Raises ConfigError, which lists every
+    problem found.
     """
     file, values = python_file.values_of(os.fspath(path), SECTIONS)
     settings = SCHEMA.settings(values, str(file))
@@ -28,21 +29,24 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(values: Mapping[str, Any], origin: str = "config") -> Config:
-    """The config of nested dictionaries, such as `resolved` gives."""
+    """Returns the config of nested dictionaries, such as those that `resolved` returns.
+
+    `origin` names their source in error messages. Raises ConfigError as `load` does.
+    """
     return SCHEMA.assembled(SCHEMA.settings(python_file.plain(values), origin), CHECKS)
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """Every field, as nested dictionaries that JSON gives back as they are."""
+    """Returns all fields as nested dictionaries that a round trip through JSON leaves unchanged."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def difference(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> list[str]:
-    """What changed, a line a field: `optim.lr: 0.0001 -> 0.0003`."""
+    """Returns one line for each field that differs, such as `optim.lr: 0.0001 -> 0.0003`."""
     plain = (resolved(each) if isinstance(each, Config) else each for each in (old, new))
     return SCHEMA.difference(*plain)
 
 
 def describe() -> str:
-    """Every field with its default, type and meaning, as text 100 columns wide."""
+    """Returns all fields with default, type and meaning, as text 100 columns wide."""
     return SCHEMA.describe("config")

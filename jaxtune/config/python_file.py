@@ -1,6 +1,6 @@
-"""Config files: Python whose `get_config()` returns dictionaries, or a `ConfigDict`.
+"""Runs config files: Python whose `get_config()` returns dictionaries, or a `ConfigDict`.
 
-An error in one is reported by the line that it is in.
+An error that a config file raises is reported with the line of the file that it comes from.
 """
 
 import difflib
@@ -17,16 +17,17 @@ from jaxtune.config.fields import ConfigError, shown
 
 
 def values_of(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
-    """The file that a path names, and what it returns, as dictionaries.
+    """Returns the path of a config file and what its `get_config()` returns, as dictionaries.
 
-    `file.py:text` calls its `get_config(text)`. `sections` are the names that hold dictionaries.
+    `file.py:text` calls `get_config(text)`. `sections` are the names of the config's sections, for
+    error messages.
     """
     file, arguments = _named(path)
     return file, _returned(file, arguments, sections)
 
 
 def _named(text: str) -> tuple[Path, tuple[str, ...]]:
-    """The path of a config file, and what is behind a colon, for its get_config."""
+    """Splits `file.py:text` into the file's path and the arguments of its `get_config`."""
     named = re.fullmatch(r"(.+?\.py):(.*)", text, re.DOTALL)
     if named and not Path(text).exists():
         return Path(named[1]).expanduser(), (named[2],)
@@ -36,7 +37,7 @@ def _named(text: str) -> tuple[Path, tuple[str, ...]]:
 def _returned(
     file: Path, arguments: tuple[str, ...], sections: Collection[str]
 ) -> Mapping[str, Any]:
-    """What a file's get_config gives, as dictionaries."""
+    """Runs a config file, and returns what its `get_config` returns as dictionaries."""
     source = _source(file)
     space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
     with _neighbours(file.parent.resolve()), _located(file, sections):
@@ -84,7 +85,10 @@ def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries for those of ml_collections, which need not be imported for it."""
+    """Converts mappings and ml_collections' ConfigDicts to dictionaries.
+
+    A ConfigDict is recognised by its `to_dict`, so that ml_collections need not be installed.
+    """
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -94,7 +98,10 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def _neighbours(directory: Path) -> Iterator[None]:
-    """Let a file import those beside it; they are forgotten afterwards, and leave no bytecode."""
+    """Allows imports of modules from a directory during the block.
+
+    Afterwards these modules are removed from `sys.modules`. No bytecode is written.
+    """
     known, quiet = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(directory))
     sys.dont_write_bytecode = True
@@ -110,7 +117,7 @@ def _neighbours(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _located(file: Path, sections: Collection[str]) -> Iterator[None]:
-    """Report an error that a config file makes by the line it is in."""
+    """Turns an error that a config file raises into a ConfigError that names the line."""
     try:
         yield
     except ConfigError:

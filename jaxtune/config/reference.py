@@ -52,7 +52,7 @@ def text(name: str = "") -> str:
 
 
 def page() -> str:
-    """Returns docs/configs.md: a table of fields for each section."""
+    """Returns the text of docs/configs.md: a table of fields for each section."""
     return "\n".join([PAGE, *_sections()])
 
 
@@ -68,7 +68,7 @@ def _sections() -> Iterator[str]:
 
 
 def _row(key: str, field: dataclasses.Field) -> str:
-    """A table row; a bar inside a cell is escaped, as GitHub's Markdown wants it."""
+    """Returns a table row, with bars inside cells escaped as GitHub's Markdown requires."""
     needed = not field.default and "needed" in field.metadata
     default = "needed" if needed else f"`{field.default!r}`"
     meaning = field.metadata["meaning"]

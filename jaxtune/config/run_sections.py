@@ -1,4 +1,4 @@
-"""The sections of a config that say what a run measures, keeps and sends, and on which devices."""
+"""Config sections for evaluation, decoding, checkpoints, logging, Hub pushes and the mesh."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from jaxtune.config.fields import about
 
 @dataclass(frozen=True)
 class Eval:
-    """Rows to measure the loss on; there are none without source, split or holdout."""
+    """Evaluation on held-out rows; there are none unless source, split or holdout is set."""
 
     source: tuple[str, ...] | str = about("", "where these rows are, as data.source; empty: there")
     split: str = about("", "which part of a dataset; empty: data.split")
@@ -32,7 +32,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Generate:
-    """How rows are answered, in evaluations and by the generate command."""
+    """How answers are decoded, in evaluations and by the generate command."""
 
     max_new_tokens: int = about(64, "tokens of an answer at most", least=1)
     temperature: float = about(
@@ -54,7 +54,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is kept of a run, to go on from and to choose from."""
+    """Run checkpoints: how often they are saved, and which are kept to resume or choose from."""
 
     every: int | None = about(
         200, "steps between checkpoints; None: only at the end", least=1, also="save_steps"
@@ -72,7 +72,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Log:
-    """Where a run says how it goes, beside its metrics.jsonl."""
+    """Logging of metrics, in addition to the run's metrics.jsonl."""
 
     every: int = about(10, "steps between lines", least=1, also="logging_steps")
     tensorboard: bool = about(False, "write event files for TensorBoard")
@@ -83,7 +83,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where on the Hugging Face Hub a run sends what it tuned; the token is HF_TOKEN's."""
+    """Where exports are pushed to on the Hugging Face Hub; HF_TOKEN holds the access token."""
 
     repo: str = about(
         "",
@@ -100,7 +100,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many devices there are along each axis; -1 takes all that are left."""
+    """Number of devices along each mesh axis; -1 takes all remaining devices."""
 
     data: int = about(1, "devices that split a batch, each with all weights", least=-1)
     fsdp: int = about(-1, "devices that split a batch and the weights", least=-1)

@@ -1,4 +1,4 @@
-"""The schema of a run: `Config`, of which each section is a dataclass of documented fields."""
+"""The schema of run configs: `Config`, whose sections are dataclasses of documented fields."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxtune.config.training_sections import Batch, Data, Model, Optim, Schedule
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """Settings of one fine-tuning run."""
 
     steps: int | None = about(
         None, "updates to make; None: as epochs says", least=1, also="max_steps"
@@ -41,5 +41,9 @@ SECTIONS, FIELDS = SCHEMA.sections, SCHEMA.fields  # by dotted key
 
 
 def counted(amount: int | float, whole: int) -> int:
-    """How many of `whole` an amount stands for; a share is rounded up, as transformers does."""
+    """Converts an amount, a count or a share of `whole`, to a count.
+
+    An int is returned as it is; a float is a share, rounded up to a whole number as transformers
+    does for its warmup ratio.
+    """
     return math.ceil(amount * whole) if isinstance(amount, float) else amount

@@ -1,4 +1,4 @@
-"""The sections of a config that say what is tuned and how: model, data, trainable, optim, batch."""
+"""Config sections for the model, data, trainable weights, optimiser, schedule and batches."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
 
 @dataclass(frozen=True)
 class Model:
-    """The checkpoint that is tuned."""
+    """The checkpoint to fine-tune, and how its weights are held and computed with."""
 
     path: str = about(
         "",
@@ -109,7 +109,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which weights are tuned, and by what."""
+    """Which weights are trained, and whether directly or by adapters."""
 
     kind: Literal["lora", "attention", "full", "rules"] = about(
         "lora", "tune adapters, the attention's weights, all weights, or those that rules name"
@@ -172,7 +172,7 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Optim:
-    """How gradients change weights."""
+    """The optimiser and its hyperparameters."""
 
     name: Literal["adamw", "adamw8bit", "sgd", "adafactor", "lion"] = about(
         "adamw",
@@ -223,7 +223,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate rises and falls."""
+    """The learning rate schedule: warmup, and how the rate falls afterwards."""
 
     name: Literal["constant", "linear", "cosine", "wsd"] = about(
         "linear",
@@ -248,7 +248,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batch:
-    """How rows make a step."""
+    """How rows are batched for a step: number, lengths, packing and weights in the loss."""
 
     rows: int = about(
         16,

@@ -1,16 +1,19 @@
-"""Text for the terminal: columns, labelled paragraphs, sizes in bytes."""
+"""Text layout for the terminal: tables, labelled paragraphs, sizes in bytes."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 
 WIDTH = 100  # columns
-FEW = 4  # items of a long list that a line shows
+FEW = 4  # number of items shown of a long list
 
 
 def grid(
     columns: Sequence[str], rows: Sequence[Mapping[str, str]], numbers: Sequence[str]
 ) -> list[str]:
-    """Rows under their columns, two spaces apart; those named in `numbers` stand to the right."""
+    """Returns the lines of a table with a header; columns named in `numbers` are right-aligned.
+
+    Columns are two spaces apart. A row without an entry for some column has a blank there.
+    """
     rows = [{column: column for column in columns}, *rows]
     widths = {column: max(len(row.get(column, "")) for row in rows) for column in columns}
     sides = {column: ">" if column in numbers else "<" for column in columns}
@@ -21,12 +24,12 @@ def grid(
 
 
 def labelled(lines: Mapping[str, str]) -> list[str]:
-    """Texts by label, each a paragraph that hangs beside its label."""
+    """Returns the lines of labelled paragraphs, with a hanging indent after each label."""
     return [part for label in lines for part in wrapped(f"{label:<12}", lines[label])]
 
 
 def wrapped(label: str, text: str) -> list[str]:
-    """A text whose further lines are indented as far as the label reaches."""
+    """Wraps a text to `WIDTH` after its label; further lines are indented by the label's length."""
     hanging = " " * len(label)
     return textwrap.wrap(
         text, WIDTH, initial_indent=label, subsequent_indent=hanging, break_long_words=False
@@ -34,13 +37,13 @@ def wrapped(label: str, text: str) -> list[str]:
 
 
 def few(items: Sequence[str], count: int) -> str:
-    """The first few items of so many."""
+    """Joins the first `FEW` items, and says how many of all `count` items are not shown."""
     more = f" and {count - FEW:,} more" if count > FEW else ""
     return ", ".join(items[:FEW]) + more
 
 
 def size_text(count: int) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
+    """Formats a number of bytes in the largest binary unit that it reaches, such as `1.50 GiB`."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = max(0, (count.bit_length() - 1) // 10) if count else 0
     return f"{count / 1024**power:,.{2 if power else 0}f} {units[power]}"

@@ -1,4 +1,4 @@
-"""What pages draw, with nothing beside them: pictures, boxes over these, and who sees whom."""
+"""Self-contained images for HTML pages: pictures, boxes over pictures, and attention masks."""
 
 import base64
 import html
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SUB = 1  # the PNG filter that stores what differs from the pixel before
-SIDE = 224  # pixels of a picture on a page, about
-SQUARE = 240  # those of an attention picture
-LEAST = 28  # pixels of a part of it that has few tokens
-MARGIN = 116  # for the names of its parts
-RULER = 6  # the strips that tell its parts apart
-LETTERS = 11  # their height
-SHADE = 0.78  # of a colour, where something is seen
+SUB = 1  # the PNG filter that stores the difference from the pixel on the left
+SIDE = 224  # displayed side of a picture in pixels, to which its data is reduced approximately
+SQUARE = 240  # side of an attention mask in pixels
+LEAST = 28  # pixels of a part of the mask that has few tokens
+MARGIN = 116  # pixels on the left of the mask, for the names of its parts
+RULER = 6  # width in pixels of the coloured strips along the mask that mark its parts
+LETTERS = 11  # font size in pixels
+SHADE = 0.78  # factor that darkens a part's colour inside the mask
 NOT_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF])
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one kind."""
+    """A stretch of consecutive tokens of one kind."""
 
     name: str
     colour: str  # as #rrggbb
@@ -32,7 +32,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Frame:
-    """A box over a picture: y_min, x_min, y_max, x_max, in shares of its sides."""
+    """A labelled box over a picture.
+
+    `box` is (y_min, x_min, y_max, x_max), as fractions of the picture's height and width.
+    """
 
     label: str
     box: tuple[float, float, float, float]
@@ -41,11 +44,11 @@ class Frame:
 
 
 def png(pixels: np.ndarray) -> bytes:  # uint8[H, W, 3]
-    """Pixels as a PNG file."""
+    """Returns pixels as the bytes of a PNG file."""
     height, width, _ = pixels.shape
-    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits of red, green and blue
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8-bit RGB
     before = np.pad(pixels, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    lines = (pixels - before).reshape(height, -1)  # modulo 256, as unsigned bytes are
+    lines = (pixels - before).reshape(height, -1)  # uint8 wraps modulo 256, as PNG filters do
     lines = np.pad(lines, ((0, 0), (1, 0)), constant_values=SUB)
     body = zlib.compress(lines.tobytes())
     chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
@@ -53,12 +56,15 @@ def png(pixels: np.ndarray) -> bytes:  # uint8[H, W, 3]
 
 
 def source(pixels: np.ndarray) -> str:  # uint8[H, W, 3]
-    """Pixels as the source of a page's picture."""
+    """Returns pixels as a PNG data URL, for the source of an HTML or SVG image."""
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
 
 
 def bytes_of(image: np.ndarray) -> np.ndarray:  # float32[S, S, 3], from -1 to 1
-    """What a model sees as uint8[s, s, 3]; a large picture is averaged down to about `SIDE`."""
+    """Converts a model's input picture to uint8[s, s, 3].
+
+    A large picture is reduced to a side of about `SIDE`, by the mean over blocks of pixels.
+    """
     by = max(1, round(len(image) / SIDE))
     over = -len(image) % by
     image = np.pad(image, ((0, over), (0, over), (0, 0)), mode="edge")
@@ -68,12 +74,12 @@ def bytes_of(image: np.ndarray) -> np.ndarray:  # float32[S, S, 3], from -1 to 1
 
 
 def picture(image: np.ndarray, name: str) -> str:  # float32[S, S, 3], from -1 to 1
-    """A picture on a page."""
+    """Returns an HTML `img` element of a picture, with its name as alternative text."""
     return f'<img src="{source(bytes_of(image))}" width="{SIDE}" alt="{_escaped(name)}">'
 
 
 def framed(image: np.ndarray, frames: Sequence[Frame], name: str) -> str:
-    """A picture, float32[S, S, 3] from -1 to 1, with boxes drawn over it, as SVG."""
+    """Returns an SVG of a picture, float32[S, S, 3] from -1 to 1, with boxes drawn over it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIDE} {SIDE}" width="{SIDE}"'
         f' height="{SIDE}" font-family="system-ui, sans-serif" font-size="{LETTERS}" role="img"'
@@ -83,15 +89,16 @@ def framed(image: np.ndarray, frames: Sequence[Frame], name: str) -> str:
 
 
 def attention(seen: np.ndarray, parts: Sequence[Part], name: str = "who sees whom") -> str:
-    """Which tokens (rows) see which (columns), bool[T, T], coloured by what is seen, as SVG.
+    """Returns an SVG of an attention mask, bool[T, T]: tokens in rows attend to those in columns.
 
-    Parts of few tokens are drawn larger than they are, so that one sees into them.
+    Each column has the colour of the part that its token belongs to. Parts of few tokens are drawn
+    larger than in proportion, so that the mask inside them is legible.
     """
     edges = _edges([part.tokens for part in parts])
     chosen = _chosen([part.tokens for part in parts], edges)
     owner = np.repeat(np.arange(len(parts)), np.diff(edges))
     colours = np.array([list(bytes.fromhex(part.colour[1:])) for part in parts])
-    shades = (colours * SHADE).astype(np.uint8)[owner]  # of each column
+    shades = (colours * SHADE).astype(np.uint8)[owner]  # uint8[SQUARE, 3], one per column
     pixels = np.where(seen[np.ix_(chosen, chosen)][..., None], shades, np.uint8(255))
     marks = "".join(
         _ruled(part, int(begin), int(end))
@@ -113,14 +120,17 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _edges(counts: Sequence[int]) -> np.ndarray:
-    """Where parts begin and end, in pixels: in proportion, but none less than a least width."""
+    """Returns the edges of the parts in pixels, int64[parts + 1], from 0 to `SQUARE`.
+
+    Every part gets the same least width, and shares the rest in proportion to its tokens.
+    """
     least = min(LEAST, SQUARE // (2 * len(counts)))
     widths = least + np.array(counts) / sum(counts) * (SQUARE - least * len(counts))
     return np.rint(np.cumsum([0, *widths])).astype(int)
 
 
 def _chosen(counts: Sequence[int], edges: np.ndarray) -> np.ndarray:
-    """The token that each pixel shows: int64[SQUARE]."""
+    """Returns the index of the token that each pixel shows, int64[SQUARE]."""
     starts = np.cumsum([0, *counts])
     widths = np.diff(edges)
     within = [
@@ -130,7 +140,7 @@ def _chosen(counts: Sequence[int], edges: np.ndarray) -> np.ndarray:
 
 
 def _ruled(part: Part, begin: int, end: int) -> str:
-    """A part's strips on the left and above, and its name where there is room."""
+    """Returns SVG of a part's strips, left of the mask and above it, and its name if it fits."""
     strips = (
         f'<rect x="{MARGIN - RULER}" y="{RULER + begin}" width="{RULER}" height="{end - begin}"'
         f' fill="{part.colour}" stroke="#9e9e9e" stroke-width=".5"/>\n'
@@ -154,7 +164,8 @@ def _framed(frame: Frame) -> str:
         f' height="{max(bottom - top, 0):.1f}" fill="none" stroke="{frame.colour}"'
         f' stroke-width="2"{dashes}/>\n'
     )
-    # Names of two boxes in one place stand apart; white around letters keeps them legible.
+    # The label of a dashed box is at its bottom and that of a solid one at its top, so that the
+    # labels of two boxes in one place stay apart. A white outline keeps the letters legible.
     base = bottom - 4 if frame.dashed else top + LETTERS + 1
     return box + (
         f'<text x="{left + 3:.1f}" y="{min(max(base, LETTERS), SIDE - 3):.1f}"'
@@ -164,5 +175,5 @@ def _framed(frame: Frame) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as pages hold it, without what XML does not allow."""
+    """Escapes a text for HTML and SVG, and removes characters that XML does not allow."""
     return html.escape(text.translate(NOT_XML))

@@ -1,7 +1,6 @@
-"""Plots as small SVG texts: guesses against the truth, every item's error by its size, and curves.
+"""Small SVG plots: scatters of guesses over the truth, bars of sorted errors, and curves.
 
-They stand alone or within a page, several on one: no style, script, font or name of theirs reaches
-beyond them. The colours read on white and on black.
+A page, white or black, may hold several: they share no style, script, font or id with it.
 """
 
 import math
@@ -11,19 +10,19 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from xml.etree import ElementTree
 
-INK = "#767676"  # 4.5 times as light as black, and white as it
-COLOURS = ("#1b9e77", "#e08e0b", "#d1495b", "#4c78c8", "#9467bd", "#767676")  # of kinds, in turn
+INK = "#767676"  # contrast of 4.5 : 1 with both black and white
+COLOURS = ("#1b9e77", "#e08e0b", "#d1495b", "#4c78c8", "#9467bd", "#767676")  # of kinds, cyclic
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
-SIZE, TITLE_SIZE = 12, 15  # of letters
-LETTER = 0.6 * SIZE  # how wide one is, or less
-TOP, RIGHT, BOTTOM = 62, 28, 50  # margins; that on the left is as wide as its labels
-SQUARE = 460  # the sides of a scatter's field
-WIDE, HIGH = 640, 300  # those of bars
-STRIP = 0.12  # of a logarithmic axis, for values that have no logarithm
-TICKS = 6  # about so many on an axis
-CROWD = 300  # points, above which they are drawn smaller
-FEW = 40  # points of a curve, up to which each has a dot
-EQUAL = 1e-9  # values that differ by less, relatively, are drawn as equal
+SIZE, TITLE_SIZE = 12, 15  # font sizes in pixels
+LETTER = 0.6 * SIZE  # assumed width of a letter in pixels, an upper bound
+TOP, RIGHT, BOTTOM = 62, 28, 50  # margins in pixels; the left one depends on the tick labels
+SQUARE = 460  # side in pixels of a scatter's plot area
+WIDE, HIGH = 640, 300  # size in pixels of the plot area of bars and curves
+STRIP = 0.12  # fraction of a logarithmic axis reserved for values of zero and less
+TICKS = 6  # approximate number of ticks on an axis
+CROWD = 300  # number of points above which they are drawn smaller
+FEW = 40  # number of points up to which each point of a curve gets a dot
+EQUAL = 1e-9  # relative difference below which values are drawn as equal
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Format = Callable[[float], str]
@@ -31,7 +30,7 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Point:
-    """A guess beside the truth, of a kind that has a colour; the label is shown on pointing."""
+    """A guess and its true value; `kind` sets the colour, and `label` appears in the tooltip."""
 
     truth: float
     guess: float
@@ -41,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """One item's error, of a kind that has a colour; the label is shown on pointing."""
+    """The error of one item; `kind` sets the colour, and `label` appears in the tooltip."""
 
     value: float
     kind: str = ""
@@ -50,17 +49,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to shares of an axis's length."""
+    """A linear or logarithmic axis, which maps values to fractions of its length."""
 
     ticks: tuple[float, ...]
     low: float
     high: float
     log: bool = False
-    strip: float = 0.0  # the share below `low`, for values that have no logarithm
-    negative: bool = False  # whether values below zero are among these
+    strip: float = 0.0  # fraction of the length below `low`, for values of zero and less
+    negative: bool = False  # whether some values in the strip are below zero
 
     def __call__(self, value: float) -> float:
-        """Where a value lies: 0 is the beginning, 1 the end."""
+        """Returns the position of a value, from 0 at the start of the axis to 1 at its end."""
         if not self.log:
             return (value - self.low) / (self.high - self.low)
         if value <= 0:
@@ -69,13 +68,13 @@ class Axis:
         return self.strip + (1 - self.strip) * (math.log(value) - begin) / (end - begin)
 
     def labels(self, text: Format) -> dict[float, str]:
-        """What stands at each tick."""
+        """Returns the label of each tick; that of the strip is `≤ 0` if it has negative values."""
         found = {tick: text(tick) for tick in self.ticks}
         return found | {0.0: f"≤ {text(0.0)}"} if self.strip and self.negative else found
 
 
 def number(value: float) -> str:
-    """A number on an axis: `1,500`, `0.05`, `2e+09`."""
+    """Formats a number for an axis: `1,500`, `0.05`, `2e+09`."""
     return f"{value:.4g}" if value and not 1e-4 <= abs(value) < 1e7 else f"{value:,.7g}"
 
 
@@ -90,10 +89,17 @@ def scatter(
     log: bool = False,
     text: Format = number,
 ) -> str:
-    """Guesses against the truth on equal axes, the diagonal where both agree, as SVG.
+    """Draws guesses over the truth on two equal axes, with the diagonal where both agree.
 
-    `kinds` orders the legend and its colours; those it lacks follow. The axes reach over the values
-    in `reach` too. With `log`, values of zero and less are drawn in a strip of their own.
+    Args:
+      title, x_label, y_label: Texts of the plot; tooltips use the axis labels too.
+      kinds: Order of the legend and its colours; kinds missing here follow.
+      reach: Further values that the axes must cover.
+      log: Whether axes are logarithmic; values of zero and less then lie in a strip of their own.
+      text: Formats the values of ticks and tooltips.
+
+    Returns:
+      The SVG text.
     """
     values = [value for point in points for value in (point.truth, point.guess)]
     _check(values)
@@ -127,9 +133,14 @@ def bars(
     log: bool = False,
     text: Format = number,
 ) -> str:
-    """The error of every item as a bar, sorted by size, as SVG.
+    """Draws the error of every item, 0 or more, as a bar, in ascending order.
 
-    `marks` are values by name, such as the mean, drawn as lines across; for the rest see `scatter`.
+    Args:
+      marks: Values by name, such as the mean, drawn as horizontal lines.
+      title, x_label, y_label, kinds, reach, log, text: As in `scatter`.
+
+    Returns:
+      The SVG text.
     """
     marks = dict(marks or {})
     items = sorted(items, key=lambda item: item.value)
@@ -164,7 +175,15 @@ def curves(
     log: bool = False,
     text: Format = number,
 ) -> str:
-    """Values by step, a line for each name, as SVG; where a line has few points each has a dot."""
+    """Draws values over steps as one line per name; up to `FEW` points of a line get dots.
+
+    Args:
+      series: (step, value) points by name; names without points are left out.
+      title, x_label, y_label, log, text: As in `scatter`; `log` affects the values only.
+
+    Returns:
+      The SVG text.
+    """
     series = {name: list(points) for name, points in series.items() if points}
     steps, values = ([point[k] for each in series.values() for point in each] for k in (0, 1))
     _check(steps)
@@ -181,7 +200,7 @@ def curves(
 
 
 def axis_of(values: Sequence[float], log: bool) -> Axis:
-    """An axis with round ticks that reaches over all values."""
+    """Returns an axis with round ticks that covers all values."""
     if log:
         positive = [value for value in values if value > 0] or [1.0]
         strip = STRIP if min(values) <= 0 else 0.0
@@ -189,8 +208,7 @@ def axis_of(values: Sequence[float], log: bool) -> Axis:
     return _linear(min(values), max(values))
 
 
-def _linear(low: float, high: float) -> Axis:
-    """From zero if that is near."""
+def _linear(low: float, high: float) -> Axis:  # from 0 if 0 <= low <= high / 2
     if low >= 0 and low <= high / 2:
         low = 0.0
     if high - low <= EQUAL * max(abs(low), abs(high)):
@@ -199,7 +217,7 @@ def _linear(low: float, high: float) -> Axis:
     rough = (high - low) / (TICKS - 1)
     power = math.floor(math.log10(rough))
     step = next(m for m in (1, 2, 5, 10) if m * 10.0**power >= rough * (1 - EQUAL))
-    # Divided by a whole power of ten, ticks are the nearest numbers to what is written.
+    # Dividing by an exact power of ten gives the floats nearest to the decimal tick labels.
     unit = (lambda k: k * step * 10**power) if power >= 0 else (lambda k: k * step / 10**-power)
     size = step * 10.0**power
     first, last = math.floor(low / size + EQUAL), math.ceil(high / size - EQUAL)
@@ -208,7 +226,7 @@ def _linear(low: float, high: float) -> Axis:
 
 
 def _logarithmic(low: float, high: float, strip: float, negative: bool) -> Axis:
-    """Over 1, 2 and 5 times powers of ten, or where these would be many, over powers alone."""
+    """Puts ticks at 1, 2 and 5 times powers of ten, or at powers of ten if those are too many."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     rounds = [
         m * 10.0**power if power >= 0 else m / 10.0**-power for power in powers for m in (1, 2, 5)
@@ -223,16 +241,13 @@ def _logarithmic(low: float, high: float, strip: float, negative: bool) -> Axis:
     return Axis((*zero, *ticks), begin, end, True, strip, negative)
 
 
-def _ranks(count: int) -> tuple[int, ...]:
-    """The first item, and round ones after it."""
+def _ranks(count: int) -> tuple[int, ...]:  # labelled ranks: 1, then round numbers up to count
     ticks = [int(tick) for tick in _linear(0, count).ticks if tick == int(tick)]
     return (1, *(tick for tick in ticks if 1 < tick <= count))
 
 
 @dataclass(frozen=True)
-class _Field:
-    """Where axes lie in a picture."""
-
+class _Field:  # the plot area between the axes; x and y below are fractions of its sides
     x: Axis
     y: Axis
     width: int
@@ -241,40 +256,34 @@ class _Field:
     top: int = TOP
 
     @property
-    def left(self) -> float:
-        """Room for the axis's title and labels."""
+    def left(self) -> float:  # pixels left of the plot area, for the y axis's title and labels
         return 40 + LETTER * max(map(len, self.y.labels(self.text).values()))
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """The place of two shares."""
+    def at(self, x: float, y: float) -> tuple[float, float]:  # in pixels
         return self.left + x * self.width, self.top + (1 - y) * self.height
 
     def line(
         self, parent: ElementTree.Element, x: float, y: float, to_x: float, to_y: float, **style
     ) -> None:
-        """A line from one place to another, in shares."""
         (x1, y1), (x2, y2) = self.at(x, y), self.at(to_x, to_y)
         _add(parent, "line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=INK, **style)
 
     def bar(
         self, parent: ElementTree.Element, begin: float, end: float, share: float
-    ) -> ElementTree.Element:
-        """A bar from the axis up; an error of nothing is there to see, too."""
+    ) -> ElementTree.Element:  # at least one pixel high, so that an error of 0 is visible
         (x, y), (right, foot) = self.at(begin, share), self.at(end, 0)
         gap = 1 if right - x > 4 else 0
         height = max(foot - y, 1)
         box = dict(x=x + gap / 2, y=foot - height, width=right - x - gap, height=height)
         return _add(parent, "rect", **box)
 
-    def below(self, parent: ElementTree.Element, share: float, label: str) -> None:
-        """A label under the field."""
+    def below(self, parent: ElementTree.Element, share: float, label: str) -> None:  # x tick label
         x, y = self.at(share, 0)
         _add(parent, "text", label, x=x, y=y + 18, text_anchor="middle")
 
     def drawn(
         self, title: str, x_label: str, y_label: str, legend: Sequence[tuple[str, str]]
-    ) -> ElementTree.Element:
-        """The picture with titles, legend and the axis on the left, and room for the rest."""
+    ) -> ElementTree.Element:  # an SVG with titles, legend and the y axis; callers add the rest
         right = max(self.left + self.width, *_legend_starts(self.left, legend))
         width, height = round(right + RIGHT), self.top + self.height + BOTTOM
         svg = ElementTree.Element("svg", _attributes(xmlns="http://www.w3.org/2000/svg"))
@@ -299,19 +308,17 @@ class _Field:
             _add(svg, "text", label, x=x - 8, y=y + SIZE / 3, text_anchor="end")
 
 
-def _strength(axis: Axis, tick: float) -> float:
-    """Of a tick's line: where an axis begins, and at zero on a logarithmic one, it is darker."""
+def _strength(axis: Axis, tick: float) -> float:  # opacity: higher at the axis's start or strip
     return 0.6 if axis(tick) <= axis.strip / 2 else 0.22
 
 
 def _draw_marks(svg: ElementTree.Element, field: _Field, marks: Mapping[str, float]) -> None:
-    """Lines across, each with its name above it, on the left, where bars are low."""
     last = math.inf
     for name, value in sorted(marks.items(), key=lambda mark: mark[1]):
         share = field.y(value)
         field.line(svg, 0, share, 1, share, stroke_dasharray="5 4")
-        x, y = field.at(0, share)
-        last = min(y - 5, last - SIZE - 2)  # clear of the line, and of the name below
+        x, y = field.at(0, share)  # names are on the left, where bars are low
+        last = min(y - 5, last - SIZE - 2)  # above the line, and above the previous name
         _add(svg, "text", f"{name} {field.text(value)}", x=x + 6, y=last)
 
 
@@ -341,19 +348,16 @@ def _check(values: Sequence[float]) -> None:
 
 
 def _colours(items: Iterable[Point | Bar], kinds: Sequence[str]) -> dict[str, str]:
-    """A colour for each kind: those of `kinds`, then others as they come."""
     names = dict.fromkeys([*kinds, *(item.kind for item in items)])
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
 
 def _legend(items: Sequence[Point | Bar], colours: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Each kind with how many there are of it, and its colour."""
     counts = {name: sum(item.kind == name for item in items) for name in colours}
     return [(f"{name} ({counts[name]:,})", colours[name]) for name in colours if name]
 
 
-def _legend_starts(x: float, legend: Sequence[tuple[str, str]]) -> list[float]:
-    """Where each entry of a legend begins, and where another would."""
+def _legend_starts(x: float, legend: Sequence[tuple[str, str]]) -> list[float]:  # and its end
     return list(accumulate((LETTER * len(text) + 30 for text, _ in legend), initial=x))
 
 
@@ -365,8 +369,7 @@ def _draw_legend(
         _add(svg, "text", text, x=start + 15, y=y)
 
 
-def _tell(parent: ElementTree.Element, label: str, text: str) -> None:
-    """What is shown on pointing."""
+def _tell(parent: ElementTree.Element, label: str, text: str) -> None:  # adds a tooltip
     _add(parent, "title", f"{label}: {text}" if label else text)
 
 
@@ -378,8 +381,7 @@ def _add(
     return added
 
 
-def _attributes(**values: str | float) -> dict[str, str]:
-    """As SVG has them: `font_size` is font-size, and numbers are short."""
+def _attributes(**values: str | float) -> dict[str, str]:  # font_size becomes font-size
     return {
         name.replace("_", "-"): value if isinstance(value, str) else _short(value)
         for name, value in values.items()
@@ -390,8 +392,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _clean(text: str) -> str:
-    """Text without the characters that XML does not allow."""
+def _clean(text: str) -> str:  # replaces characters that XML does not allow
     return NOT_XML.sub("�", text)
 
 

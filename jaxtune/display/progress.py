@@ -1,15 +1,15 @@
-"""A line at the terminal that says how far a run is; a line now and then where there is none."""
+"""Progress of a run: a status line that is redrawn on a terminal, or occasional lines elsewhere."""
 
 import sys
 import time
 from typing import TextIO
 
 CLEAR = "\r\033[K"
-EVERY = 0.2  # seconds between two drawings
+EVERY = 0.2  # least seconds between two drawings of the line
 
 
 class Progress:
-    """One line, drawn over and over on a terminal; texts between are printed above it."""
+    """A status line that is redrawn in place on a terminal, with lasting texts printed above it."""
 
     def __init__(self, out: TextIO | None = None):
         self._out = out or sys.stdout
@@ -17,11 +17,11 @@ class Progress:
 
     @property
     def live(self) -> bool:
-        """Whether lines can be drawn over."""
+        """Whether the output is a terminal, so that a line can be redrawn."""
         return self._out.isatty()
 
     def draw(self, text: str) -> None:
-        """Replace the line, unless that was done just now or there is no terminal."""
+        """Redraws the status line, but at most every `EVERY` seconds and only on a terminal."""
         now = time.monotonic()
         if self.live and now - self._last >= EVERY:
             self._out.write(CLEAR + text)
@@ -29,24 +29,24 @@ class Progress:
             self._drawn, self._last = True, now
 
     def say(self, text: str = "") -> None:
-        """Print lines that stay."""
+        """Prints a text that stays, in place of the status line."""
         self._out.write((CLEAR if self._drawn else "") + text + "\n")
         self._out.flush()
         self._drawn, self._last = False, 0.0
 
 
 class Quiet(Progress):
-    """Says nothing, as all processes but the first do."""
+    """Progress that prints nothing, for all processes but the first."""
 
     def draw(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def say(self, text: str = "") -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Formats seconds as `1:02:03`, or as `2:03` below an hour."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""What a run says before it begins and when it ends."""
+"""Reports that a run prints before its first step and after its last one."""
 
 import resource
 import sys
@@ -18,11 +18,11 @@ from jaxtune.display.progress import duration
 from jaxtune.sharding import unsplit_leaves
 from jaxtune.training.optim import Optimizer
 
-MOST = 24  # leaves of a table
+MOST = 24  # trained leaves that the table lists
 
 
 def of_rows(max_length: int, train: Rows, held: Rows | None) -> list[str]:
-    """How many rows and tokens there are, and what of them is scored."""
+    """Returns lines with the counts of rows, tokens and scored tokens, and of rows left out."""
     lines = {"rows": _rows(train, max_length) + (f"; {_rows(held, max_length)}" if held else "")}
     for rows in filter(None, (train, held)):
         lines |= _losses(rows)
@@ -30,7 +30,17 @@ def of_rows(max_length: int, train: Rows, held: Rows | None) -> list[str]:
 
 
 def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[str]:
-    """The arithmetic of batches and steps."""
+    """Returns lines that describe the batch and the number of steps and epochs.
+
+    Args:
+      batch: Section `batch` of the config.
+      loader: Loader of the training rows, which knows the steps of an epoch.
+      total: Steps of the whole run.
+      placer: Its mesh tells the devices, and whether they can divide a micro-batch's rows.
+
+    Returns:
+      Lines of text, with a note if every device must compute all rows.
+    """
     parts = batch.accumulate
     kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
     devices = placer.mesh.size
@@ -50,7 +60,17 @@ def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[s
 
 
 def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -> list[str]:
-    """What trains, how, and what is held in memory before the first step."""
+    """Returns lines on what trains, the hyperparameters and the memory before the first step.
+
+    Args:
+      seed: Seed of the run.
+      start: Trained and frozen leaves, and the shapes of the state.
+      optimizer: Optimiser with its hyperparameters.
+      placer: Its mesh tells how leaves are sharded.
+
+    Returns:
+      Lines of text: a summary, an empty line, and a table of the leaves that train.
+    """
     trained = parameters(start.selected)
     whole = trained + parameters(start.frozen)
     hyper = optimizer.hyper
@@ -79,7 +99,7 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
 
 
 def ending(summary: Mapping[str, Any]) -> str:
-    """A finished run in a few lines."""
+    """Returns a few lines that sum up a finished run, from the content of summary.json."""
     lines = {
         "done": f"{summary['steps']:,} steps in {duration(summary['seconds'])}, "
         f"{summary['tokens_per_second']:,.0f} tokens/s"
@@ -96,7 +116,10 @@ def ending(summary: Mapping[str, Any]) -> str:
 
 
 def memory() -> dict[str, Any]:
-    """The most memory that was used: a device's where it counts that, or else the process's."""
+    """Returns the peak memory in bytes: of the fullest device, or else of this process.
+
+    Devices such as CPUs that do not count their memory are left out.
+    """
     counted = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
     if peaks:
@@ -115,7 +138,7 @@ def _rows(rows: Rows, max_length: int) -> str:
 
 
 def _losses(rows: Rows) -> dict[str, str]:
-    """What was left out or cut, if anything was."""
+    """Returns the counts of rows that were left out or cut, by label; {} if there are none."""
     found, lines = rows.survey, {}
     for name, left in (("malformed", found.malformed), ("too long", found.too_long)):
         if left.count:
@@ -126,6 +149,7 @@ def _losses(rows: Rows) -> dict[str, str]:
 
 
 def _held(start: Start) -> str:
+    """Returns the sizes of the frozen leaves, the trained leaves and the optimiser state."""
     sizes = {
         "frozen": _bytes(start.frozen),
         "trained": _bytes(start.shapes.trainable),
@@ -137,7 +161,7 @@ def _held(start: Start) -> str:
 
 
 def _quantised(frozen: Any) -> str:
-    """How many parameters are held in which kind of few bits."""
+    """Returns the number of parameters held in each quantised kind, or "" if there are none."""
     leaves = list(filter(quant.is_quantized, quant.by_path(frozen).values()))
     counts = {
         kind: parameters([leaf for leaf in leaves if leaf.kind == kind])
@@ -147,7 +171,7 @@ def _quantised(frozen: Any) -> str:
 
 
 def _bytes(leaves: Any) -> int:
-    # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
+    # Counted in bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
     bits = (leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(leaves))
     return sum(bits) // 8
 

@@ -1,4 +1,4 @@
-"""The loop of a run: step after step, with what is due after each."""
+"""The training loop: steps, and the logs, evaluations and checkpoints due after them."""
 
 import math
 import signal
@@ -35,16 +35,16 @@ from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import Workdir
 from jaxtune.workdir.journal import Journal, Silent
 
-EXPLODED = 3  # times the first loss, and worse than guessing: the run is lost
-NAMED = 20  # rows of a batch that an error lists
+EXPLODED = 3  # a run is lost once its loss exceeds this × the first loss, and that of guessing
+NAMED = 20  # rows of a step that an error message lists
 
 
 class RunError(ValueError):
-    """A run that cannot go on."""
+    """A run that cannot continue, because it diverged or memory does not suffice."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, and can be gone on with."""
+    """A run that was stopped by a signal after saving a checkpoint, and can be resumed."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -53,55 +53,56 @@ class Stopped(Exception):
 
 @dataclass
 class Tally:
-    """What a run has seen; its checkpoints hold all of it."""
+    """Counts and losses of a run so far; all of them are stored in its checkpoints."""
 
-    loss: float = 0.0  # since the last line: a sum over steps, each by its weight
-    weight: float = 0.0
-    tokens: int = 0  # since the run began
+    loss: float = 0.0  # sum of loss × weight over the steps since the last log line
+    weight: float = 0.0  # sum of weights over the same steps
+    # Tokens, scored tokens, examples and seconds are totals since the run began.
+    tokens: int = 0
     scored: int = 0
     examples: int = 0
     seconds: float = 0.0
     first_loss: float | None = None
-    before: float | None = None  # on rows set apart, before the first step
-    best_loss: float | None = None  # of the evaluation with the best score
+    before: float | None = None  # held-out loss before the first step
+    best_loss: float | None = None  # held-out loss of the evaluation with the best score
     best_score: float | None = None
     best_step: int = 0
-    worse: int = 0  # evaluations since the best
+    worse: int = 0  # evaluations since the best one
 
 
 class Speed:
-    """Of the last steps."""
+    """Throughput of the last 20 steps."""
 
     def __init__(self):
         self._steps: deque[tuple[int, float]] = deque(maxlen=20)
         self._clock = time.monotonic()
 
     def note(self, tokens: int) -> float:
-        """A step is done; the seconds since `start` or the one before."""
+        """Records a finished step; returns the seconds since the previous step or `start`."""
         seconds = -self._clock + self.start()
         self._steps.append((tokens, seconds))
         return seconds
 
     def start(self) -> float:
-        """What happened until now counts for no step."""
+        """Restarts the clock, so that the time until now counts for no step; returns the time."""
         self._clock = time.monotonic()
         return self._clock
 
     @property
     def seconds(self) -> float:
-        """A step takes."""
+        """Mean seconds per step, over the last 20 steps."""
         return sum(seconds for _, seconds in self._steps) / max(1, len(self._steps))
 
     @property
     def tokens(self) -> float:
-        """A second."""
+        """Mean tokens per second, over the last 20 steps."""
         total = sum(tokens for tokens, _ in self._steps)
         return total / max(1e-9, sum(seconds for _, seconds in self._steps))
 
 
 @dataclass
 class Run:
-    """A run under way."""
+    """A run in progress: its parts, its state and its position."""
 
     config: Config
     workdir: Workdir
@@ -113,23 +114,27 @@ class Run:
     loader: Loader
     evaluator: Loader | None
     checkpoints: Checkpoints
-    total: int  # steps
+    total: int  # steps of the whole run
     state: TrainState
-    done: int
+    done: int  # steps so far, those before a resume included
     tally: Tally
-    saved: int  # the step of the newest checkpoint
-    export: Callable[[dict, Path], Path]  # writes variables as the rest of the world reads them
-    deliver: Callable[[dict, int], Exported]  # the same at the end, those of a step, and verified
+    saved: int  # step of the newest checkpoint
+    export: Callable[[dict, Path], Path]  # writes variables to a directory in a published layout
+    deliver: Callable[[dict, int], Exported]  # writes and verifies the final export of a step
     pushes: Pushes | Unpushed
     tokenizer: Tokenizer
-    task: ModuleType | None  # that the rows are of
-    metrics: Sequence[Metric]  # what answers are scored by
+    task: ModuleType | None  # None unless the config names one
+    metrics: Sequence[Metric]  # of the answers
     answered: Sequence[EvalRow]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
-    loss: float | None = None  # of the last step
+    loss: float | None = None  # of the last step whose metrics were read
 
     def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
-        """Every step that is left; `asked` gives the signal that asks to stop, or 0."""
+        """Runs the remaining steps, with the logs, evaluations and checkpoints due after them.
+
+        `asked` returns the number of the signal that requests a stop, or 0. On a stop, the step is
+        saved and `Stopped` is raised; if the run diverges, `RunError` is raised.
+        """
         ahead: tuple[Step, Mapping] | None = None
         if self.evaluator and self.done == 0:
             self.tally.before = self._evaluate(log)
@@ -140,7 +145,7 @@ class Run:
             step = next(self.loader)
             batch = self.placer(step.batch, parts=True)
             self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
-            # The devices work on this step while the host looks at the one before.
+            # The devices compute this step while the host reads the metrics of the previous one.
             if ahead:
                 self._settle(*ahead)
             ahead = (step, metrics)
@@ -154,9 +159,9 @@ class Run:
                 self._leave(stop)
 
     def finish(self) -> dict[str, Any]:
-        """Wait for what is being written, export the best state, write the summary, and push.
+        """Saves the last state, exports the best one, writes summary.json and pushes.
 
-        The state is given up for it.
+        Returns the summary. The run's state is freed on the way, so no step can follow.
         """
         self._save(None)
         self.checkpoints.wait()
@@ -196,21 +201,22 @@ class Run:
 
     @property
     def _hopeless(self) -> bool:
-        """Whether evaluations have not become better for as long as the config bears."""
+        """Whether the best score is `eval.patience` evaluations old, so that training stops."""
         patience = self.config.eval.patience
         return patience is not None and self.tally.worse >= patience
 
     @property
     def _due(self) -> bool:
-        """Whether anything is to be written after this step."""
+        """Whether a log line, an evaluation or a checkpoint is due after this step."""
         config = self.config
         return any(map(self._at, (config.log.every, config.eval.every, config.checkpoint.every)))
 
     def _at(self, every: int | None) -> bool:
+        """Whether this step is the last one or a multiple of `every`."""
         return self.done == self.total or bool(every and self.done % every == 0)
 
     def _pause(self, log: Journal | Silent, norm: float, save: bool) -> None:
-        """Log, evaluate and save what is due."""
+        """Logs, evaluates and saves whatever is due after this step."""
         if self._at(self.config.log.every):
             self._log(log, norm)
         score, better = None, False
@@ -225,7 +231,10 @@ class Run:
         self.speed.start()
 
     def _settle(self, step: Step, metrics: Mapping) -> float:
-        """Take a step's numbers in; its gradient's norm. Numbers of a lost run end it."""
+        """Adds a step's metrics to the tally, and returns its gradient norm.
+
+        Raises RunError if the metrics show that the run is lost.
+        """
         loss, norm, weight = (float(metrics[key]) for key in ("loss", "gradient_norm", "weight"))
         tally = self.tally
         if tally.first_loss is None:
@@ -243,12 +252,13 @@ class Run:
         return norm
 
     def _lost(self, loss: float, norm: float) -> bool:
+        """Whether the loss or the gradient norm is not finite, or the loss has exploded."""
         guess = math.log(self.model.config.vocabulary)
         limit = max(EXPLODED * self.tally.first_loss, guess)
         return not (math.isfinite(loss) and math.isfinite(norm) and loss <= limit)
 
     def _obituary(self, step: Step, loss: float, norm: float) -> str:
-        """What is known of the step that showed the run lost, and where to go on from."""
+        """Returns the error message of a lost run: the step, its rows, the last good checkpoint."""
         self.checkpoints.wait()
         good = self.checkpoints.steps[-1:]
         more = len(step.places) - NAMED
@@ -282,7 +292,7 @@ class Run:
         tally.loss = tally.weight = 0.0
 
     def _rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 1."""
+        """Returns the learning rate of a step, counted from 1, to six significant digits."""
         hyper = self.optimizer.hyper
         share = SCHEDULES[self.optimizer.schedule](np.float32(step - 1), hyper)
         return float(f"{hyper['lr'] * float(share):.6g}")
@@ -295,14 +305,14 @@ class Run:
         )
 
     def _evaluate(self, log: Journal | Silent) -> float:
-        """The mean loss over the rows set apart for it."""
+        """Computes, logs and returns the mean loss over the held-out rows."""
         self.progress.draw(f"step {self.done:,}: evaluating")
         loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
         log.write(self.done, "eval", {"loss": loss}, {})
         return loss
 
     def _answer(self, log: Journal | Silent) -> dict[str, float]:
-        """What the metrics of answers to held-out rows come to, if any are to be answered."""
+        """Answers held-out rows; logs and returns the metrics, or {} if there are no such rows."""
         if not self.answered:
             return {}
         config = self.config
@@ -320,7 +330,7 @@ class Run:
         return figures
 
     def _score(self, loss: float, figures: Mapping[str, float]) -> float:
-        """What is the lower the better: the loss, or the metric that the config names."""
+        """Returns a score, lower is better: the loss, or the metric that the config names."""
         wanted = self.config.checkpoint.metric
         if not wanted:
             return loss
@@ -329,7 +339,7 @@ class Run:
         return -value if higher else value
 
     def _compare(self, loss: float, score: float) -> bool:
-        """Whether this is the best evaluation so far."""
+        """Records an evaluation in the tally, and returns whether it is the best so far."""
         tally, best = self.tally, self.tally.best_loss
         better = tally.best_score is None or score < tally.best_score
         by = self.config.checkpoint.metric and f" by {self.config.checkpoint.metric}"
@@ -345,13 +355,13 @@ class Run:
             position = {"loader": self.loader.state(), "tally": vars(self.tally)}
             self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
             self.saved = self.done
-            if not self._over:  # then what is exported is sent
+            if not self._over:  # after the last step, the final export is pushed instead
                 self.pushes.saved(
                     partial(self.export, self.state.variables), self.done, self._caption()
                 )
 
     def _caption(self, exported: bool = False) -> str:
-        """What is known of the present state in a few words, or of the one that is exported."""
+        """Returns the commit message of a push: step and loss of the present or exported state."""
         tally = self.tally
         if exported and tally.best_loss is not None and self.config.checkpoint.best:
             return f"step {tally.best_step:,}, held-out loss {tally.best_loss:.4f}"
@@ -367,20 +377,20 @@ class Run:
         )
 
     def _export(self) -> Exported:
-        """The best state, or else the last, written as the rest of the world reads it."""
+        """Exports the best state, or the last one if no best one is kept; frees the run's state."""
         best, config = self.tally.best_step, self.config
         state, step, self.state = self.state, self.done, None
         if config.checkpoint.best and best not in (0, self.done):
             kept = self.checkpoints.restore(self.start.shapes, best).state
             state, step = kept.replace(frozen=state.frozen), best
         variables = state.variables
-        del state  # what is compared needs the memory of its optimiser
+        del state  # frees the optimiser state: verification needs the memory
         self.start.release()
         return self.deliver(variables, step)
 
 
 def _agreed(asked: int, step: int) -> int:
-    """The signal to stop by after this step: all processes stop after the same one."""
+    """Returns the signal to stop on after this step, or 0; the same in all processes."""
     if jax.process_count() == 1:
         return asked
     return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

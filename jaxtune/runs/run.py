@@ -1,4 +1,4 @@
-"""A run: a config becomes steps, checkpoints, logs and in the end an adapter."""
+"""Trains from a config: assembles the run, starts or resumes it, and exports the result."""
 
 import contextlib
 import signal
@@ -36,12 +36,12 @@ from jaxtune.workdir.journal import journal
 
 @dataclass(frozen=True)
 class RunRows:
-    """The rows of a run, read once: batches to train and evaluate on, and what else is asked."""
+    """Rows of a run, read once: loaders for training and evaluation, and rows for other uses."""
 
     loader: Loader
     evaluator: Loader | None
     answered: list[EvalRow]  # held-out rows to answer at each evaluation
-    compared: Rows  # what is exported is compared on the first of these
+    compared: Rows  # the export is verified on the first of these
 
 
 def fit(
@@ -51,7 +51,21 @@ def fit(
     accept_changes: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train as a config says, in a directory, going on with what is there; the run's summary."""
+    """Trains as a config says, resuming the run in the workdir if there is one.
+
+    Args:
+      config: Config of the run.
+      workdir: Directory of the run; created if missing, and locked while the run uses it.
+      accept_changes: Resumes a run that was begun under another config, instead of refusing it.
+      progress: Where the first process reports progress; standard output by default.
+
+    Returns:
+      The summary, as written to summary.json, with the result of the push if `hub.repo` is set.
+
+    Raises:
+      Stopped: If a signal stopped the run; it can be resumed.
+      RunError: If the run diverged, or the devices' memory does not suffice.
+    """
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
     settings = resolved(config)
@@ -73,7 +87,7 @@ def fit(
 def _prepared(
     config: Config, workdir: Workdir, progress: Progress, pushes: Pushes | Unpushed
 ) -> Iterator[Run]:
-    """All that a run needs, told of as it is made; what is cheap and may be wrong comes first."""
+    """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
         assembly = Assembly.of(config, workdir.started)
         placer = assembly.placer
@@ -84,7 +98,7 @@ def _prepared(
         model, variables = assembly.model()
         optimizer = assembly.optimizer(total)
         start = assembly.start(variables, optimizer)
-        del variables  # what trains of them is given to the state
+        del variables  # the state takes over the memory of the leaves that train
         _tell(progress, console.of_training(config.seed, start, optimizer, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
@@ -125,8 +139,8 @@ def _prepared(
 def _rows(
     assembly: Assembly, workdir: Workdir, progress: Progress, stack: contextlib.ExitStack
 ) -> RunRows:
-    """Read all rows once, and open the loaders of their batches."""
-    assembly.encoder  # noqa: B018 (what is wrong with settings comes up before rows are opened)
+    """Reads all rows once, reports their counts, and opens the loaders of their batches."""
+    assembly.encoder  # noqa: B018 (made now, so that wrong settings fail before rows are opened)
     train, held_out = (
         source and assembly.survey(source, progress, workdir.path / f".{name}.npz")
         for name, source in zip(("train", "eval"), assembly.sources, strict=True)
@@ -142,7 +156,7 @@ def _rows(
 
 
 def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
-    """The held-out rows to answer at each evaluation; none where the config asks for none."""
+    """Returns the rows to answer at each evaluation: the first `eval.answers` held-out ones."""
     config = assembly.config
     metric, count = config.checkpoint.metric, config.eval.answers
     known = [each.name for each in assembly.metrics]
@@ -170,7 +184,7 @@ def _begun(
     loader: Loader,
     progress: Progress,
 ) -> tuple[TrainState, int, Tally]:
-    """The state to go on from, the steps that led to it, and what they showed."""
+    """Returns the state, step and tally of the newest checkpoint, or those of a new run."""
     if not checkpoints.steps:
         return start.state(), 0, Tally()
     found = checkpoints.restore(start.shapes)
@@ -181,7 +195,7 @@ def _begun(
 
 
 def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
-    """A run's adapter, or where it has none the whole model, and where it goes."""
+    """Returns what to export and where: a run's adapter, or the whole model if it has none."""
     whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
     target = folder / default_name(whole, base)
     dtype = tuned.dtype if whole else "float32"
@@ -191,13 +205,16 @@ def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
 def _delivered(
     tuned: Tuned, wanted: Wanted, target: Path, compared: Rows, progress: Progress
 ) -> Exported:
-    """Written over what was written before, and verified on a few rows."""
+    """Writes the export over an earlier one, and verifies it on a few rows.
+
+    If several processes hold the model, the export is written but not verified.
+    """
     if jax.process_count() > 1:
         progress.say("not verified, as several processes hold the model: the export command does")
         save(tuned, wanted, target)
         write_card(tuned, wanted)
         return Exported(target, {})
-    new = tuned.assembly.config.generate.max_new_tokens  # as in evaluations: it is the same program
+    new = tuned.assembly.config.generate.max_new_tokens  # as in evaluations: one program
     rows = verify.rows(compared.source, compared.encoder, tuned.model, "the first rows", new)
     return write_verified(tuned, wanted, rows, progress)
 
@@ -209,7 +226,10 @@ def _tell(progress: Progress, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """What gives the signal that asks to stop, or 0; a second one interrupts at once."""
+    """Yields a function that returns the signal that requests a stop, or 0.
+
+    A second signal raises KeyboardInterrupt at once.
+    """
     asked: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -217,7 +237,7 @@ def _signals() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    # Several processes hear of it from each other, by JAX's own handler.
+    # With several processes, JAX's own handler passes the signal on to all of them.
     alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
     caught = (signal.SIGTERM, signal.SIGINT) if alone else ()
     before = {number: signal.signal(number, note) for number in caught}
@@ -230,7 +250,7 @@ def _signals() -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def _advice(batch: Batch) -> Iterator[None]:
-    """Say what to do where memory does not suffice."""
+    """Turns a device's out-of-memory error into a RunError that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written in the background, whole or not at all, and checked when read.
+"""Run checkpoints: written in the background, whole or not at all, and verified when read.
 
-Orbax writes and reads the arrays, from and to any number of devices. Beside them stands the
-position: plain JSON that holds where the run is, and a checksum of every array.
+Orbax writes and reads the arrays, from and to any number of devices. Beside them it stores the
+position: plain JSON with the progress of the run and a checksum of every array.
 """
 
 import json
@@ -20,24 +20,24 @@ from jaxtune import tree
 from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
-DAMAGED = "damaged"  # where what cannot be read is put, beside the checkpoints
+DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read and found to be what was saved."""
+    """A checkpoint that was read and whose checksums match what was saved."""
 
     step: int
     state: Any
     position: dict[str, Any]
-    damaged: tuple[str, ...]  # what was wrong with newer ones, a line each
+    damaged: tuple[str, ...]  # one error line for each newer checkpoint that is damaged
 
 
 class Checkpoints:
-    """The checkpoints in a directory: the newest `keep`, and with `best` that of the lowest loss.
+    """The checkpoints in a directory: the newest `keep`, and with `best` the one of lowest loss.
 
-    Without `keep` they are read alone, as another run's may be while it is at work. States are
-    pytrees of arrays. All processes of a run call the same methods.
+    Without `keep` the directory is opened read-only, which is safe while another run writes to it.
+    States are pytrees of arrays. All processes of a run must call the same methods.
     """
 
     def __init__(self, directory: Path, *, keep: int | None = None, best: bool = True):
@@ -57,7 +57,7 @@ class Checkpoints:
             return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
         kept: list[Any] = [policies.LatestN(self._keep)]
         if self._best:
-            # The last of an ascending order is the best: of equal losses, the first.
+            # Orbax keeps the highest score: the lowest loss, and of equal losses the earliest step.
             score = dict(get_metric_fn=lambda found: (-found["loss"], -found["step"]), n=1)
             kept.append(policies.BestN(keep_checkpoints_without_metrics=False, **score))
         options = orbax.CheckpointManagerOptions(
@@ -69,7 +69,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Those there are, ascending."""
+        """Steps of the checkpoints on disk, in ascending order."""
         if not self.directory.is_dir():
             return []
         return sorted(self._manager.all_steps())
@@ -77,9 +77,16 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None
     ) -> None:
-        """Copy a state off its devices and write it in the background; `loss` ranks it.
+        """Copies a state to the host and writes it to disk in the background.
 
-        An error in writing comes up here for the checkpoint before, or in `wait`.
+        First waits for the previous checkpoint, and raises the error if writing that one failed;
+        an error in writing this one is raised by the next `save` or by `wait`.
+
+        Args:
+          step: Step of the run, which names the checkpoint.
+          state: Pytree of arrays; random keys are stored as their key data.
+          position: JSON content to restore beside the state, such as the loader's position.
+          loss: Lower is better when the best checkpoint is chosen; None never counts as best.
         """
         from orbax.checkpoint import args
 
@@ -99,7 +106,7 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def wait(self) -> None:
-        """Until what is being written is written."""
+        """Blocks until the pending checkpoint is on disk; raises if it could not be written."""
         if self._saving is None:
             return
         try:
@@ -109,9 +116,13 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, like: Any, step: int | None = None) -> Restored:
-        """The newest checkpoint that is whole, or that of a step.
+        """Returns the newest undamaged checkpoint, or the one of a given step.
 
-        `like` is the state's shapes, dtypes and shardings. Damaged ones are put aside.
+        `like` is a pytree with the shapes, dtypes and shardings of the state. Newer checkpoints
+        that are damaged are moved to `DAMAGED`, except from a read-only directory.
+
+        Raises:
+          WorkdirError: If no checkpoint can be read, or if one was saved with another config.
         """
         damaged: dict[int, str] = {}
         for each in [step] if step is not None else self.steps[::-1]:
@@ -130,16 +141,16 @@ class Checkpoints:
         )
 
     def position(self) -> dict[str, Any] | None:
-        """That of the newest checkpoint whose position can be read."""
+        """Returns the newest position that can be read, or None if there is none."""
         for step in self.steps[::-1]:
             try:
                 return self._position(step)
-            except Exception:  # restore will say what is wrong with it
+            except Exception:  # `restore` reports this error
                 continue
         return None
 
     def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A checkpoint's arrays by path, on the host, and its position."""
+        """Returns a checkpoint's arrays by slash path, in host memory, and its position."""
         from orbax.checkpoint import args
 
         held = args.Composite(state=args.StandardRestore())
@@ -147,7 +158,7 @@ class Checkpoints:
         return {path: np.asarray(leaf) for path, leaf in found.items()}, self._position(step)
 
     def close(self) -> None:
-        """Let go of threads; an error in writing does not come up any more."""
+        """Ends the background threads; pending write errors are no longer raised."""
         if "_manager" in vars(self):
             self._manager.close()
 
@@ -179,7 +190,7 @@ class Checkpoints:
         return found["content"]
 
     def _check_leaves(self, step: int, saved: Mapping[str, list], wanted: Mapping) -> None:
-        """Refuse a checkpoint of another model, adapter or optimiser."""
+        """Raises WorkdirError for a checkpoint of another model, adapter or optimiser."""
         described = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in wanted.items()}
         differing = [
             f"{path}: the checkpoint has {_shape(saved.get(path))}, "
@@ -226,7 +237,10 @@ class Checkpoints:
 
 
 def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
-    """A number an array, the same on any devices, that a change of any bit changes."""
+    """Returns a 32-bit checksum for each array.
+
+    It does not depend on how an array is sharded, and the flip of any single bit changes it.
+    """
     return {path: int(found) for path, found in _checksums(dict(leaves)).items()}
 
 
@@ -234,7 +248,9 @@ def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
 def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def one(leaf):
         bits = leaf.view(jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).ravel().astype(jnp.uint32)
-        # Odd factors that differ from place to place: integers wrap alike in any order.
+        # Sums modulo 2^32 are the same in any order of summation, so on any sharding. An odd factor
+        # has an inverse modulo 2^32, so a changed element changes the sum; that factors differ by
+        # position makes swapped elements count too.
         places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         return jnp.sum(bits * places, dtype=jnp.uint32)
 
@@ -242,7 +258,7 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _plain(state: Any) -> dict[str, Any]:
-    """The leaves by path; a random key as the numbers it stands for."""
+    """Returns the leaves by slash path, with random keys replaced by their key data."""
 
     def numbers(leaf):
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -256,7 +272,7 @@ def _plain(state: Any) -> dict[str, Any]:
 
 
 def _rebuilt(like: Any, leaves: Mapping[str, jax.Array]) -> Any:
-    """A state from its leaves by path."""
+    """Inverse of `_plain`: a state with the structure of `like` from leaves by slash path."""
 
     def leaf(path, wanted):
         if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,7 @@
-"""A run's directory: one run at a time, of one config, and files that are whole or not there."""
+"""The workdir: holds one run of one config, locked by one process group at a time.
+
+Its files are written whole or not at all.
+"""
 
 import contextlib
 import datetime
@@ -16,25 +19,25 @@ from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, write_json
 
 CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
-# What may change while a run goes on: these say how it is done, and not what.
+# Fields that may differ when a run is resumed: they decide how it is computed, not what.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
 
 
 class WorkdirError(ValueError):
-    """A directory that cannot serve a run."""
+    """A directory that cannot be used for the requested run."""
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """A run's directory, held for as long as the run is at work in it."""
+    """The directory of a run, locked for as long as the run uses it."""
 
     path: Path
-    started: str  # the date, which chat templates are told
-    name: str  # of this run and no other
-    changes: tuple[str, ...]  # what the config says otherwise than when the run began
+    started: str  # ISO date on which the run began, passed to chat templates
+    name: str  # unique name of the run
+    changes: tuple[str, ...]  # config fields that differ from when the run began, one line each
 
     def write(self, name: str, content: Any) -> Path:
-        """Write JSON under a name, by the first process."""
+        """Writes a JSON file in the first process, and returns its path in every process."""
         if jax.process_index() == 0:
             write_json(self.path / name, content)
         return self.path / name
@@ -42,7 +45,11 @@ class Workdir:
 
 @contextlib.contextmanager
 def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
-    """A directory, made, that one at a time is at work in; others of it do not `take` it."""
+    """Creates a directory and locks it exclusively for the duration of the block.
+
+    Raises WorkdirError if the lock is held elsewhere; its message names the holder by `what`, such
+    as "run". In a process group only the first process takes the lock: the others set `take=False`.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a") if take else None
@@ -58,7 +65,11 @@ def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[No
 def run_directory(
     path: Path, settings: Mapping[str, Any], *, accept_changes: bool = False
 ) -> Iterator[Workdir]:
-    """A directory for the run of a resolved config: made, or gone on with if it holds that run."""
+    """Creates the directory of a new run, or opens that of a run to resume, and locks it.
+
+    `settings` is the resolved config. If the directory holds a run of another config, this raises
+    WorkdirError, unless `accept_changes` is set or only fields in `FREE` differ.
+    """
     path = path.expanduser()
     with locked_directory(path, "run", take=jax.process_index() == 0):
         changes = _changes(path, settings)
@@ -76,7 +87,10 @@ def run_directory(
 
 
 def begun(path: Path) -> str:
-    """The date that the run in a directory began, or else today's: chat templates are told it."""
+    """Returns the ISO date on which the run in a directory began, or today's if there is none.
+
+    Chat templates are rendered with this date.
+    """
     about = _read(path / RUN)
     return about["started"] if about else datetime.date.today().isoformat()
 

@@ -1,7 +1,7 @@
-"""What a run says of itself: metrics.jsonl, and the trackers that the config names.
+"""The metrics log of a run: metrics.jsonl, and the trackers that the config enables.
 
-metrics.jsonl holds what another run of the same config would find too, so no times: a run that was
-killed and gone on with leaves the same bytes as one that was not.
+metrics.jsonl holds only values that another run of the same config would reproduce, hence no
+timings: a run that was killed and resumed leaves the same bytes as one that was not.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):
-    """Where numbers go, beside metrics.jsonl."""
+    """A destination for metrics other than metrics.jsonl, such as TensorBoard."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -28,7 +28,7 @@ class Tracker(Protocol):
 
 
 class Journal:
-    """Lines of numbers by step."""
+    """Appends metrics to metrics.jsonl, and forwards them to trackers."""
 
     def __init__(self, file: Path, trackers: list[Tracker]):
         self._file, self._trackers = file, trackers
@@ -36,7 +36,14 @@ class Journal:
     def write(
         self, step: int, kind: str, values: Mapping[str, float], timings: Mapping[str, float]
     ) -> None:
-        """A line of what was found, on the disk when this returns; timings go to trackers alone."""
+        """Writes one line, which is on disk when this returns.
+
+        Args:
+          step: Step after which the values were measured.
+          kind: What was measured, such as "train"; the tag prefix `kind/` in trackers.
+          values: Reproducible metrics by name, logged to the file and to trackers.
+          timings: Metrics that vary between identical runs, logged to trackers only.
+        """
         rounded = {name: _rounded(value) for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **rounded}, allow_nan=False)
         with self._file.open("a", encoding="utf-8") as file:
@@ -48,23 +55,26 @@ class Journal:
             tracker.write(step, tagged)
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Closes the trackers."""
         for tracker in self._trackers:
             tracker.close()
 
 
 class Silent:
-    """The journal of a process that is not the first."""
+    """The journal of every process but the first: it writes nothing."""
 
     def write(self, *_: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases; with WANDB_MODE=offline it is kept beside the others."""
+    """Tracks a run at Weights & Biases; with WANDB_MODE=offline its files stay in the workdir.
+
+    The unique name of the workdir's run is the id, so a resumed run continues the same record.
+    """
 
     def __init__(self, workdir: Workdir, project: str, settings: Mapping[str, Any]):
         try:
@@ -90,11 +100,11 @@ class WeightsAndBiases:
             ) from None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by tag."""
+        """Logs values by tag, such as `train/loss`."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Say that the run has ended."""
+        """Marks the run as finished."""
         self._run.finish()
 
 
@@ -102,9 +112,17 @@ class WeightsAndBiases:
 def journal(
     workdir: Workdir, log: Log, settings: Mapping[str, Any], step: int, first: bool
 ) -> Iterator[Any]:
-    """The journal of a run that begins, or goes on, behind a step; only the `first` process's.
+    """Opens the journal of a run that begins, or resumes after a step, and closes it at the end.
 
-    `settings` is the resolved config, which trackers show beside the numbers.
+    Args:
+      workdir: Directory of the run, which gets metrics.jsonl and the trackers' files.
+      log: Section of the config that enables trackers.
+      settings: Resolved config, which trackers show beside the metrics.
+      step: Last step that is done; lines of later steps are deleted, and at 0 all lines.
+      first: Whether this is the first process; the others get a journal that writes nothing.
+
+    Returns:
+      A context manager that yields a `Journal`, or `Silent` where `first` is false.
     """
     if not first:
         yield Silent()
@@ -124,9 +142,9 @@ def journal(
 
 
 def _cut(file: Path, step: int) -> None:
-    """Leave only the lines of a run up to a step, or none of one that begins anew.
+    """Deletes the lines after a step, or all lines if the run starts anew at step 0.
 
-    The last line may be half written.
+    A last line without a line break is incomplete, as its process was killed, and is deleted too.
     """
     with contextlib.suppress(FileNotFoundError):
         lines = file.read_bytes().splitlines(keepends=True)
@@ -138,5 +156,5 @@ def _cut(file: Path, step: int) -> None:
 
 
 def _rounded(value: float) -> float:
-    """Nine digits, which tell every two float32 apart."""
+    """Rounds to nine significant digits, which are enough to tell any two float32 apart."""
     return float(f"{value:.9g}") if isinstance(value, float) else value

@@ -1,4 +1,8 @@
-"""Event files as TensorBoard reads them, written without it: records of length, bytes and sums."""
+"""Writes TensorBoard event files without depending on TensorBoard.
+
+An event file is a TFRecord file of `Event` protocol buffers: each record is a length, its checksum,
+the bytes of the event and their checksum.
+"""
 
 import struct
 import time
@@ -6,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 POLYNOMIAL = 0x82F63B78  # CRC-32C, bits reversed
-MASK = 0xA282EAD8
-START = 1  # a session's: what was logged at its step and after counts no more
+MASK = 0xA282EAD8  # added to the rotated checksum, as TFRecord requires
+START = 1  # SessionLog.START: TensorBoard discards earlier events from this event's step onwards
 
 
 def _table() -> tuple[int, ...]:
@@ -23,7 +27,11 @@ TABLE = _table()
 
 
 class EventFile:
-    """Scalars by step; a new file each time a run is begun or gone on with, at a step."""
+    """Writes scalars by step to a new event file, one for each time a run starts or resumes.
+
+    `step` is the first step of this session: scalars that earlier files of the directory hold for
+    this step and later are superseded.
+    """
 
     def __init__(self, directory: Path, step: int = 1):
         directory.mkdir(parents=True, exist_ok=True)
@@ -32,12 +40,12 @@ class EventFile:
         self._write(_varint(2, step) + _bytes(7, _varint(1, START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by tag, such as `train/loss`."""
+        """Writes scalars by tag, such as `train/loss`."""
         items = (_bytes(1, _text(1, tag) + _float(2, value)) for tag, value in values.items())
         self._write(_varint(2, step) + _bytes(5, b"".join(items)))
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
     def _write(self, event: bytes) -> None:
@@ -48,7 +56,7 @@ class EventFile:
 
 
 def _sum(data: bytes) -> bytes:
-    """The checksum of a record, turned and offset as the format wants."""
+    """Returns TFRecord's masked CRC-32C: rotated right by 15 bits, plus `MASK`."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -56,7 +64,7 @@ def _sum(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + MASK) & 0xFFFFFFFF)
 
 
-# Fields of a protocol buffer: number and kind, then the value.
+# Fields of a protocol buffer: a key that joins field number and wire type, then the value.
 
 
 def _number(value: int) -> bytes:

@@ -1,8 +1,13 @@
-"""Checkpoints whose weights bitsandbytes packed into 4 bits, read without it.
+"""Reads checkpoints that bitsandbytes quantised to 4 bits, without needing bitsandbytes.
 
-Beside a weight `W`, two codes a byte, lie `W.absmax` with the scale of each block, `W.quant_map`
-with what codes stand for and `W.quant_state.bitsandbytes__nf4` with JSON as bytes; and where the
-scales are quantised, too, `W.nested_absmax` and `W.nested_quant_map`.
+A quantised weight is stored as several tensors:
+
+- `W`: the 4-bit codes, two per byte.
+- `W.absmax`: the scale of each block.
+- `W.quant_map`: the table of values that the codes stand for.
+- `W.quant_state.bitsandbytes__nf4` (or `…__fp4`): shape and block sizes, as JSON in bytes.
+- `W.nested_absmax` and `W.nested_quant_map`: only with double quantisation, where `W.absmax` holds
+  8-bit codes of the scales; these are the scales and the table of values of those codes.
 """
 
 import json
@@ -25,24 +30,24 @@ READ = ("nf4", "fp4")
 
 @dataclass(frozen=True)
 class Packed:
-    """How one weight is packed."""
+    """Quantisation parameters of one packed weight, from its quant_state."""
 
     name: str
     kind: str
-    shape: tuple[int, int]  # as published: out, in
-    block: int
-    nested_block: int | None  # None: plain scales
-    offset: float
+    shape: tuple[int, int]  # of the unpacked weight in the published layout: [out, in]
+    block: int  # values that share a scale
+    nested_block: int | None  # scales that share a nested scale; None: plain float scales
+    offset: float  # mean that was subtracted from the scales before they were quantised
 
 
 def packed(stored: Safetensors) -> dict[str, Packed]:
-    """The packed weights of a checkpoint, by name; of their tensors only the states are read."""
+    """Returns the packed weights of a checkpoint by name; reads only their quant_state tensors."""
     found = [match for name in stored.tensors if (match := STATE.fullmatch(name))]
     return {match["weight"]: _packed(stored, match) for match in found}
 
 
 def shapes(stored: Safetensors, weights: Mapping[str, Packed]) -> dict[str, tuple[int, ...]]:
-    """Every weight's shape, by name, as if none were packed."""
+    """Returns the unpacked shape of every weight by name, without the quantisation tensors."""
     beside = {f"{name}.{part}" for name in weights for part in BESIDE}
     return {
         name: weights[name].shape if name in weights else info.shape
@@ -52,12 +57,19 @@ def shapes(stored: Safetensors, weights: Mapping[str, Packed]) -> dict[str, tupl
 
 
 def held_as(stored: Safetensors, weight: Packed, whole: bool = True) -> str:
-    """The kind that `read` gives: scales become plain where ours cannot be quantised likewise."""
+    """Returns the kind of the `Quantized` that `unpack` makes of a weight, such as "nf4-double".
+
+    The scales stay quantised ("-double") only if the weight is taken whole and its scales are
+    quantised as jaxtune quantises its own; otherwise `unpack` returns plain float32 scales.
+    """
     return f"{weight.kind}-double" if whole and _is_double(stored, weight) else weight.kind
 
 
 def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Quantized:
-    """A packed weight, or some of its outputs, as it is: [in, out] in NumPy arrays."""
+    """Returns a packed weight [in, out] as codes and scales in NumPy arrays, not dequantised.
+
+    `rows` selects some of its outputs, for tensors that hold several of our weights.
+    """
     outputs, inputs = weight.shape
     blocks, block, lines = grid((inputs, outputs), weight.block)
     _check_sizes(stored, weight, blocks * lines)
@@ -87,7 +99,7 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         nested = state.get("nested_blocksize")
         offset = float(state.get("nested_offset", 0))
         return Packed(name, kind, (outputs, inputs), int(state["blocksize"]), nested, offset)
-    except OSError:  # of a repository on the Hub, only headers are here
+    except OSError:  # `stored` has only the headers of a Hub repository, not its weight files
         raise CheckpointError(
             f"{name} is stored in 4 bits, and how is said in {stored.tensors[match.string].file}, "
             "which is not on this machine: download the checkpoint and give its directory"
@@ -119,7 +131,7 @@ def _check_map(stored: Safetensors, name: str, table: np.ndarray) -> None:
 
 
 def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # uint4[count]
-    """Each byte's high half, then its low one; zeros after the last."""
+    """Unpacks the codes, high half of each byte first, and pads them with zeros to `count`."""
     pairs = stored.read(weight.name).reshape(-1).view(np.uint8)
     codes = np.zeros(count, np.uint8)
     codes[: 2 * len(pairs) : 2] = pairs >> 4
@@ -129,7 +141,7 @@ def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # ui
 
 
 def _is_double(stored: Safetensors, weight: Packed) -> bool:
-    """Whether scales are quantised as `absmax` does it."""
+    """Whether the scales are quantised in the form of `quant.block_scales`."""
     if weight.nested_block != block_scales.BLOCK:
         return False
     table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
@@ -137,7 +149,11 @@ def _is_double(stored: Safetensors, weight: Packed) -> bool:
 
 
 def _nested(stored: Safetensors, weight: Packed, codes: np.ndarray) -> dict:
-    """Quantised scales as they are, or made plain where their map or blocks are other ones."""
+    """Returns the `Quantized` fields of double-quantised scales.
+
+    The scales are dequantised to float32 if their table of values or their block size is not
+    that of `quant.block_scales`.
+    """
     peaks = stored.read(f"{weight.name}.nested_absmax").astype(np.float32)
     offset = np.float32(weight.offset)
     if _is_double(stored, weight):
@@ -149,7 +165,10 @@ def _nested(stored: Safetensors, weight: Packed, codes: np.ndarray) -> dict:
 
 
 def _some(whole: Quantized, weight: Packed, rows: slice) -> Quantized:
-    """Some outputs of a weight; its scales become plain, as a peak may belong to others, too."""
+    """Returns some outputs of a weight, with plain scales.
+
+    Double-quantised scales are dequantised, because scales of other outputs may share their peak.
+    """
     inputs, outputs = whole.matrix
     if inputs % weight.block:
         raise CheckpointError(

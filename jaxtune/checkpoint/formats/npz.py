@@ -1,8 +1,9 @@
-"""NumPy's .npz as big_vision keeps checkpoints in it: headers read, tensors streamed into a file.
+"""Reads and writes checkpoints in NumPy's .npz format, as big_vision uses it.
 
-An .npz file is a zip archive of .npy files, each of them a short header and then an array's bytes.
-An array that is not compressed is read where it lies. The .npy format has no bfloat16: such arrays
-are kept as records of two bytes, as big_vision and `numpy.savez` do.
+An .npz file is a zip archive of .npy files, each a short header followed by the array's bytes.
+Uncompressed arrays are memory-mapped in place; writing streams the arrays into the file. The .npy
+format has no bfloat16: such arrays are stored as two-byte records, as big_vision and `numpy.savez`
+store them.
 """
 
 import collections
@@ -30,16 +31,16 @@ from jaxtune.checkpoint.formats.tensors import (
 )
 from jaxtune.checkpoint.formats.writing import blocks, new_file
 
-SUFFIX = ".npy"  # of every member; no part of a tensor's name
+SUFFIX = ".npy"  # ends the name of every member; not part of the tensor's name
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-RECORD = np.dtype("V2")  # what NumPy's format has instead
+RECORD = np.dtype("V2")  # how the .npy format stores bfloat16
 PLAIN = tuple(
     map(np.dtype, ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"))
 )
 READABLE = ", ".join(str(dtype) for dtype in (*PLAIN, BFLOAT16))
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-INFLATED_BYTES = 2**20  # how much is inflated at a time
-# What each failure of zipfile and zlib means here: the bytes are not what they should be.
+INFLATED_BYTES = 2**20  # decompressed at a time
+# Exceptions of zipfile and zlib that mean here that the file is damaged.
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -51,7 +52,7 @@ HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What those raise: their own errors, and what ast.literal_eval may.
+# Exceptions of those readers on a damaged header: their own, and those of ast.literal_eval.
 BAD_HEADER = (
     ValueError,
     TypeError,
@@ -61,46 +62,47 @@ BAD_HEADER = (
     tokenize.TokenError,
 )
 
-ALIGNMENT = 64  # of the arrays that are written, as NumPy aligns what follows its headers
-LOCAL_HEADER = 30  # bytes before a member's name
-ZIP64_EXTRA = 20  # bytes with the sizes, which 4 GiB and more do not fit into the header
-PADDING_ID = 0xD935  # of an extra field that aligns what follows, known from Android's packages
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same tensors make the same bytes
+ALIGNMENT = 64  # bytes; that of the array data we write, as NumPy aligns it after its headers
+LOCAL_HEADER = 30  # bytes of a zip member's local header before its name
+ZIP64_EXTRA = 20  # bytes of the extra field for sizes that the header cannot hold: 4 GiB and more
+PADDING_ID = 0xD935  # id of an extra field that aligns the data, as in Android packages
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal tensors give byte-identical files
 
 
 class Npz(Tensors):
-    """The arrays of one .npz file.
+    """Arrays of one .npz file.
 
-    A compressed one is inflated whole when it is read, and kept until another is read: who releases
-    it after each layer would else have it inflated for each. Checksums are compared for those
-    alone: arrays that are mapped are never read as a whole.
+    A compressed array is decompressed whole when it is read and cached until another array is read
+    that is not in the cache: a caller that reads and releases it once per layer would otherwise
+    decompress it for every layer. Checksums are verified only for compressed arrays, because
+    memory-mapped arrays are never read as a whole.
     """
 
     format = "npz"
 
     def __init__(self, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
         super().__init__(tensors, metadata)
-        self._inflated: dict[str, np.ndarray] = {}  # one at most
+        self._inflated: dict[str, np.ndarray] = {}  # by name; holds at most one array
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """One .npz file; reads the archive's list of members and the header of each."""
+        """Opens an .npz file; reads only the archive's member list and the header of each array."""
         path = Path(path).expanduser()
         _check_kind(path)
         return cls(_scan(path), {})
 
     def read(self, name: str) -> np.ndarray:
-        """One array, read-only: a view of the file, or of what was inflated."""
+        """Returns one array, read-only: a view of the file, or of its decompressed bytes."""
         info = self._info(name)
         if name not in self._inflated:
-            self._inflated.clear()  # first, so that never two are held
+            self._inflated.clear()  # first, so that two are never in memory at once
             if not info.deflated:
                 return super().read(name)
             self._inflated[name] = _inflate(info)
         return self._inflated[name]
 
     def close(self) -> None:
-        """Let go of the file; arrays that were read stay valid."""
+        """Drops the memory map and the cache; arrays that were already read stay valid."""
         super().close()
         self._inflated = {}
 
@@ -111,10 +113,17 @@ def write(
     produce: Callable[[str], Iterable[np.ndarray]],
     overwrite: bool = False,
 ) -> Path:
-    """Stream tensors of the given (shape, dtype) into an .npz file, uncompressed; returns its path.
+    """Streams tensors into an uncompressed .npz file, which appears only once it is complete.
 
-    `produce(name)` gives blocks whose elements in C order, one block after the other, are the
-    tensor's; one is let go before the next is asked for. The file appears when it is whole.
+    Args:
+      path: file to write; its name must end in .npz.
+      plan: shape and dtype of every tensor by name, in the order in which they are written.
+      produce: yields a tensor, given its name, as blocks whose elements concatenated in C order are
+        those of the tensor. Each block is freed before the next is requested.
+      overwrite: whether an existing file may be replaced.
+
+    Returns:
+      The path of the file, with `~` expanded.
     """
     path = Path(path).expanduser()
     if path.suffix != ".npz":
@@ -134,7 +143,7 @@ def write(
 
 
 def _check_kind(path: Path) -> None:
-    """Stop at what is no zip archive, with what it is instead."""
+    """Raises if a file is not a zip archive, naming what it is instead where that is known."""
     if not path.is_file():
         problem = "is a directory: name the .npz file" if path.is_dir() else "no such file"
         raise CheckpointError(f"{path}: {problem}")
@@ -177,7 +186,7 @@ def _scan(path: Path) -> dict[str, TensorInfo]:
 
 
 def _is_junk(member: zipfile.ZipInfo) -> bool:
-    """What tools that pack directories add to an archive."""
+    """Whether a member is a directory or a macOS file that archiving tools add."""
     name = member.filename
     return name.startswith("__MACOSX/") or name.endswith(("/", ".DS_Store"))
 
@@ -222,7 +231,7 @@ def _tensor_info(
 
 
 def _check_member(where: str, member: zipfile.ZipInfo) -> None:
-    if member.header_offset < 0:  # counted back from the end of the file
+    if member.header_offset < 0:  # zipfile computes offsets back from the end of the file
         raise CheckpointError(
             f"{where} lies before the start of the file, which has lost bytes: download or copy it"
             " again"
@@ -243,7 +252,7 @@ def _check_member(where: str, member: zipfile.ZipInfo) -> None:
 
 
 def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first axis runs fastest, and dtype as stored; nothing is unpickled."""
+    """Returns shape, whether in Fortran order, and the stored dtype; never unpickles anything."""
     try:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
@@ -257,7 +266,7 @@ def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np
 
 
 def _dtype(where: str, stored: np.dtype) -> np.dtype:
-    """What the elements are, told from what NumPy's format calls them."""
+    """Returns the dtype of the elements, given the dtype in the .npy header."""
     if stored.hasobject:
         raise CheckpointError(
             f"{where} holds Python objects, that is a pickle, which jaxtune does not read because"
@@ -271,7 +280,10 @@ def _dtype(where: str, stored: np.dtype) -> np.dtype:
 
 
 def _data_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after a header of its own, of lengths of its own."""
+    """Returns the byte offset of a member's data, which follows its local header.
+
+    The lengths of name and extra field there may differ from those in the archive's directory.
+    """
     file.seek(member.header_offset)
     name, extra = struct.unpack_from("<HH", file.read(LOCAL_HEADER), LOCAL_HEADER - 4)
     return member.header_offset + LOCAL_HEADER + name + extra
@@ -307,9 +319,9 @@ def _planned(name: str, shape: tuple[int, ...], dtype: Any) -> tuple[tuple[int, 
 
 
 def _member(name: str, at: int) -> zipfile.ZipInfo:
-    """A member whose header is to begin at the byte `at`, and what follows it at a round one."""
+    """Returns a member whose header starts at byte `at`, padded so that its data are aligned."""
     member = zipfile.ZipInfo(name, LONG_AGO)
-    member.create_system = 3  # Unix: the same on every system
+    member.create_system = 3  # Unix, whichever system writes the file
     member.external_attr = 0o644 << 16
     least = struct.pack("<HHH", PADDING_ID, 2, ALIGNMENT)
     length = LOCAL_HEADER + len(name.encode()) + len(least) + ZIP64_EXTRA
@@ -343,7 +355,7 @@ def _write_blocks(
             break
         for piece in blocks(np.asarray(block)):
             out.write(piece.reshape(-1).view(np.uint8))
-        block = piece = None  # let go before the next one is made
+        block = piece = None  # freed before the next block is made
     if written != whole:
         amount = "more" if written > whole else f"{written:,}"
         raise CheckpointError(f"{announced}, {whole:,} bytes, but {amount} came")

@@ -1,7 +1,7 @@
-"""Safetensors checkpoints as bytes on disk: headers read, tensors streamed into files.
+"""Reads the headers of safetensors checkpoints, and streams tensors into new ones.
 
-A safetensors file is an 8-byte little-endian length, that many bytes of JSON which give each
-tensor's dtype, shape and place, and then the tensors' bytes end to end.
+A safetensors file is an 8-byte little-endian header length, the header (that many bytes of JSON
+with each tensor's dtype, shape and byte offsets), and then the tensors' bytes end to end.
 """
 
 import json
@@ -52,27 +52,27 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-MAX_HEADER_BYTES = 100_000_000  # what the reference reader accepts, too
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "*.pth", "*.pt")
 ZIP = (
     "a zip archive. If numpy.savez wrote it, give it a name that ends in .npz; what torch.save"
     " writes is a pickle, which jaxtune does not read because loading one can run code"
 )
-PYTORCH = {"format": "pt"}  # transformers asks whose layout the tensors have
+PYTORCH = {"format": "pt"}  # metadata in which transformers looks for the framework whose layout is used
 
-Scan = tuple[dict[str, TensorInfo], dict[str, str]]  # tensors by name, and the file's metadata
-Planned = tuple[tuple[int, ...], np.dtype]  # a tensor still to be written
+Scan = tuple[dict[str, TensorInfo], dict[str, str]]  # tensors by name, and the files' metadata
+Planned = tuple[tuple[int, ...], np.dtype]  # shape and dtype of a tensor to write
 
 
 class Safetensors(Tensors):
-    """A safetensors checkpoint, in one file or many."""
+    """Tensors of a safetensors checkpoint, in one or more files."""
 
     format = "safetensors"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """A checkpoint's directory, or one .safetensors file; reads headers only."""
+        """Opens a checkpoint's directory or a single .safetensors file; reads only the headers."""
         path = Path(path).expanduser()
         if path.is_file():
             return cls(*_scan(path))
@@ -92,10 +92,19 @@ def write_sharded(
     max_shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] = PYTORCH,
 ) -> list[Path]:
-    """Stream tensors of the given (shape, dtype) into weight files; returns those files.
+    """Streams tensors into one weight file, or into shards and their index.
 
-    `produce(name)` is called once a tensor, and its array is let go before the next call. Tensors
-    keep the given order, except that wider dtypes come first within a file.
+    Args:
+      directory: existing directory to write into, with the file names that transformers expects.
+      tensors: shape and dtype of every tensor by name. Their order is kept, except that wider
+        dtypes come first within a file.
+      produce: returns a tensor, given its name. It is called once per tensor, and the array is
+        freed before the next call.
+      max_shard_bytes: most bytes of tensors per file; a larger tensor gets a file to itself.
+      metadata: `__metadata__` of every file.
+
+    Returns:
+      The weight files in order, without the index.
     """
     directory = Path(directory)
     plan = {name: _planned(name, shape, dtype) for name, (shape, dtype) in tensors.items()}
@@ -133,10 +142,10 @@ def _scan(path: Path) -> Scan:
 
 
 def _header_length(path: Path, first: bytes, size: int) -> int:
-    """The length that the first bytes of a file give, if they are those of a safetensors file."""
+    """Returns the header length in bytes, given the first 64 bytes of a file and its size."""
     if size == 0:
         raise CheckpointError(f"{path} is empty: download or copy it again")
-    # A valid length may begin with any byte, so the brace after it decides.
+    # A valid length may begin with any byte, so the check is for the brace that opens the JSON.
     if first[8:9] not in (b"{", b""):
         kind = ZIP if first.startswith(b"PK") else impostor(first)
         raise CheckpointError(f"{path} is no safetensors file: {kind or 'no header found'}")
@@ -174,7 +183,7 @@ def _json_object(path: Path, text: bytes, part: str) -> dict[str, Any]:
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
-    """One entry of a header whose offsets count from the byte `data` of the file."""
+    """Parses one header entry, whose offsets count from the byte `data` of the file."""
     try:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -199,7 +208,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
 
 
 def _check_layout(path: Path, tensors: Iterable[TensorInfo], data: int, size: int) -> None:
-    """Tensors must lie end to end from the byte `data` to the end of the file."""
+    """Raises unless the tensors lie end to end from the byte `data` to the end of the file."""
     expected = data
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start != expected:
@@ -219,7 +228,7 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data: int, size: in
 
 
 def _scan_shards(index: Path) -> Scan:
-    """The tensors of all files that an index names."""
+    """Returns the tensors of all the files that an index names, and their merged metadata."""
     weight_map = _weight_map(index)
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
@@ -243,7 +252,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = _json_object(index, index.read_bytes(), "the index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
-    # Only plain names: an index must not lead to files outside its directory.
+    # Only plain file names are accepted: an index must not lead to files outside its directory.
     odd = [str(file) for file in weight_map.values() if Path(str(file)).name != file]
     if odd:
         raise CheckpointError(f"{index} names files outside its directory: {some(odd)}")
@@ -251,7 +260,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _lone_file(directory: Path) -> Path:
-    """The only .safetensors file of a directory that has no usual name for its weights."""
+    """Returns the only .safetensors file of a directory without the standard file names."""
     found = sorted(directory.glob("*.safetensors"))
     names = some([file.name for file in found])
     if len(found) > 1:
@@ -299,7 +308,7 @@ def _planned(name: str, shape: tuple[int, ...], dtype: Any) -> Planned:
 
 
 def _split(plan: dict[str, Planned], max_bytes: int) -> list[dict[str, Planned]]:
-    """Fill one shard after another; a tensor above the limit gets a shard to itself."""
+    """Fills one shard after another; a tensor above the limit gets a shard to itself."""
     shards: list[dict[str, Planned]] = [{}]
     room = max_bytes
     for name, tensor in plan.items():
@@ -330,7 +339,7 @@ def _header(shard: dict[str, Planned], metadata: Mapping[str, str]) -> bytes:
         }
         start = stop
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data start on a multiple of 8
+    text += b" " * (-len(text) % 8)  # so that the data start at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text
 
 

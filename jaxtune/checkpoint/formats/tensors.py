@@ -1,5 +1,6 @@
-"""The tensors of a checkpoint as they lie on disk, in whichever file format: where each one is, and
-reading it through a memory map.
+"""Locations of a checkpoint's tensors on disk in any file format, and memory-mapped reading.
+
+Readers of one format (`safetensors.py`, `npz.py`) subclass `Tensors`.
 """
 
 import difflib
@@ -11,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-# What else is often found where a checkpoint is expected, by its first bytes.
+# First bytes of files that are often mistaken for weights, and what to say about each.
 IMPOSTORS = {
     b"\x80": "a Python pickle, which jaxtune does not read because loading one can run code",
     b"version https://git-lfs": "a Git LFS pointer instead of the data: run `git lfs pull`",
@@ -21,12 +22,12 @@ IMPOSTORS = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written as asked."""
+    """A checkpoint cannot be read or written as requested."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `start` and `stop` are byte offsets from the start of `file`."""
+    """Location of one tensor: `start` and `stop` are byte offsets from the start of `file`."""
 
     name: str
     dtype: np.dtype
@@ -34,19 +35,19 @@ class TensorInfo:
     file: Path
     start: int
     stop: int
-    order: Literal["C", "F"] = "C"  # F: its first axis runs fastest
-    deflated: bool = False  # the bytes from start to stop are compressed
+    order: Literal["C", "F"] = "C"  # F (Fortran order): the first axis varies fastest
+    deflated: bool = False  # whether the bytes from start to stop are compressed
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the tensor takes in memory."""
+        """Size of the uncompressed tensor in bytes."""
         return nbytes(self.shape, self.dtype)
 
 
 class Tensors:
-    """The tensors of one checkpoint, in one file or many, read through memory maps."""
+    """Tensors of one checkpoint, in one or more files, read through memory maps."""
 
-    format: ClassVar[str]  # a word for the file format
+    format: ClassVar[str]  # name of the file format, such as "safetensors"
 
     def __init__(self, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
         self.tensors = tensors
@@ -54,17 +55,17 @@ class Tensors:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a read-only view of the file; its pages are read when touched."""
+        """Returns a tensor as a read-only view of the file; its pages are read on first access."""
         info = self._info(name)
         return np.ndarray(
             info.shape, info.dtype, self._map(info.file), info.start, order=info.order
         )
 
     def release(self, name: str) -> None:
-        """Let the memory of a tensor go; views of it stay valid and read the file again."""
+        """Drops a tensor's pages from memory; existing views stay valid and read the file again."""
         info = self._info(name)
         mapped = self._maps.get(info.file)
-        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
+        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):  # Windows has no madvise
             return
         first = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = info.stop // mmap.PAGESIZE * mmap.PAGESIZE
@@ -72,9 +73,9 @@ class Tensors:
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
-        """Let go of the files; arrays that were read stay valid."""
-        # Never mmap.close(): NumPy's views do not hold it back, and reading them would then crash.
-        # A map closes by itself with the last array that views it.
+        """Drops the memory maps; arrays that were already read stay valid."""
+        # Never call mmap.close(): it succeeds even while NumPy views exist, and reading those would
+        # then crash. A map is closed when the last array that views it is freed.
         self._maps = {}
 
     def __enter__(self) -> Self:
@@ -98,16 +99,16 @@ class Tensors:
 
 
 def nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """How many bytes a tensor takes."""
+    """Returns the size of a tensor in bytes."""
     return math.prod(shape) * dtype.itemsize
 
 
 def impostor(first: bytes) -> str | None:
-    """What a file is, told by its first bytes, if it is one of those often taken for weights."""
+    """Returns what a file is, judged by its first bytes, if it is often mistaken for weights."""
     return next((kind for magic, kind in IMPOSTORS.items() if first.startswith(magic)), None)
 
 
 def some(names: list[str], most: int = 8) -> str:
-    """Names for an error message, cut off after the first few."""
+    """Joins names for an error message, at most `most` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

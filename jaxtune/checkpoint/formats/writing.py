@@ -1,5 +1,7 @@
-"""What all writers of checkpoints share: files and directories that appear under their names only
-once they are whole and on the disk, arrays in blocks, and a full disk explained.
+"""Shared parts of the checkpoint writers: atomic files and directories, and writing in blocks.
+
+A file or directory gets its final name only once it is complete and flushed to disk, and running
+out of disk space is reported with the space that is needed.
 """
 
 import contextlib
@@ -18,8 +20,8 @@ import numpy as np
 from jaxtune.checkpoint.formats.tensors import CheckpointError, some
 from jaxtune.files import whole_file
 
-BLOCK_BYTES = 64 * 2**20  # how much of a transposed tensor is copied at a time
-PROCESS = re.compile(r"[1-9]\d{0,8}")  # an id; longer ones os.kill would not take
+BLOCK_BYTES = 64 * 2**20  # of a transposed tensor copied at a time
+PROCESS = re.compile(r"[1-9]\d{0,8}")  # a process id that is small enough for os.kill
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -27,12 +29,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def new_directory(
     final: str | os.PathLike[str], overwrite: bool = False, mark: str = "config.json"
 ) -> Iterator[Path]:
-    """A temporary sibling to write into, which becomes `final` only if the block succeeds.
+    """Yields a temporary sibling of `final`, which is renamed to it only if the block succeeds.
 
-    With `overwrite`, `final` may be an earlier checkpoint, told by the file `mark` in it; no other
-    directory is ever replaced.
+    With `overwrite`, `final` may be an earlier checkpoint, recognised by the file `mark` in it; no
+    other non-empty directory is ever replaced.
     """
-    final = Path(final).expanduser().resolve()  # through a link, to rename within one disk
+    final = Path(final).expanduser().resolve()  # links are followed, to rename within one disk
     refuse_existing(final, overwrite, mark)
     _remove_leftovers(final)
     partial = final.with_name(f"{_partial_stem(final)}{os.getpid()}")
@@ -46,15 +48,18 @@ def new_directory(
             raise
         raise _full_disk(partial, final) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # moved away already where all went well
+        shutil.rmtree(partial, ignore_errors=True)  # it is gone already if the move succeeded
 
 
 @contextlib.contextmanager
 def new_file(
     final: str | os.PathLike[str], needed: int, overwrite: bool = False
 ) -> Iterator[IO[bytes]]:
-    """A file of `needed` bytes, which becomes `final` only if the block succeeds."""
-    final = Path(final).expanduser().resolve()  # through a link, to rename within one disk
+    """Yields a temporary file, which is renamed to `final` only if the block succeeds.
+
+    `needed` is the number of bytes that will be written, for the error message on a full disk.
+    """
+    final = Path(final).expanduser().resolve()  # links are followed, to rename within one disk
     _refuse_existing_file(final, overwrite)
     _remove_leftovers(final)
     partial = final.with_name(f"{_partial_stem(final)}{os.getpid()}")
@@ -63,13 +68,13 @@ def new_file(
         partial.touch()
     with full_disk_explained(final.parent, needed), whole_file(final, partial) as out:
         yield out
-        _refuse_existing_file(final, overwrite)  # again: someone may have written it meanwhile
+        _refuse_existing_file(final, overwrite)  # again: it may have been created meanwhile
     _sync(final.parent)
 
 
 @contextlib.contextmanager
 def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
-    """An error that says how much was to be written and how much was free."""
+    """Turns disk-full errors of the block into one that states the bytes needed and free."""
     free = shutil.disk_usage(directory).free
     try:
         yield
@@ -83,7 +88,7 @@ def full_disk_explained(directory: Path, needed: int) -> Iterator[None]:
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Contiguous pieces in order, so that a transposed tensor is never copied whole."""
+    """Yields C-contiguous blocks of rows, so that a transposed tensor is never copied whole."""
     if array.flags.c_contiguous:
         yield array
         return
@@ -93,7 +98,11 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> None:
-    """Stop where writing would destroy what is there: with `overwrite`, all but a checkpoint."""
+    """Raises if writing a directory would destroy existing files.
+
+    Without `overwrite`, `final` must be missing or empty. With it, `final` may also be a checkpoint:
+    a directory of plain files, one of them named `mark`.
+    """
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file, and a directory is to be written: move it away")
     found = sorted(final.iterdir()) if final.is_dir() else []
@@ -111,7 +120,7 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
 
 
 def publish(source: Path, final: Path, overwrite: bool, mark: str = "config.json") -> None:
-    """Give a checkpoint that is whole, a directory or a file, its final name."""
+    """Moves a complete checkpoint, a directory or a file, to its final name."""
     if source.is_dir():
         _move_into_place(source, final, overwrite, mark)
         return
@@ -131,7 +140,7 @@ def _refuse_existing_file(final: Path, overwrite: bool) -> None:
 
 
 def _why_no_checkpoint(found: list[Path], mark: str) -> str:
-    """Why a directory with this content is no checkpoint; nothing if it is one, or is empty."""
+    """Returns why a directory's content is not a checkpoint, or "" if it is one or is empty."""
     if directories := [path.name for path in found if not path.is_file()]:
         return f"it holds {some(directories)}"
     if found and mark not in [path.name for path in found]:
@@ -140,12 +149,12 @@ def _why_no_checkpoint(found: list[Path], mark: str) -> str:
 
 
 def _partial_stem(final: Path) -> str:
-    """What precedes the process in a temporary name; a shared disk has processes of many hosts."""
+    """Temporary name up to the process id; it has the host, as several may share the disk."""
     return f".{final.name}.partial-{socket.gethostname()}-"
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Free the disk of what processes left that were killed while they wrote this."""
+    """Removes partial files of killed processes that were writing `final` on this host."""
     for path in final.parent.glob(f"{glob.escape(_partial_stem(final))}*"):
         process = path.name.rpartition("-")[2]
         if PROCESS.fullmatch(process) and not _runs(int(process)):
@@ -161,16 +170,16 @@ def _remove(path: Path) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)  # sends nothing
+        os.kill(process, 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is someone else's
+        pass  # it runs, as another user
     return True
 
 
 def _make_directory(partial: Path, final: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have had the same id
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same id
     with _refusal_explained(final):
         partial.mkdir(parents=True)
 
@@ -195,7 +204,7 @@ def _full_disk(partial: Path, final: Path) -> CheckpointError:
 
 
 def _sync_tree(directory: Path) -> None:
-    """Bring files and directories to the disk, before a rename makes them the real ones."""
+    """Flushes a directory and all in it to disk, before a rename makes it the final one."""
     for path in (*directory.rglob("*"), directory):
         if not path.is_symlink():
             _sync(path)
@@ -206,7 +215,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # which some network file systems cannot sync
+        if not path.is_dir():  # some network file systems cannot sync directories
             raise
     finally:
         os.close(descriptor)
@@ -214,7 +223,7 @@ def _sync(path: Path) -> None:
 
 def _move_into_place(partial: Path, final: Path, overwrite: bool, mark: str) -> None:
     aside = final.with_name(f".{final.name}.replaced-{os.getpid()}")
-    refuse_existing(final, overwrite, mark)  # again: someone may have written there meanwhile
+    refuse_existing(final, overwrite, mark)  # again: it may have been created meanwhile
     replaced = final.exists()
     if replaced:
         final.rename(aside)

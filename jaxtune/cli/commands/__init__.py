@@ -1,6 +1,7 @@
-"""The commands of launch.py, one file each: `arguments(parser)` says what it takes and runs.
+"""The commands of launch.py, one module each.
 
-Importing a command imports nothing heavy; what it works with is imported when it runs.
+A module's `arguments(parser)` adds the command's arguments and sets `run`, the function that runs
+it. Importing a command imports nothing heavy; what it needs is imported when it runs.
 """
 
 import re
@@ -25,24 +26,24 @@ OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)
 
 
 class UsageError(ValueError):
-    """Arguments that make no command."""
+    """Command-line arguments that are wrong or do not go together."""
 
 
 def overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments without those that change a config, and these."""
+    """Splits arguments into those of the command and those that change a config field."""
     changes = [each for each in arguments if OVERRIDE.fullmatch(each)]
     return [each for each in arguments if not OVERRIDE.fullmatch(each)], changes
 
 
 def configured(parser: ArgumentParser, usage: str) -> None:
-    """The arguments of a command that reads a config, and what more its usage tells."""
+    """Adds the arguments of a command that reads a config; `usage` ends its usage line."""
     parser.usage = f"{parser.prog} --config FILE [--workdir DIR] [--config.key=value …] {usage}"
     parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/x.py")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
 
 
 def config_and_place(options: Namespace) -> tuple[Any, Path]:
-    """The config that is meant, and the run's directory."""
+    """Returns the config with its overrides, and the workdir: by default runs/ and its name."""
     from jaxtune.config import load as schema
 
     found = schema.load(options.config, options.overrides)

@@ -1,4 +1,4 @@
-"""`eval`: held-out rows answered and scored, by the base, by what was tuned, or by both."""
+"""`eval`: answers held-out rows with the base, the tuned model or both, and scores the answers."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -6,7 +6,7 @@ from jaxtune.cli.commands import UsageError, config_and_place, configured
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     configured(parser, "[--base | --both] [--adapter DIR]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the untuned base alone")
@@ -20,7 +20,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Evaluate, or go on with an evaluation that was interrupted."""
+    """Evaluates, or resumes an evaluation that was interrupted."""
     if options.base and options.adapter:
         raise UsageError("--base asks the untuned base alone, which has no --adapter")
     config, workdir = config_and_place(options)

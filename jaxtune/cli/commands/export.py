@@ -1,4 +1,4 @@
-"""`export`: what a run tuned, written for others and verified."""
+"""`export`: writes a run's adapter or merged model, and verifies it."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -10,7 +10,7 @@ INTO = ("original", "dequantised")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     configured(parser, "[--merged DTYPE] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
     parser.add_argument(
         "--merged",
@@ -44,7 +44,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Write, load afresh and compare."""
+    """Writes the export, loads it again, and compares it with the model in memory."""
     if options.adapter and not (options.merged and options.to):
         raise UsageError("--adapter is an adapter already: give --merged DTYPE and --to PLACE")
     if options.adapter and options.step != "best":

@@ -1,4 +1,4 @@
-"""`generate`: prompts answered, token by token as they come."""
+"""`generate`: answers prompts, and prints each answer token by token."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -12,7 +12,7 @@ TYPED = "the prompt"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     configured(parser, "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="ask the untuned base")
@@ -32,7 +32,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Answer; without a prompt or file, what is typed, until the input ends."""
+    """Answers the given prompts; without any, those typed at the terminal until the input ends."""
     config, workdir = config_and_place(options)
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.cli.chat import answer, text_generator, typed_prompt, write_answers
@@ -40,7 +40,7 @@ def run(options: Namespace) -> int:
 
     workdir = workdir.expanduser()
     assembly = Assembly.of(config, begun(workdir))
-    # What is wrong with prompts that are there already comes up before the weights are read.
+    # Given prompts are checked before the weights are read.
     image = options.image
     prompts = [typed_prompt(assembly, text, place, image) for place, text in given(options)]
     generator = text_generator(assembly, workdir, options.adapter, options.base)
@@ -61,7 +61,7 @@ def run(options: Namespace) -> int:
 
 
 def given(options: Namespace) -> list[tuple[str, str]]:
-    """The prompts and where they stand; none if they are to be typed."""
+    """Returns the prompts with their places; an empty list if they are to be typed."""
     if options.prompt is not None:
         return [("--prompt", options.prompt)]
     if options.file is None:
@@ -78,7 +78,7 @@ def given(options: Namespace) -> list[tuple[str, str]]:
 
 
 def conversed(answer: Callable[[str], object]) -> None:
-    """Answer what is typed; on a terminal, what was mistyped ends nothing."""
+    """Answers typed prompts; on a terminal, an error in one is printed and the next is read."""
     for text in typed():
         try:
             answer(text)
@@ -89,7 +89,7 @@ def conversed(answer: Callable[[str], object]) -> None:
 
 
 def typed() -> Iterator[str]:
-    """A prompt a line, asked for on a terminal."""
+    """Yields a prompt per line of standard input, without blank ones; `> ` asks on a terminal."""
     ask = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -101,6 +101,6 @@ def typed() -> Iterator[str]:
 
 
 def say(text: str) -> None:
-    """Print a part of an answer at once."""
+    """Prints part of an answer without waiting for the rest."""
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint holds, from its headers."""
+"""`inspect`: reports what a checkpoint holds, from its headers."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ from jaxtune.cli.commands import UsageError
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     parser.usage = f"{parser.prog} CHECKPOINT [--quant[=KINDS]] [--text FILE] [--mesh AXES] …"
     parser.add_argument(
         "checkpoint",
-        nargs="?",  # as --quant may have taken it: see `meant`
+        nargs="?",  # argparse may have given it to --quant: see `meant`
         metavar="CHECKPOINT",
         help="a directory, owner/name or owner/name@revision",
     )
@@ -38,7 +38,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Print the report, and write it."""
+    """Prints the report, and writes it to inspect.json."""
     checkpoint, quant = meant(options.checkpoint, options.quant)
     asked = kinds(quant)
     if not asked:
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print(table(report, names=options.names))
-    # Not runs/NAME itself: that may be a run, or the very checkpoint.
+    # Not runs/NAME itself, which may be a run or this very checkpoint.
     workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
     write_json(workdir / "inspect.json", content)
     where = sys.stderr if options.json else sys.stdout
@@ -73,7 +73,11 @@ def run(options: Namespace) -> int:
 
 
 def meant(checkpoint: str | None, quant: str | None) -> tuple[str, str | None]:
-    """The checkpoint and the kinds, also where `--quant` stands before the one and took it."""
+    """Returns the checkpoint and the kinds.
+
+    If `--quant` stands directly before the checkpoint, argparse takes the checkpoint as its value;
+    this is put right here.
+    """
     if checkpoint is not None:
         return checkpoint, quant
     if quant and ("/" in quant or Path(quant).expanduser().exists()):
@@ -85,7 +89,7 @@ def meant(checkpoint: str | None, quant: str | None) -> tuple[str, str | None]:
 
 
 def axes(text: str | None) -> Mapping[str, int] | None:
-    """`fsdp=8,tensor=2` as a mapping."""
+    """Parses mesh axes such as `fsdp=8,tensor=2` into sizes by name."""
     if text is None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
@@ -96,13 +100,13 @@ def axes(text: str | None) -> Mapping[str, int] | None:
 
 
 def kinds(text: str | None) -> list[str] | None:
-    """`nf4,int8` as a list."""
+    """Parses kinds such as `nf4,int8`: None without `--quant`, [] if it names no kind."""
     if text is None:
         return None
     return list(dict.fromkeys(kind.strip() for kind in text.split(","))) if text else []
 
 
 def checkpoint_name(source: str) -> str:
-    """The last part of a path or repository id."""
+    """Returns the last part of a path, or of a repository id without its revision."""
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else source.split("@")[0].split("/")[-1]

@@ -1,4 +1,4 @@
-"""`prepare`: a published dataset becomes the JSON lines that a task reads."""
+"""`prepare`: converts a published dataset to the JSON lines that a task reads."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -9,7 +9,7 @@ from jaxtune.cli.commands import UsageError
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     parser.add_argument("task", help="whose data these are, such as totto")
     parser.add_argument("source", help="a file, a glob, a saved dataset, or owner/name on the Hub")
     parser.add_argument("file", type=Path, metavar="OUT.jsonl", help="what is written")
@@ -22,7 +22,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Write the file, and say what is in it and what was left out."""
+    """Writes the file, and prints how many rows it has and which were left out."""
     if options.rows is not None and options.rows < 1:
         raise UsageError(f"--rows {options.rows}: expected 1 or more")
     from jaxtune.cli.prepare import prepare
@@ -49,7 +49,7 @@ def run(options: Namespace) -> int:
 
 
 def left_out(count: int, first: Sequence[str]) -> list[str]:
-    """What to say of rows that cannot be used, if there are any."""
+    """Returns lines that report the rows left out, `count` of them; [] if there are none."""
     if not count:
         return []
     more = [f"  and {count - len(first):,} more"] if count > len(first) else []

@@ -1,4 +1,4 @@
-"""`preview`: what a config makes of its rows, before any weight is read."""
+"""`preview`: shows the rows as a training step gets them, without reading weights."""
 
 import os
 import sys
@@ -8,14 +8,14 @@ from jaxtune.cli.commands import UsageError, config_and_place, configured
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     configured(parser, "[--rows N]")
     parser.add_argument("--rows", type=int, default=4, help="how many to print (default: 4)")
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
-    """Print the counts and a few rows; write them as a page, and the counts as JSON."""
+    """Prints the counts and a few rows; writes the first step as a page, the counts as JSON."""
     if options.rows < 1:
         raise UsageError(f"--rows {options.rows}: expected 1 or more")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # rows need no accelerator

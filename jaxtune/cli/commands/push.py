@@ -1,15 +1,15 @@
-"""`push`: what a run exported, sent to the Hugging Face Hub."""
+"""`push`: uploads a run's export to the Hugging Face Hub."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from jaxtune.cli.commands import UsageError
 
-MARKS = ("adapter_config.json", "config.json")  # one of them is in what may be pushed
+MARKS = ("adapter_config.json", "config.json")  # a directory that may be pushed has one of them
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     parser.add_argument(
         "source", type=Path, help="an adapter's or a model's directory, or an .npz file"
     )
@@ -22,7 +22,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Send it as one commit, and say where that is seen."""
+    """Uploads the export as one commit, and prints the address of that commit."""
     from jaxtune.checkpoint import hub
 
     source = checked(options.source.expanduser())
@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
 
 
 def checked(source: Path) -> Path:
-    """What may be pushed: not any directory, which may hold what nobody else should see."""
+    """Returns `source` if it is an export; other directories may hold private files."""
     if not source.exists():
         raise UsageError(f"{source}: there is no such directory or file")
     if source.is_dir() and not any((source / mark).is_file() for mark in MARKS):

@@ -1,4 +1,4 @@
-"""`tokens`: tokenizers side by side."""
+"""`tokens`: compares tokenizers."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from jaxtune.cli.commands import UsageError
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     parser.add_argument(
         "tokenizers",
         nargs="+",
@@ -28,7 +28,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Print the table, and write its numbers."""
+    """Prints the table, and writes its numbers to tokens.json."""
     if options.up_to < 0:
         raise UsageError(f"--up-to {options.up_to}: expected 0 or more")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tokens need no accelerator

@@ -1,4 +1,4 @@
-"""`train`: one run, from a config to an adapter."""
+"""`train`: runs the training that a config describes, up to the export."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """What it takes."""
+    """Adds the command's arguments to a parser."""
     configured(parser, "[--accept-changes] [--distributed]")
     parser.add_argument(
         "--accept-changes",
@@ -28,7 +28,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Train, or go on training; a run that is asked to stop exits as its signal says."""
+    """Trains, or resumes a run; if a signal stopped it, returns 128 + the signal's number."""
     config, workdir = config_and_place(options)
     import jax
 
@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
 
 
 def join(initialize: Callable[..., None]) -> None:
-    """Meet the other processes."""
+    """Joins the other processes of a distributed run, as the environment describes them."""
     address, count, number = map(os.environ.get, PLACES)
     try:
         initialize(address, count and int(count), number and int(number))
