@@ -1,6 +1,6 @@
-"""Where a checkpoint lies: a path as it is, or a repository of the Hugging Face Hub, downloaded.
+"""Resolves checkpoint sources to local paths, and uploads exports to the Hugging Face Hub.
 
-And the way back: what was tuned, sent to a repository there.
+A source is a local path, which is used in place, or a Hub repository, which is downloaded.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jaxtune.checkpoint.formats.safetensors import DTYPES, CheckpointError, Safe
 REPO_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)
 NO_REPO_SUFFIXES = (".safetensors", ".npz", ".json", ".bin", ".pt", ".pth", ".gguf", ".git")
 
-# What goes with the weights wherever they go.
+# Files that are copied and downloaded along with the weights.
 COMPANIONS = [
     "generation_config.json",
     "tokenizer*",
@@ -39,35 +39,36 @@ WANTED = [
     "*.safetensors.index.json",
     *COMPANIONS,
 ]
-# A star here matches slashes too. Folders hold other layouts and intermediate checkpoints.
+# A star also matches slashes here. Subfolders hold other layouts and intermediate checkpoints.
 UNWANTED = ["*/*", "consolidated*", "*.pth", "*.bin", "*.gguf"]
 
-SILENCE = 120  # seconds without a byte, after which an upload is given up
-# Refusals that another attempt may not meet: out of time, in each other's way, too many at once.
+SILENCE = 120  # seconds without any data after which a request times out
+# HTTP statuses that a retry may not meet again: timeouts, conflicts and rate limits.
 PASSING = (408, 409, 412, 423, 425, 429)
 
 
 class HubError(CheckpointError):
-    """A repository of the Hub that cannot be had."""
+    """A request to the Hub, or to its local cache, failed."""
 
 
 class PassingError(HubError):
-    """What may be well in a minute: the network, or the Hub."""
+    """A failure that may be temporary, of the network or of the Hub: a retry may succeed."""
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """The local directory or file of a checkpoint: a path, `owner/name` or `owner/name@revision`.
+    """Returns the local directory or file of a checkpoint.
 
-    A repository is downloaded into the cache of huggingface_hub, unless it is there already.
+    `source` is a path, `owner/name` or `owner/name@revision`. A repository is downloaded into the
+    cache of huggingface_hub, unless it is there already.
     """
     return _existing(source) or _download(*_repository(source))
 
 
 def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path], Safetensors]]:
-    """The directory of a checkpoint, and what opens the headers of its weights from there.
+    """Returns a checkpoint's directory, and a function that opens its tensor headers from there.
 
-    A repository's weights stay on the Hub, unless the cache has them: only the small files beside
-    them are downloaded.
+    A repository's weights are not downloaded, only the small files beside them. If they are not in
+    the cache, the function requests just their headers, and the tensors cannot be read.
     """
     if path := _existing(source):
         return path, Safetensors.open
@@ -77,12 +78,12 @@ def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path
 
 
 def locate_tokenizer(source: str | os.PathLike[str]) -> Path:
-    """The directory or file of a tokenizer; a repository's weights and their index stay there."""
+    """Returns the local directory or file of a tokenizer; downloads neither weights nor index."""
     return _existing(source) or _download(*_repository(source), without=["*.safetensors*"])
 
 
 def account() -> str:
-    """The account that the token in use belongs to; a token that cannot write is refused."""
+    """Returns the account name of the current token; raises if the token is read-only."""
     api = _api()
     with _explained("the Hub does not say whose token this is"):
         found = api.whoami()
@@ -92,9 +93,12 @@ def account() -> str:
 
 
 def claim(repo: str, private: bool) -> bool:
-    """See to it that a repository is there and the token may write to it; whether it is new.
+    """Creates a repository, or checks that the token may write to the existing one.
 
-    One that is to be private is made so, and where it is there already it must be.
+    With `private`, a new repository is created private, and an existing public one is an error.
+
+    Returns:
+      Whether the repository was created.
     """
     from huggingface_hub import errors
 
@@ -116,16 +120,26 @@ def claim(repo: str, private: bool) -> bool:
 
 
 def upload(source: Path, repo: str, message: str, *, quiet: bool = False) -> str:
-    """Send a file and its card, or a directory's files but hidden ones, as one commit; its page.
+    """Uploads an export to a repository in one commit; returns the URL of the commit.
 
-    What the repository holds already, by its hash, is not sent again. `quiet` tells nothing.
+    Files whose contents the repository already holds, by their hash, are not sent again.
+
+    Args:
+      source: a directory, of which all but hidden files are sent, or a file, which is sent with its
+        card (`.md`, as README.md) and plot (`.svg`) if they exist.
+      repo: `owner/name` of an existing repository.
+      message: the commit message.
+      quiet: turns off huggingface_hub's progress bars and its messages below errors.
+
+    Returns:
+      The URL of the commit.
     """
     from huggingface_hub import CommitOperationAdd, utils
 
     api = _api()
     if quiet:
         utils.disable_progress_bars()
-        utils.logging.set_verbosity_error()  # attempts, with their signed addresses
+        utils.logging.set_verbosity_error()  # hides its log of retries, which shows signed URLs
     with _explained(f"{source} was not pushed to {repo}"):
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
@@ -135,14 +149,14 @@ def upload(source: Path, repo: str, message: str, *, quiet: bool = False) -> str
 
 
 def address(repo: str) -> str:
-    """Where a repository is seen."""
+    """Returns the URL of a repository's page."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{repo}"
 
 
 def _contents(source: Path) -> dict[str, Path]:
-    """The files to send, by their names there."""
+    """Returns the files to upload, by their paths in the repository."""
     if source.is_file():
         card, drawing = source.with_suffix(".md"), source.with_suffix(".svg")
         named = {source.name: source, "README.md": card, drawing.name: drawing}
@@ -156,7 +170,7 @@ def _contents(source: Path) -> dict[str, Path]:
 
 
 def _api() -> Any:
-    """What speaks to the Hub in the name of the token in use."""
+    """Returns a client of the Hub that uses the current token and a request timeout."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -168,7 +182,8 @@ def _api() -> Any:
     if not re.fullmatch(r"[!-~]+", token):
         raise HubError(f"the token has characters that no token has. {_how_to_write()}")
     session = huggingface_hub.get_session()
-    # Without this it waits for ever. The type is httpx's or httpx2's, as huggingface_hub has it.
+    # Without a timeout requests may hang forever. Its type is that of httpx or httpx2, whichever
+    # huggingface_hub uses.
     session.timeout = type(session.timeout)(SILENCE, connect=10)
     return huggingface_hub.HfApi(token=token)
 
@@ -184,18 +199,24 @@ def _how_to_write() -> str:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """What is raised on the way to the Hub in one message, and whether it may pass."""
+    """Turns any exception of a Hub request into a HubError whose message begins with `what`.
+
+    It is a PassingError if a retry may succeed.
+    """
     try:
         yield
-    except Exception as error:  # its own, httpx's, xet's and the disk's, which share no base
+    except Exception as error:  # of huggingface_hub, httpx, xet or the disk: no common base
         kind = PassingError if _may_pass(error) else HubError
-        # The storage behind the Hub has its refusals wrapped.
+        # Errors of the storage behind the Hub arrive wrapped in a RuntimeError.
         first = error.__cause__ if isinstance(error, RuntimeError) else None
         raise kind(f"{what}: {_reason(first or error, _how_to_write())}") from None
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may go well; the storage's refusals do, as each is for one time."""
+    """Whether a retry may succeed.
+
+    Errors of the storage behind the Hub (xet) count as temporary: its signed URLs expire.
+    """
     status = _status(error)
     if status is not None:
         return status >= 500 or status in PASSING
@@ -204,14 +225,14 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # path too long, unknown user, NUL byte
         path = Path(source).expanduser()
         return path if os.fspath(source) and path.exists() else None
     return None
 
 
 def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """The repository, and the revision if there is one, that a source names."""
+    """Splits a Hub source into the repository and its revision, if one is given."""
     text = os.fspath(source)
     match = REPO_ID.fullmatch(text)
     if not match or ".." in text or "--" in match["repo"] or text.endswith(NO_REPO_SUFFIXES):
@@ -223,7 +244,10 @@ def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def _hint(path: Path) -> str:
-    """What exists beside the first part of a path that does not."""
+    """Suggests an existing name that is close to the first missing component of a path.
+
+    It begins with a space; it is "" if nothing is close.
+    """
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         path = path.expanduser()
         while not path.parent.exists():
@@ -243,7 +267,7 @@ def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> P
             allow_patterns=WANTED,
             ignore_patterns=[*UNWANTED, *without],
         )
-    except Exception as error:  # its own, httpx's and the disk's, which share no base
+    except Exception as error:  # of huggingface_hub, httpx or the disk: no common base
         raise HubError(_explain(error, repo, revision)) from None
     if not Path(snapshot).is_dir():
         raise HubError(f"{repo}: the repository has no config, tokenizer or .safetensors file")
@@ -251,13 +275,13 @@ def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> P
 
 
 def _headers(repo: str, revision: str | None, snapshot: Path) -> Safetensors:
-    """The tensors of a repository, from its snapshot in the cache or else by requests for parts."""
-    with contextlib.suppress(CheckpointError):  # the cache lacks weights, or some of them
+    """Returns a repository's tensors from its cached snapshot, else by requests for the headers."""
+    with contextlib.suppress(CheckpointError):  # some or all weights are not in the cache
         return Safetensors.open(snapshot)
     import huggingface_hub
 
     try:
-        # The snapshot is named after its commit, so that config and weights are of one time.
+        # The snapshot directory is named after its commit, so config and weights match.
         found = huggingface_hub.HfApi().get_safetensors_metadata(repo, revision=snapshot.name)
     except Exception as error:
         raise HubError(_explain(error, repo, revision)) from None
@@ -270,7 +294,7 @@ def _headers(repo: str, revision: str | None, snapshot: Path) -> Safetensors:
 
 
 def _tensor(repo: str, name: str, info: Any, file: Path) -> TensorInfo:
-    """One of huggingface_hub's entries; its offsets count from the end of the header."""
+    """Converts huggingface_hub's tensor entry; its offsets count from the end of the header."""
     if info.dtype not in DTYPES:
         raise HubError(
             f"{repo}: tensor {name} has dtype {info.dtype}; jaxtune reads {', '.join(DTYPES)}"
@@ -279,7 +303,7 @@ def _tensor(repo: str, name: str, info: Any, file: Path) -> TensorInfo:
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> str:
-    """One message for whatever a download raised: what is wrong, and what to do."""
+    """Returns the message for an exception of a download: what is wrong, and what to do."""
     from huggingface_hub import constants, errors
 
     match error:
@@ -340,12 +364,15 @@ def _explain_uncached(error: Exception, repo: str, revision: str | None) -> str:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of the answer that an error is about, if there was one."""
+    """Returns the HTTP status of the response that an error carries, if any."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _reason(error: BaseException, writing: str = "") -> str:
-    """An error of the network in one line, without what is secret; `writing` says how to be let."""
+    """Describes a network error in one line, without tokens and URL signatures.
+
+    `writing` is the advice for a token that is refused for lack of write access.
+    """
     import huggingface_hub
 
     advice = {
@@ -358,4 +385,4 @@ def _reason(error: BaseException, writing: str = "") -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = text.replace(huggingface_hub.get_token() or "\0", "(token)")
     text = re.sub(r"(?i:bearer)\s+\S+|hf_[A-Za-z0-9]{8,}", "(token)", text)
-    return advice + re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text)  # signed addresses
+    return advice + re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text)  # the query of a signed URL

@@ -1,4 +1,4 @@
-"""The generate command: prompts from the terminal or a file, answered as a config says."""
+"""Answers prompts from the terminal or a file, with the model and settings of a config."""
 
 import json
 import os
@@ -18,24 +18,34 @@ from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation.compare import tuned_at, tuned_variables
 from jaxtune.files import write_json
 
-ERASED = "\r\033[K"  # back to where a terminal's line begins, and none of it left
-BATCH = "answers.json"  # what is written where all prompts are known beforehand
+ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
+BATCH = "answers.json"  # file of the answers to prompts that were given as arguments
 
 
 @dataclass(frozen=True)
 class TypedPrompt:
-    """A prompt as it was given and as the model sees it."""
+    """A prompt as the user gave it, and as the model gets it."""
 
     text: str
     place: str
     tokens: list[int]
-    images: np.ndarray | None  # those of its pictures
+    images: np.ndarray | None  # float32[I, S, S, 3]; None if the model takes no pictures
 
 
 def text_generator(
     assembly: Assembly, workdir: Path, adapter: str | None, base: bool
 ) -> TextGenerator:
-    """The base, the base with an adapter, or the merged checkpoint, ready to answer."""
+    """Returns a generator for the base, or for the model tuned on it.
+
+    Args:
+      assembly: Parts of the config.
+      workdir: Run whose export is loaded if `adapter` is None.
+      adapter: An adapter or merged checkpoint: a path or a Hub repository.
+      base: Loads the untuned base alone.
+
+    Returns:
+      A text generator with the weights on the devices.
+    """
     tuned = None if base else tuned_at(workdir, adapter)
     model, variables = assembly.base()
     if tuned is not None:
@@ -46,7 +56,20 @@ def text_generator(
 def typed_prompt(
     assembly: Assembly, text: str, place: str, image: Path | None = None
 ) -> TypedPrompt:
-    """A text as a prompt, with a picture if its model wants one."""
+    """Encodes a text, with a picture if the model takes one, as a prompt.
+
+    Args:
+      assembly: Parts of the config, whose task or template writes the prompt.
+      text: A row as JSON, or the text of the one column that the prompt needs.
+      place: Where the text comes from, for error messages.
+      image: File of the picture, if it is not part of the row.
+
+    Returns:
+      The prompt with its tokens and pixels.
+
+    Raises:
+      DataError: If the text is no such row, or a picture is missing or of no use to the model.
+    """
     encoder, base = assembly.encoder, assembly.config.model.path
     record = recorded(assembly, text, place)
     if image is not None:
@@ -65,7 +88,19 @@ def answer(
     prompt: TypedPrompt,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Answer a prompt, and show what comes of it as it comes."""
+    """Answers a prompt, and shows the text while it is generated.
+
+    On a terminal, the answer is then shown in the task's own form, if the task has one (`shown`).
+
+    Args:
+      generator: Model and decoding settings.
+      task: Task of the config, if it names one.
+      prompt: Prompt to answer.
+      say: Prints a part of the text, without a line break.
+
+    Returns:
+      The texts of the prompt and the answer, under "prompt" and "answer".
+    """
     generator.check(prompt.tokens, prompt.place)
     parts = []
     for part in generator.stream(prompt.tokens, prompt.images):
@@ -78,13 +113,13 @@ def answer(
 
 
 def _instead(said: str, shown: Callable[[str, bool], str]) -> str:
-    """An answer as its task shows it, in place of what was said, or below where that is long."""
+    """Returns the task's form of an answer, to print over its text, or below it if it is long."""
     short = said.isprintable() and len(said) < shutil.get_terminal_size().columns
     return (ERASED if short else "\n") + shown(said, True)
 
 
 def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:
-    """A row of what was typed: its JSON, or the one column that a prompt fills."""
+    """Returns the row that a text stands for: its JSON, or the one column that the prompt needs."""
     if not text.strip():
         raise DataError(f"{place} is empty: a text to answer was expected")
     if text.lstrip().startswith("{"):
@@ -108,7 +143,7 @@ def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:
 
 
 def write_answers(workdir: Path, found: list[dict[str, str]]) -> Path:
-    """Write what was answered."""
+    """Writes prompts and answers to `BATCH` in the workdir, and returns its path."""
     file = workdir / BATCH
     write_json(file, found)
     return file

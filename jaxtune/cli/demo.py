@@ -1,7 +1,7 @@
 """`make demo`: a tiny bundled model learns to answer a theme with a palette of four colours.
 
-It runs configs/palette_demo.py as `launch.py train` does, then `launch.py eval --both`, and shows
-what the untuned and the tuned model answered to themes that were held out.
+Runs configs/palette_demo.py as `launch.py train` and then `launch.py eval --both` would, and shows
+the answers of the untuned and the tuned model to held-out themes.
 """
 
 import json
@@ -14,11 +14,11 @@ from jaxtune.runs.run import fit
 from jaxtune.tasks import palette
 
 CONFIG, WORKDIR = "configs/palette_demo.py", Path("runs/palette_demo")
-THEMES = 4
+THEMES = 4  # held-out rows whose answers are printed
 
 
 def main() -> None:
-    """Train, unless that is done, and show what came of it."""
+    """Trains, unless the run is complete already, and prints answers before and after training."""
     config = configs.load(CONFIG)
     summary = fit(config, WORKDIR)
     result = compare(config, WORKDIR, base=True)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def lines(file: Path) -> list[dict]:
-    """The predictions in a file."""
+    """Reads a file of JSON lines, such as predictions."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 

@@ -1,7 +1,7 @@
-"""Records as they were published become the JSON lines that a task reads.
+"""Converts a published dataset to the JSON lines that a task reads.
 
-A task's module has `prepared(record, place)`, the columns it reads of a published record and those
-its answers are scored by. Rows are read, checked and written one at a time.
+A task's `prepared(record, place)` returns, for a published record, the columns that the task reads
+and those that its answers are scored by. Rows are read, checked and written one at a time.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from jaxtune.data.errors import DataError, RowError, Skipped, known
 from jaxtune.data.sources import Source, open_source
 from jaxtune.files import whole_file
 
-SCRIPT = "Dataset scripts are no longer supported"  # how the datasets package says so
+SCRIPT = "Dataset scripts are no longer supported"  # the error of the datasets package
 CONVERTED = "refs/convert/parquet"  # the revision where the Hub keeps such a dataset as Parquet
-SUFFIXES = (".jsonl", ".ndjson", ".json")  # of what is read as JSON lines
+SUFFIXES = (".jsonl", ".ndjson", ".json")  # of files that are read as JSON lines
 CHUNK = 256  # rows between two reports of progress
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A file of rows, and what was left out of it."""
+    """A file of rows that was written, and the rows that were left out of it."""
 
     file: Path
     rows: int
@@ -44,10 +44,26 @@ def prepare(
     overwrite: bool = False,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Prepared:
-    """Write the rows of a source as a task reads them, whole or not at all.
+    """Writes the rows of a source as JSON lines for a task, whole or not at all.
 
-    Rows that the task cannot write as text are left out and counted; where none is left, that is
-    an error. `rows` are how many of the source are read, and `tell` hears how many have been.
+    Rows that the task cannot write as text are left out and counted.
+
+    Args:
+      task: Name of a task that prepares its data.
+      source: A file, a glob, a saved dataset, or owner/name on the Hub.
+      file: File to write, with a suffix of `SUFFIXES`.
+      split: Split of a dataset.
+      revision: Revision of a dataset on the Hub.
+      subset: Configuration of a dataset on the Hub.
+      rows: Number of rows of the source to read; None reads all.
+      overwrite: Replaces an existing file, instead of refusing to.
+      tell: Called with the number of rows read so far and their total.
+
+    Returns:
+      The file, the number of rows in it, and the rows left out.
+
+    Raises:
+      DataError: If no row can be used, or a file cannot be read or written.
     """
     module = _task(task)
     file = file.expanduser()
@@ -66,6 +82,7 @@ def prepare(
 
 
 def _task(name: str) -> ModuleType:
+    """Returns a task's module; raises ValueError unless it has `prepared`."""
     ready = [each for each in tasks.names() if hasattr(tasks.find(each), "prepared")]
     if name in tasks.names() and name not in ready:
         raise ValueError(
@@ -90,7 +107,7 @@ def _opened(source: str, **options: Any) -> Source:
 def _lines(
     source: Source, task: ModuleType, left_out: Skipped, tell: Callable[[int, int], None]
 ) -> Iterator[bytes]:
-    """The rows that can be used, each a line of JSON."""
+    """Yields each usable row as a line of JSON; the others are counted in `left_out`."""
     for number in range(len(source)):
         place = source.place(number)
         try:
@@ -104,7 +121,7 @@ def _lines(
 
 
 def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
-    """A row as it will be read again, and as the task can write it."""
+    """Returns a prepared row as a line of JSON, from which the task can write its texts."""
     row = task.prepared(record, place)
     try:
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -117,7 +134,7 @@ def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
 
 
 def _refuse(file: Path, overwrite: bool) -> None:
-    """Stop at a name that cannot be written, or must not be."""
+    """Raises ValueError for a name of another suffix, a directory, or an existing file."""
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{file}: a name ending in {', '.join(SUFFIXES)} was expected")
     if file.is_dir():
@@ -128,11 +145,11 @@ def _refuse(file: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _new_file(file: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """A file that gets its name when all of it is on the disk, and else leaves nothing behind."""
+    """Opens a file that gets its name once it is whole on disk, and else leaves nothing behind."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as out:
             yield out
-            _refuse(file, overwrite)  # it may have come meanwhile
+            _refuse(file, overwrite)  # the file may have been created meanwhile
     except OSError as error:
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Tokenizers side by side: which numbers are one token, and how many tokens a text takes."""
+"""Compares tokenizers: which integers are single tokens, and how many tokens a text takes."""
 
 import os
 from collections import Counter
@@ -17,60 +17,61 @@ SPECIAL = ("tokenizer", "begins", "ends", "fills", "also stops", "adds BOS")
 
 @dataclass(frozen=True)
 class Number:
-    """A number that is not one token of its own."""
+    """An integer that is not a single token, with the tokens it is cut into."""
 
     number: int
-    pieces: tuple[str, ...]
+    pieces: tuple[str, ...]  # tokens as the tokenizer's file writes them
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """How the integers from 0 are cut into tokens."""
+    """How a tokenizer cuts the integers from 0 up into tokens."""
 
-    single: int  # how many are one token
-    lengths: dict[str, int]  # how many integers take so many tokens
-    unknown: int  # those with a token that stands for anything unknown
-    first: tuple[Number, ...]  # that are not one token
+    single: int  # how many are one known token
+    lengths: dict[str, int]  # number of tokens -> how many integers take so many
+    unknown: int  # how many contain the unknown token
+    first: tuple[Number, ...]  # the first few that are not one known token
 
 
 @dataclass(frozen=True)
 class Text:
-    """The text that tokens are counted on."""
+    """The text whose tokens are counted."""
 
     name: str
     characters: int
-    words: int  # between spaces
+    words: int  # separated by whitespace
     bytes: int
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of one tokenizer."""
+    """The results for one tokenizer."""
 
     tokenizer: str
     vocabulary: int
-    alone: Numbers  # each a text of its own
-    after: Numbers  # each right after another text, such as "Price is $"
+    alone: Numbers  # each integer encoded as a text of its own
+    after: Numbers  # each encoded right after another text, such as "Price is $"
     tokens: int  # of the text
-    unknown: int  # of these
-    per_word: float
-    per_byte: float
-    special: dict[str, Any]
+    unknown: int  # of these, those that are the unknown token
+    per_word: float  # tokens
+    per_byte: float  # tokens
+    special: dict[str, Any]  # special tokens by role, stop tokens, and whether BOS is added
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tokenizers side by side."""
+    """The comparison of several tokenizers."""
 
-    up_to: int
+    up_to: int  # the largest integer
     text: Text
     tokenizers: tuple[Facts, ...]
 
 
 def report(sources: Sequence[str], text: str | os.PathLike | None, up_to: int) -> Report:
-    """The facts of tokenizers, each a directory, a file or a repository of the Hub.
+    """Compares tokenizers on a text and on the integers from 0 to `up_to`.
 
-    `text` is a file, by default a page of prose, a list and code; integers reach `up_to`.
+    Each source is a directory, a file or a Hub repository. `text` is a file; by default, tokens are
+    counted on a sample of prose, a list and code.
     """
     if up_to < 0:
         raise ValueError(f"numbers up to {up_to}: an integer from 0 was expected")
@@ -80,7 +81,7 @@ def report(sources: Sequence[str], text: str | os.PathLike | None, up_to: int) -
 
 
 def facts(source: str, text: str, up_to: int) -> Facts:
-    """What is said of one tokenizer, on a text and the integers to `up_to`."""
+    """Evaluates one tokenizer on a text and on the integers from 0 to `up_to`."""
     tokenizer = _opened(source)
     try:
         tokens = tokenizer.encode(text)
@@ -100,7 +101,7 @@ def facts(source: str, text: str, up_to: int) -> Facts:
 
 
 def numbers(tokenizer: Tokenizer, up_to: int, *, continues: bool) -> Numbers:
-    """How integers are cut, alone or where they continue a text."""
+    """Encodes the integers from 0 to `up_to`, alone or with `continues` as if a text came before."""
     cut = [tokenizer.encode(str(each), continues=continues) for each in range(up_to + 1)]
     unknown = [tokenizer.unk in ids for ids in cut]
     others = [each for each, ids in enumerate(cut) if len(ids) != 1 or unknown[each]]
@@ -113,7 +114,7 @@ def numbers(tokenizer: Tokenizer, up_to: int, *, continues: bool) -> Numbers:
 
 
 def table(found: Report) -> str:
-    """The report as text."""
+    """Formats a comparison as text."""
     cells = [_cells(facts, found.up_to) for facts in found.tokenizers]
     text = found.text
     return "\n".join(
@@ -146,7 +147,7 @@ def _opened(source: str) -> Tokenizer:
     path = hub.locate_tokenizer(source)
     try:
         return Tokenizer.open(path)
-    except Exception as error:  # the tokenizers package raises that itself
+    except Exception as error:  # the tokenizers package raises plain Exception
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         told = told.removeprefix(f"{path}: ")
         raise ValueError(f"{source}: no tokenizer can be read there: {told}") from None
@@ -178,7 +179,7 @@ def _share(found: Numbers, up_to: int) -> str:
 
 
 def _others(found: Numbers) -> str:
-    """`2 to 3`: how many tokens the integers take that are not one."""
+    """Returns the range of token counts of the integers that take several, such as `2 to 3`."""
     sizes = [int(size) for size in found.lengths if size != "1"]
     if not sizes:
         return ""
@@ -186,7 +187,7 @@ def _others(found: Numbers) -> str:
 
 
 def _exceptions(facts: Facts) -> list[str]:
-    """The first numbers of several tokens, and what a text holds that is unknown."""
+    """Returns lines with the first integers of several tokens, and the text's unknown tokens."""
     said = {
         where: few([f"{each.number} ({' '.join(each.pieces)})" for each in found.first], count)
         for where, found in (("alone", facts.alone), ("after text", facts.after))

@@ -12,7 +12,7 @@ REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 
 
 def _length(config: Config) -> Conflicts:
-    """Checks that steps and epochs exclude each other, and that warmup and decay fit into the run."""
+    """Checks that only one of steps and epochs is set, and that warmup and decay fit in the run."""
     steps, schedule = config.steps, config.schedule
     if steps is not None and config.epochs is not None:
         yield ("steps", "epochs"), "both say how long to train; leave one out, or set it to None"
@@ -71,7 +71,7 @@ def _quantised(config: Config) -> Conflicts:
 
 
 def _continued(config: Config) -> Conflicts:
-    """Checks that an existing adapter has no initialisation of its own."""
+    """Checks that no initialisation is chosen for an adapter that already exists."""
     if config.trainable.adapter and SCHEMA.given(config, "trainable.init"):
         yield (
             ("trainable.adapter", "trainable.init"),
@@ -90,7 +90,7 @@ def _mesh(config: Config) -> Conflicts:
 
 
 def _text_of_rows(config: Config) -> Conflicts:
-    """Checks that one way to make text of rows is chosen, and that its fields belong to it."""
+    """Checks that one way to turn rows into text is chosen, with no fields of another."""
     ways = [
         SCHEMA.given(config, "data.prefix", "data.suffix"),
         SCHEMA.given(config, "data.messages"),
@@ -104,7 +104,7 @@ def _text_of_rows(config: Config) -> Conflicts:
 
 
 def _pictures(config: Config) -> Conflicts:
-    """Checks that settings of pictures have a column, and the names and amounts of augmentations."""
+    """Checks that picture settings have an image column, and that augmentations are valid."""
     data = config.data
     if not data.image:
         for key in SCHEMA.given(config, "data.image_root", "data.augment"):
@@ -120,7 +120,7 @@ def _pictures(config: Config) -> Conflicts:
 
 
 def _evaluation(config: Config) -> Conflicts:
-    """Checks that held-out rows have one source, and that fields which need such rows have them."""
+    """Checks that held-out rows have one source other than training, and exist where needed."""
     named, held = (
         SCHEMA.given(config, "eval.source", "eval.split"),
         SCHEMA.given(config, "eval.holdout"),
@@ -144,7 +144,7 @@ def _evaluation(config: Config) -> Conflicts:
 
 
 def _answers(config: Config) -> Conflicts:
-    """Checks that stops are not empty, and that filters of sampling have a temperature above 0."""
+    """Checks that no stop is empty, and that sampling filters have a temperature above 0."""
     given = config.generate
     if "" in given.stops:
         yield ("generate.stops",), "found an empty text, which would end every answer at once"

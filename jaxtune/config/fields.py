@@ -191,7 +191,9 @@ def _notation(kind: Any, limits: str) -> str:
 
 
 @dataclass(frozen=True)
-class Setting:  # a value for one field
+class Setting:
+    """A value for the field with a dotted key."""
+
     key: str
     value: Any
     origin: str  # its source, as named in errors

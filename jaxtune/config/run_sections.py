@@ -10,23 +10,29 @@ from jaxtune.config.fields import about
 class Eval:
     """Evaluation on held-out rows; there are none unless source, split or holdout is set."""
 
-    source: tuple[str, ...] | str = about("", "where these rows are, as data.source; empty: there")
-    split: str = about("", "which part of a dataset; empty: data.split")
-    holdout: int | float = about(
-        0, "rows, or share of all rows, set apart from those to train on", least=0, share=True
+    source: tuple[str, ...] | str = about(
+        "", "held-out rows, as data.source; empty: data.source itself"
     )
-    rows: int | None = about(None, "use the first so many; None: all", least=1, also="val_size")
+    split: str = about("", "split of the held-out rows; empty: data.split")
+    holdout: int | float = about(
+        0, "number or share of the training rows to hold out", least=0, share=True
+    )
+    rows: int | None = about(
+        None, "use only the first rows, at most this many; None: all", least=1, also="val_size"
+    )
     every: int | None = about(
         100, "steps between evaluations; None: only at the end", least=1, also="eval_steps"
     )
     patience: int | None = about(
         None,
-        "stop after so many evaluations without a better loss; None: never",
+        "stop after this many evaluations without an improvement; None: never",
         least=1,
         also="early_stopping early_stopping_patience",
     )
     answers: int = about(
-        0, "answer the first so many rows, too, and score that as the task does", least=0
+        0,
+        "also answer this many of the held-out rows at each evaluation, and score the answers",
+        least=0,
     )
 
 
@@ -34,22 +40,23 @@ class Eval:
 class Generate:
     """How answers are decoded, in evaluations and by the generate command."""
 
-    max_new_tokens: int = about(64, "tokens of an answer at most", least=1)
-    temperature: float = about(
-        0.0, "0 takes the likeliest token; above, tokens are drawn by chance", least=0
-    )
-    top_k: int | None = about(None, "draw among the so many likeliest tokens", least=1)
+    max_new_tokens: int = about(64, "maximum number of tokens per answer", least=1)
+    temperature: float = about(0.0, "sampling temperature; 0 is greedy decoding", least=0)
+    top_k: int | None = about(None, "sample among this many most likely tokens", least=1)
     top_p: float | None = about(
-        None, "draw among the likeliest tokens that together have this chance", above=0
+        None, "sample among the most likely tokens whose probabilities sum to this", above=0
     )
     min_p: float | None = about(
-        None, "draw among tokens with this share of the likeliest one's chance", least=0
+        None, "sample among tokens with at least this share of the highest probability", least=0
     )
     repetition: float | None = about(
-        None, "a penalty of tokens that were there already", above=0, also="repetition_penalty"
+        None,
+        "repetition penalty on tokens of the prompt and the answer",
+        above=0,
+        also="repetition_penalty",
     )
-    stops: tuple[str, ...] = about((), "texts that end an answer, beside the end tokens")
-    batch: int = about(8, "rows answered at once", least=1)
+    stops: tuple[str, ...] = about((), "texts that end an answer, in addition to the end tokens")
+    batch: int = about(8, "rows decoded together", least=1)
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,15 @@ class Checkpoint:
     every: int | None = about(
         200, "steps between checkpoints; None: only at the end", least=1, also="save_steps"
     )
-    keep: int = about(2, "keep so many of the newest", least=1, also="save_total_limit")
+    keep: int = about(2, "number of newest checkpoints to keep", least=1, also="save_total_limit")
     best: bool = about(
-        True, "keep the one that did best in evaluation too", also="load_best_model_at_end"
+        True,
+        "also keep the checkpoint that did best in evaluation, and export it",
+        also="load_best_model_at_end",
     )
     metric: str = about(
         "",
-        "which metric of answers says what is best; empty: the loss",
+        "metric of answers that selects the best checkpoint; empty: the held-out loss",
         also="metric_for_best_model",
     )
 
@@ -74,10 +83,10 @@ class Checkpoint:
 class Log:
     """Logging of metrics, in addition to the run's metrics.jsonl."""
 
-    every: int = about(10, "steps between lines", least=1, also="logging_steps")
-    tensorboard: bool = about(False, "write event files for TensorBoard")
+    every: int = about(10, "steps between log lines", least=1, also="logging_steps")
+    tensorboard: bool = about(False, "write TensorBoard event files")
     wandb: str = about(
-        "", "project of Weights & Biases to log to; empty: none", also="project report_to"
+        "", "Weights & Biases project to log to; empty: none", also="project report_to"
     )
 
 
@@ -87,23 +96,24 @@ class Hub:
 
     repo: str = about(
         "",
-        "repository to push to: owner/name, or a name in the token's account; {name} in it is the "
-        "run's name with the time it began; empty: none",
+        "repository to push to: owner/name, or a name in the token's account; {name} is "
+        "replaced by "
+        "the run's name with its start time; empty: none",
         also="hub_model_id push_to_hub",
     )
     private: bool = about(True, "push to a private repository only", also="hub_private_repo")
     every: Literal["end", "save"] = about(
-        "end", "push the export at the end, or at every checkpoint too", also="hub_strategy"
+        "end", "push the export at the end, or also at every checkpoint", also="hub_strategy"
     )
-    wait: int = about(600, "seconds to wait for the last push when a run ends", least=0)
+    wait: int = about(600, "seconds to wait for the last push at the end of a run", least=0)
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Number of devices along each mesh axis; -1 takes all remaining devices."""
 
-    data: int = about(1, "devices that split a batch, each with all weights", least=-1)
-    fsdp: int = about(-1, "devices that split a batch and the weights", least=-1)
+    data: int = about(1, "devices that split the batch and each hold all weights", least=-1)
+    fsdp: int = about(-1, "devices that split the batch and the weights", least=-1)
     tensor: int = about(
         1, "devices that split heads and hidden features", least=-1, also="tp model"
     )

@@ -13,15 +13,15 @@ class Config:
     """Settings of one fine-tuning run."""
 
     steps: int | None = about(
-        None, "updates to make; None: as epochs says", least=1, also="max_steps"
+        None, "number of optimiser steps; None: as many as epochs gives", least=1, also="max_steps"
     )
     epochs: float | None = about(
         None,
-        "times to go through the rows; None, with no steps either: once",
+        "passes over the training rows; None, with no steps either: one",
         above=0,
         also="num_train_epochs",
     )
-    seed: int = about(0, "decides the order of rows, new adapters and dropout", least=0)
+    seed: int = about(0, "seed of the row order, of new adapters and of dropout", least=0)
     model: Model = Model()
     data: Data = Data()
     trainable: Trainable = Trainable()

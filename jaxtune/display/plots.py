@@ -247,7 +247,7 @@ def _ranks(count: int) -> tuple[int, ...]:  # labelled ranks: 1, then round numb
 
 
 @dataclass(frozen=True)
-class _Field:  # the plot area between the axes; x and y below are fractions of its sides
+class _Field:  # the plot area; its methods take x, y and share as fractions of its sides
     x: Axis
     y: Axis
     width: int

@@ -249,8 +249,8 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def one(leaf):
         bits = leaf.view(jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).ravel().astype(jnp.uint32)
         # Sums modulo 2^32 are the same in any order of summation, so on any sharding. An odd factor
-        # has an inverse modulo 2^32, so a changed element changes the sum; that factors differ by
-        # position makes swapped elements count too.
+        # has an inverse modulo 2^32, so a changed element changes the sum; factors differ by
+        # position so that swapped elements change it as well.
         places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         return jnp.sum(bits * places, dtype=jnp.uint32)
 

@@ -19,7 +19,7 @@ from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, write_json
 
 CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
-# Fields that may differ when a run is resumed: they decide how it is computed, not what.
+# Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
 
 

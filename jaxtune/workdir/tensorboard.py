@@ -11,7 +11,7 @@ from pathlib import Path
 
 POLYNOMIAL = 0x82F63B78  # CRC-32C, bits reversed
 MASK = 0xA282EAD8  # added to the rotated checksum, as TFRecord requires
-START = 1  # SessionLog.START: TensorBoard discards earlier events from this event's step onwards
+START = 1  # SessionLog.START: TensorBoard drops older events of its step and of later ones
 
 
 def _table() -> tuple[int, ...]:

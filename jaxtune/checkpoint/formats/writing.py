@@ -57,7 +57,7 @@ def new_file(
 ) -> Iterator[IO[bytes]]:
     """Yields a temporary file, which is renamed to `final` only if the block succeeds.
 
-    `needed` is the number of bytes that will be written, for the error message on a full disk.
+    `needed` is the size of the weights in bytes, for the error message on a full disk.
     """
     final = Path(final).expanduser().resolve()  # links are followed, to rename within one disk
     _refuse_existing_file(final, overwrite)
@@ -100,8 +100,8 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> None:
     """Raises if writing a directory would destroy existing files.
 
-    Without `overwrite`, `final` must be missing or empty. With it, `final` may also be a checkpoint:
-    a directory of plain files, one of them named `mark`.
+    Without `overwrite`, `final` must be missing or empty. With it, `final` may also be a
+    checkpoint: a directory of plain files, one of them named `mark`.
     """
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file, and a directory is to be written: move it away")

@@ -43,7 +43,7 @@ def configured(parser: ArgumentParser, usage: str) -> None:
 
 
 def config_and_place(options: Namespace) -> tuple[Any, Path]:
-    """Returns the config with its overrides, and the workdir: by default runs/ and its name."""
+    """Returns the config with its overrides applied, and the workdir: by default runs/NAME."""
     from jaxtune.config import load as schema
 
     found = schema.load(options.config, options.overrides)

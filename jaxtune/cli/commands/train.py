@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
 
 
 def join(initialize: Callable[..., None]) -> None:
-    """Joins the other processes of a distributed run, as the environment describes them."""
+    """Joins the other processes of a run; JAX finds them where `PLACES` does not name them."""
     address, count, number = map(os.environ.get, PLACES)
     try:
         initialize(address, count and int(count), number and int(number))
