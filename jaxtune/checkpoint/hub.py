@@ -215,7 +215,8 @@ def _explained(what: str) -> Iterator[None]:
 def _may_pass(error: Exception) -> bool:
     """Whether a retry may succeed.
 
-    Errors of the storage behind the Hub (xet) count as temporary: its signed URLs expire.
+    Errors of the storage behind the Hub count as temporary, because each concerns only the signed
+    URL of one attempt.
     """
     status = _status(error)
     if status is not None:
@@ -225,7 +226,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _existing(source: str | os.PathLike[str]) -> Path | None:
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # path too long, unknown user, NUL byte
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, NUL
         path = Path(source).expanduser()
         return path if os.fspath(source) and path.exists() else None
     return None
@@ -385,4 +386,4 @@ def _reason(error: BaseException, writing: str = "") -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = text.replace(huggingface_hub.get_token() or "\0", "(token)")
     text = re.sub(r"(?i:bearer)\s+\S+|hf_[A-Za-z0-9]{8,}", "(token)", text)
-    return advice + re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text)  # the query of a signed URL
+    return advice + re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text)  # signed URLs

@@ -1,4 +1,4 @@
-"""Published checkpoints into a model and its variables, one leaf at a time."""
+"""Loads published checkpoints into a Flax model and its variables, one leaf at a time."""
 
 import os
 import re
@@ -28,7 +28,7 @@ from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
 
 DTYPES = ("float32", "bfloat16", "float16")
-COMPUTE = ("auto", "float32", "bfloat16")  # never float16: Gemma's activations overflow it
+COMPUTE = ("auto", "float32", "bfloat16")  # no float16: Gemma's activations overflow it
 
 
 def load(
@@ -41,14 +41,27 @@ def load(
     attention: str = "auto",
     compute: str = "auto",
 ) -> tuple[Model, dict]:
-    """A Flax model and its variables, from a checkpoint directory, a Hub repo id or an .npz file.
+    """Loads a published checkpoint into a Flax model and its variables.
 
-    `dtype` is that of the weights, and "auto" keeps the stored ones; `compute` is that of the
-    activations: float32 where any weight is, and otherwise bfloat16 where the hardware has it, or
-    what is said. `quant` holds linear maps in 4
-    or 8 bits: a kind ("nf4", "nf4-double", "int4", "int8") for all of them, or rules (pattern →
-    kind or None); they are quantised as they are read. With a `mesh`, every leaf goes straight to
-    the devices that `rules` (pattern → PartitionSpec) name, or `sharding.RULES`.
+    Args:
+      source: checkpoint directory, Hub repository (`owner/name` or `owner/name@revision`), or an
+        .npz file of big_vision.
+      dtype: dtype of the weights that are not quantised: "float32", "bfloat16", "float16", or
+        "auto" for the stored dtype of each leaf.
+      quant: weights to quantise as they are read, all of them linear maps of the decoder's layers.
+        Either one kind for all of these ("nf4", "nf4-double", "int4" or "int8"), or rules
+        (pattern → kind or None). Must be None for checkpoints that are stored in 4 bits, which
+        keep their quantisation.
+      mesh: mesh to shard the weights over; each leaf goes straight to its devices. None puts
+        everything on JAX's default device.
+      rules: shardings of the leaves on `mesh` (pattern → PartitionSpec); None means
+        `sharding.RULES`.
+      attention: attention kernel, one of `attention.IMPLEMENTATIONS`.
+      compute: dtype of the activations, "float32" or "bfloat16". "auto" takes float32 if any
+        weight that is not quantised is float32 or the backend is the CPU, and bfloat16 otherwise.
+
+    Returns:
+      The model, whose `origin` is the checkpoint, and its variables, `{"params": …}`.
     """
     dtype = known_dtype(dtype)
     if attention not in IMPLEMENTATIONS:
@@ -75,7 +88,7 @@ def load(
 
 
 def known_dtype(dtype: Any) -> str:
-    """The name of a dtype that weights can be held in, or "auto"."""
+    """Returns the name of a dtype, "auto" included; raises if weights cannot be loaded in it."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
     if name not in (*DTYPES, "auto"):
         raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or auto")
@@ -84,9 +97,9 @@ def known_dtype(dtype: Any) -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """A checkpoint as its config.json and headers tell it, before any weight is read."""
+    """Checkpoint described by its config.json and tensor headers, before any weight is read."""
 
-    directory: Path  # or the .npz file
+    directory: Path  # or an .npz file
     raw: families.ConfigJson
     family: families.Family
     model: Model
@@ -94,28 +107,29 @@ class Described:
 
     @cached_property
     def table(self) -> names.Table:
-        """The family's names, as the release that wrote these files spells them."""
+        """Name table of the family, in the version that matches these files."""
         return table_of(self.family, self.model, self.stored)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """The shape of every leaf, by slash path."""
+        """Shape of every leaf, by slash path."""
         return leaf_shapes(self.model)
 
     @cached_property
     def parts(self) -> tuple[Piece, ...]:
-        """Where every leaf lies in the files; every tensor that does not fit is listed at once."""
+        """Pieces of the files' tensors that make up each leaf; raises if they do not fit."""
         return match_names(self.table, self.shapes, self.stored, self.family.other, self.directory)
 
     @cached_property
     def packed(self) -> dict[str, bnb.Packed]:
-        """The tensors that are stored in 4 bits, by their foreign names."""
+        """Tensors that are stored in 4 bits, by their names in the checkpoint."""
         return bnb.packed(self.stored)
 
     def held(self, dtype: str, quant: str | tree.Rules | None = None) -> dict[str, Any]:
-        """What each leaf is held as: shapes and dtypes of its array, or of those it is quantised to
+        """Returns the shape and dtype that each leaf will have in memory, by slash path.
 
-        With dtype "auto", the widest that its layers are stored in.
+        A quantised leaf gets a `Quantized` with the shapes and dtypes of its arrays. With dtype
+        "auto", a leaf gets the dtype to which the stored dtypes of its layers promote.
         """
         chosen = _kinds(self, quant)
         leaves = names.by_leaf(self.parts)
@@ -134,7 +148,11 @@ class Described:
 
 
 def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.open) -> Described:
-    """Open a checkpoint's directory; `headers` finds its tensors, which need not lie there."""
+    """Describes a checkpoint from its config.json and tensor headers.
+
+    `directory` may be an .npz file. `headers` opens the tensors of a directory; those of a Hub
+    repository need not be on this machine (see `hub.locate_headers`).
+    """
     if not directory.is_dir() and directory.suffix != ".npz":
         raise CheckpointError(
             f"{directory} is a file: a checkpoint is a directory, with config.json beside its "
@@ -147,7 +165,10 @@ def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.o
 
 
 def read_config(origin: Path) -> tuple[families.ConfigJson, families.Family, Model]:
-    """What a checkpoint says of itself: its config.json, or the shapes in its .npz file."""
+    """Returns a checkpoint's config, its family and the model it describes.
+
+    The config is that of its config.json; for an .npz file it is derived from the shapes in it.
+    """
     if origin.suffix != ".npz":
         return families.read_config(origin)
     with Npz.open(origin) as stored:
@@ -161,13 +182,13 @@ def read_config(origin: Path) -> tuple[families.ConfigJson, families.Family, Mod
 
 
 def table_of(family: families.Family, model: Model, stored: Tensors) -> names.Table:
-    """The names of a model's tensors, as in the files that are there."""
+    """Returns the table of tensor names, in the version that matches most of the stored names."""
     tables = bigvision.tables(model) if stored.format == Npz.format else family.tables
     return names.choose(tables, stored.tensors)
 
 
 def refuse_quantised(raw: Mapping, directory: Path) -> None:
-    """Stop at a checkpoint whose weights are packed in a way that is not known here."""
+    """Raises if a checkpoint is quantised otherwise than by bitsandbytes to 4 bits."""
     stored = raw.get("quantization_config")
     if not stored or (isinstance(stored, Mapping) and stored.get("load_in_4bit")):
         return
@@ -180,7 +201,7 @@ def refuse_quantised(raw: Mapping, directory: Path) -> None:
 
 
 def _kinds(described: Described, quant: str | tree.Rules | None) -> dict[str, str]:
-    """What leaves are quantised to, by path: as the caller asks, or as they are stored."""
+    """Returns the kind of each quantised leaf by path: as it is stored, or else as `quant` says."""
     if not described.packed:
         return kinds(described.shapes, quant)
     if quant is not None:
@@ -201,7 +222,7 @@ def _kinds(described: Described, quant: str | tree.Rules | None) -> dict[str, st
 
 
 def _stored_as(described: Described, piece: Piece) -> str | None:
-    """The kind of 4 bits that a piece is stored in, if any."""
+    """Returns the 4-bit kind in which a piece is stored, or None if it is not quantised."""
     if piece.theirs not in described.packed:
         return None
     whole = piece.rows == slice(0, piece.among)
@@ -209,8 +230,11 @@ def _stored_as(described: Described, piece: Piece) -> str | None:
 
 
 def activation_dtype(held: Iterable[np.dtype]):
-    """The activations' dtype for weights held in these."""
-    # XLA's CPU backend has no bfloat16 of its own: it widens, and rounds after every operation.
+    """Returns the default dtype of the activations, given the dtypes of the weights.
+
+    float32 on the CPU and wherever a weight is float32, otherwise bfloat16.
+    """
+    # XLA's CPU backend emulates bfloat16: it computes in float32 and rounds after every operation.
     if jax.default_backend() == "cpu" or "float32" in map(str, held):
         return jnp.float32
     # Never float16: Gemma's activations overflow it.
@@ -218,7 +242,7 @@ def activation_dtype(held: Iterable[np.dtype]):
 
 
 def leaf_shapes(model: Model) -> dict[str, Shape]:
-    """The shape of every leaf of a model's parameters, by slash path, without making any."""
+    """Returns the shapes of a model's parameters by slash path, without allocating any."""
     seen = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
     if model.pictures:
         side = model.pictures.side
@@ -234,11 +258,25 @@ def match_names(
     other: Sequence[str],
     directory: Path,
 ) -> tuple[Piece, ...]:
-    """Where every leaf lies in the files; every tensor that does not fit is listed at once."""
+    """Matches a checkpoint's tensors to the leaves of a model.
+
+    Args:
+      table: the names of the family's tensors.
+      shapes: shapes of the model's leaves, by slash path.
+      stored: the checkpoint's tensors.
+      other: patterns of tensors that the checkpoint may have beside the model's.
+      directory: the checkpoint's path, for error messages.
+
+    Returns:
+      The pieces of tensors that make up the leaves.
+
+    Raises:
+      CheckpointError: listing all tensors that are missing, unknown or of another shape.
+    """
     parts = names.pieces(table, shapes)
     packed = bnb.packed(stored)
     found = bnb.shapes(stored, packed)
-    # A tied model has its head in the embedding; some files hold it a second time.
+    # A tied model uses its embedding as the output head; some files store it a second time.
     head = next((path for name in table for path in name.ours if path.endswith("head/w")), None)
     spare = [] if head is None or head in shapes else [re.escape(stored_as(table, head))]
     try:
@@ -256,7 +294,10 @@ def match_names(
 
 
 def untied_if_stored_apart(described: Described) -> Described:
-    """Believe the tensors where a config says tied and the head stored beside it differs."""
+    """Unties a model whose files store an output head that differs from the embedding.
+
+    Where the config says tied, the stored tensors decide.
+    """
     stored = described.stored
     model = described.model
     head, embedding = (
@@ -269,7 +310,7 @@ def untied_if_stored_apart(described: Described) -> Described:
 
 
 def _equal(stored: Tensors, one: str, other: str) -> bool:
-    """Whether two tensors hold the same bytes; a block at a time, up to the first difference."""
+    """Whether two tensors are bitwise equal; compares by blocks, up to the first difference."""
     first, second = stored.read(one), stored.read(other)
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
@@ -281,14 +322,17 @@ def _equal(stored: Tensors, one: str, other: str) -> bool:
 
 
 def stored_as(table: names.Table, path: str) -> str | None:
-    """The foreign name of the tensor that holds a leaf, or one layer of it, if the table has it."""
+    """Returns the name in `table` of the tensor that holds a leaf, or None if it has none."""
     return next((name.theirs for name in table if path in name.ours), None)
 
 
 def placements(
     held: Mapping[str, Any], mesh: Mesh | None, rules: tree.Rules | None
 ) -> dict[str, Any]:
-    """A sharding for every array of every leaf; without a mesh, JAX's default device."""
+    """Returns a sharding for every array of every leaf, by slash path.
+
+    Without a mesh, everything is placed on JAX's default device.
+    """
     if mesh is not None:
         sharding.check_mesh(mesh, rules)
         shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
@@ -300,5 +344,5 @@ def placements(
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """The same bytes as unsigned integers, which numpy copies and compares faster than bfloat16."""
+    """Views an array as unsigned integers, which NumPy compares faster than bfloat16."""
     return array.view(f"u{array.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""The published checkpoint a model was loaded from: its path, its tokenizer and its stop tokens."""
+"""Published checkpoint from which a model was loaded: path, tokenizer and stop tokens."""
 
 import json
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ NPZ = ".npz"
 
 @dataclass(frozen=True)
 class Origin:
-    """A checkpoint's directory or .npz file, and what its files say beside the weights.
+    """Path of a checkpoint (a directory or an .npz file), with its tokenizer and stop tokens.
 
-    `jaxtune.load` leaves it on the model as `model.origin`. It does not take part in comparing
-    models: the same architecture loaded from two places is one compiled program.
+    `jaxtune.load` sets it as `model.origin`. It is ignored when models are compared: one
+    architecture loaded from two paths shares one compiled program.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Origin:
 
     @classmethod
     def of(cls, model: Model) -> "Origin":
-        """The origin of a model; an error if it has none, or if that is not there any more."""
+        """Returns a model's origin; raises if it is unset or its directory lacks config.json."""
         origin = model.origin
         if isinstance(origin, cls) and (origin.is_npz or (origin.path / "config.json").is_file()):
             return origin
@@ -45,20 +45,20 @@ class Origin:
 
     @property
     def is_npz(self) -> bool:
-        """Whether it is one .npz file of big_vision instead of a directory."""
+        """Whether the checkpoint is an .npz file of big_vision instead of a directory."""
         return self.path.suffix == NPZ
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, opened when it is first asked for."""
+        """Tokenizer of the checkpoint, opened on first access."""
         return Tokenizer.open(beside(self.path) if self.is_npz else self.path)
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
-        """The tokens that end an answer.
+        """Ids of the tokens that end an answer.
 
-        They are those of generation_config.json, else of config.json; an .npz file has neither,
-        and there they are the tokenizer's. Nothing is known where there is no tokenizer.
+        They come from generation_config.json, or else from config.json; for an .npz file, which
+        has neither, from its tokenizer. Empty if none of these is there or names any.
         """
         for name in ("generation_config.json", "config.json"):
             file = self.path / name

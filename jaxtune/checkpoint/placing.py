@@ -1,4 +1,7 @@
-"""Tensors of a file onto devices: a leaf at a time, a layer of it at a time."""
+"""Reads tensors from files onto devices, one layer of one leaf at a time.
+
+"Piece" means the rows of a checkpoint's tensor that are one leaf or one layer of it.
+"""
 
 import contextlib
 import ctypes
@@ -16,18 +19,29 @@ from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
 from jaxtune.families.names import Piece
 from jaxtune.quant import Quantized, is_quantized, quantize
 
-BLOCK_BYTES = 2**24  # of a tensor converted or compared at a time
-Fetch = Callable[[str], np.ndarray]  # a foreign tensor by name
+BLOCK_BYTES = 2**24  # of a tensor that is converted or compared at a time
+Fetch = Callable[[str], np.ndarray]  # a tensor by its name in the checkpoint
 
 
 def load_leaf(
     stored: Tensors,
-    packed: Mapping[str, bnb.Packed],  # what is stored in 4 bits, by name
+    packed: Mapping[str, bnb.Packed],  # tensors stored in 4 bits, by name
     pieces: Sequence[Piece],
-    held: Any,  # the leaf's shape and dtype, or those of the arrays it is quantised to
-    where: Any,  # a sharding for each
+    held: Any,  # ShapeDtypeStruct of the leaf, or a Quantized of those
+    where: Any,  # Sharding of the leaf, or a Quantized of those
 ) -> Any:
-    """Put one leaf on its devices, layer by layer: the host never holds more than one."""
+    """Loads one leaf onto its devices, layer by layer: the host never holds more than one layer.
+
+    Args:
+      stored: the checkpoint's tensors.
+      packed: its tensors that bitsandbytes packed; their codes are loaded as they are.
+      pieces: the pieces of tensors that make up the leaf, one for each layer.
+      held: the shape and dtype that the leaf will have, or those of its quantised arrays.
+      where: the sharding of each array in `held`.
+
+    Returns:
+      The leaf: an array, or a `Quantized` if `held` is one.
+    """
     if pieces[0].layer is None:
         return _put(stored, pieces[0], held, where)
     leaf = jax.tree.map(lambda s, at: jnp.zeros(s.shape, _roomy(s.dtype), device=at), held, where)
@@ -43,14 +57,26 @@ def load_leaf(
 
 
 def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
-    """One layer of a leaf, or a leaf without layers; where that can be, a view of the file."""
+    """Returns a piece in our shape and axis order, as a view of the file where possible."""
     return piece.ours(fetch(piece.theirs))
 
 
 def quantized(
     stored: Tensors, packed: Mapping[str, bnb.Packed], piece: Piece, kind: str
 ) -> Quantized:
-    """One layer of a leaf as codes and scales, in NumPy arrays; some are stored so."""
+    """Returns a piece as codes and scales in NumPy arrays.
+
+    A packed piece is returned as it is stored, so `kind` is ignored; any other is quantised.
+
+    Args:
+      stored: the checkpoint's tensors.
+      packed: its tensors that are stored in 4 bits, by name.
+      piece: the piece to return.
+      kind: the kind to quantise to, such as "nf4".
+
+    Returns:
+      A weight [in, out] of one layer.
+    """
     if piece.theirs in packed:
         return bnb.unpack(stored, packed[piece.theirs], piece.rows)
     try:
@@ -60,8 +86,8 @@ def quantized(
 
 
 def trim() -> None:
-    """Give back memory that was freed: the C library keeps what threads worked in for later."""
-    with contextlib.suppress(OSError, AttributeError):  # of other systems than GNU's
+    """Returns freed memory to the system; glibc keeps the arenas of threads for later use."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: it has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -80,14 +106,14 @@ def _put_quantized(
 
 
 def _put(stored: Tensors, piece: Piece, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
-    """What this process's devices hold of one piece, read from the file and put there."""
+    """Reads one piece from its file and puts this process's shards of it on their devices."""
     parts = partial(_converted, stored, piece, held.dtype)
     array = _sent(held.shape, where, parts, held.dtype)
     stored.release(piece.theirs)
     return array
 
 
-Blocks = Iterable[tuple[int, int, np.ndarray]]  # each with its axis, and where on it it begins
+Blocks = Iterable[tuple[int, int, np.ndarray]]  # (axis, start on that axis, values)
 
 
 def _sent(
@@ -96,7 +122,7 @@ def _sent(
     parts: Callable[[tuple[slice, ...]], Blocks],
     dtype: np.dtype,
 ) -> jax.Array:
-    """An array on its devices, each of which gets its part of it, block by block."""
+    """Builds a sharded array; `parts(index)` yields the blocks of the shard at `index`."""
     whole = where.shard_shape(shape)
     shards = [
         _filled(parts(index), whole, dtype, device)
@@ -107,27 +133,30 @@ def _sent(
 
 
 def _filled(blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, device: Any) -> jax.Array:
-    """Blocks side by side on one device."""
+    """Joins blocks into one array of the given shape on a device."""
     array = None
     for axis, start, block in blocks:
-        # Without a copy of its own, an array on the CPU would be the file's pages themselves.
+        # Without a copy, an array on the CPU backend would alias the memory-mapped file.
         block = jax.device_put(block, device, may_alias=False)
         if block.shape == shape:
             return block
         if array is None:
             array = jnp.zeros(shape, dtype, device=device)
-        # Till it is there: the host is to hold one block at a time.
+        # Waits for the transfer, so that the host holds only one block at a time.
         array = jax.block_until_ready(_set_block(array, block, start, axis))
     return array
 
 
 def _converted(stored: Tensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]) -> Blocks:
-    """Part of a piece in the dtype it will be held in; the file's pages go as they are read."""
+    """Yields part of a piece, converted to `dtype` block by block.
+
+    Pages of the file are released as soon as they are converted.
+    """
     view = oriented(stored.read, piece)[index]
     if view.dtype == dtype:
         yield 0, 0, view
         return
-    source = view.T if piece.transposed else view  # rows as they lie in the file
+    source = view.T if piece.transposed else view  # rows in the order of the file
     for rows in runs(source):
         block = cast(source[rows], dtype, piece.theirs)
         yield (1, rows.start, block.T) if piece.transposed else (0, rows.start, block)
@@ -135,13 +164,16 @@ def _converted(stored: Tensors, piece: Piece, dtype: np.dtype, index: tuple[slic
 
 
 def runs(array: np.ndarray) -> Iterator[slice]:
-    """Runs of rows that take about `BLOCK_BYTES` each."""
+    """Yields slices of rows that take about `BLOCK_BYTES` each."""
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """A tensor in another dtype; one whose values float16 cannot hold is an error."""
+    """Converts a floating-point tensor to `dtype`, and returns any other tensor unchanged.
+
+    Raises CheckpointError, naming the tensor, if finite values overflow float16.
+    """
     if array.dtype == dtype or not floating(array.dtype):
         return array
     with np.errstate(over="ignore"):
@@ -167,7 +199,10 @@ def _set_block(array: jax.Array, block: jax.Array, start: int, axis: int) -> jax
 
 
 def _roomy(dtype: np.dtype) -> np.dtype:
-    """A byte for codes of 4 bits: XLA's CPU backend copies whole arrays of these to set a part."""
+    """Returns the one-byte dtype for 4-bit codes, and any other dtype unchanged.
+
+    XLA's CPU backend copies a whole 4-bit array to update a part of it.
+    """
     wider = {"uint4": np.dtype(np.uint8), "int4": np.dtype(np.int8)}
     return wider.get(str(dtype), np.dtype(dtype))
 
@@ -179,7 +214,7 @@ def _narrowed(array: jax.Array, held: jax.ShapeDtypeStruct, where: Sharding) -> 
 
 
 def _of_layer(where: Sharding) -> Sharding:
-    """The sharding of one layer of a stacked leaf."""
+    """Returns the sharding of one layer of a stacked leaf, given that of the leaf."""
     if isinstance(where, NamedSharding):
         return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     return where

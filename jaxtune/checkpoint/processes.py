@@ -1,4 +1,4 @@
-"""What many processes that write one checkpoint need of each other."""
+"""Synchronisation of several JAX processes that write one checkpoint."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from jaxtune.checkpoint.formats.safetensors import CheckpointError
 
 @contextlib.contextmanager
 def in_step() -> Iterator[None]:
-    """Fail on every process if the block does on one: the others would wait for it forever."""
+    """Raises on every process if the block raises on one; the others would wait for it forever."""
     failure = None
     try:
         yield
@@ -30,7 +30,10 @@ def in_step() -> Iterator[None]:
 
 
 def gathered(array: jax.Array | np.ndarray) -> np.ndarray:
-    """A whole array on this host; all processes ask for the same arrays in the same order."""
+    """Returns a whole array on this host, gathered from all processes if it is sharded over them.
+
+    All processes must call this with the same arrays in the same order.
+    """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)

@@ -1,4 +1,4 @@
-"""A model and its variables back into the layout that its makers publish."""
+"""Writes a model and its variables as a checkpoint in the layout of its publisher."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ from jaxtune.quant import by_path, is_quantized
 
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
-Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by foreign name
+Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by their names on disk
 MOST_LISTED = 30  # lines of one error message
 
 
@@ -55,14 +55,26 @@ def save_merged(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
 ) -> Path:
-    """Write a checkpoint in Hugging Face's layout, as transformers loads it, adapters merged.
+    """Merges adapters into the weights and writes a checkpoint that transformers can load.
 
-    A name that ends in .npz gets PaliGemma in big_vision's layout instead.
+    The checkpoint gets its final name only once it is complete. With several processes, all of them
+    must call this; the first one writes, and all succeed or fail together.
 
-    `dtype=None` keeps each leaf's own. `into` says what stands in for quantised weights: those that
-    they were made from ("original", the default where the model's origin has them), or what the
-    codes stand for ("dequantised"). Nothing stands under the final name until all of it does.
-    With many processes, all of them call this, the first one writes, and all succeed or fail.
+    Args:
+      model: the model; config.json, tokenizer and any tensors that are not the model's own are
+        taken from its `origin`.
+      variables: all its variables as `jaxtune.load` returns them, with or without adapters.
+      directory: directory to write in Hugging Face's layout, or for PaliGemma also a file name that
+        ends in .npz, to write big_vision's layout.
+      dtype: dtype of the weights that are written; None keeps that of each leaf.
+      into: what to merge into where weights are quantised: "original" for the full-precision
+        weights of the model's origin, or "dequantised" for the values of the codes. None means
+        "original" if the origin has full-precision weights, else "dequantised".
+      max_shard_bytes: most bytes of tensors per .safetensors file.
+      overwrite: whether an earlier checkpoint under this name may be replaced.
+
+    Returns:
+      The path that was written, with `~` expanded.
     """
     target = Path(directory).expanduser()
     with in_step():
@@ -95,14 +107,14 @@ def save_merged(
 def _table_to_write(
     target: Path, theirs: names.Table, family: families.Family, model: Model, stored: Tensors
 ) -> names.Table:
-    """The names in what is to be written: as the origin's, where that has the same format."""
+    """Returns the names for the tensors to write: those of the origin if it has the same format."""
     if (target.suffix == NPZ) == (stored.format == Npz.format):
         return theirs
     return bigvision.tables(model)[0] if target.suffix == NPZ else family.tables[0]
 
 
 def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
-    """All that is not weights; it comes first, because what fails there should fail early."""
+    """Writes config.json and the tokenizer files; called before the weights, to fail early."""
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
     for pattern in COMPANIONS:
@@ -112,13 +124,13 @@ def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """The weights to write, whatever they are held as."""
+    """Weights to write, with their adapters and what replaces quantised ones."""
 
     leaves: Leaves
-    adapters: Mapping[str, lora.Lora]  # by the path of the weight they stand beside
-    stored: Tensors  # the origin's
-    origin: Mapping[tuple[str, int | None], Piece]  # where each leaf's layers are in that
-    original: bool  # whether those stand in for quantised ones
+    adapters: Mapping[str, lora.Lora]  # by the path of their weight
+    stored: Tensors  # those of the model's origin
+    origin: Mapping[tuple[str, int | None], Piece]  # in `stored`, by leaf and layer
+    original: bool  # whether the origin's weights replace quantised ones
 
     @classmethod
     def of(
@@ -129,7 +141,18 @@ class _Weights:
         table: names.Table,
         into: str | None,
     ) -> "_Weights":
-        """With what stands in for quantised weights checked, and chosen if nobody did."""
+        """Checks `into` (see `save_merged`), and chooses it if it is None.
+
+        Args:
+          leaves: the parameters by path.
+          adapters: the adapters, by the path of their weight.
+          stored: tensors of the model's origin; there may be none.
+          table: names of the tensors in `stored`.
+          into: "original", "dequantised" or None.
+
+        Returns:
+          The weights to write.
+        """
         if into not in (None, *INTO):
             raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
         full = bool(stored.tensors) and not bnb.packed(stored)
@@ -144,7 +167,7 @@ class _Weights:
         return cls(leaves, adapters, stored, origin, full and into != "dequantised")
 
     def dtype(self, piece: Piece) -> np.dtype:
-        """The one a piece is held in, or that of what stands in for it."""
+        """Returns the dtype of a piece, or of the weight that replaces it if it is quantised."""
         leaf = self.leaves[piece.path]
         if not is_quantized(leaf):
             return leaf.dtype
@@ -154,11 +177,11 @@ class _Weights:
 
     @property
     def plain(self) -> np.dtype:
-        """The dtype of what is not quantised."""
+        """Dtype of the weights that are not quantised: that of the embedding."""
         return lora.embedding(self.leaves).dtype
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """One layer of a leaf, or a leaf without layers, with its adapter merged."""
+        """Returns a leaf, or one layer of it, with its adapter merged."""
         weight = one_layer(self.leaves[piece.path], piece.layer)
         if is_quantized(weight) and self.original:
             weight = oriented(self.stored.read, self.origin[piece.path, piece.layer])
@@ -171,14 +194,17 @@ class _Weights:
 
 
 class _Writer:
-    """Makes each foreign tensor when its turn comes, from our leaves or from the origin's file."""
+    """Produces the tensors of a checkpoint one at a time.
+
+    Their values come from the model's leaves, or for tensors that the model lacks from its origin.
+    """
 
     def __init__(
         self,
         weights: _Weights,
         table: names.Table,
-        other: Sequence[str],  # patterns of the origin's tensors that are carried along
-        kind: np.dtype | None,
+        other: Sequence[str],  # patterns of tensors to copy from the origin
+        kind: np.dtype | None,  # dtype to write; None: that of each leaf
     ):
         held = weights.stored.tensors
         self.weights = weights
@@ -192,30 +218,33 @@ class _Writer:
         for name in names.matching(other, held):
             info = held[name]
             plan[name] = (info.shape, kind if kind and floating(info.dtype) else info.dtype)
-        # The order in which every process must gather, and the one in which files hold tensors.
+        # Tensors are written, and gathered by every process, in this order: widest dtype first.
         self.plan = dict(sorted(plan.items(), key=lambda item: -item[1][1].itemsize))
         self._not_gathered = [name for name in self.plan if name in self.tensors]
 
     def tensor(self, name: str) -> np.ndarray:
-        """One foreign tensor in the dtype announced for it."""
+        """Returns one tensor of the checkpoint, in its planned dtype."""
         if name in self.tensors:
             (whole,) = self.blocks(name)
             return whole
         return cast(self.weights.stored.read(name), self.plan[name][1], name)
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The same in parts, layer by layer where it holds all of them."""
+        """Yields one tensor in its planned dtype, layer by layer if it holds all layers."""
         for whole in self._gathered(name):
             yield cast(whole, self.plan[name][1], name)
 
     def gather_rest(self) -> None:
-        """Take part in the gathers still to come, in which other processes wait for this one."""
+        """Takes part in the gathers that are still to come.
+
+        Processes that do not write, or whose writing failed, must do so: the others wait for them.
+        """
         while self._not_gathered and jax.process_count() > 1:
             for _ in self._gathered(self._not_gathered[0]):
                 pass
 
     def _gathered(self, name: str) -> Iterator[np.ndarray]:
-        """A tensor's parts in the dtypes they are held in."""
+        """Yields the parts of a tensor, gathered from all processes, before their conversion."""
         self._not_gathered.remove(name)
         pieces = self.tensors[name]
         for _, layer in groupby(pieces, key=lambda piece: piece.layer):
@@ -224,10 +253,13 @@ class _Writer:
 
 
 def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
-    """The dtype to write, if the caller named one; any other than load's would ruin weights."""
+    """Returns the dtype to write, or None to keep each leaf's own.
+
+    Raises for any dtype that `load` does not accept: writing weights in it would ruin them.
+    """
     if dtype is None:
         return None
-    with contextlib.suppress(TypeError, ValueError):  # what NumPy knows no dtype for
+    with contextlib.suppress(TypeError, ValueError):  # NumPy knows no such dtype
         if (name := jnp.dtype(dtype).name) in DTYPES:
             return jnp.dtype(name)
     raise CheckpointError(
@@ -236,8 +268,8 @@ def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
 
 
 def _check_config(model: Model, described: Model, origin: Path) -> None:
-    """The origin's config.json goes along, so it must tell of this model."""
-    # A head stored apart unties the model, whatever config.json says: `_described` puts it right.
+    """Raises unless the origin's config.json, which will be copied, describes this model."""
+    # `tied` may differ, as a stored head that differs unties the model: `_described` corrects it.
     pairs = {
         field.name: (getattr(model.config, field.name), getattr(described.config, field.name))
         for field in dataclasses.fields(model.config)
@@ -258,7 +290,7 @@ def _check_config(model: Model, described: Model, origin: Path) -> None:
 
 
 def _fitting(variables: Mapping, wanted: Mapping[str, names.Shape]) -> Leaves:
-    """The parameters by path; all that do not fit the model are listed at once."""
+    """Returns the parameters by path; raises one error listing all that do not fit the model."""
     if "params" not in variables:
         raise CheckpointError(
             f'the variables hold {", ".join(map(str, variables)) or "nothing"}, and no "params": '
@@ -291,7 +323,7 @@ def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
 
 
 def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
-    """Adapters that no weight of the model has room for."""
+    """Describes the adapters that fit no weight of the model."""
     return [
         f"  adapter  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the model has "
         + (f"a weight {wanted[path]}" if path in wanted else "no such weight")
@@ -301,7 +333,10 @@ def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
 
 
 def stored_at(origin: Path, raw: Mapping) -> Tensors:
-    """The origin's weights, if it has any: a model may have been made from a bare config.json."""
+    """Opens the weights of a model's origin.
+
+    Returns no tensors if it has none: a model may have been made from a config.json alone.
+    """
     if origin.suffix == NPZ:
         return Npz.open(origin)
     if any(origin.glob("*.safetensors")):
@@ -316,9 +351,9 @@ def stored_at(origin: Path, raw: Mapping) -> Tensors:
 
 
 def _described(raw: Mapping, dtype: str, was_tied: bool, tied: bool) -> dict:
-    """The origin's config.json, true of what is written now."""
+    """Returns the origin's config.json, adapted to the weights that are written."""
     config = _with_dtype(raw, dtype)
-    config.pop("quantization_config", None)  # what is written is plain
+    config.pop("quantization_config", None)  # the written weights are not quantised
     if not {"dtype", "torch_dtype"} & config.keys():
         config["torch_dtype"] = dtype
     return config if was_tied == tied else config | {"tie_word_embeddings": tied}

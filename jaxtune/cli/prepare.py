@@ -134,7 +134,7 @@ def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
 
 
 def _refuse(file: Path, overwrite: bool) -> None:
-    """Raises ValueError for a name of another suffix, a directory, or an existing file."""
+    """Raises ValueError for a wrong suffix, a directory, or a file that must not be replaced."""
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{file}: a name ending in {', '.join(SUFFIXES)} was expected")
     if file.is_dir():

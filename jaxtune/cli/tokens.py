@@ -101,7 +101,7 @@ def facts(source: str, text: str, up_to: int) -> Facts:
 
 
 def numbers(tokenizer: Tokenizer, up_to: int, *, continues: bool) -> Numbers:
-    """Encodes the integers from 0 to `up_to`, alone or with `continues` as if a text came before."""
+    """Returns how integers are cut into tokens: alone, or with `continues` after a text."""
     cut = [tokenizer.encode(str(each), continues=continues) for each in range(up_to + 1)]
     unknown = [tokenizer.unk in ids for ids in cut]
     others = [each for each, ids in enumerate(cut) if len(ids) != 1 or unknown[each]]

@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json, both ways: which modules have an adapter, of which rank and scale."""
+"""Reads and writes PEFT's adapter_config.json: the target modules and their ranks and scales."""
 
 import json
 import math
@@ -16,9 +16,10 @@ from jaxtune.checkpoint.formats.safetensors import CheckpointError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MOST_LISTED = 30  # lines of one error message
-INITS = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
+INITS = (True, False, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
 
-# What a config may hold beside what `EXPECTED` lists; anything else must be off.
+# Keys that may have any value. A key that is neither here nor in `EXPECTED` must be off (null,
+# false, 0 or empty).
 HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type"),
     *("peft_version", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"),
@@ -82,7 +83,18 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 def described(
     ranks: Mapping[str, int], scales: Mapping[str, np.float32], *, rslora: bool, dora: bool
 ) -> dict[str, Any]:
-    """What adapter_config.json says of modules with these ranks and scales."""
+    """Returns the settings for adapter_config.json, but for base, dropout and target modules.
+
+    Args:
+      ranks: rank of each module's adapter, by module name.
+      scales: factor on each module's low-rank product, by module name.
+      rslora: whether to express the scales as lora_alpha / √rank, and not as lora_alpha / rank.
+      dora: whether the adapters have magnitudes.
+
+    Returns:
+      The settings. The most common rank and lora_alpha become `r` and `lora_alpha`, and the others
+      go into `rank_pattern` and `alpha_pattern`.
+    """
     alphas = {
         module: _alpha(scale, _divisor(ranks[module], rslora)) for module, scale in scales.items()
     }
@@ -105,12 +117,16 @@ def described(
 
 
 def targets(modules: Iterable[str], others: Iterable[str]) -> list[str] | str:
-    """What picks these modules: their last names, or a pattern where those pick others too."""
+    """Returns `target_modules` that select exactly `modules`, and none of the `others`.
+
+    A list of last names, such as `up_proj`, or a regular expression if these would also select
+    some of the others.
+    """
     modules = list(modules)
     suffixes = {last_name(module) for module in modules}
     if not suffixes & {last_name(other) for other in others}:
         return sorted(suffixes)
-    after: dict[str, set[str]] = {}  # what follows the number of a layer
+    after: dict[str, set[str]] = {}  # the names after the layer number, by the name before it
     for module in modules:
         before, *rest = re.split(r"\.\d+\.", module, maxsplit=1)
         after.setdefault(before, set()).update(rest)
@@ -123,20 +139,20 @@ def _alternatives(before: str, after: list[str]) -> str:
 
 
 def last_name(module: str) -> str:
-    """`up_proj` of `model.layers.0.mlp.up_proj`."""
+    """Returns the last part of a module name: `up_proj` of `model.layers.0.mlp.up_proj`."""
     return module.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """An adapter_config.json that jaxtune can follow."""
+    """Settings of an adapter_config.json that jaxtune supports."""
 
     raw: Mapping[str, Any]
     file: Path
 
     @classmethod
     def read(cls, directory: Path) -> "Settings":
-        """The config of an adapter's directory; whatever it asks for that we lack is refused."""
+        """Reads the config in an adapter's directory; raises if it needs what jaxtune lacks."""
         file = directory / CONFIG_NAME
         try:
             raw = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -154,26 +170,26 @@ class Settings:
 
     @property
     def dora(self) -> bool:
-        """Whether every module has a magnitude."""
+        """Whether every module has a DoRA magnitude."""
         return bool(self.raw.get("use_dora"))
 
     @property
     def base(self) -> str:
-        """What it says it stands on, for a message."""
+        """Name of the base for error messages, with a leading space; "" if the config has none."""
         named = self.raw.get("base_model_name_or_path")
         return f" (its base: {named})" if named else ""
 
     @property
     def dropout(self) -> float:
-        """The share of its input that an adapter does not see in training."""
+        """Dropout rate on the inputs of the adapters in training."""
         return self.raw.get("lora_dropout", 0.0)
 
     def rank(self, module: str) -> int:
-        """The rank that a module's adapter should have."""
+        """Returns the rank that a module's adapter must have."""
         return self._by_pattern("rank_pattern", module, self.raw.get("r", 8))
 
     def scale(self, module: str) -> np.float32:
-        """What a module's product is multiplied by."""
+        """Returns the factor on a module's low-rank product."""
         alpha = self._by_pattern("alpha_pattern", module, self.raw.get("lora_alpha", 8))
         return np.float32(alpha / _divisor(self.rank(module), bool(self.raw.get("use_rslora"))))
 
@@ -198,7 +214,7 @@ class Settings:
                 raise CheckpointError(f"{self.file}: {key} is {value!r}: {why}")
 
     def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
-        """The value of the first pattern that matches the end of a module's name."""
+        """Returns the value of the first pattern in `key` that matches the end of a module's name."""
         for pattern, value in (self.raw.get(key) or {}).items():
             if self._compiled(rf"(.*\.)?({pattern})$").match(module):
                 return value
@@ -230,7 +246,7 @@ class Settings:
 
 
 def listed(title: str, lines: Iterable[str]) -> str:
-    """An error message of many lines, cut off after the first few."""
+    """Returns an error message: a title and the first `MOST_LISTED` lines."""
     lines = list(lines)
     more = len(lines) - MOST_LISTED
     return "\n".join(
@@ -254,7 +270,10 @@ def _divisor(rank: int, rslora: bool) -> float:
 
 
 def _alpha(scale: np.float32, divisor: float) -> int | float:
-    """The shortest number that gives exactly this scale: what a person had typed."""
+    """Returns the lora_alpha with the fewest digits that gives exactly this scale.
+
+    Most likely it is the number that a user once typed.
+    """
     exact = float(scale) * divisor
     candidates = (float(f"{exact:.{digits}g}") for digits in range(1, 18))
     alpha = next(each for each in candidates if np.float32(each / divisor) == scale)
@@ -267,7 +286,7 @@ def _most_common(values: Iterable[Any]) -> Any:
 
 
 def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    """What differs from the usual, by last name or, where layers differ, by whole name."""
+    """Returns the values that differ from `usual`, by last name or, if layers differ, by full name."""
     pattern = {}
     for name in sorted({last_name(module) for module in values}):
         group = {module: value for module, value in values.items() if last_name(module) == name}

@@ -1,4 +1,4 @@
-"""What is known of the checkpoint that an adapter stands on, and refusing another one."""
+"""The base checkpoint of an adapter, and checks that weights belong to that base."""
 
 import dataclasses
 import math
@@ -29,12 +29,12 @@ from jaxtune.families.names import Piece, Shape
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized, same
 
-ROUNDING = 2.0**-8  # the most that holding a weight in a narrower dtype changes it by, relatively
+ROUNDING = 2.0**-8  # bound on the relative error of a weight held in a narrower dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The checkpoint that adapters stand on."""
+    """Checkpoint that adapters were trained on."""
 
     directory: Path
     family: families.Family
@@ -43,7 +43,7 @@ class Base:
 
     @classmethod
     def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "Base":
-        """A base in a directory or on the Hub, with a head of its own if `params` have one."""
+        """Opens a base from a directory or the Hub; it is untied if `params` have a separate head."""
         directory = locate(source)
         raw, family, model = read_config(directory)
         tied = f"{model.tower}head/w" not in params
@@ -52,22 +52,22 @@ class Base:
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Those of our leaves."""
+        """Shape of every leaf of the model, by slash path."""
         return leaf_shapes(self.model)
 
     @property
     def linears(self) -> Linears:
-        """Its linear maps, by the names of the modules that transformers makes for them."""
+        """Linear maps of the model, by their module names in transformers."""
         return stacking.linears(self.family.tables[-1], self.shapes)
 
     @property
     def others(self) -> list[str]:
-        """Modules it holds beside the decoder's."""
+        """Names of the checkpoint's modules that are not part of our model."""
         found = names.matching(self.family.other, self.stored.tensors)
         return [name.removesuffix(".weight") for name in found if name.endswith(".weight")]
 
     def smallest(self, adapters: Adapters) -> Piece:
-        """The smallest weight that has an adapter, or its first layer."""
+        """Returns the piece of the smallest weight that has an adapter; layer 0 if it is stacked."""
         pieces = [piece for parts in self.linears.values() for piece in parts]
         return min(
             (piece for piece in pieces if piece.path in adapters and not piece.layer),
@@ -75,7 +75,7 @@ class Base:
         )
 
     def idle(self, adapters: Adapters) -> list[str]:
-        """Weights without an adapter, fused with others whose adapters have magnitudes."""
+        """Returns weights that have no adapter but share a fused module with DoRA adapters."""
         if all(adapter.magnitude is None for adapter in adapters.values()):
             return []
         paths = [[piece.path for piece in parts] for parts in self.linears.values()]
@@ -83,24 +83,32 @@ class Base:
         return sorted({path for each in partly for path in each if path not in adapters})
 
     def check(self, sample: Piece, weight: Any, started: Adapters) -> None:
-        """Refuse a weight that is not this checkpoint's, less what adapters took at the start."""
+        """Raises if a weight in memory differs from the checkpoint's.
+
+        Args:
+          sample: piece of the weight that is compared.
+          weight: its values in memory, of one layer.
+          started: adapters as they were right after an initialisation that subtracted them from
+            the weights (PiSSA); empty if the weights are as published.
+        """
         if not self.stored.tensors:
-            return  # a model made from a bare config.json: there is nothing to stand on
+            return  # a model made from a config.json alone has no weights to compare
         place = self.piece_of(sample.path, sample.layer)
         first = one_layer(started[sample.path], sample.layer) if started else None
         if not self._holds(place, weight, first):
             raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
 
     def piece_of(self, path: str, layer: int | None) -> Piece:
-        """Where the checkpoint holds a layer of one of our leaves."""
+        """Returns the piece of the checkpoint that holds a leaf or a layer of it."""
         table = table_of(self.family, self.model, self.stored)
         parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
         return next(piece for piece in parts if (piece.path, piece.layer) == (path, layer))
 
     def fingerprint(self, path: str, layer: int | None, weight: Any) -> Fingerprint | None:
-        """What tells this checkpoint from others of its shapes; nothing tells a bare config.json.
+        """Returns the fingerprint of the checkpoint's weight; None if it is only a config.json.
 
-        `weight` is the one in memory, to tell a checkpoint by that holds codes.
+        If the checkpoint stores it in 4 bits, the fingerprint is that of `weight`, which is the
+        same weight in memory.
         """
         if not self.stored.tensors:
             return None
@@ -109,7 +117,7 @@ class Base:
         return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
 
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
-        """Whether a weight is what the checkpoint has there, less a first adapter."""
+        """Whether a weight equals the checkpoint's, less the product of its first adapter if any."""
         packed = bnb.packed(self.stored)
         if is_quantized(weight):
             return same(weight, quantized(self.stored, packed, place, weight.kind))
@@ -137,6 +145,7 @@ def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
 
 
 def params_of(variables: Mapping) -> dict[str, Any]:
+    """Returns the parameters by slash path; raises if the variables have none."""
     if "params" not in variables:
         raise CheckpointError(
             f"the variables hold {', '.join(map(str, variables)) or 'nothing'}, and no 'params':"
@@ -148,7 +157,14 @@ def params_of(variables: Mapping) -> dict[str, Any]:
 def refuse_other_base(
     noted: Fingerprint, model: Model, params: Mapping[str, Any], whose: str
 ) -> None:
-    """Stop at an adapter that was trained beside other weights of the same shapes."""
+    """Raises if an adapter was trained on other weights than those of the model's origin.
+
+    Args:
+      noted: fingerprint in the adapter's file.
+      model: the model that the adapter is loaded into.
+      params: its parameters by slash path.
+      whose: the adapter as error messages name it.
+    """
     if noted.path not in params:
         return
     weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))

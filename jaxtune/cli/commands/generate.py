@@ -89,7 +89,7 @@ def conversed(answer: Callable[[str], object]) -> None:
 
 
 def typed() -> Iterator[str]:
-    """Yields a prompt per line of standard input, without blank ones; `> ` asks on a terminal."""
+    """Yields the lines of standard input that are not blank; on a terminal, prompts with `> `."""
     ask = "> " if sys.stdin.isatty() else ""
     while True:
         try:

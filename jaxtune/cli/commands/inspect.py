@@ -76,7 +76,7 @@ def meant(checkpoint: str | None, quant: str | None) -> tuple[str, str | None]:
     """Returns the checkpoint and the kinds.
 
     If `--quant` stands directly before the checkpoint, argparse takes the checkpoint as its value;
-    this is put right here.
+    this is corrected here.
     """
     if checkpoint is not None:
         return checkpoint, quant

@@ -1,4 +1,4 @@
-"""How the leaves of a checkpoint would lie on a mesh whose devices need not be there."""
+"""Computes how a mesh would shard the leaves of a checkpoint, without needing its devices."""
 
 import math
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from jaxtune.quant import is_quantized
 
 @dataclass(frozen=True)
 class Placement:
-    """How one leaf lies on a mesh."""
+    """How one leaf is sharded over a mesh."""
 
     axes: tuple[str | tuple[str, ...] | None, ...]  # mesh axes that split each dimension
-    undivided: tuple[str, ...]  # what the rules ask for and the shape does not allow
+    undivided: tuple[str, ...]  # reasons why dimensions that rules would split are whole
     bytes_per_device: int
 
 
 def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of no devices, which is enough to tell what each would hold."""
+    """Returns a mesh without devices, which is enough to compute what each would hold."""
     unknown = [name for name in axes if name not in sharding.AXES]
     if unknown:
         raise ValueError(
@@ -35,6 +35,7 @@ def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
 
 
 def placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placement]:
+    """Returns the placement of every leaf, given its shape and dtype or its quantised arrays."""
     rules = tree.match(sharding.RULES, held, unused="allow")
     found = {}
     shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
@@ -54,19 +55,19 @@ def placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placeme
 
 
 def _axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | None, ...]:
-    """The mesh axes that split each dimension of a leaf; if it is quantised, of its weight."""
+    """Returns the mesh axes that split each dimension of a leaf; if quantised, of its weight."""
     if not is_quantized(where):
         return (*where.spec, *[None] * (dimensions - len(where.spec)))
-    # Of codes [..., blocks, block, out], either of two may be split: together they are the inputs.
+    # Codes are [..., blocks, block, out]: a split of either `blocks` or `block` splits the inputs.
     *layers, blocks, block, outputs = where.codes.spec
     return (*layers, blocks or block, outputs)
 
 
 def _device_bytes(leaf: Any, where: Any) -> int:
-    """What a device holds of a leaf's arrays."""
+    """Returns the bytes of a leaf's arrays that one device holds."""
 
     def bits_of(array: Any, placed: Any) -> int:
-        # By bits: a device holds two 4-bit codes in a byte, where their dtype says one.
+        # In bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
         size = math.prod(placed.shard_shape(array.shape))
         return size * jax.dtypes.itemsize_bits(array.dtype)
 
@@ -74,7 +75,10 @@ def _device_bytes(leaf: Any, where: Any) -> int:
 
 
 def _whole_because(entry: str | tuple | None, mesh: AbstractMesh, size: int) -> str | None:
-    """Why a dimension is left whole, where a rule asks for more: `fsdp=8 does not divide 211`."""
+    """Returns why an unsplit dimension could not be split: `fsdp=8 does not divide 211`.
+
+    Returns None if no rule would split it over more than one device.
+    """
     names = entry if isinstance(entry, tuple) else (entry,)
     axes = [f"{name}={mesh.shape[name]}" for name in names if mesh.shape.get(name, 1) > 1]
     return f"{', '.join(axes)} does not divide {size:,}" if axes else None

@@ -1,4 +1,4 @@
-"""Quantises a checkpoint's weights, and measures what that does to them and to predictions."""
+"""Quantises a checkpoint's weights, and measures the errors in weights and predictions."""
 
 import math
 import operator
@@ -33,15 +33,25 @@ from jaxtune.export.distance import SAMPLE, Distance, distance
 from jaxtune.families import names
 from jaxtune.quant import LINEAR, Quantized, dequantize, nbytes
 
-TOKENS = 512  # of a text that predictions are compared on: each has a score for every other token
-KEPT = 2  # leaves at most that are suggested to be kept
-Tell = Callable[[str], None]  # how far it is
+TOKENS = 512  # of a text, for comparing predictions: attention scores take TOKENS² values a head
+KEPT = 2  # largest number of leaves that the suggestion keeps unquantised
+Tell = Callable[[str], None]  # called with a progress text
 
 
 def quant_report(
     described: Described, asked: Sequence[str], text: str | None, tell: Tell
 ) -> QuantReport:
-    """What a checkpoint takes as each kind, and what each kind that is asked for does to it."""
+    """Returns a checkpoint's size as each kind, and measurements of the requested kinds.
+
+    Args:
+      described: Checkpoint to report on.
+      asked: Kinds to measure; without any, no weights are read.
+      text: Text to compare predictions on; None takes the sample text.
+      tell: Called with a progress text.
+
+    Returns:
+      Sizes of all kinds, computed from shapes, and one measurement per requested kind.
+    """
     shapes = described.shapes
     linear = [shapes[path] for path in linear_maps(shapes)]
     measured, about = measure(described, asked, text, tell) if asked else ((), "")
@@ -57,11 +67,20 @@ def quant_report(
 def measure(
     described: Described, asked: Sequence[str], text: str | None, tell: Tell
 ) -> tuple[tuple[Measured, ...], str]:
-    """What kinds do to weights and predictions, and a word on the text these were compared on.
+    """Measures the effect of quantised kinds on weights and predictions.
 
-    The weights are read once for each kind, and for their errors a layer at a time is in memory.
-    Predictions take the whole model (on a CPU in float32, elsewhere as it is stored), beside it its
-    linear maps in a kind, a byte a code, and float32 logits of `TOKENS` tokens four times over.
+    The weights are read once per kind. For their errors, one layer at a time is in memory.
+    Predictions need the whole model (in float32 on a CPU, elsewhere as stored), its quantised
+    linear maps at one byte per code, and four copies of float32 logits for `TOKENS` tokens.
+
+    Args:
+      described: Checkpoint whose files are on this machine in full precision.
+      asked: Kinds to measure.
+      text: Text to compare predictions on; None takes the sample text.
+      tell: Called with a progress text.
+
+    Returns:
+      One measurement per kind, and a phrase on the text, or on why predictions are not compared.
     """
     refuse_unmeasurable(described, asked)
     tokens, about = compared_tokens(described, text)
@@ -72,15 +91,16 @@ def measure(
 
 
 def error(w: np.ndarray, quantized: Quantized) -> Error:  # [in, out]
-    """How far a weight is from what its codes and scales stand for."""
+    """Returns the error of a quantised weight against the original."""
     original = w.astype(np.float32)
     wrong = original - np.asarray(dequantize(quantized))
-    # einsum makes float64 of a few values at a time, not of all.
+    # einsum converts a few values at a time to float64, not whole arrays.
     squares = [np.einsum("io,io", each, each, dtype=np.float64) for each in (wrong, original)]
     return Error(w.size, *map(float, (np.abs(wrong).sum(dtype=np.float64), *squares)))
 
 
 def refuse_unmeasurable(described: Described, asked: Sequence[str]) -> None:
+    """Raises CheckpointError for weights stored in 4 bits, or not on this machine."""
     kind = asked[0]
     if described.packed:
         raise CheckpointError(
@@ -98,7 +118,10 @@ def refuse_unmeasurable(described: Described, asked: Sequence[str]) -> None:
 
 
 def compared_tokens(described: Described, text: str | None) -> tuple[list[int], str]:
-    """The ids to compare predictions on, and how many of which text; or none, and why."""
+    """Returns token ids to compare predictions on, and a phrase that describes them.
+
+    If there is no usable tokenizer, returns no ids, and the reason.
+    """
     try:
         tokenizer = Tokenizer.open(described.directory)
     except DataError as problem:
@@ -123,8 +146,8 @@ def compared_tokens(described: Described, text: str | None) -> tuple[list[int], 
 
 
 def _plain(described: Described) -> tuple[Any, dict[str, Any]]:
-    """The model, which computes in float32 whatever holds its weights, and these by path."""
-    # A CPU computes no bfloat16: it would make float32 of all layers, beside what they are held in.
+    """Returns the model, set to float32 computation and plain attention, and its weights."""
+    # A CPU has no bfloat16 arithmetic: float32 copies of all layers would be held beside them.
     dtype = "float32" if jax.default_backend() == "cpu" else "auto"
     model, variables = load.load(described.directory, dtype)
     plain = model.clone(attention="plain", dtype=jnp.float32)
@@ -134,6 +157,7 @@ def _plain(described: Described) -> tuple[Any, dict[str, Any]]:
 def _measure_kind(
     described: Described, kind: str, predict: Callable | None, tell: Tell
 ) -> Measured:
+    """Measures one kind, and with `predict` the KL of all leaves together and of each alone."""
     errors, quantized = {}, {}
     for path in linear_maps(described.shapes):
         tell(f"{kind}: {path}")
@@ -157,7 +181,7 @@ def _measure_kind(
 def _streamed(
     described: Described, path: str, kind: str, keep: bool
 ) -> tuple[list[Error], Quantized | None]:
-    """The error of each layer of a leaf, and the leaf quantised, if it is to be kept."""
+    """Returns the error of each layer of a leaf, and with `keep` the quantised leaf."""
     stored, errors, layers = described.stored, [], []
     for piece in names.by_leaf(described.parts)[path]:
         made = placing.quantized(stored, {}, piece, kind)
@@ -170,8 +194,8 @@ def _streamed(
 
 
 def _stacked(*layers: np.ndarray) -> jax.Array:
-    """The layers of an array; codes of 4 bits in a byte each."""
-    # A CPU would unpack them anew, those of all layers, whenever the model runs.
+    """Stacks the layers of an array, with 4-bit codes widened to a byte each."""
+    # On a CPU, every run of the model would unpack the 4-bit codes of all layers again.
     dtype = {"uint4": np.uint8, "int4": np.int8}.get(str(layers[0].dtype), layers[0].dtype)
     return jnp.asarray(np.stack([layer.astype(dtype) for layer in layers]))
 
@@ -197,14 +221,14 @@ def _total(errors: Sequence[Error]) -> Error:
 
 @struct.dataclass
 class Either:
-    """A weight that is plain or quantised, as a value says: nothing compiles anew for another."""
+    """A weight both plain and quantised; `chosen` selects one at run time, without recompiling."""
 
-    plain: Any  # [L, in, out], as are all weights of layers
+    plain: Any  # [L, in, out], as all weights of layers
     quantized: Quantized
-    chosen: jax.Array  # bool[L]: whether the quantised one counts
+    chosen: jax.Array  # bool[L], True to use the quantised weight
 
     def astype(self, dtype: Any) -> jax.Array:  # [in, out]
-        """The weight of one layer, as `Linear` asks for it."""
+        """Returns the selected weight of one layer; `Linear` calls this to get its weight."""
         ways = (partial(dequantize, self.quantized, dtype), partial(self.plain.astype, dtype))
         return jax.lax.cond(self.chosen, *ways)
 
@@ -216,12 +240,12 @@ def _logits(
     quantized: Mapping[str, Quantized],
     chosen: Collection[str],
 ) -> jax.Array:  # float32[1, T, V]
-    """A model's predictions with the chosen ones of its leaves quantised."""
+    """Returns a model's logits with the chosen leaves quantised."""
     either = {
         path: Either(plain[path], weight, np.full(len(weight.codes), path in chosen))
         for path, weight in quantized.items()
     }
-    # A GPU or TPU would multiply float32 in fewer bits.
+    # By default, GPUs and TPUs multiply float32 matrices in lower precision.
     with jax.default_matmul_precision("highest"):
         return _apply(model, {"params": tree.unflatten({**plain, **either})}, tokens)
 
@@ -232,13 +256,16 @@ def _apply(model: Any, variables: dict, tokens: jax.Array) -> jax.Array:
 
 
 def _from_full_precision(predict: Callable) -> Callable[[Collection[str]], Distance]:
-    """How far predictions are from those of full precision, for any choice of leaves."""
+    """Returns a function that measures how far predictions move if given leaves are quantised."""
     reference = predict(())
     return lambda chosen: distance(reference, predict(chosen))
 
 
 def _advice(leaves: Sequence[Leaf], kind: str, apart: Callable) -> Advice | None:
-    """Keep the leaf that changes predictions most for its bytes, and one that comes near it."""
+    """Suggests keeping the leaf with the most KL per byte, and the next if it has half as much.
+
+    Returns None if no leaf alone changes predictions.
+    """
 
     def worth(leaf: Leaf) -> float:
         return leaf.kl / max(1, leaf.to_keep)

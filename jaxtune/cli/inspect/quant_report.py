@@ -1,4 +1,4 @@
-"""What quantising a checkpoint saves: sizes from its headers, and what was measured of it."""
+"""The report on quantising a checkpoint: sizes from its headers, and measurements."""
 
 import math
 import os
@@ -13,24 +13,27 @@ from jaxtune.families import names
 from jaxtune.quant import KINDS, MADE, kinds, nbytes
 
 PLAIN = ("float32", "bfloat16")
-REST = "bfloat16"  # what is not quantised
+REST = "bfloat16"  # dtype of the leaves that are not quantised
 Shapes = Mapping[str, names.Shape]
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model takes with its linear maps held as a kind; beside a quantised one, see `REST`"""
+    """The size of a model with its linear maps in one kind, or all of it in a plain dtype.
+
+    The other leaves of a model with quantised linear maps are counted in `REST`.
+    """
 
     kind: str
     linear_bytes: int
-    linear_bits: float  # a weight
-    bytes: int
-    bits: float  # a parameter
+    linear_bits: float  # per weight, scales included
+    bytes: int  # of the whole model
+    bits: float  # per parameter
 
 
 @dataclass(frozen=True)
 class Error:
-    """How far a quantised weight is from its original; errors of several leaves add up."""
+    """Sums over the errors of a quantised weight; those of several weights can be added."""
 
     values: int
     absolute: float  # sum of |error|
@@ -42,44 +45,44 @@ class Error:
 
     @property
     def mean_absolute(self) -> float:
-        """The mean of |error|."""
+        """Mean of |error|."""
         return self.absolute / self.values
 
     @property
     def relative(self) -> float:
-        """The error's norm over the weight's."""
+        """Norm of the error divided by the norm of the weight."""
         return math.sqrt(self.squares / self.norm) if self.norm else 0.0
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf, its layers together, when quantised."""
+    """Measurements of one quantised leaf, over all its layers."""
 
     path: str
-    bits: float  # a weight
-    mean_absolute: float  # error
-    relative: float  # the error's norm over the weight's
-    layers: tuple[float, ...]  # the same of each
-    to_keep: int  # bytes more if it is not quantised
-    kl: float | None  # of predictions, if this leaf alone is quantised
+    bits: float  # per weight
+    mean_absolute: float  # mean of |error|
+    relative: float  # norm of the error over that of the weight
+    layers: tuple[float, ...]  # the relative error of each layer
+    to_keep: int  # additional bytes if it is kept in `REST`
+    kl: float | None  # of predictions with only this leaf quantised; None if not compared
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Leaves that are worth their bytes unquantised, and what keeping them gives."""
+    """Leaves that are suggested to be kept unquantised, with the cost and the effect."""
 
     keep: tuple[str, ...]
-    bytes: int  # more
-    predictions: Distance
-    quant: tuple[tuple[str, str | None], ...]  # rules, as `load` takes them
+    bytes: int  # additional
+    predictions: Distance  # with these leaves kept
+    quant: tuple[tuple[str, str | None], ...]  # rules for `load` and the config
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one kind does to the weights and, with a text, to predictions."""
+    """Measurements of one kind: errors of the weights and, with a text, of predictions."""
 
     kind: str
-    mean_absolute: float
+    mean_absolute: float  # over all quantised weights, as `relative` is
     relative: float
     leaves: tuple[Leaf, ...]
     predictions: Distance | None
@@ -88,17 +91,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class QuantReport:
-    """A checkpoint's sizes, and what was measured of the kinds that were asked for."""
+    """The sizes of a checkpoint, and the measurements of the requested kinds."""
 
     parameters: int
-    linear: int  # of them, those that are quantised
+    linear: int  # parameters in the linear maps of layers, which can be quantised
     sizes: tuple[Size, ...]
     measured: tuple[Measured, ...]
     text: str  # what predictions were compared on, or why they were not
 
 
 def sizes(shapes: Shapes) -> tuple[Size, ...]:
-    """What leaves of these shapes take as each kind."""
+    """Returns the size of a model with these leaf shapes, for each kind."""
     return tuple(_size(shapes, kind) for kind in (*PLAIN, "int8", "int4", "nf4", "nf4-double"))
 
 
@@ -114,16 +117,17 @@ def _size(shapes: Shapes, kind: str) -> Size:
 
 
 def held_bytes(shape: names.Shape, kind: str) -> int:
+    """Returns the bytes of a leaf in a quantised kind or a plain dtype."""
     return nbytes(shape, kind) if kind in KINDS else math.prod(shape) * jnp.dtype(kind).itemsize
 
 
 def linear_maps(paths: Collection[str]) -> list[str]:
-    """The leaves that are quantised where rules do not say otherwise."""
+    """Returns the paths of leaves that a kind quantises when no rules are given."""
     return list(kinds(paths, MADE[0]))
 
 
 def check_kinds(asked: Sequence[str], text: str | os.PathLike | None) -> None:
-    """Stop at a kind that is none, and at a text that nothing is measured on."""
+    """Raises ValueError for an unknown kind, or for a text without a kind to measure."""
     for kind in asked:
         if kind not in MADE:
             raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
@@ -132,7 +136,7 @@ def check_kinds(asked: Sequence[str], text: str | os.PathLike | None) -> None:
 
 
 def read_text(file: str | os.PathLike) -> str:
-    """A text to compare predictions on."""
+    """Reads a file with the text to compare predictions on."""
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:

@@ -1,4 +1,4 @@
-"""What quantising saves and costs, as text."""
+"""Formats the report on quantisation as text."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ NUMBERS = (
 
 
 def quant_sections(found: QuantReport) -> Iterator[list[str]]:
-    """Paragraphs of lines: sizes, then what was measured of each kind."""
+    """Yields paragraphs as lists of lines: the sizes, then the measurements of each kind."""
     said = (
         f"the linear maps of layers, {found.linear:,} of {found.parameters:,} parameters, can be "
         f"quantised; all else is then {REST}"
@@ -91,7 +91,7 @@ def _advice_lines(measured: Measured) -> list[str]:
         f"keep {' and '.join(advice.keep)}: {size_text(advice.bytes)} more in {REST}, and the KL "
         f"is {advice.predictions.kl:.3g}; as `quant`:"
     )
-    # Each rule in one line, to be copied whole.
+    # Each rule is on a line of its own, so that it can be copied.
     rules = ",\n".join(f"{'':13}{rule!r}" for rule in advice.quant).splitlines()
     rules[0] = f"{'':12}[{rules[0].lstrip()}"
     return [*labelled({"suggestion": said}), *rules[:-1], f"{rules[-1]}]"]

@@ -1,4 +1,7 @@
-"""What a checkpoint holds, from its headers and JSON files; weights are read to measure alone."""
+"""Describes a checkpoint from its headers and JSON files, without reading its weights.
+
+Only measuring the effect of quantisation reads them.
+"""
 
 import contextlib
 import math
@@ -26,16 +29,16 @@ from jaxtune.families import names
 from jaxtune.models.decoder import LayerKind
 
 DTYPES = ("auto", *load.DTYPES)
-ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # what "non-embedding" leaves out
+ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # leaves not counted as "non-embedding"
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One leaf of our tree, its layers together."""
+    """One leaf of our variables, with all its layers."""
 
     path: str
-    stored_as: str  # the foreign name, with {layer} where its number stands
-    rows: tuple[int, int] | None  # of the foreign tensor, where that holds several leaves
+    stored_as: str  # the foreign tensor's name, with {layer} in place of the layer's number
+    rows: tuple[int, int] | None  # of a foreign tensor that holds several leaves; else None
     shape: tuple[int, ...]
     dtypes: tuple[str, ...]
     parameters: int
@@ -45,9 +48,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Other:
-    """Stored tensors that are known and no part of the model, such as a vision tower."""
+    """Stored tensors that are known but not part of the model, such as a vision tower."""
 
-    names: str  # what they have in common
+    names: str  # their common prefix, such as `vision_tower.*`
     tensors: int
     dtypes: tuple[str, ...]
     parameters: int
@@ -56,7 +59,7 @@ class Other:
 
 @dataclass(frozen=True)
 class Report:
-    """All that `inspect` found; `dataclasses.asdict` makes it JSON."""
+    """The findings of `inspect`; `dataclasses.asdict` converts them to JSON content."""
 
     source: str
     directory: str
@@ -68,7 +71,7 @@ class Report:
     dtype: str  # of the leaves on the mesh
     tokenizer: dict[str, Any]
     notes: tuple[str, ...]
-    quant: QuantReport | None = None  # if it was asked for
+    quant: QuantReport | None = None  # None if not requested
 
 
 def inspect(
@@ -79,13 +82,20 @@ def inspect(
     text: str | os.PathLike | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Describe a checkpoint's directory, or a repository of the Hub, without its weights.
+    """Describes a checkpoint, without reading its weights unless `quant` names kinds.
 
-    With `mesh_axes`, also how `load` would lay the leaves over so many devices in `dtype`, where
-    "auto" is the stored one. The devices need not be there.
+    Args:
+      source: A checkpoint's path, or a Hub repository.
+      mesh_axes: Sizes of mesh axes by name, to report how `load` would shard the leaves over such
+        a mesh. Its devices need not exist.
+      dtype: Dtype of the leaves on the mesh; "auto" is the stored one.
+      quant: Kinds whose effect on weights and predictions is measured, which reads the weights. If
+        empty, only sizes in fewer bits are reported; if None, nothing on quantisation.
+      text: File of the text to compare predictions on; by default, a sample text.
+      tell: Called with progress texts while kinds are measured.
 
-    With `quant`, also what the checkpoint takes in fewer bits. This alone reads weights, if it
-    names kinds: each is measured, predictions on the text of a file, and `tell` hears how far it is
+    Returns:
+      The report.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -112,16 +122,16 @@ def inspect(
 
 
 def _tokenizer_of(checkpoint: Path) -> Path:
-    """Where a checkpoint's tokenizer is looked for."""
+    """Returns the directory or file to look for a checkpoint's tokenizer in."""
     if not checkpoint.is_file():
         return checkpoint
-    with contextlib.suppress(DataError):  # what is missing there is among the facts
+    with contextlib.suppress(DataError):  # `tokenizer_facts` reports a missing tokenizer
         return beside(checkpoint)
     return checkpoint.parent
 
 
 def _model(described: Described) -> dict[str, Any]:
-    """The facts of a config in our terms."""
+    """Returns the facts of the model's config under our names."""
     config = described.model.config
     return {
         "family": described.family.title,
@@ -149,7 +159,7 @@ def _model(described: Described) -> dict[str, Any]:
 
 
 def _windows(windows: Sequence[int | None]) -> str:
-    """How far layers look back, as the pattern that repeats: `5 local (512) : 1 global`."""
+    """Returns the attention windows as a repeating pattern, such as `5 local (512) : 1 global`."""
     count = len(windows)
     period = next(
         size
@@ -166,7 +176,7 @@ def _windows(windows: Sequence[int | None]) -> str:
 
 
 def _ropes(kinds: Iterable[LayerKind]) -> list[dict[str, Any]]:
-    """The rotary scheme of all layers, or of the global and the local ones."""
+    """Returns the rotary scheme of all layers, or one each of the global and local layers."""
     reaches = {kind.rope: "global" if kind.window is None else "local" for kind in kinds}
     return [
         {
@@ -198,19 +208,20 @@ def _leaves(described: Described, mesh: AbstractMesh | None, dtype: str) -> tupl
 
 
 def _rows(piece: names.Piece) -> tuple[int, int] | None:
+    """Returns the rows of a foreign tensor that a leaf takes, or None if it takes all."""
     rows = piece.rows
     return (rows.start, rows.stop) if rows.stop - rows.start < piece.among else None
 
 
 def stored_as(described: Described, name: str) -> str:
-    """A tensor's dtype, or the kind of 4 bits that it is stored in."""
+    """Returns the dtype of a stored tensor, or its 4-bit kind."""
     if name in described.packed:
         return bnb.held_as(described.stored, described.packed[name])
     return str(described.stored.tensors[name].dtype)
 
 
 def _piece_bytes(described: Described, piece: names.Piece) -> int:
-    """What a piece takes in the files, with its scales; of a fused tensor its share."""
+    """Returns a piece's bytes in the files, with its scales; of a fused tensor, its share."""
     taken = sum(info.nbytes for info in _tensors(described, piece.theirs))
     taken //= piece.shape[0] if piece.stacked else 1
     start, stop = (taken * row // piece.among for row in (piece.rows.start, piece.rows.stop))
@@ -218,7 +229,7 @@ def _piece_bytes(described: Described, piece: names.Piece) -> int:
 
 
 def _tensors(described: Described, name: str) -> list[TensorInfo]:
-    """A tensor and, if it is stored in 4 bits, what lies beside it."""
+    """Returns a tensor and, if it is stored in 4 bits, the scales and state stored beside it."""
     stored = described.stored.tensors
     if name not in described.packed:
         return [stored[name]]
@@ -228,11 +239,11 @@ def _tensors(described: Described, name: str) -> list[TensorInfo]:
 
 
 def _others(described: Described) -> Iterator[Other]:
-    """One entry for each of the family's patterns that tensors outside the model match."""
+    """Yields an entry for each pattern of the family that matches tensors outside the model."""
     ours = {piece.theirs for piece in described.parts}
     shapes = bnb.shapes(described.stored, described.packed)
     left = {name: shape for name, shape in shapes.items() if name not in ours}
-    for pattern in (*described.family.other, ".*"):  # the last: a tied head stored again
+    for pattern in (*described.family.other, ".*"):  # ".*": a tied head stored again
         found = {name: left.pop(name) for name in names.matching([pattern], left)}
         if found:
             yield Other(
@@ -245,7 +256,7 @@ def _others(described: Described) -> Iterator[Other]:
 
 
 def _common(found: Sequence[str]) -> str:
-    """`vision_tower.*`: what names have in common, up to a dot."""
+    """Returns the common prefix of names, up to a dot, such as `vision_tower.*`."""
     first, last = (name.split(".") for name in (min(found), max(found)))
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     parts = [part for part, _ in shared]
@@ -253,6 +264,7 @@ def _common(found: Sequence[str]) -> str:
 
 
 def distinct(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Returns the distinct values in order of first occurrence."""
     return tuple(dict.fromkeys(kinds))
 
 
@@ -273,7 +285,7 @@ def _totals(leaves: Sequence[Leaf]) -> dict[str, int]:
 
 
 def _undivided(leaves: Sequence[Leaf]) -> list[str]:
-    """A line for each split that the rules ask for and shapes do not allow."""
+    """Returns a note for each split that the sharding rules request but shapes do not allow."""
     paths: dict[str, list[str]] = {}
     for leaf in leaves:
         for reason in leaf.placement.undivided if leaf.placement else ():
@@ -284,6 +296,7 @@ def _undivided(leaves: Sequence[Leaf]) -> list[str]:
 
 
 def _head_twice(described: Described) -> list[str]:
+    """Returns a note if a head is stored although config.json ties it to the embedding."""
     head = load.stored_as(described.table, "head/w")
     if "head/w" in described.shapes or head not in described.stored.tensors:
         return []

@@ -1,4 +1,4 @@
-"""The report of `inspect` as text."""
+"""Formats the report of `inspect` as text."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ NUMBERS = ("parameters", "stored", "per device")  # columns aligned to the right
 
 
 def table(report: Report, names: bool = False) -> str:
-    """The report as text; with `names`, those that leaves have in the files, in wider lines."""
+    """Formats a report as text; `names` adds the names of leaves in the files, in wider lines."""
     sections = [
         [f"{report.source}: {report.model['family']}, model_type {report.model['model_type']}"],
         labelled(_model_lines(report.model)),
@@ -69,7 +69,7 @@ def _rope_text(rope: Mapping[str, Any], head_size: int) -> str:
 
 
 def _tree_lines(report: Report, names: bool) -> list[str]:
-    """Leaves and their total, in columns."""
+    """Returns the table of leaves with their total."""
     last = ("sharding", "per device") if report.mesh else ("stored",)
     columns = ("leaf", "shape", "dtype", "parameters", *last, *(("stored as",) if names else ()))
     totals = {

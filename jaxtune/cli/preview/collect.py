@@ -1,4 +1,4 @@
-"""Rows of a config as its steps see them, on the terminal and as a page."""
+"""Collects the rows of a config's first step, and shows them on the terminal and as a page."""
 
 import datetime
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from jaxtune.models import layout
 
 @dataclass(frozen=True)
 class Preview:
-    """What was found, and where it was written."""
+    """The text for the terminal, and the files that were written."""
 
     text: str
     page: Path
@@ -37,7 +37,18 @@ def preview(
     colour: bool = False,
     progress: Progress | None = None,
 ) -> Preview:
-    """Rows of the first step, and the counts of all; weights are not read."""
+    """Writes a preview of the first step and the counts of all rows; weights are not read.
+
+    Args:
+      config: Config whose rows are shown.
+      workdir: Directory for preview.html, the whole first step, and preview.json, the counts.
+      rows: Number of lines of the step in the text.
+      colour: Colours the text for a terminal.
+      progress: Where to report progress; by default, nowhere.
+
+    Returns:
+      The text and the paths of the files.
+    """
     directory, _ = locate_headers(config.model.path)
     assembly = Assembly(config, directory, datetime.date.today().isoformat())
     tokenizer, encoder = assembly.tokenizer, assembly.encoder
@@ -64,7 +75,7 @@ def preview(
 
 
 def _seen(lines: Batch) -> Iterator[np.ndarray]:
-    """Of each line, which tokens see which as a layer without a window has it: bool[T, T]."""
+    """Yields each line's attention mask in a layer without a window: bool[T, T], [query, key]."""
     given = (lines.positions, lines.segments, lines.valid, lines.causal)
     for row in range(len(lines.tokens)):
         own = [each if each is None else each[row : row + 1] for each in given]

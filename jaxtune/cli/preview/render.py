@@ -1,6 +1,7 @@
-"""Batches as a person reads them: pictures, prefix, what is scored, padding; the counts.
+"""Renders a batch for people: pictures, prefixes, scored tokens, padding, and the counts.
 
-It reads the arrays that a step sees, not the rows they were made of, so what it shows is true.
+It reads the arrays that a step gets, not the rows they were made of, so it shows what is really
+trained on.
 """
 
 import html
@@ -17,7 +18,7 @@ from jaxtune.data.survey import Survey
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display import pictures
 
-# Kind of token -> what it is, its colour on a terminal and on a page.
+# Kind of token -> its meaning, its colour on a terminal and its colour on a page.
 KINDS = {
     "picture": ("where a picture stands, before the text: no loss", "\033[36m", "#bbdefb"),
     "prefix": ("before the first scored token: no loss", "\033[2m", "#eceff1"),
@@ -39,13 +40,13 @@ h2 { font-size: 1rem; margin: 2rem 0 .5rem } h2 small { color: #757575; font-wei
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .25rem 0 }
 span { border-radius: 3px; padding: 0 2px }
 """
-# Of what stands on pages with pictures alone.
+# Styles that only pages with pictures need.
 PICTURED = "img, svg { margin: .25rem .75rem .25rem 0; vertical-align: top; max-width: 100% }\n"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive tokens of one kind."""
+    """Consecutive tokens of one kind, a key of `KINDS`."""
 
     kind: str
     text: str
@@ -54,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Shown:
-    """An example of a line, or its padding, under a heading."""
+    """One example of a line, or the line's padding, with its heading."""
 
     heading: str
     runs: list[Run]
@@ -62,7 +63,7 @@ class Shown:
 
 
 def counts(survey: Survey) -> dict[str, str]:
-    """What a survey found, by name."""
+    """Returns the counts of a survey by label."""
     found = {
         "rows": f"{len(survey.rows):,}",
         **({"pictures": f"{survey.pictures.sum():,}"} if survey.pictures.any() else {}),
@@ -86,9 +87,18 @@ def text(
     pictures: Pictures | None = None,
     colour: bool = False,
 ) -> str:
-    """A batch for the terminal; `places` are those of its rows, `colour` is for a tty alone.
+    """Renders a batch for the terminal.
 
-    `pictures` says what its placeholders are, where it has any.
+    Args:
+      batch: Batch to render, with or without an axis of micro-batches.
+      tokenizer: Tokenizer to decode its tokens.
+      places: Places of its rows, line after line.
+      survey: Counts to print first, if given.
+      pictures: The model's picture format, which tells the placeholder; None without pictures.
+      colour: Colours tokens by kind, for terminals only.
+
+    Returns:
+      The text, with a line break at its end.
     """
     found = [f"{name:<22}{_indented(value, 22)}" for name, value in _counts(survey)]
     for each in chain.from_iterable(_headed(batch, tokenizer, places, pictures)):
@@ -107,9 +117,19 @@ def page(
     seen: Iterable[np.ndarray] | None = None,
     title: str = "Preview",
 ) -> str:
-    """A batch as one HTML page that needs nothing beside it; `places` are those of its rows.
+    """Renders a batch as one self-contained HTML page.
 
-    `seen` tells of each line which tokens see which, bool[T, T]; lines with pictures draw it.
+    Args:
+      batch: Batch to render, with or without an axis of micro-batches.
+      tokenizer: Tokenizer to decode its tokens.
+      places: Places of its rows, line after line.
+      survey: Counts to print first, if given.
+      pictures: The model's picture format, which tells the placeholder; None without pictures.
+      seen: Attention mask of each line, bool[T, T]; it is drawn for lines with pictures.
+      title: Title of the page.
+
+    Returns:
+      The HTML.
     """
     rows = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in _counts(survey))
     kinds = [kind for kind in KINDS if kind != "picture" or pictures]
@@ -133,7 +153,7 @@ def _counts(survey: Survey | None) -> Iterable[tuple[str, str]]:
 def _headed(
     batch: Batch, tokenizer: Tokenizer, places: Sequence[str], pictures: Pictures | None
 ) -> Iterator[list[Shown]]:
-    """Each line of a batch: its examples and its padding, each under a heading."""
+    """Yields the examples and the padding of each line, with headings."""
     named = iter(places)
     images = _images(batch)
     for number, line in enumerate(_lines(batch, tokenizer, pictures), 1):
@@ -153,14 +173,14 @@ def _headed(
 
 
 def _images(batch: Batch) -> np.ndarray | None:
-    """Those of each line: float32[L, I, S, S, 3]."""
+    """Returns the pictures of each line: float32[L, I, S, S, 3]; None without pictures."""
     if batch.images is None:
         return None
     return np.asarray(batch.images).reshape(-1, *batch.images.shape[-4:])
 
 
 def _pictures(runs: Sequence[Run], pictures: Pictures | None) -> int:
-    """How many pictures an example's placeholders stand for."""
+    """Returns the number of pictures that an example's placeholders stand for."""
     held = sum(run.tokens for run in runs if run.kind == "picture")
     return held // pictures.tokens if pictures else 0
 
@@ -168,7 +188,7 @@ def _pictures(runs: Sequence[Run], pictures: Pictures | None) -> int:
 def _lines(
     batch: Batch, tokenizer: Tokenizer, pictures: Pictures | None
 ) -> Iterator[list[list[Run]]]:
-    """Each line's examples as runs, and its padding."""
+    """Yields for each line the runs of its examples and of its padding."""
     length, count = batch.tokens.shape[-1], batch.where.shape[-1]
     tokens, segments, valid = (
         array.reshape(-1, length) for array in (batch.tokens, batch.segments, batch.valid)
@@ -188,11 +208,11 @@ def _lines(
 def _runs(
     tokens: np.ndarray, kinds: np.ndarray, tokenizer: Tokenizer, pictures: Pictures | None
 ) -> Iterator[Run]:  # int32[n], str[n]
-    """The runs of one example; what comes before its first scored token is its prefix."""
+    """Yields the runs of one example; text before its first scored token is its prefix."""
     if "scored" in kinds:
         before = np.arange(len(kinds)) < np.argmax(kinds == "scored")
         kinds[before & (kinds != "picture")] = "prefix"
-    text = np.argmax(kinds != "picture")  # where it begins
+    text = np.argmax(kinds != "picture")  # index of the first token that is text
     borders = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
     for part in np.split(np.arange(len(tokens)), borders):
         kind = str(kinds[part[0]])
@@ -211,7 +231,7 @@ def _several(pictures: int) -> str:
 
 
 def _visible(text: str) -> str:
-    """Text with its line breaks shown, and without what would command a terminal."""
+    """Makes line breaks visible, and escapes characters that could control a terminal."""
     kept = (
         each if each.isprintable() or each in "\n\t" else f"\\x{ord(each):02x}" for each in text
     )
@@ -225,13 +245,13 @@ def _line(run: Run, colour: bool) -> str:
 
 
 def _told(run: Run) -> str:
-    """Tokens that are no text: how many there are."""
+    """Returns the number of tokens of a run that is not text, such as padding."""
     many = f"{run.text}: " if run.text not in ("", run.kind) else ""
     return f"{many}{run.tokens:,} tokens"
 
 
 def _indented(text: str, by: int) -> str:
-    """Text whose further lines, those too long for the terminal among them, are indented."""
+    """Wraps a text for the terminal; all its lines but the first are indented."""
     wrapped = [
         line
         for each in text.split("\n")
@@ -242,7 +262,7 @@ def _indented(text: str, by: int) -> str:
 
 
 def _section(line: Sequence[Shown], square: str) -> str:
-    """A line on a page: what its examples see and read, and who sees whom."""
+    """Returns the HTML of a line: each example's pictures and text, and the attention square."""
     found = [
         f"<h2>{html.escape(each.heading)}</h2>\n{_seen(each)}"
         f"{square if not number else ''}<pre>{''.join(map(_block, each.runs))}</pre>\n"
@@ -252,7 +272,7 @@ def _section(line: Sequence[Shown], square: str) -> str:
 
 
 def _seen(shown: Shown) -> str:
-    """The pictures of an example, in order."""
+    """Returns the HTML of an example's pictures, in order."""
     return "".join(
         f"{pictures.picture(image, f'picture {number}')}\n"
         for number, image in enumerate(shown.images, 1)
@@ -260,7 +280,7 @@ def _seen(shown: Shown) -> str:
 
 
 def _square(line: Sequence[Shown], seen: np.ndarray) -> str:  # bool[T, T]
-    """Who sees whom on a line, where it has pictures."""
+    """Returns a line's attention mask as SVG, or "" if the line has no pictures."""
     if not any(len(each.images) for each in line):
         return ""
     runs = [run for each in line for run in each.runs]
