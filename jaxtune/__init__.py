@@ -64,3 +64,8 @@ def __getattr__(name: str):
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, whether they have been imported or not."""
+    return sorted(__all__)

@@ -120,7 +120,7 @@ def claim(repo: str, private: bool) -> bool:
 
 
 def upload(source: Path, repo: str, message: str, *, quiet: bool = False) -> str:
-    """Uploads an export to a repository in one commit; returns the URL of the commit.
+    """Uploads an export to a repository in one commit.
 
     Files whose contents the repository already holds, by their hash, are not sent again.
 

@@ -47,7 +47,7 @@ def load(
       source: checkpoint directory, Hub repository (`owner/name` or `owner/name@revision`), or an
         .npz file of big_vision.
       dtype: dtype of the weights that are not quantised: "float32", "bfloat16", "float16", or
-        "auto" for the stored dtype of each leaf.
+        "auto" for the stored dtype of each leaf, the widest if its layers differ.
       quant: weights to quantise as they are read, all of them linear maps of the decoder's layers.
         Either one kind for all of these ("nf4", "nf4-double", "int4" or "int8"), or rules
         (pattern → kind or None). Must be None for checkpoints that are stored in 4 bits, which
@@ -188,7 +188,7 @@ def table_of(family: families.Family, model: Model, stored: Tensors) -> names.Ta
 
 
 def refuse_quantised(raw: Mapping, directory: Path) -> None:
-    """Raises if a checkpoint is quantised otherwise than by bitsandbytes to 4 bits."""
+    """Raises if a checkpoint is stored quantised in any form but bitsandbytes' 4 bits."""
     stored = raw.get("quantization_config")
     if not stored or (isinstance(stored, Mapping) and stored.get("load_in_4bit")):
         return
@@ -230,7 +230,7 @@ def _stored_as(described: Described, piece: Piece) -> str | None:
 
 
 def activation_dtype(held: Iterable[np.dtype]):
-    """Returns the default dtype of the activations, given the dtypes of the weights.
+    """Returns the default dtype of the activations, given the dtypes of the plain weights.
 
     float32 on the CPU and wherever a weight is float32, otherwise bfloat16.
     """
@@ -271,7 +271,8 @@ def match_names(
       The pieces of tensors that make up the leaves.
 
     Raises:
-      CheckpointError: listing all tensors that are missing, unknown or of another shape.
+      CheckpointError: listing all tensors that are missing, unknown or of another shape, or
+        naming one that is neither floating-point nor packed by bitsandbytes.
     """
     parts = names.pieces(table, shapes)
     packed = bnb.packed(stored)
@@ -294,9 +295,9 @@ def match_names(
 
 
 def untied_if_stored_apart(described: Described) -> Described:
-    """Unties a model whose files store an output head that differs from the embedding.
+    """Returns the description, untied if the files store a head that differs from the embedding.
 
-    Where the config says tied, the stored tensors decide.
+    Some configs say tied although the checkpoint has such a head: the tensors decide.
     """
     stored = described.stored
     model = described.model
@@ -344,5 +345,5 @@ def placements(
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """Views an array as unsigned integers, which NumPy compares faster than bfloat16."""
+    """Views an array as unsigned integers, which NumPy copies and compares faster than bfloat16."""
     return array.view(f"u{array.dtype.itemsize}")

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from jaxtune.files import write_json
 
 ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
 BATCH = "answers.json"  # file of the answers to prompts that were given as arguments
+NEW = "/new"  # typed, it begins a new conversation
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,37 @@ def answer(
     shown = getattr(task, "shown", None)
     say((_instead(whole, shown) if shown and sys.stdout.isatty() else "") + "\n")
     return {"prompt": prompt.text, "answer": whole}
+
+
+@dataclass
+class Conversation:
+    """Typed prompts and their answers; with chat messages, each prompt is told what came before.
+
+    A prompt that is itself a row as JSON, and every prompt of a config without `data.messages`, is
+    answered by itself. The text `/new` begins a new conversation.
+    """
+
+    assembly: Assembly
+    generator: TextGenerator
+    image: Path | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def reply(self, text: str, place: str, say: Callable[[str], None]) -> None:
+        """Answers a prompt, and remembers both if the config reads chat messages."""
+        column = self.assembly.config.data.messages
+        if text.strip() == NEW:
+            self.messages.clear()
+            say("a new conversation\n")
+            return
+        if not column or text.lstrip().startswith("{"):
+            prompt = typed_prompt(self.assembly, text, place, self.image)
+            answer(self.generator, self.assembly.task, prompt, say)
+            return
+        asked = [*self.messages, {"role": "user", "content": text}]
+        row = json.dumps({column: asked})
+        prompt = typed_prompt(self.assembly, row, place, self.image)
+        found = answer(self.generator, self.assembly.task, prompt, say)
+        self.messages = [*asked, {"role": "assistant", "content": found["answer"]}]
 
 
 def _instead(said: str, shown: Callable[[str, bool], str]) -> str:

@@ -128,3 +128,38 @@ def test_a_prompt_longer_than_the_context(answer):
         ValueError, match=r"^line 3: the prompt has 1\d\d tokens, .* of 100; shorten"
     ):
         answer("blue", prefix="1 2 3 4 5 6 7 8 9 " * 9 + "{name}", suffix="x")
+
+
+def test_a_conversation_tells_each_prompt_what_came_before(assembly, monkeypatch):
+    ours, asked, said = assembly(messages="m"), [], []
+
+    def stream(model, variables, prompt, *given, **more):
+        asked.append(ours.tokenizer.decode(prompt, special=True))
+        return iter(ours.tokenizer.encode("ho", continues=True))
+
+    monkeypatch.setattr(generate, "stream", stream)
+    model = SimpleNamespace(config=SimpleNamespace(context=1000))
+    conversation = chat.Conversation(ours, ours.generator(model, None))
+    for text in ("hi", "why?", '{"m": [{"role": "user", "content": "x"}]}', "/new", "hi"):
+        conversation.reply(text, "the prompt", said.append)
+    first, second, row, again = asked
+    begin, end = "<start_of_turn>", "<end_of_turn>"
+    assert first == again == f"<bos>{begin}user\nhi{end}\n{begin}model\n"
+    assert second == f"{first}ho{end}\n{begin}user\nwhy?{end}\n{begin}model\n"
+    assert row == f"<bos>{begin}user\nx{end}\n{begin}model\n"
+    assert "".join(said).count("ho") == 4 and "a new conversation\n" in said
+
+
+def test_without_messages_every_prompt_stands_alone(assembly, monkeypatch):
+    ours, asked = assembly(**TEMPLATE), []
+
+    def stream(model, variables, prompt, *given, **more):
+        asked.append(list(prompt))
+        return iter(ours.tokenizer.encode("ho", continues=True))
+
+    monkeypatch.setattr(generate, "stream", stream)
+    model = SimpleNamespace(config=SimpleNamespace(context=1000))
+    conversation = chat.Conversation(ours, ours.generator(model, None))
+    for _ in range(2):
+        conversation.reply("a pen", "the prompt", lambda text: None)
+    assert asked[0] == asked[1]

@@ -7,7 +7,8 @@ A quantised weight is stored as several tensors:
 - `W.quant_map`: the table of values that the codes stand for.
 - `W.quant_state.bitsandbytes__nf4` (or `…__fp4`): shape and block sizes, as JSON in bytes.
 - `W.nested_absmax` and `W.nested_quant_map`: only with double quantisation, where `W.absmax` holds
-  8-bit codes of the scales; these are the scales and the table of values of those codes.
+  8-bit codes of the scales. They are the scale of each block of such codes and their table of
+  values.
 """
 
 import json

@@ -72,9 +72,9 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal tensors give byte-ident
 class Npz(Tensors):
     """Arrays of one .npz file.
 
-    A compressed array is decompressed whole when it is read and cached until another array is read
-    that is not in the cache: a caller that reads and releases it once per layer would otherwise
-    decompress it for every layer. Checksums are verified only for compressed arrays, because
+    A compressed array is decompressed whole when it is read, and cached until another array is
+    read: a caller that reads and releases it once per layer would otherwise decompress it for every
+    layer. Checksums are verified only for compressed arrays, because
     memory-mapped arrays are never read as a whole.
     """
 

@@ -59,7 +59,7 @@ ZIP = (
     "a zip archive. If numpy.savez wrote it, give it a name that ends in .npz; what torch.save"
     " writes is a pickle, which jaxtune does not read because loading one can run code"
 )
-PYTORCH = {"format": "pt"}  # transformers requires it: the tensors are in PyTorch's layout
+PYTORCH = {"format": "pt"}  # transformers reads it: the tensors are in PyTorch's layout
 
 Scan = tuple[dict[str, TensorInfo], dict[str, str]]  # tensors by name, and the files' metadata
 Planned = tuple[tuple[int, ...], np.dtype]  # shape and dtype of a tensor to write

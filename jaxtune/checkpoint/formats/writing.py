@@ -120,7 +120,14 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
 
 
 def publish(source: Path, final: Path, overwrite: bool, mark: str = "config.json") -> None:
-    """Moves a complete checkpoint, a directory or a file, to its final name."""
+    """Moves a complete checkpoint to its final name on the same disk.
+
+    Args:
+      source: the checkpoint, a directory or a file.
+      final: its final path.
+      overwrite: whether an earlier checkpoint there may be replaced.
+      mark: file by which an earlier checkpoint directory is recognised.
+    """
     if source.is_dir():
         _move_into_place(source, final, overwrite, mark)
         return
@@ -149,7 +156,7 @@ def _why_no_checkpoint(found: list[Path], mark: str) -> str:
 
 
 def _partial_stem(final: Path) -> str:
-    """Temporary name up to the process id; it has the host, as several may share the disk."""
+    """Returns a temporary name up to the process id; hosts that share a disk get different ones."""
     return f".{final.name}.partial-{socket.gethostname()}-"
 
 

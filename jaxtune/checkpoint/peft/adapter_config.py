@@ -16,7 +16,7 @@ from jaxtune.checkpoint.formats.safetensors import CheckpointError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MOST_LISTED = 30  # lines of one error message
-INITS = (True, False, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
+INITS = (True, False, "gaussian", "eva", "orthogonal")  # these leave the base unchanged
 
 # Keys that may have any value. A key that is neither here nor in `EXPECTED` must be off (null,
 # false, 0 or empty).
@@ -175,7 +175,7 @@ class Settings:
 
     @property
     def base(self) -> str:
-        """Name of the base for error messages, with a leading space; "" if the config has none."""
+        """Suffix for error messages that names the base, or "" if the config does not name it."""
         named = self.raw.get("base_model_name_or_path")
         return f" (its base: {named})" if named else ""
 
@@ -214,7 +214,7 @@ class Settings:
                 raise CheckpointError(f"{self.file}: {key} is {value!r}: {why}")
 
     def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
-        """Returns the value of the first pattern in `key` that matches the end of a module's name."""
+        """Returns the value of the first pattern in `key` that matches the end of a module name."""
         for pattern, value in (self.raw.get(key) or {}).items():
             if self._compiled(rf"(.*\.)?({pattern})$").match(module):
                 return value
@@ -286,7 +286,7 @@ def _most_common(values: Iterable[Any]) -> Any:
 
 
 def _pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    """Returns the values that differ from `usual`, by last name or, if layers differ, by full name."""
+    """Returns the values that differ from `usual`, by last name, or full name if layers differ."""
     pattern = {}
     for name in sorted({last_name(module) for module in values}):
         group = {module: value for module, value in values.items() if last_name(module) == name}

@@ -43,7 +43,7 @@ class Base:
 
     @classmethod
     def at(cls, source: str | os.PathLike, params: Mapping[str, Any]) -> "Base":
-        """Opens a base from a directory or the Hub; it is untied if `params` have a separate head."""
+        """Opens a base from a directory or the Hub; untied if `params` have a head of their own."""
         directory = locate(source)
         raw, family, model = read_config(directory)
         tied = f"{model.tower}head/w" not in params
@@ -67,7 +67,7 @@ class Base:
         return [name.removesuffix(".weight") for name in found if name.endswith(".weight")]
 
     def smallest(self, adapters: Adapters) -> Piece:
-        """Returns the piece of the smallest weight that has an adapter; layer 0 if it is stacked."""
+        """Returns the piece of the smallest weight with an adapter, or of its first layer."""
         pieces = [piece for parts in self.linears.values() for piece in parts]
         return min(
             (piece for piece in pieces if piece.path in adapters and not piece.layer),
@@ -117,7 +117,10 @@ class Base:
         return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
 
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
-        """Whether a weight equals the checkpoint's, less the product of its first adapter if any."""
+        """Whether a weight equals the checkpoint's, less the product of its initial adapter.
+
+        `first` is that adapter if its initialisation changed the weight (PiSSA), and else None.
+        """
         packed = bnb.packed(self.stored)
         if is_quantized(weight):
             return same(weight, quantized(self.stored, packed, place, weight.kind))

@@ -1,4 +1,4 @@
-"""Reads an adapter that PEFT or jaxtune wrote, and attaches it to the variables of its model."""
+"""Loads an adapter that PEFT or jaxtune wrote, and adds it to the variables of its model."""
 
 import difflib
 import hashlib
@@ -23,16 +23,24 @@ from jaxtune.checkpoint.peft.stacking import Adapters, Linears, Modules
 from jaxtune.families import names
 from jaxtune.models.paligemma import Model
 
-REPORT = "export.json"  # what was measured when it was exported, beside its files
+REPORT = "export.json"  # report of the export, with the checksums of the adapter's files
 
 
 def load_adapter(
     model: Model, variables: Mapping, directory: str | os.PathLike, *, any_base: bool = False
 ) -> dict:
-    """Variables with an adapter that PEFT or `save_adapter` wrote, from a directory or Hub repo.
+    """Loads an adapter that PEFT or `save_adapter` wrote and adds it to the variables.
 
-    It must be one for this model; one of ours must have been trained beside these very weights,
-    unless `any_base` is set. Layers without an adapter get one that does nothing.
+    Args:
+      model: the model that `variables` belong to; the adapter must fit it.
+      variables: the model's variables, without adapters.
+      directory: directory or Hub repository of the adapter.
+      any_base: whether to accept an adapter that jaxtune trained on other weights than those of
+        the model's origin, which is an error by default.
+
+    Returns:
+      The variables with the adapters in `"lora"`. Where a stacked weight has adapters in some
+      layers only, the other layers get an adapter that has no effect.
     """
     if variables.get("lora"):
         raise CheckpointError(
@@ -63,13 +71,16 @@ def load_adapter(
 
 
 def _weights(directory: Path) -> Path:
-    """The file PEFT reads; without it the directory, which tells what it holds instead."""
+    """Returns PEFT's weight file, or the directory without it, whose error says what it holds."""
     file = directory / adapter_config.WEIGHTS_NAME
     return file if file.is_file() else directory
 
 
 def _without_towers(found: Modules, other: Sequence[str]) -> Modules:
-    """Leave out what does nothing beside towers we lack, as training on text alone leaves it."""
+    """Drops adapters of modules that our model lacks (`other`) if they have no effect.
+
+    PEFT leaves such adapters, with `b` still zero, on towers that training on text never uses.
+    """
     idle = {name for name in names.matching(other, found) if not found[name].b.any()}
     return {name: adapter for name, adapter in found.items() if name not in idle}
 
@@ -94,7 +105,7 @@ def _misfits(found: Modules, modules: Linears, settings: adapter_config.Settings
 
 
 def _refuse_changed(source: Path) -> None:
-    """Stop at files that are not those which were verified when this adapter was exported."""
+    """Raises if the adapter's files differ from those that were verified when it was exported."""
     report = source / REPORT
     if not report.is_file():
         return
@@ -111,7 +122,7 @@ def _refuse_changed(source: Path) -> None:
 
 
 def _refuse_idle(adapters: Adapters, params: Mapping[str, Any], source: Path) -> None:
-    """Stop at an adapter that changes nothing: it was never trained, or is not what was meant."""
+    """Raises if an adapter has no effect: it was never trained, or the wrong one was given."""
     for path, adapter in adapters.items():
         if (adapter.scale[..., None, None] * adapter.b).any():
             return

@@ -37,12 +37,24 @@ def save_adapter(
     name: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the adapters alone, as `PeftModel.from_pretrained(model, directory)` reads them.
+    """Writes the adapters alone, for `PeftModel.from_pretrained(model, directory)`.
 
-    `base` is the checkpoint they stand on, a directory or Hub repo id; `name` is what their config
-    calls it, if that differs. A start that changed the base (PiSSA) needs `initial`, the variables
-    right after `add_lora`: the difference is written, of twice the rank. `rslora` decides how the
-    scale is spelled, not what it is. With many processes, all of them call this.
+    With several processes, all of them must call this.
+
+    Args:
+      variables: the model's variables, with adapters.
+      directory: directory to write; it appears only once it is complete.
+      base: checkpoint that the adapters were trained on, a directory or Hub repository.
+      initial: the variables right after `add_lora`, needed if that changed the base (PiSSA). The
+        adapters written are then the difference from these, of twice the rank.
+      dtype: dtype of the tensors that are written; None keeps that of the adapters.
+      rslora: whether the config expresses the scales as lora_alpha / √rank, and not as
+        lora_alpha / rank; the scales themselves are the same.
+      name: what the adapter's config calls the base, if not `base`.
+      overwrite: whether an earlier adapter in the directory may be replaced.
+
+    Returns:
+      The directory, with `~` expanded.
     """
     target = Path(directory).expanduser()
     with in_step():
@@ -71,7 +83,7 @@ def save_adapter(
 
 
 def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
-    """The adapters by path; all that cannot stand on the base are listed at once."""
+    """Returns the adapters by path; raises one error listing all that do not fit the base."""
     adapters = lora.adapters(variables)
     if not adapters:
         raise CheckpointError(
@@ -95,7 +107,12 @@ def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
 
 
 def _since(started: Adapters, adapters: Adapters) -> Adapters:
-    """Adapters that do on the published weights what these do on what was left at the start."""
+    """Returns adapters for the published weights that are equivalent to the trained ones.
+
+    The trained adapters belong to weights from which the product of the initial ones (`started`)
+    was subtracted, so the negated initial ones are appended to them as further ranks. If `started`
+    is empty, the weights are the published ones and `adapters` are returned unchanged.
+    """
     if not started:
         return adapters
     unlike = [
@@ -122,7 +139,7 @@ def _since(started: Adapters, adapters: Adapters) -> Adapters:
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
-    """An adapter as its files will tell it."""
+    """Contents of an adapter's files."""
 
     modules: Modules
     targets: list[str] | str
@@ -137,26 +154,26 @@ class _Written:
         base: Base,
         fingerprint: Fingerprint | None,
     ) -> "_Written":
-        """Our adapters on the modules of their base."""
+        """Converts our adapters to those of the base's modules; for `norms`, see `joined`."""
         modules = {
             module: stacking.joined(pieces, adapters, norms)
             for module, pieces in base.linears.items()
             if any(piece.path in adapters for piece in pieces)
         }
         beside = [*base.others, *(base.linears.keys() - modules.keys())]
-        # PEFT has one for all.
+        # PEFT has one dropout rate for all modules.
         dropout = max(np.float32(adapter.dropout.max()) for adapter in adapters.values())
         return cls(
             modules,
             adapter_config.targets(modules, beside),
-            float(str(dropout)),  # 0.1, and not what float32 makes of it
+            float(str(dropout)),  # 0.1, and not its float32 value 0.10000000149
             PYTORCH
             | stacking.noted_ranks(adapters, base.linears)
             | (fingerprint.note if fingerprint else {}),
         )
 
     def write(self, directory: Path, kind: np.dtype | None, rslora: bool, named: Mapping) -> None:
-        """The two files that PEFT looks for."""
+        """Writes the config and the weight file that PEFT reads."""
         config = adapter_config.described(
             ranks={module: len(adapter.a) for module, adapter in self.modules.items()},
             scales={module: adapter.scale for module, adapter in self.modules.items()},
@@ -179,7 +196,7 @@ class _Written:
 
 
 def _named(base: str | os.PathLike) -> dict[str, str | None]:
-    """The base as PEFT's config has it, where a revision stands apart."""
+    """Returns the entries of PEFT's config for the base: its name, and separately its revision."""
     text = os.fspath(base)
     repository = None if Path(text).exists() else REPO_ID.fullmatch(text)
     path, revision = (repository["repo"], repository["revision"]) if repository else (text, None)

@@ -1,7 +1,7 @@
-"""Adapters as PEFT has them, one a module, and as ours are: layers stacked, beside each weight.
+"""Converts between PEFT's adapters, one per module, and ours, one per weight with layers stacked.
 
-Modules go by their names in transformers' model, such as `model.layers.0.mlp.up_proj`. Where one
-holds several of our weights fused, its adapter is theirs side by side.
+Modules are named as in the transformers model, such as `model.layers.0.mlp.up_proj`. Where a module
+fuses several of our weights, its adapter is their adapters joined: see `joined`.
 """
 
 import json
@@ -25,7 +25,7 @@ from jaxtune.families.names import Piece, Shape
 
 PREFIX = "base_model.model."
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-# A magnitude's name ended in .weight for a while, and PEFT still reads it.
+# Some PEFT releases ended the magnitude's name in .weight, and PEFT still reads it.
 TENSOR = re.compile(
     rf"{re.escape(PREFIX)}(?P<module>.+)\."
     r"((?P<a>lora_A\.weight)|(?P<b>lora_B\.weight)|(?P<magnitude>lora_magnitude_vector(\.weight)?))"
@@ -35,7 +35,7 @@ RANKS = "jaxtune_ranks"  # in a file's metadata: the rank of each weight in a fu
 
 @dataclass(frozen=True)
 class LowRank:
-    """What one module's adapter adds: scale · b @ a @ x; with a magnitude, DoRA's form of that."""
+    """Adapter of one module: adds scale · b @ a @ x, or with a magnitude is in DoRA's form."""
 
     a: np.ndarray  # [r, in]
     b: np.ndarray  # [out, r]
@@ -44,12 +44,12 @@ class LowRank:
 
 
 Modules = Mapping[str, LowRank]  # by module name
-Adapters = Mapping[str, Lora]  # by the path of the weight they stand beside
+Adapters = Mapping[str, Lora]  # by the path of their weight
 Linears = Mapping[str, Sequence[Piece]]  # the pieces of every linear map, by module name
 
 
 def linears(table: names.Table, shapes: Mapping[str, Shape]) -> Linears:
-    """The linear maps of a model with leaves of these shapes, as a table calls them."""
+    """Returns the linear maps of a model with leaves of these shapes, by module name in `table`."""
     tensors = names.by_tensor(names.pieces(table, shapes))
     return {
         tensor.removesuffix(".weight"): pieces
@@ -60,8 +60,8 @@ def linears(table: names.Table, shapes: Mapping[str, Shape]) -> Linears:
 
 @jax.jit
 def column_norms(w: Any) -> jax.Array:  # [..., in, out] -> float32[..., out]
-    """The magnitudes at which DoRA changes nothing."""
-    if w.ndim > 2:  # a layer at a time: plain, a quantised weight takes several times its memory
+    """Returns the norm of every column of `w`: the magnitudes with which DoRA has no effect."""
+    if w.ndim > 2:  # by layers: a dequantised weight takes several times the memory
         return jax.lax.map(column_norms, w)
     return jnp.linalg.norm(w.astype(jnp.float32), axis=-2)
 
@@ -70,7 +70,7 @@ def column_norms(w: Any) -> jax.Array:  # [..., in, out] -> float32[..., out]
 
 
 def tensors(modules: Modules) -> dict[str, np.ndarray]:
-    """All tensors of an adapter, by the names PEFT gives them."""
+    """Returns all tensors of an adapter by their names in PEFT's files."""
     return {
         f"{PREFIX}{module}.{name}": array
         for module, adapter in modules.items()
@@ -82,9 +82,14 @@ def tensors(modules: Modules) -> dict[str, np.ndarray]:
 def joined(
     pieces: Sequence[Piece],
     adapters: Adapters,
-    norms: Mapping[str, np.ndarray],  # of weights without an adapter, by path
+    norms: Mapping[str, np.ndarray],  # column norms of weights without an adapter, by path
 ) -> LowRank:
-    """One module's adapter: its weights' a one below the other, their b along the diagonal."""
+    """Joins the adapters of the weights in one module into the module's adapter.
+
+    The ranks add up: the `a` of the weights are stacked along the rank, and their `b` become the
+    blocks of a block-diagonal matrix, which also takes up differences between their scales. If the
+    adapters have magnitudes, those of weights without an adapter are their column norms.
+    """
     present = [
         (piece, one_layer(adapters[piece.path], piece.layer))
         for piece in pieces
@@ -115,7 +120,7 @@ def _joined_magnitude(
 
 
 def noted_ranks(adapters: Adapters, modules: Linears) -> dict[str, str]:
-    """Metadata that tells how weights share the ranks of fused modules, if there are any."""
+    """Returns metadata with the rank of each weight in fused modules; empty if none are fused."""
     fused = {piece.path for pieces in modules.values() if len(pieces) > 1 for piece in pieces}
     ranks = {path: adapters[path].a.shape[-1] for path in sorted(fused & adapters.keys())}
     return {RANKS: json.dumps(ranks)} if ranks else {}
@@ -125,7 +130,7 @@ def noted_ranks(adapters: Adapters, modules: Linears) -> dict[str, str]:
 
 
 def read_pairs(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
-    """The adapter of every module in a file, each as its config promises it."""
+    """Reads the adapter of every module in a file; raises if the file does not match its config."""
     grouped: dict[str, dict[str, str]] = {}
     problems = []
     for name, info in stored.tensors.items():
@@ -177,7 +182,10 @@ def _broken_promises(module: str, shapes: Mapping[str, Shape], settings: Setting
 
 
 def ranks_noted(metadata: Mapping[str, str]) -> dict[str, int]:
-    """What `noted_ranks` put into a file, which may have changed since: see `_spans`."""
+    """Returns the ranks that `noted_ranks` put into a file's metadata, or {} if they are invalid.
+
+    The tensors may have been changed since they were noted; `_spans` checks for that.
+    """
     try:
         noted = json.loads(metadata.get(RANKS, "{}"))
     except (TypeError, ValueError, RecursionError):
@@ -189,7 +197,11 @@ def ranks_noted(metadata: Mapping[str, str]) -> dict[str, int]:
 def by_path(
     found: Modules, modules: Linears, ranks: Mapping[str, int]
 ) -> dict[str, list[tuple[Piece, LowRank]]]:
-    """What each of our weights has of the adapters found, layer by layer."""
+    """Splits the adapters of modules into parts for our weights.
+
+    Returns, by the path of the weight, its pieces (layers) that have an adapter, each with its part
+    of the module's adapter.
+    """
     grouped: dict[str, list[tuple[Piece, LowRank]]] = {}
     for module, pieces in modules.items():
         if adapter := found.get(module):
@@ -202,7 +214,11 @@ def by_path(
 
 
 def _spans(adapter: LowRank, pieces: Sequence[Piece], ranks: Sequence[int]) -> list[slice]:
-    """The part of a module's rank that each of its weights has: all, unless b still has blocks."""
+    """Returns the slice of a module's rank that belongs to each of its weights.
+
+    That is the weight's own part if `b` is block-diagonal with blocks of the noted `ranks`, and the
+    whole rank otherwise.
+    """
     spans = [slice(s - rank, s) for s, rank in zip(accumulate(ranks), ranks, strict=True)]
     outside = np.ones(adapter.b.shape, bool)
     for piece, span in zip(pieces, spans, strict=True):
@@ -218,7 +234,11 @@ def _part(adapter: LowRank, rows: slice, span: slice) -> LowRank:
 
 
 def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settings) -> Lora:
-    """A weight's adapter; smaller ranks and layers without an adapter are filled with zeros."""
+    """Stacks the parts of a weight's adapter over its layers.
+
+    Lower ranks are padded with zeros to the highest. A layer without a part gets zeros and, with
+    DoRA, its column norms as magnitudes, so that it is left unchanged.
+    """
     *layers, inside, outside = weight.shape
     rank = max(len(part.a) for _, part in parts)
     a = np.zeros((*layers, inside, rank), np.float32)
@@ -237,7 +257,7 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
 
 
 def _beside(weight: Any, adapter: Lora) -> Lora:
-    """The adapter on the devices of its weight, whole on each."""
+    """Puts an adapter on the devices of its weight, replicated on each."""
     if isinstance(weight.sharding, NamedSharding):
         return jax.device_put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
     return jax.tree.map(jnp.asarray, adapter)

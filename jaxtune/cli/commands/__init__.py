@@ -10,16 +10,33 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "train": "tune a model as a config says, or go on with that (the default)",
-    "preview": "rows as the step sees them: prefix, suffix, what is scored; and the counts",
-    "eval": "held-out rows answered and scored, by the base, by what was tuned, or by both",
-    "generate": "prompts answered: one, those of a file, or as you type them",
-    "inspect": "what a checkpoint holds, from headers alone: its tree, totals and tokenizer",
-    "tokens": "tokenizers side by side: which numbers are one token, tokens a word and a byte",
-    "export": "what a run tuned, written for others and verified: its adapter, or the model merged",
-    "push": "what a run exported, sent to the Hugging Face Hub",
-    "prepare": "a published dataset as the JSON lines that a task reads",
-    "config": "every field of a config with its default, or the whole config of a file",
+    "train": "tune a model as a config describes, or resume the run (the default command)",
+    "preview": "show rows as the step sees them, with the scored part marked, and count all rows",
+    "eval": "answer and score held-out rows with the base, the tuned model, or both",
+    "generate": "answer one prompt, a file of prompts, or what you type",
+    "inspect": "show what a checkpoint holds, from its headers: leaves, sizes and tokenizer",
+    "tokens": "compare tokenizers: numbers that are one token, tokens per word and per byte",
+    "export": "write and verify what a run tuned: its adapter, or a merged checkpoint",
+    "push": "push an exported adapter or checkpoint to the Hugging Face Hub",
+    "prepare": "write a published dataset as the JSON lines that a task reads",
+    "config": "list every config field with its default, or print the whole config of a file",
+}
+DEMO = "--config configs/palette_demo.py"
+# The examples that end a command's --help.
+EXAMPLES = {
+    "train": (DEMO, f"{DEMO} --workdir runs/quick --config.optim.lr=1e-3"),
+    "preview": (f"preview {DEMO}", f"preview {DEMO} --config.batch.packing=True"),
+    "eval": (f"eval {DEMO}", f"eval {DEMO} --both"),
+    "generate": (f'generate {DEMO} --prompt "a stormy sea"', f"generate {DEMO} --file themes.txt"),
+    "inspect": ("inspect google/gemma-3-270m", "inspect configs/tiny/base --quant=nf4-double,int8"),
+    "tokens": ("tokens configs/tiny/base", "tokens Qwen/Qwen3-8B google/gemma-3-1b-pt"),
+    "export": (f"export {DEMO} --merged float16", f"export {DEMO} --step last --verify=reference"),
+    "push": ("push runs/x/export/adapter me/price", "push runs/x/export/adapter price --public"),
+    "prepare": (
+        "prepare totto totto_train_data.jsonl data/totto/train.jsonl",
+        "prepare totto GEM/totto val.jsonl --revision refs/convert/parquet --split validation",
+    ),
+    "config": ("config optim", f"config {DEMO} --config.optim.lr=1e-3"),
 }
 DEFAULT = "train"
 OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)

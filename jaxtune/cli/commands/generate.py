@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from jaxtune.cli.commands import config_and_place, configured
@@ -35,7 +34,13 @@ def run(options: Namespace) -> int:
     """Answers the given prompts; without any, those typed at the terminal until the input ends."""
     config, workdir = config_and_place(options)
     from jaxtune.assembly.assemble import Assembly
-    from jaxtune.cli.chat import answer, text_generator, typed_prompt, write_answers
+    from jaxtune.cli.chat import (
+        Conversation,
+        answer,
+        text_generator,
+        typed_prompt,
+        write_answers,
+    )
     from jaxtune.workdir.directory import begun
 
     workdir = workdir.expanduser()
@@ -47,13 +52,16 @@ def run(options: Namespace) -> int:
     for prompt in prompts:
         generator.check(prompt.tokens, prompt.place)
     if not prompts:
-        typed = partial(typed_prompt, assembly, place=TYPED, image=image)
-        conversed(lambda text: answer(generator, assembly.task, typed(text), say))
+        conversation = Conversation(assembly, generator, image)
+        conversed(lambda text: conversation.reply(text, TYPED, say))
         return 0
     found = []
     try:
         for prompt in prompts:
+            if options.file:
+                say(f"> {prompt.text}\n")
             found.append(answer(generator, assembly.task, prompt, say))
+            say("\n" if options.file else "")
     finally:
         if found:
             print(f"written to {write_answers(workdir, found)}", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""The command line: reads arguments and runs one command, by default `train`."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises its errors, so that `main` reports them like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message that argparse would have printed before exiting."""
+        raise UsageError(f"{message} ({self.prog} --help says more)")
+
+
+def console() -> int:
+    """Entry point of the `jaxtune` console command."""
+    return main(program="jaxtune")
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> int:
+    """Runs one command and returns the exit code: 2 for errors that the user can correct."""
+    try:
+        options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
+        return options.run(options)
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe; Python must not flush to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespace:
+    """Parses the arguments of a command; only the module of that command is imported."""
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        arguments = [DEFAULT, *arguments]
+    root = Parser(prog=program, description="Exact, memory-aware fine-tuning in JAX.")
+    commands = root.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog="\n".join(["examples:", *(f"  {program} {each}" for each in EXAMPLES[name])]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if arguments[:1] == [name]:
+            importlib.import_module(f"jaxtune.cli.commands.{name}").arguments(command)
+    rest, changes = overrides(arguments)
+    options = root.parse_args(rest)
+    if changes and "config" not in options:
+        raise UsageError(f"{changes[0]}: {options.command} reads no config")
+    options.overrides = changes
+    return options
