@@ -1,9 +1,10 @@
 """Text layout for the terminal: tables, labelled paragraphs, sizes in bytes."""
 
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-WIDTH = 100  # columns
+WIDTH = 100  # columns at most, and where there is no terminal
 FEW = 4  # number of items shown of a long list
 
 
@@ -28,11 +29,16 @@ def labelled(lines: Mapping[str, str]) -> list[str]:
     return [part for label in lines for part in wrapped(f"{label:<12}", lines[label])]
 
 
+def width() -> int:
+    """Returns the columns that text may take: the terminal's, at most `WIDTH`, at least 40."""
+    return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
 def wrapped(label: str, text: str) -> list[str]:
-    """Wraps a text to `WIDTH` after its label; further lines are indented by the label's length."""
+    """Wraps a text to the terminal's width after its label; further lines are indented below it."""
     hanging = " " * len(label)
     return textwrap.wrap(
-        text, WIDTH, initial_indent=label, subsequent_indent=hanging, break_long_words=False
+        text, width(), initial_indent=label, subsequent_indent=hanging, break_long_words=False
     )
 
 

@@ -9,10 +9,13 @@ EVERY = 0.2  # least seconds between two drawings of the line
 
 
 class Progress:
-    """A status line that is redrawn in place on a terminal, with lasting texts printed above it."""
+    """A status line that is redrawn in place on a terminal, with lasting texts printed above it.
 
-    def __init__(self, out: TextIO | None = None):
-        self._out = out or sys.stdout
+    `verbose` asks those who report to it for details, such as a table of every leaf.
+    """
+
+    def __init__(self, out: TextIO | None = None, verbose: bool = False):
+        self._out, self.verbose = out or sys.stdout, verbose
         self._drawn, self._last = False, 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""Weights held in 4 or 8 bits: the names that the rest of the library uses."""
+"""Weights quantised to 4 or 8 bits: the public names of the package."""
 
 from jaxtune.quant.weights import KINDS as KINDS
 from jaxtune.quant.weights import LINEAR as LINEAR

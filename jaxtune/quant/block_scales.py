@@ -1,7 +1,8 @@
-"""bitsandbytes' double quantisation: the scales of a weight's blocks, themselves held in 8 bits.
+"""bitsandbytes' double quantisation: the scales of a weight's blocks, quantised to 8 bits.
 
-Scales less their mean are codes of the dynamic map, with a peak for each 256 of them. Everything
-is to the bit what bitsandbytes makes on a CPU, and its mean is what torch makes of one thread.
+The mean of the scales is subtracted, and every 256 of the differences are divided by their largest
+magnitude, their peak, and stored as codes of the dynamic map. The results equal bitsandbytes' on a
+CPU to the bit; the mean equals that of torch on one thread.
 """
 
 import jax
@@ -11,13 +12,13 @@ import numpy as np
 from jaxtune.quant.codebooks import dynamic_map
 
 BLOCK = 256  # scales that share a peak
-GRID = 65535  # bitsandbytes rounds a scale to this many steps before it looks for the code
-LANES, ROWS, LEVELS = 8, 4, 4  # of torch's sum
+GRID = 65535  # bitsandbytes rounds a scale to one of this many steps before it looks up the code
+LANES, ROWS, LEVELS = 8, 4, 4  # values per vector, vectors side by side and levels of torch's sum
 
 
 def pack(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # float32[n]
-    """Codes uint8[n], peaks float32[n / 256] and the offset float32[] of a weight's scales."""
-    with np.errstate(over="ignore"):  # beyond float32, bitsandbytes' mean is infinite, too
+    """Returns codes uint8[n], peaks float32[ceil(n / 256)] and the offset float32[] of scales."""
+    with np.errstate(over="ignore"):  # bitsandbytes' mean overflows to infinity, too
         offset = _mean(scales)
     blocks = -(-len(scales) // BLOCK)
     centred = np.zeros(blocks * BLOCK, np.float32)
@@ -31,14 +32,24 @@ def pack(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fl
 
 
 def unpack(codes: jax.Array, peaks: jax.Array, offset: jax.Array, look_up) -> jax.Array:
-    """The scales float32[..., blocks, out] of codes uint8[..., blocks, out]."""
+    """Returns the scales float32[..., blocks, out] that packed scales stand for.
+
+    Args:
+      codes: uint8[..., blocks, out].
+      peaks: float32[..., n], the largest magnitude of every 256 scales less the offset.
+      offset: float32[...], the mean of a weight's scales.
+      look_up: Returns the entry float32[...] of a table for every code.
+
+    Returns:
+      float32[..., blocks, out], rounded as bitsandbytes rounds.
+    """
     *layers, blocks, outputs = codes.shape
-    # As published weights lie, the blocks of one output follow each other.
+    # Scales are packed in the order of published weights: all blocks of one output, then the next.
     spread = jnp.repeat(peaks, BLOCK, axis=-1)[..., : blocks * outputs]
     spread = spread.reshape(*layers, outputs, blocks).swapaxes(-1, -2)
     centred = look_up(codes, dynamic_map(signed=True)) * spread
-    # No share is below -1, so this changes nothing; but without a step between them the product
-    # and the sum would be fused, and rounded once where bitsandbytes rounds twice.
+    # No entry of the map is below -1, so the maximum changes nothing. It keeps the product and the
+    # sum from being fused, which would round once where bitsandbytes rounds twice.
     return jnp.maximum(centred, -spread) + offset[..., None, None]
 
 
@@ -55,7 +66,7 @@ def _codes_of_steps() -> np.ndarray:  # uint8[GRID + 1]
 
 
 def _mean(values: np.ndarray) -> np.ndarray:  # float32[n] -> float32[]
-    """torch.mean, to the bit: float32 sums come out different in another order."""
+    """Returns the mean, summed in the order of torch.mean so that float32 rounds alike."""
     lanes = LANES if len(values) >= LANES else 1
     whole = len(values) // lanes * lanes
     vectors = values[:whole].reshape(-1, lanes)
@@ -70,7 +81,7 @@ def _mean(values: np.ndarray) -> np.ndarray:  # float32[n] -> float32[]
 
 
 def _cascade(values: np.ndarray) -> np.ndarray:  # float32[n, ROWS, lanes] -> [ROWS, lanes]
-    """Sums of runs, then of runs of those; what fills no run stays at its level."""
+    """Returns sums over axis 0: of runs, then of runs of these; incomplete runs are added last."""
     run = 2 ** max(4, (max(len(values), 1) - 1).bit_length() // LEVELS)
     left = []
     for level in range(LEVELS):

@@ -1,6 +1,6 @@
-"""bitsandbytes' dynamic map of 256 fractions, and the search and look-up of codes in such a table.
+"""bitsandbytes' dynamic map of 256 values, with encoding to and decoding from such a table.
 
-8-bit moments and the scales of double quantisation are codes of it.
+The 8-bit moments of the optimiser and the scales of double quantisation are codes of this map.
 """
 
 from functools import cache, partial
@@ -13,18 +13,18 @@ DECADES = 7
 
 
 @cache
-def dynamic_map(signed: bool) -> np.ndarray:  # float32[256], rising
-    """What each code stands for: 0, 1, and in each decade the middles of equal parts.
+def dynamic_map(signed: bool) -> np.ndarray:  # float32[256], ascending
+    """Returns the value of every code: 0, 1, and in each decade the midpoints of equal intervals.
 
-    The highest decade has most parts, and each below half as many. The last bits are those of
-    torch's arithmetic, by which bitsandbytes makes its maps.
+    The highest decade has the most intervals, and each lower one half as many. A signed map holds
+    the negated midpoints, too. Values equal bitsandbytes' to the bit, as torch computes them.
     """
     low, one = np.float32(0.1), np.float32(1)
     parts = []
     for decade in range(DECADES):
         count = 2**decade if signed else 2 ** (decade + 1)
         step, number = np.float64((one - low) / np.float32(count)), np.arange(count + 1)
-        # torch.linspace goes from the nearer end, and rounds once.
+        # torch.linspace computes each value from the nearer end, and rounds once.
         up, down = low + step * number, one - step * (count - number)
         edges = np.where(number < (count + 1) // 2, up, down).astype(np.float32)
         middles = (edges[1:] + edges[:-1]) / 2
@@ -34,12 +34,12 @@ def dynamic_map(signed: bool) -> np.ndarray:  # float32[256], rising
     return np.sort(np.concatenate([negative, positive, [0, 1]]).astype(np.float32))
 
 
-# A TPU reads a table one element at a time, for a v5e 6 ns each by its compiler's account; going
-# over all entries costs it far less. The results are the same to the bit.
+# A TPU looks up a table one element at a time, in 6 ns each on a v5e according to its compiler;
+# comparing with all entries costs far less there. Both ways give the same results to the bit.
 
 
 def nearest(values: jax.Array, table: np.ndarray) -> jax.Array:  # uint8[...]
-    """The entry next to each value; of two as near, the lower one."""
+    """Returns the code of the table entry nearest to each value; a tie goes to the lower entry."""
     middles = (table[1:] + table[:-1]) / 2
     ways = {"tpu": partial(_count, middles), "default": partial(_search, middles)}
     return jax.lax.platform_dependent(values, **ways)

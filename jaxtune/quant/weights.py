@@ -1,8 +1,9 @@
-"""Weights in 4 and 8 bits: codes, and a scale for each block of values.
+"""Weights in 4 and 8 bits: codes, and one scale per block of values.
 
-A block is 64 inputs in a row of one output, as in bitsandbytes, whose blocks run along published
-[out, in] weights. If the inputs are no multiple of 64, these blocks run on into the next output:
-they are then kept side by side, each like an output of 64 inputs, the last filled up with zeros.
+A 4-bit block is 64 consecutive inputs of one output, as in bitsandbytes, whose blocks run along the
+rows of published [out, in] weights. If the number of inputs is no multiple of 64, such blocks
+continue into the next output. They are then stored side by side, each like an output with 64
+inputs, and the last block is padded with zeros.
 """
 
 import math
@@ -25,8 +26,8 @@ from jax.sharding import PartitionSpec
 from jaxtune import tree
 from jaxtune.quant import block_scales
 
-# What a code stands for, as a share of its block's scale. NF4 has the quantiles of a normal
-# distribution, FP4 the numbers of one sign, two exponent bits and one fraction bit.
+# The value of each code, as a fraction of its block's scale. NF4 holds quantiles of a normal
+# distribution; FP4 holds the numbers with a sign bit, two exponent bits and one fraction bit.
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
@@ -38,22 +39,22 @@ FP4 = tuple(
     for sign in (1.0, -1.0)
     for value in (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
 )
-SMALLEST = 1e-38  # by which bitsandbytes divides, where all of a block is smaller
+SMALLEST = 1e-38  # what bitsandbytes divides by where every value of a block is smaller
 CHUNK = 2**18  # values quantised at a time, so that they stay in the processor's cache
 
-# The decoder's linear maps; embeddings, heads, norms and picture towers are kept.
+# The decoder's linear maps. Embeddings, heads, norms and vision towers are never quantised.
 LINEAR = r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How values become codes: entries of a table, or whole multiples of the scale."""
+    """A quantisation scheme: codes index a table, or are integer multiples of the scale."""
 
     dtype: np.dtype
     bits: int
     table: tuple[float, ...] | None
-    block: int | None  # None: all inputs of an output
-    double: bool = False  # the scales are quantised, too
+    block: int | None  # inputs that share a scale; None: all inputs of an output
+    double: bool = False  # whether the scales are quantised, too
 
 
 _UINT4, _INT4 = np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.int4)
@@ -62,7 +63,7 @@ KINDS = {
     "nf4-double": Kind(_UINT4, 4, NF4, 64, double=True),
     "int4": Kind(_INT4, 4, None, 64),
     "int8": Kind(np.dtype(np.int8), 8, None, None),
-    # These are only read.
+    # Checkpoints in these kinds are read, but none are written.
     "fp4": Kind(_UINT4, 4, FP4, 64),
     "fp4-double": Kind(_UINT4, 4, FP4, 64, double=True),
 }
@@ -71,61 +72,62 @@ MADE = ("nf4", "nf4-double", "int4", "int8")
 
 @struct.dataclass
 class Quantized:
-    """A weight [..., in, out] as codes and scales; arrays are stacked by layers as weights are."""
+    """A quantised weight [..., in, out]; each array has the weight's leading axes, such as layers."""
 
     codes: Any  # [..., blocks, block, out]
     scales: Any  # float32[..., blocks, out], or uint8 if they are quantised
-    peaks: Any = None  # float32[..., n], of each 256 scales
-    offset: Any = None  # float32[...], the scales' mean
+    peaks: Any = None  # float32[..., n], the largest magnitude of every 256 scales less offset
+    offset: Any = None  # float32[...], the mean of the scales
     kind: str = struct.field(pytree_node=False, default="nf4")
     matrix: tuple[int, int] = struct.field(pytree_node=False, default=(0, 0))  # in, out
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's shape."""
+        """Shape of the dequantised weight."""
         return (*self.codes.shape[:-3], *self.matrix)
 
     @property
     def ndim(self) -> int:
-        """How many dimensions the weight has."""
+        """Number of dimensions of the weight."""
         return len(self.shape)
 
     @property
     def sharding(self) -> Any:
-        """How its codes lie on the devices."""
+        """Sharding of the codes."""
         return self.codes.sharding
 
     def astype(self, dtype: Any) -> jax.Array:  # [..., in, out]
-        """The weight as plain numbers, computed in float32."""
+        """Returns the dequantised weight, computed in float32 and cast to `dtype`."""
         return dequantize(self, dtype)
 
     def __getitem__(self, layer: Any) -> "Quantized":
-        """One layer, or some, of a stacked weight."""
+        """Returns one layer, or a slice of the layers, of a stacked weight."""
         return jax.tree.map(operator.itemgetter(layer), self)
 
 
 def is_quantized(node: Any) -> bool:
-    """Whether this is a quantised weight: a leaf, where a tree's leaves are weights."""
+    """Returns whether a node is a quantised weight, for use as `is_leaf` over trees of weights."""
     return isinstance(node, Quantized)
 
 
 def by_path(weights: Mapping) -> dict[str, Any]:
-    """Weights by slash path, plain and quantised ones."""
+    """Returns the weights of a tree by slash path; a quantised weight counts as one leaf."""
     return tree.flatten(weights, is_leaf=is_quantized)
 
 
 def same(one: Quantized, other: Quantized) -> bool:
-    """Whether two weights have the same codes and scales."""
+    """Returns whether two quantised weights have the same kind, shape, codes and scales."""
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, str]:
-    """What the weights are held as that are quantised, by path.
+    """Returns the kind of each weight that is to be quantised, by path.
 
-    `given` is a kind, for all linear maps of the layers, or rules: patterns over paths to a kind
-    or None, of which the first that matches decides.
+    `given` is one kind for all linear maps of the layers, or rules of (pattern, kind or None) over
+    the paths, of which the first match decides. Raises ValueError for a kind that is not in `MADE`
+    or a path that is no linear map of a layer.
     """
     paths = list(paths)
     if given is None:
@@ -141,7 +143,7 @@ def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, s
 
 
 def abstract(shape: tuple[int, ...], kind: str) -> Quantized:  # of [..., in, out]
-    """The shapes and dtypes of a weight's arrays when quantised."""
+    """Returns the arrays of a quantised weight of this shape as `jax.ShapeDtypeStruct`s."""
     how, layers = KINDS[kind], shape[:-2]
     blocks, block, outputs = grid(shape[-2:], how.block)
 
@@ -161,7 +163,7 @@ def abstract(shape: tuple[int, ...], kind: str) -> Quantized:  # of [..., in, ou
 
 
 def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
-    """A weight's codes and scales as NumPy arrays, computed a few outputs at a time."""
+    """Quantises a weight to NumPy arrays, a few outputs at a time on all CPU threads."""
     if kind not in MADE:
         raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
     if w.ndim > 2:
@@ -176,7 +178,7 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
 
     def fill(part: slice) -> None:
         values = rows[part].astype(np.float32).reshape(-1, blocks, block)
-        with np.errstate(invalid="ignore"):  # told of below
+        with np.errstate(invalid="ignore"):  # reported below
             some, peaks = _rounded(values, how, alone=part.stop > whole)
         codes[..., part], scales[:, part] = some.transpose(1, 2, 0), peaks.T
 
@@ -193,7 +195,7 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
 
 @partial(jax.jit, static_argnames="dtype")
 def dequantize(w: Quantized, dtype: Any = jnp.float32) -> jax.Array:  # [..., in, out]
-    """The weight that codes and scales stand for, computed in float32, a layer at a time."""
+    """Returns the weight in `dtype`, computed in float32 and, if stacked, one layer at a time."""
     if w.ndim > 2:
         return jax.lax.map(partial(dequantize, dtype=dtype), w)
     table = KINDS[w.kind].table
@@ -209,16 +211,17 @@ def dequantize(w: Quantized, dtype: Any = jnp.float32) -> jax.Array:  # [..., in
 
 
 def plain_scales(w: Quantized) -> jax.Array:  # float32[..., blocks, out]
-    """The scales of a weight's blocks, also where they are quantised."""
+    """Returns the scales of a weight's blocks, dequantised if they are quantised."""
     if w.peaks is None:
         return w.scales
     return block_scales.unpack(w.scales, w.peaks, w.offset, look_up)
 
 
 def dot(x: jax.Array, w: Any, output: Any = None) -> jax.Array:  # [n, in], [in, out] -> [n, out]
-    """x @ w, in `x`'s dtype or accumulated into `output`; `w` is plain or quantised.
+    """Returns x @ w in the dtype `output`, by default that of `x`; `w` is plain or quantised.
 
-    A quantised weight is dequantised again for the gradient: no plain one is kept till then.
+    A quantised weight is dequantised again in the backward pass, so that the dequantised copy does
+    not stay in memory.
     """
     product = partial(jnp.dot, preferred_element_type=output or x.dtype)
     if not isinstance(w, Quantized):
@@ -227,14 +230,14 @@ def dot(x: jax.Array, w: Any, output: Any = None) -> jax.Array:  # [n, in], [in,
 
 
 def specs(w: Quantized, spec: PartitionSpec, fitted: Callable) -> Quantized:
-    """How a weight's arrays lie on a mesh on which the plain weight would lie as `spec` says.
+    """Returns the PartitionSpec of each array of `w`, given that of the unquantised weight.
 
-    `fitted` takes from a spec what does not divide an array of some shape.
+    `fitted` takes a spec and a shape, and drops the mesh axes that do not divide their dimension.
     """
     *layers, inside, outside = (*spec, *(None,) * (w.ndim - len(spec)))
     of_blocks = PartitionSpec(*layers, inside, outside)
     scales = fitted(of_blocks, w.scales.shape)
-    # Where blocks cannot be divided among devices, the values in them still may be.
+    # Where the number of blocks is not divisible by the mesh axis, the block length may be.
     split = (inside, None) if scales[-2] else (None, inside)
     whole = fitted(PartitionSpec(*layers), w.codes.shape)
     return Quantized(
@@ -248,15 +251,15 @@ def specs(w: Quantized, spec: PartitionSpec, fitted: Callable) -> Quantized:
 
 
 def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> float32[...]
-    """The entry of each code; the table's length is a power of two."""
-    # A TPU reads a table one element at a time, where choosing between halves by each bit of the
-    # code is some hundred times faster; on a CPU, the choices are not fused and fill memory.
+    """Returns the table entry of each code; the table's length must be a power of two."""
+    # A TPU looks up a table one element at a time; halving the table by each bit of the code is
+    # about a hundred times faster there. On a CPU those selections are not fused and fill memory.
     ways = {"tpu": partial(_choose, table), "default": partial(_read, table)}
     return jax.lax.platform_dependent(codes.astype(jnp.uint8), **ways)
 
 
 def nbytes(shape: tuple[int, ...], kind: str) -> int:
-    """The bytes that a weight of this shape takes when quantised."""
+    """Returns the bytes that a weight of this shape takes when quantised."""
     how = KINDS[kind]
     blocks, block, outputs = grid(shape[-2:], how.block)
     scales = blocks * outputs
@@ -266,9 +269,10 @@ def nbytes(shape: tuple[int, ...], kind: str) -> int:
 
 
 def grid(matrix: tuple[int, int], block: int | None) -> tuple[int, int, int]:
-    """The shape of the codes of a matrix [in, out]: how many blocks, of what length, side by side.
+    """Returns (blocks, block, out), the shape of the codes of a matrix [in, out].
 
-    See above for inputs that are no multiple of the block.
+    `block` is a block's length; None means all inputs. If it does not divide the inputs, all blocks
+    are side by side, as the module's docstring describes: (1, block, number of blocks).
     """
     inputs, outputs = matrix
     block = block or inputs
@@ -286,7 +290,7 @@ def _rows(w: np.ndarray, block: int) -> np.ndarray:  # [in, out] -> [out, in], o
 
 
 def _parts(rows: np.ndarray, whole: int) -> Iterator[slice]:
-    """Runs of rows of about `CHUNK` values; a last row that is not whole comes alone."""
+    """Yields slices of rows of about `CHUNK` values each; a last row with padding comes alone."""
     step = max(1, CHUNK // rows.shape[1])
     yield from (slice(start, min(start + step, whole)) for start in range(0, whole, step))
     if whole < len(rows):
@@ -294,7 +298,10 @@ def _parts(rows: np.ndarray, whole: int) -> Iterator[slice]:
 
 
 def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Codes uint8[n, blocks, block], and scales float32[n, blocks]."""
+    """Returns codes uint8[n, blocks, block] and scales float32[n, blocks] of values alike in shape.
+
+    `alone` means that `values` are one block with padding.
+    """
     peaks = np.abs(values).max(axis=-1)
     if how.table is None:
         most = np.float32(2 ** (how.bits - 1) - 1)
@@ -302,7 +309,7 @@ def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np
         codes = np.rint(values * (most / peaks)[..., None]).astype(np.int8)
         return codes.view(np.uint8), peaks / most
     divisors = np.maximum(peaks, np.float32(SMALLEST))
-    # bitsandbytes treats a block that is not whole in its own way.
+    # bitsandbytes divides by the scale of an incomplete block, and multiplies by 1 / scale else.
     shares = values / divisors[..., None] if alone else values * (1 / divisors)[..., None]
     table = np.float32(how.table)
     codes = np.zeros(values.shape, np.uint8)

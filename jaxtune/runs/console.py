@@ -2,12 +2,12 @@
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from jaxtune import quant
+from jaxtune import quant, tree
 from jaxtune.assembly.placer import Placer
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, parameters, trained_leaves
@@ -17,8 +17,6 @@ from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.progress import duration
 from jaxtune.sharding import unsplit_leaves
 from jaxtune.training.optim import Optimizer
-
-MOST = 24  # trained leaves that the table lists
 
 
 def of_rows(max_length: int, train: Rows, held: Rows | None) -> list[str]:
@@ -69,13 +67,14 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
       placer: Its mesh tells how leaves are sharded.
 
     Returns:
-      Lines of text: a summary, an empty line, and a table of the leaves that train.
+      Lines of text.
     """
     trained = parameters(start.selected)
     whole = trained + parameters(start.frozen)
-    hyper = optimizer.hyper
+    hyper, paths = optimizer.hyper, list(tree.flatten(start.selected))
     lines = {
-        "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%})",
+        "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%}), in "
+        f"{len(paths)} leaves: {few(paths, len(paths))}",
         "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} {optimizer.schedule}, "
         f"warm-up {hyper['warmup_steps']:,} steps, weight decay {hyper['weight_decay']:g}, "
         f"clip norm {hyper['clip_norm']:g}, seed {seed}",
@@ -95,7 +94,14 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
             f"every device holds {few(unsplit, len(unsplit))} whole: no mesh axis divides "
             + ("it" if len(unsplit) == 1 else "them")
         )
-    return [*labelled(lines), "", *_table(start, placer)]
+    return labelled(lines)
+
+
+def leaf_table(start: Start, placer: Placer) -> list[str]:
+    """Returns a table of the leaves that train: path, shape, parameters and mesh axes."""
+    rows = list(trained_leaves(start.selected, placer.mesh))
+    columns = ["leaf", "shape", "parameters"] + (["over"] if placer.mesh.size > 1 else [])
+    return ["", *grid(columns, rows, ["parameters"]), ""]
 
 
 def ending(summary: Mapping[str, Any]) -> str:
@@ -174,10 +180,3 @@ def _bytes(leaves: Any) -> int:
     # Counted in bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
     bits = (leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(leaves))
     return sum(bits) // 8
-
-
-def _table(start: Start, placer: Placer) -> Sequence[str]:
-    rows = list(trained_leaves(start.selected, placer.mesh))
-    columns = ["leaf", "shape", "parameters"] + (["over"] if placer.mesh.size > 1 else [])
-    more = [f"… and {len(rows) - MOST} more"] if len(rows) > MOST else []
-    return [*grid(columns, rows[:MOST], ["parameters"]), *more]

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -90,8 +91,8 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        """Mean seconds per step, over the last 20 steps."""
-        return sum(seconds for _, seconds in self._steps) / max(1, len(self._steps))
+        """Median seconds per step over the last 20 steps, which hides those that compiled."""
+        return statistics.median([seconds for _, seconds in self._steps] or [0.0])
 
     @property
     def tokens(self) -> float:

@@ -100,6 +100,8 @@ def _prepared(
         start = assembly.start(variables, optimizer)
         del variables  # the state takes over the memory of the leaves that train
         _tell(progress, console.of_training(config.seed, start, optimizer, placer))
+        if progress.verbose:
+            _tell(progress, console.leaf_table(start, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
         state, done, tally = _begun(checkpoints, start, rows.loader, progress)

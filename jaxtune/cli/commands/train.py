@@ -12,7 +12,7 @@ PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--accept-changes] [--distributed]")
+    configured(parser, "[--accept-changes] [--distributed] [--verbose]")
     parser.add_argument(
         "--accept-changes",
         action="store_true",
@@ -24,6 +24,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="one of several processes that all run this command; on TPU slices and under SLURM "
         f"each knows which, elsewhere {', '.join(PLACES)} tell it",
     )
+    parser.add_argument("--verbose", action="store_true", help="list every leaf that trains")
     parser.set_defaults(run=run)
 
 
@@ -34,11 +35,13 @@ def run(options: Namespace) -> int:
 
     if options.distributed:
         join(jax.distributed.initialize)
+    from jaxtune.display.progress import Progress
     from jaxtune.runs.loop import Stopped
     from jaxtune.runs.run import fit
 
     try:
-        fit(config, workdir, accept_changes=options.accept_changes)
+        progress = Progress(verbose=options.verbose)
+        fit(config, workdir, accept_changes=options.accept_changes, progress=progress)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
