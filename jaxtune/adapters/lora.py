@@ -1,7 +1,7 @@
-"""Low-rank adapters: a leaf beside a weight that adds to what the weight computes.
+"""Low-rank adapters (LoRA, rsLoRA, DoRA) of weights that stay frozen.
 
-Adapters live in a collection of their own, `variables["lora"]`, which mirrors `params`: the one of
-`params/layers/attn/q/w` is `lora/layers/attn/q/w`. `Linear` asks for the adapter at its place.
+Adapters are in a collection of their own, `variables["lora"]`, which mirrors `params`: the adapter
+of `params/layers/attn/q/w` is `lora/layers/attn/q/w`. `Linear` applies the adapter at its own path.
 """
 
 import operator
@@ -16,7 +16,8 @@ from flax import struct
 
 from jaxtune import quant, tree
 
-# Of the decoder alone: a picture tower's are named by patterns, such as `img/layers/.*/w`.
+# These name weights of the decoder only. For a vision tower give patterns, such as
+# `img/layers/.*/w`.
 TARGETS = {
     "all-linear": (r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
     "attention": (r"(llm/)?layers/attn/[qkvo]/w",),
@@ -29,16 +30,19 @@ TRAINABLE: tree.Rules = ((r"lora/.*/(a|b|magnitude)", True), (r".*", False))
 
 @struct.dataclass
 class Lora:
-    """x @ w becomes x @ w + scale · x @ a @ b; with a magnitude, DoRA's form of that."""
+    """Adapter of a weight w: x @ w becomes x @ w + scale · x @ a @ b.
+
+    With a magnitude it is DoRA: each column of w + scale · a @ b is scaled to the norm `magnitude`.
+    """
 
     a: jax.Array  # [..., in, r]
     b: jax.Array  # [..., r, out]
     scale: jax.Array  # float32[...]
-    dropout: jax.Array  # float32[...], the share of x that `a` does not see in training
+    dropout: jax.Array  # float32[...], fraction of x that the adapter drops in training
     magnitude: jax.Array | None = None  # [..., out]
 
     def stands_on(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of some shape may have this adapter."""
+        """Returns whether the adapter's shapes match a weight of this shape."""
         *layers, inside, outside = shape
         rank = self.a.shape[-1]
         a, b = (*layers, inside, rank), (*layers, rank, outside)
@@ -51,13 +55,23 @@ class Lora:
         y: jax.Array,  # [n, out], x @ w
         key: jax.Array | None,  # None outside training
     ) -> jax.Array:  # [n, out]
-        """What the adapter makes of x @ w."""
+        """Returns the adapted product.
+
+        Args:
+          x: Inputs.
+          w: The weight without the adapter.
+          y: x @ w.
+          key: Random key of dropout; None turns dropout off.
+
+        Returns:
+          The outputs, in the dtype of `y`.
+        """
         seen = x if key is None else _drop(x, self.dropout, key)
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         low = (((seen @ a) * self.scale.astype(x.dtype)) @ b).astype(y.dtype)
         if self.magnitude is None:
             return y + low
-        # As its authors do, the norm is taken as a constant: its gradient changes little.
+        # As in the DoRA paper, the norm is treated as a constant: its gradient changes little.
         norm = jax.lax.stop_gradient(_column_norms(w, self))
         ratio = (self.magnitude / norm).astype(y.dtype)
         base = y if key is None else (seen @ w.astype(x.dtype)).astype(y.dtype)
@@ -75,10 +89,23 @@ def add_lora(
     variant: str = "lora",
     init: str = "default",
 ) -> dict:
-    """Variables with a new adapter beside every target.
+    """Returns variables with a new adapter beside every target weight.
 
-    `targets` is "all-linear", "attention", or patterns over the paths of `params`. A fresh adapter
-    changes nothing; with `init="pissa"` it holds the weights' principal part, taken out of them.
+    The new adapters leave the model's outputs unchanged.
+
+    Args:
+      variables: Variables of a model, whose weights may be quantised.
+      rank: Rank of the adapters.
+      alpha: Adapters are scaled by alpha / rank, or by alpha / sqrt(rank) with "rslora".
+      targets: "all-linear", "attention", or patterns over the paths of `params`.
+      key: Random key for the initial values of `a`.
+      dropout: Fraction of its input that an adapter drops in training.
+      variant: One of "lora", "rslora" and "dora".
+      init: "default" takes a uniform `a` and b = 0. "pissa" moves the principal singular directions
+        of each weight into its adapter; quantised weights do not support it.
+
+    Returns:
+      New variables, with the collection "lora" and, with "pissa", with changed weights.
     """
     _check(rank, dropout, variant, init)
     params = quant.by_path(variables["params"])
@@ -95,9 +122,9 @@ def add_lora(
 
 
 def merge(variables: Mapping) -> dict:
-    """Variables without adapters, whose weights do what weights and adapters did together.
+    """Returns variables without adapters, with each adapter merged into its weight.
 
-    A quantised weight with an adapter becomes a plain one, in the dtype of the embedding.
+    A quantised weight with an adapter becomes an unquantised one, in the dtype of the embedding.
     """
     params = quant.by_path(variables["params"])
     plain = embedding(params).dtype
@@ -109,24 +136,24 @@ def merge(variables: Mapping) -> dict:
 
 
 def embedding(params: Mapping[str, Any]) -> Any:
-    """The table of token vectors among parameters by path, wherever the decoder's are."""
+    """Returns the token embedding of a text or vision-language model, given parameters by path."""
     return next(leaf for path, leaf in params.items() if re.fullmatch(EMBEDDING, path))
 
 
 def adapters(variables: Mapping) -> dict[str, Lora]:
-    """The adapters by the path of the weight that each stands beside."""
+    """Returns adapters by the path of their weight in `params`."""
     found = variables.get("lora") or {}
     return tree.flatten(found, is_leaf=lambda node: isinstance(node, Lora))
 
 
 def one_layer(leaf: Any, layer: int | None) -> Any:
-    """One layer of a stacked weight or adapter; the whole of what has no layers."""
+    """Returns one layer of a stacked weight or adapter, or all of it if `layer` is None."""
     return leaf if layer is None else jax.tree.map(operator.itemgetter(layer), leaf)
 
 
 @partial(jax.jit, static_argnames="dtype")
 def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
-    """The weight that does what a weight and its adapter do, computed a layer at a time."""
+    """Returns a weight with its adapter merged in, computed in float32, one layer at a time."""
     if w.ndim > 2:
         return jax.lax.map(lambda each: merged(*each, dtype), (w, adapter))
     whole = w.astype(jnp.float32) + _product(adapter)
@@ -146,7 +173,10 @@ def _check(rank: int, dropout: float, variant: str, init: str) -> None:
 
 
 def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
-    """The paths that patterns name; each must name a matrix, and each pattern some path."""
+    """Returns the paths of target weights.
+
+    Raises ValueError if a pattern matches no path, or one that is not the weight of a linear map.
+    """
     if isinstance(targets, str) and targets not in TARGETS:
         raise ValueError(
             f"targets {targets!r}: expected {', '.join(TARGETS)} or a list of patterns"
@@ -172,7 +202,7 @@ def _new(w: Any, rank: int, scale: float, dropout: float, key: jax.Array) -> Lor
 
 
 def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
-    """PiSSA: the largest singular directions as the adapter, and the weight without them."""
+    """Returns the top singular directions of a weight as a PiSSA adapter, and the remainder."""
     if quant.is_quantized(w):
         raise ValueError(
             "init='pissa' takes the adapter out of the weights, and quantised ones cannot be "
@@ -192,7 +222,7 @@ def _product(adapter: Lora) -> jax.Array:  # [..., in, out]
 
 
 def _column_norms(w: Any, adapter: Lora) -> jax.Array:  # [..., out]
-    if w.ndim > 2:  # a layer at a time: plain, a quantised weight takes several times its memory
+    if w.ndim > 2:  # one layer at a time, as a dequantised weight takes several times the memory
         return jax.lax.map(lambda each: _column_norms(*each), (w, adapter))
     return jnp.linalg.norm(w.astype(jnp.float32) + _product(adapter), axis=-2)
 
@@ -202,10 +232,11 @@ def _drop(x: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array:  # bool[n, in]
-    """All but a random `share` of places.
+    """Returns a dropout mask, False at a random fraction `share` of elements.
 
-    The key seeds a hash of each place's number. It is several times cheaper than drawing every
-    bit from the key, and part of the arithmetic around it: the mask is never in memory.
+    Each element is decided by a hash of its index, seeded by the key. This is several times cheaper
+    than drawing all bits with `jax.random`, and XLA fuses it with the surrounding arithmetic, so
+    that the mask is never stored in memory.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
@@ -214,7 +245,7 @@ def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array
 
 
 def _mixed(word: jax.Array) -> jax.Array:  # uint32[...]
-    """The last steps of MurmurHash3: every bit bears on every other."""
+    """Applies the finaliser of MurmurHash3, by which every input bit affects every output bit."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

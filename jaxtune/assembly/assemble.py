@@ -1,7 +1,7 @@
-"""A config opened in one place: each part that a command needs, made from the section that says it.
+"""Builds the parts that a command needs, each from its section of the config.
 
-Commands make one `Assembly` of their config and hand its parts on; what is below them takes these
-parts, numbers or one section, and never the whole config.
+Commands make one `Assembly` of their config and pass its parts on. The layers below take these
+parts, plain values or a single section, never the whole config.
 """
 
 import math
@@ -35,27 +35,30 @@ from jaxtune.training.optim import Optimizer
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """What one config describes; each part is made when it is first asked for, and only once."""
+    """The parts that one config describes.
+
+    The tokenizer, encoder, sources, mesh and placer are built on first access and then kept.
+    """
 
     config: Config
-    checkpoint: Path  # of the base: a directory, or an .npz file
-    today: str  # the date that chat templates are told
+    checkpoint: Path  # checkpoint of the base: a directory, or an .npz file
+    today: str  # date that is passed to chat templates
 
     @classmethod
     def of(cls, config: Config, today: str) -> "Assembly":
-        """The assembly of a config whose base is found on this machine, or downloaded."""
+        """Returns the assembly of a config; downloads the base if it is not on this machine."""
         return cls(config, locate(config.model.path), today)
 
     # Rows
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The config's tokenizer, or else the checkpoint's own."""
+        """The config's tokenizer, or else that of the base."""
         return rows.open_tokenizer(self.config.data, self.checkpoint, self.today)
 
     @cached_property
     def encoder(self) -> RowEncoder:
-        """What makes examples of rows."""
+        """Encoder of rows into examples."""
         config = self.config
         return rows.row_encoder(
             config.data,
@@ -67,28 +70,31 @@ class Assembly:
 
     @cached_property
     def sources(self) -> tuple[Source, Source | None]:
-        """The rows to train on, and the held-out ones, if there are any."""
+        """Sources of the training rows and of the held-out rows, which may be None."""
         return rows.open_sources(self.config.data, self.config.eval)
 
     @property
     def task(self) -> ModuleType | None:
-        """The config's task, if it names one."""
+        """The config's task, or None if it names none."""
         return tasks.find(self.config.data.task) if self.config.data.task else None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What answers are scored by: what the task says, or whether they are the reference."""
+        """Metrics that score answers: those of the task, or exact match without one."""
         return self.task.METRICS if self.task else (EXACT,)
 
     def survey(self, source: Source, progress: Progress, cache: Path | None = None) -> Rows:
-        """Read all rows of a source once; what is found stays in the `cache` file, if one is."""
+        """Reads and checks all rows of a source; a `cache` file keeps the survey for reuse."""
         config = self.config
         depends = cache and (cache, rows.identity(config.data, self.checkpoint, self.today))
         length = config.batch.max_length
         return rows.surveyed(config.data, length, source, self.encoder, progress, depends)
 
     def training(self, given: Rows, share: tuple[int, int] = (0, 1)) -> Loader:
-        """The steps of a run, shuffled anew each epoch; `share` is this process's part of rows."""
+        """Returns the loader of training batches, reshuffled each epoch if the config shuffles.
+
+        `share` is the part of the rows that this process reads, as (index, number of parts).
+        """
         config = self.config
         return rows.loader(
             config.batch,
@@ -103,12 +109,12 @@ class Assembly:
         )
 
     def evaluating(self, given: Rows, share: tuple[int, int] = (0, 1)) -> Loader:
-        """The batches of an evaluation, in the rows' order."""
+        """Returns the loader of one unshuffled pass over the rows; `share` is as in `training`."""
         more: dict[str, Any] = dict(accumulate=1, seed=None, epochs=1, process=share)
         return rows.loader(self.config.batch, given, self.config.data.workers, **more)
 
     def total_steps(self, loader: Loader) -> int:
-        """The updates that a run makes."""
+        """Returns the number of steps of a run, at least 1."""
         config = self.config
         return config.steps or max(1, round((config.epochs or 1) * loader.steps_per_epoch))
 
@@ -116,41 +122,41 @@ class Assembly:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The devices, along the config's axes."""
+        """Mesh of the devices, with the axes of the config."""
         return sharding.make_mesh(vars(self.config.mesh))
 
     @cached_property
     def placer(self) -> Placer:
-        """What puts batches on the devices."""
+        """Placer of micro-batches on the devices of the mesh."""
         batch = self.config.batch
         return Placer(self.mesh, batch.rows // batch.accumulate, batch.packing)
 
     # Weights
 
     def base(self, checkpoint: Path | None = None, **held: Any) -> tuple[Model, dict]:
-        """The base's model and variables, or another checkpoint's.
+        """Loads the model and variables of the base, or of another checkpoint.
 
-        `held` are fields of the section `model` that are to be other than the config's.
+        `held` overrides fields of the config's `model` section, such as `quant`.
         """
         given = replace(self.config.model, **held)
         return weights.load_base(given, checkpoint or self.checkpoint, self.mesh)
 
     def model(self) -> tuple[Model, dict]:
-        """The base with the adapters that a run begins with, where the config wants any."""
+        """Loads the base, with the initial adapters of a run if the config trains adapters."""
         config = self.config
         return weights.with_adapters(config.trainable, *self.base(), self.mesh, config.seed)
 
     def generator(self, model: Model, variables: Mapping) -> TextGenerator:
-        """What answers prompts with these weights, as the section `generate` says."""
+        """Returns a generator of answers with these weights and the settings of `generate`."""
         config = self.config
         return TextGenerator(model, variables, self.tokenizer, config.generate, config.seed)
 
     def optimizer(self, total: int) -> Optimizer:
-        """The optimiser of a run of `total` steps."""
+        """Returns the optimiser of a run of `total` steps."""
         config = self.config
         return make_optimizer(config.optim, config.schedule, config.trainable.lora_plus, total)
 
     def start(self, variables: dict, optimizer: Optimizer) -> Start:
-        """What trains of these variables and what is frozen, before the first step."""
+        """Splits variables into trained and frozen ones, for the state at step 0."""
         config = self.config
         return Start(config.trainable, variables, optimizer, self.mesh, config.seed)

@@ -1,4 +1,4 @@
-"""Puts batches on the devices of a mesh."""
+"""Places batches on the devices of a mesh."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,33 +12,38 @@ from jaxtune.data.batches import Batch
 
 @dataclass(frozen=True)
 class Placer:
-    """Puts this process's share of a batch on the devices of a mesh."""
+    """Places this process's share of a batch on the devices of a mesh."""
 
     mesh: Mesh
-    rows: int  # of a micro-batch, all processes together
+    rows: int  # rows of a micro-batch, over all processes
     packing: bool
 
     @cached_property
     def sharding(self) -> NamedSharding:
-        """That of a micro-batch's rows; on every device whole where they cannot be divided."""
+        """Sharding of a micro-batch's rows; replicated if their number cannot be divided evenly."""
         return NamedSharding(self.mesh, sharding.fitted(sharding.ROWS, (self.rows,), self.mesh))
 
     @property
     def divided(self) -> bool:
-        """Whether devices share a micro-batch's rows, as many as should."""
+        """Whether rows are divided over the `data` and `fsdp` axes, or these have size 1."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"] == 1 or any(self.sharding.spec)
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of the rows this process's devices take, and of how many parts."""
+        """Part of the rows that this process's devices take, as (index, number of parts)."""
         places = self.sharding.addressable_devices_indices_map((self.rows,)).values()
         starts, stops = zip(*(where[0].indices(self.rows)[:2] for where in places), strict=True)
         size = max(stops) - min(starts)
         return min(starts) // size, self.rows // size
 
     def __call__(self, batch: Batch, *, parts: bool) -> Batch:
-        """The batch on the devices: [A, B, …], or without `parts` [B, …]."""
-        # Counted and told apart by the step itself, positions leave more kernels a choice.
+        """Returns the batch on the devices.
+
+        Leaves are [A, B, …], with A micro-batches. Without `parts`, only the first micro-batch is
+        placed, as [B, …].
+        """
+        # Positions, and segments without packing, are left for the step to derive: more attention
+        # kernels apply to positions that are known to be counted from 0.
         batch = batch.replace(positions=None, segments=batch.segments if self.packing else None)
         if not parts:
             batch = jax.tree.map(lambda leaf: leaf[0], batch)

@@ -1,4 +1,4 @@
-"""Rows of data, the encoder that makes examples of them, and the batches of a run."""
+"""Opens the data of a config: its sources, their encoder into examples, and loaders of batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxtune.display.progress import Progress
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows that were read once, and the encoder that makes examples of them."""
+    """A source of rows with its survey, and the encoder of rows into examples."""
 
     source: Source
     encoder: RowEncoder
@@ -33,13 +33,16 @@ class Rows:
 
 
 def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
-    """The config's tokenizer, or that of the checkpoint in a directory or beside an .npz file."""
+    """Opens the config's tokenizer, or that in the checkpoint's directory or beside its .npz file.
+
+    `today` is the date that is passed to chat templates.
+    """
     place = data.tokenizer or (beside(checkpoint) if checkpoint.is_file() else checkpoint)
     return Tokenizer.open(place, today=today)
 
 
 def pictures_of(checkpoint: Path) -> Pictures | None:
-    """What a checkpoint wants of pictures, if it sees any."""
+    """Returns the picture size and tokens of a checkpoint, or None if it takes no pictures."""
     wants = read_config(checkpoint)[2].pictures
     return wants and Pictures(wants.side, wants.tokens, wants.token)
 
@@ -47,9 +50,17 @@ def pictures_of(checkpoint: Path) -> Pictures | None:
 def row_encoder(
     data: Data, max_length: int, tokenizer: Tokenizer, pictures: Pictures | None, model: str
 ) -> RowEncoder:
-    """How a row becomes tokens.
+    """Returns the encoder of rows into examples.
 
-    `pictures` is what the model wants of these, if it sees any, and `model` its name in errors.
+    Args:
+      data: Settings of the data.
+      max_length: Maximum number of tokens of an example.
+      tokenizer: The tokenizer.
+      pictures: Picture size and tokens of the model; None if it takes no pictures.
+      model: Name of the model in error messages.
+
+    Returns:
+      The encoder. With `pictures`, a prompt's tokens attend to each other in both directions.
     """
     if data.augment and pictures is None:
         raise ValueError(f"data.augment changes pictures, and {model} sees none")
@@ -66,7 +77,7 @@ def row_encoder(
 
 
 def open_sources(data: Data, held_out: Eval) -> tuple[Source, Source | None]:
-    """The rows to train on, and those to evaluate on, if there are any."""
+    """Opens the training rows and the held-out rows; the latter are None if none are configured."""
     train = _opened(data, data.source, data.split, data.rows)
     if held_out.source or held_out.split:
         split = held_out.split or data.split
@@ -85,10 +96,19 @@ def surveyed(
     progress: Progress,
     cache: tuple[Path, list] | None = None,
 ) -> Rows:
-    """Read all rows once: what is wrong with any comes up before the run begins.
+    """Reads all rows once, so that errors in any of them are reported before the run begins.
 
-    `cache` is the file where what was found stays for the next time, and what it depends on
-    besides the rows and these settings.
+    Args:
+      data: Settings of the data.
+      max_length: Maximum number of tokens of an example.
+      source: The rows.
+      encoder: Encodes rows into examples.
+      progress: Display for the count of rows.
+      cache: A file that keeps the survey for the next time, and the inputs that the survey depends
+        on besides the rows and these settings. None: nothing is kept.
+
+    Returns:
+      The rows with their survey.
     """
     whole = len(source)
 
@@ -110,7 +130,7 @@ def surveyed(
 
 
 def identity(data: Data, checkpoint: Path, today: str) -> list:
-    """What the making of examples depends on, beside rows and settings."""
+    """Returns what examples depend on besides rows and settings: date, tokenizer and task files."""
     place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
     companions = (file for pattern in COMPANIONS for file in sorted(place.glob(pattern)))
@@ -119,7 +139,17 @@ def identity(data: Data, checkpoint: Path, today: str) -> list:
 
 
 def loader(batch: Batch, rows: Rows, workers: int, **more: Any) -> Loader:
-    """Batches of rows, of the size of a micro-batch."""
+    """Returns a loader of rows in micro-batches.
+
+    Args:
+      batch: Settings of the batch; a micro-batch has `rows / accumulate` lines.
+      rows: The rows and their encoder.
+      workers: Number of threads that prepare batches.
+      **more: Further arguments of `Loader`.
+
+    Returns:
+      The loader.
+    """
     return Loader(
         rows.source,
         rows.encoder,

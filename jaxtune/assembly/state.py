@@ -1,4 +1,4 @@
-"""What of the variables trains, by which optimiser, and the state at step 0 on a mesh."""
+"""Selects the leaves that train, makes their optimiser, and builds the state at step 0."""
 
 import math
 from collections.abc import Iterator
@@ -24,14 +24,24 @@ RULES: dict[str, tree.Rules] = {
 
 
 def trainable_rules(given: Trainable) -> tree.Rules:
-    """Which leaves are tuned."""
+    """Returns the rules that are True for the leaves that train."""
     return given.rules if given.kind == "rules" else RULES[given.kind]
 
 
 def make_optimizer(
     given: Optim, schedule: Schedule, lora_plus: float, total: int
 ) -> optim.Optimizer:
-    """The config's optimiser, for a run of `total` steps."""
+    """Returns the config's optimiser.
+
+    Args:
+      given: Section `optim`.
+      schedule: Section `schedule`; its warmup and decay may be fractions of `total`.
+      lora_plus: Learning rate of the adapters' B as a multiple of that of A (LoRA+).
+      total: Number of steps of the run.
+
+    Returns:
+      The optimiser with its schedule.
+    """
     return optim.optimizer(
         given.name,
         schedule.name,
@@ -51,7 +61,14 @@ def make_optimizer(
 
 
 class Start:
-    """Where a run begins: what moves and what is frozen, on a mesh."""
+    """The start of a run on a mesh: the leaves that train, the frozen ones, and the first state.
+
+    Attributes:
+      frozen: The frozen leaves; only their shapes, dtypes and shardings after `release`.
+      selected: Shapes, dtypes and shardings of the leaves that train.
+      shapes: Shapes, dtypes and shardings of the train state.
+      dtype: Data type of the base's embedding.
+    """
 
     def __init__(
         self,
@@ -65,7 +82,7 @@ class Start:
         unused = "error" if given.kind == "rules" else "allow"
         self.mesh = mesh
         base = lora.embedding(quant.by_path(variables["params"]))
-        self.dtype = str(base.dtype)  # of the base as it is held
+        self.dtype = str(base.dtype)  # dtype in which the base is held
         self._given, self.frozen = split(variables, rules, unused)
         self._static = (tuple(map(tuple, rules)), optimizer, mesh)
         self._numbers = (dict(optimizer.hyper), jax.random.key(seed))
@@ -77,11 +94,11 @@ class Start:
         self.shapes: TrainState = _described(shapes, sharding.of_state(shapes, mesh))
 
     def release(self) -> None:
-        """Let go of the frozen leaves; their shapes stay."""
+        """Drops the references to the frozen leaves and keeps their shapes."""
         self.frozen = _described(self.frozen)
 
     def state(self) -> TrainState:
-        """The state at step 0, once: it takes the memory of the leaves that train."""
+        """Returns the state at step 0; callable once, as it donates the leaves that train."""
         given, self._given = self._given, None
         reused = jax.tree.map(lambda leaf: leaf.dtype == np.float32, given)
         parts = tree.partition(given, reused)
@@ -89,7 +106,7 @@ class Start:
         return moving.replace(frozen=self.frozen)
 
     def restored(self, moving: TrainState) -> TrainState:
-        """The state of a checkpoint instead, under the numbers that the config says now."""
+        """Returns the state of a run checkpoint, with the config's current hyperparameters."""
         self._given = None
         hyper = {
             name: jax.device_put(np.float32(self._numbers[0][name]), leaf.sharding)
@@ -103,13 +120,13 @@ def _created(
     rules: tree.Rules,
     optimizer: optim.Optimizer,
     mesh: Mesh,
-    reused: dict,  # the leaves that train and whose memory the state takes
-    rest: dict,  # the others of them
+    reused: dict,  # float32 leaves that train; their memory is donated to the state
+    rest: dict,  # leaves that train and have another dtype
     frozen: dict,
     hyper: dict,
     rng: jax.Array,
 ) -> TrainState:
-    """What moves of a state at step 0, laid over a mesh."""
+    """Returns the state at step 0 without its frozen leaves, sharded over the mesh."""
     state = TrainState.create(
         tree.combine(reused, rest, frozen),
         trainable=rules,
@@ -121,7 +138,7 @@ def _created(
 
 
 def _described(leaves: Any, where: Any = None) -> Any:
-    """Shapes, dtypes and shardings in place of arrays."""
+    """Returns a tree of `ShapeDtypeStruct`s; `where` gives other shardings than the leaves' own."""
     where = jax.tree.map(lambda leaf: leaf.sharding, leaves) if where is None else where
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -131,13 +148,13 @@ def _described(leaves: Any, where: Any = None) -> Any:
 
 
 def parameters(leaves: Any) -> int:
-    """How many numbers there are in a tree; a quantised weight has those it stands for."""
+    """Returns the number of parameters in a tree; a quantised weight counts by its full shape."""
     found = jax.tree.leaves(leaves, is_leaf=quant.is_quantized)
     return sum(math.prod(leaf.shape) for leaf in found)
 
 
 def trained_leaves(selected: dict, mesh: Mesh) -> Iterator[dict[str, str]]:
-    """A row of a table for each leaf that trains."""
+    """Yields a table row, as {heading: text}, for each leaf that trains."""
     for path, leaf in tree.flatten(selected).items():
         where = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
         yield {

@@ -1,4 +1,4 @@
-"""A checkpoint's model and variables, held as a config says, with the adapters it asks for."""
+"""Loads a checkpoint in the config's dtype and quantisation, and adds the config's adapters."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ from jaxtune.models.paligemma import Model
 
 
 def load_base(given: sections.Model, checkpoint: Path, mesh: Mesh) -> tuple[Model, dict]:
-    """A checkpoint's model and its variables, held and computed as the config says."""
+    """Loads a checkpoint's model and variables, with the settings of the section `model`."""
     model, variables = load(
         checkpoint,
         given.dtype,
@@ -33,7 +33,19 @@ def load_base(given: sections.Model, checkpoint: Path, mesh: Mesh) -> tuple[Mode
 def with_adapters(
     given: Trainable, model: Model, variables: dict, mesh: Mesh, seed: int
 ) -> tuple[Model, dict]:
-    """The same with new adapters, or with those to go on training, where the config wants any."""
+    """Adds adapters if the config trains any: new ones, or those of an existing adapter.
+
+    Args:
+      given: Section `trainable`; with its `adapter` set, that adapter goes on training.
+      model: The base model.
+      variables: Variables of the base.
+      mesh: Mesh that the adapters are sharded over.
+      seed: Seed of the initial values of new adapters.
+
+    Returns:
+      The model and the variables with the adapters; the arguments themselves if `kind` is not
+      "lora".
+    """
     if given.kind == "lora" and given.adapter:
         return model, variables | _continued(given, model, variables, mesh)
     if given.kind == "lora":
@@ -44,7 +56,7 @@ def with_adapters(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _adapted(given: Trainable, mesh: Mesh, params: dict, key: jax.Array) -> dict:
-    """New adapters, made where they will lie; and the weights, where their start changes these."""
+    """Creates new adapters, sharded over the mesh; also the weights if their init changes them."""
     made = lora.add_lora(
         {"params": params},
         given.rank,
@@ -61,7 +73,7 @@ def _adapted(given: Trainable, mesh: Mesh, params: dict, key: jax.Array) -> dict
 
 
 def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> dict:
-    """Adapters that are there already, made where they will lie."""
+    """Loads existing adapters, sharded over the mesh; raises if the config contradicts them."""
     made = lora.adapters(load_adapter(model, variables, given.adapter))
     if problems := list(_disagreeing(given, variables, made)):
         raise ValueError(
@@ -80,12 +92,12 @@ def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> d
 
 
 def _set(given: Trainable, name: str) -> bool:
-    """Whether a config sets a field, and does not leave it at its default."""
+    """Returns whether a field differs from its default."""
     return getattr(given, name) != getattr(Trainable(), name)
 
 
 def _disagreeing(given: Trainable, variables: dict, made: dict[str, lora.Lora]) -> Iterator[str]:
-    """What a config sets otherwise than an adapter has it, both sides named."""
+    """Yields a message per field that the config sets to another value than the adapter has."""
     new = partial(lora.add_lora, variables, targets=given.targets, key=jax.random.key(0))
     power = 0.5 if given.variant == "rslora" else 1
     theirs = {
@@ -107,7 +119,7 @@ def _disagreeing(given: Trainable, variables: dict, made: dict[str, lora.Lora]) 
 
 
 def _alpha(adapter: lora.Lora, power: float) -> float:
-    """Its alpha."""
+    """Returns alpha, recovered from the scale `alpha / rank ** power`."""
     return round(float(np.max(adapter.scale)) * adapter.a.shape[-1] ** power, 4)
 
 

@@ -1,7 +1,7 @@
-"""Beam search: the likeliest answers as wholes, several of them followed at a time.
+"""Beam search: extends several partial answers at a time to find the likeliest whole answer.
 
-Axes beyond the decoder's: K beams of a prompt, J candidates to be the next, N tokens that an answer
-has room for.
+Axes beyond the decoder's: K beams of a prompt, J candidates for the next beams, N the most tokens
+an answer has room for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,38 +28,38 @@ from jaxtune.decoding.requests import (
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
 
-NONE = -1e9  # the score of what is not there, as transformers has it
+NONE = -1e9  # score of an empty slot, as in transformers
 
 
 @dataclass(frozen=True)
 class Beam(Completion):
-    """An answer that a search found the best."""
+    """The best answer that a beam search found to a prompt."""
 
-    score: float  # its log-probability over its length to the power of the penalty
+    score: float  # log-probability / length**length_penalty
 
 
 @struct.dataclass
 class Hypotheses:
-    """Answers beside each other, those of each prompt best first."""
+    """K answers, complete or partial, to each of B prompts, in descending order of score."""
 
-    tokens: jax.Array  # int32[B, K, N], -1 where there is none
+    tokens: jax.Array  # int32[B, K, N], -1 where an answer has no token
     chances: jax.Array  # float32[B, K, N], log-probabilities of the tokens
     scores: jax.Array  # float32[B, K], NONE where there is no answer
 
     @classmethod
     def none(cls, rows: int, beams: int, room: int) -> "Hypotheses":
-        """Places for so many."""
+        """Returns empty slots for `beams` answers of at most `room` tokens to `rows` prompts."""
         shape = (rows, beams, room)
         scores = jnp.full(shape[:2], NONE, jnp.float32)
         return cls(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), scores)
 
     def among(self, which: jax.Array) -> "Hypotheses":  # int32[B, J]
-        """Those of these numbers."""
+        """Returns the answers with these indices along the beam axis."""
         rows = jnp.arange(len(which))[:, None]
         return jax.tree.map(lambda held: held[rows, which], self)
 
     def longer(self, token: jax.Array, chance: jax.Array, count: jax.Array) -> "Hypotheses":
-        """With a token more in each, [B, K], after so many."""
+        """Returns the answers with tokens [B, K] and their log-probabilities at index `count`."""
 
         def into(held, new):
             return jax.lax.dynamic_update_slice_in_dim(held, new[..., None], count, axis=2)
@@ -69,15 +69,15 @@ class Hypotheses:
 
 @struct.dataclass
 class Search:
-    """Searches under way, a row for each prompt."""
+    """State of the search loop for a batch of prompts."""
 
-    cache: KVCache  # of B·K rows, of all tokens but the last
-    alive: Hypotheses  # scored by their log-probabilities
-    kept: Hypotheses  # those that have ended, their scores divided by their lengths
-    count: jax.Array  # int32[], how many tokens there are in each that is alive
-    most: jax.Array  # int32[], how many there may be
-    length: jax.Array  # int32[B], of prompts
-    hopeful: jax.Array  # bool[B], whether one alive may yet be better than one kept
+    cache: KVCache  # of B·K rows; holds all tokens but the last
+    alive: Hypotheses  # unfinished answers; the score is the log-probability
+    kept: Hypotheses  # finished answers; the score is divided by length**penalty
+    count: jax.Array  # int32[], tokens of each unfinished answer
+    most: jax.Array  # int32[], limit on the tokens of an answer
+    length: jax.Array  # int32[B], tokens of each prompt
+    hopeful: jax.Array  # bool[B], whether an unfinished answer may yet beat a kept one
     stops: jax.Array  # int32[n]
     penalty: jax.Array  # float32[]
 
@@ -94,10 +94,25 @@ def beam_search(
     stops: Sequence[int] | None = None,
     batch: int = 8,
 ) -> list[Beam]:
-    """The best answer found to each prompt, as transformers' beam search decides.
+    """Returns the best answer found to each prompt, as transformers' beam search decides.
 
-    A `length_penalty` above 0 favours long answers, one below 0 short ones. A search ends when no
-    answer that goes on is better, over its present length, than the worst of the `beams` kept.
+    A search ends when no unfinished answer, scored at its present length, is better than the worst
+    of the `beams` finished answers that are kept.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      prompts: Tokens of each prompt.
+      max_new_tokens: Limit on the tokens of an answer, a stop token included.
+      images: Pictures of each prompt, as in `generate.completions`.
+      beams: Number of answers that are extended, and of finished answers that are kept.
+      length_penalty: Exponent of the length that log-probabilities are divided by: above 0 it
+        favours long answers, below 0 short ones.
+      stops: Tokens that end an answer; by default those that the checkpoint names.
+      batch: Number of prompts searched at a time.
+
+    Returns:
+      One `Beam` per prompt, in the order of the prompts.
     """
     for name, value in dict(max_new_tokens=max_new_tokens, beams=beams, batch=batch).items():
         if value < 1:
@@ -110,7 +125,7 @@ def beam_search(
     found: dict[int, Beam] = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows = padded(variables, [requests[i] for i in chosen])
-        wanted = np.arange(len(rows.length)) < len(chosen)  # the others fill the batch up
+        wanted = np.arange(len(rows.length)) < len(chosen)  # the others are padding
         search = _begun(model, room, beams, variables, rows, wanted, *how)
         kept = _searched(model, variables, search).kept
         found |= zip(chosen, _collected(kept, len(chosen), stops.tolist()), strict=True)
@@ -118,7 +133,10 @@ def beam_search(
 
 
 def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """Refuse answers on whose way the angles of all tokens change: every beam would begin anew."""
+    """Raises ValueError if an answer may reach the length at which the rope's angles change.
+
+    The change applies to all tokens, so every beam's cache would have to be prefilled again.
+    """
     for number, prompt in enumerate(prompts):
         if before_switch(model, prompt, new) < new:
             raise ValueError(
@@ -129,7 +147,7 @@ def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> N
 
 
 def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
-    """The best of each row."""
+    """Returns the best finished answer of each of the first `rows` rows."""
     tokens, chances, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
     found = []
     for its, of_its, score in zip(tokens, chances, scores, strict=True):
@@ -151,14 +169,14 @@ def _begun(
     stops: jax.Array,  # int32[n]
     penalty: jax.Array,  # float32[]
 ) -> Search:
-    """The first token of each; a prompt is read once for all its beams."""
+    """Prefills each prompt once, copies its cache to all beams and chooses their first tokens."""
     rows, width = prompts.tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
     logits, cache = prefill(model, variables, prompts, cache)
     nothing = Hypotheses.none(rows, beams, room)
     search = Search(
         cache=_of_rows(cache, jnp.repeat(jnp.arange(rows), beams)),
-        # One alone is there, or all would become the same.
+        # One beam alone is live at first: equal beams would all be extended in the same way.
         alive=nothing.replace(scores=nothing.scores.at[:, 0].set(0.0)),
         kept=nothing,
         count=jnp.zeros((), jnp.int32),
@@ -187,14 +205,14 @@ def _searched(model: Model, variables: Mapping, search: Search) -> Search:
 
 
 def _grown(search: Search, logits: jax.Array) -> Search:  # float32[B·K, V]
-    """With a token more in those alive, and those that end with it kept if they are good enough."""
+    """Extends unfinished answers by a token, and keeps those that end with it if good enough."""
     rows, beams = search.alive.scores.shape
     beam, new = _candidates(search, logits)
     count = search.count + 1
     token = jax.lax.dynamic_index_in_dim(new.tokens, search.count, 2, keepdims=False)  # [B, J]
     over = (token[..., None] == search.stops).any(axis=-1) | (count >= search.most)
     scores, going = jax.lax.top_k(jnp.where(over, new.scores + NONE, new.scores), beams)
-    # Candidates after the first K are there to go on with; they end in vain.
+    # Candidates after the first K only replace those that end; if they end, they are dropped.
     ending = over & (jnp.arange(over.shape[1]) < beams) & search.hopeful[:, None]
     scale = count.astype(jnp.float32) ** search.penalty
     ended = new.replace(scores=jnp.where(ending, new.scores / scale, NONE))
@@ -211,9 +229,12 @@ def _grown(search: Search, logits: jax.Array) -> Search:  # float32[B·K, V]
 
 
 def _candidates(search: Search, logits: jax.Array) -> tuple[jax.Array, Hypotheses]:
-    """The likeliest answers of a token more, and the beams, int32[B, J], that they come from.
+    """Returns (beam, extensions): J one-token extensions, and the beam int32[B, J] of each.
 
-    There are so many that K go on even if every beam's likeliest tokens are all the stops.
+    These are the extensions with the highest log-probabilities, over all beams of a prompt.
+
+    J is large enough that K candidates are unfinished even if the likeliest tokens of every beam
+    are all the stop tokens.
     """
     rows, beams = search.alive.scores.shape
     vocabulary = logits.shape[-1]
@@ -228,7 +249,7 @@ def _candidates(search: Search, logits: jax.Array) -> tuple[jax.Array, Hypothese
 
 
 def _of_rows(cache: KVCache, rows: jax.Array) -> KVCache:  # int32[n]
-    """The cache of other rows, each of which goes on from one of these."""
+    """Returns a cache whose row i is a copy of row `rows[i]` of this one."""
     stored = jax.tree.map(lambda held: held[:, rows], cache.stored)
     layout = jax.tree.map(lambda held: held[rows], cache.layout)
     return cache.replace(stored=stored, layout=layout)

@@ -1,6 +1,6 @@
-"""Answers: prompts in, tokens out, one at a time, from a cache of what was seen.
+"""Autoregressive decoding with a KV cache: greedy or sampled, in batches or as a stream.
 
-Axes beyond the decoder's: N tokens that an answer has room for.
+Axes beyond the decoder's: N the most tokens an answer has room for.
 """
 
 import zlib
@@ -31,24 +31,24 @@ from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
 
-EVERY = 8  # tokens between two looks at whether an answer is finished
+EVERY = 8  # tokens between two calls of `finished`
 
 
 @struct.dataclass
 class DecodeState:
-    """Answers under way, a row each."""
+    """State of the decoding loop for a batch of answers, one per row."""
 
     cache: KVCache  # of all tokens but the last
-    tokens: jax.Array  # int32[B, N], -1 where there is none
-    chances: jax.Array  # float32[B, N], log-probabilities that the model gave the tokens
-    count: jax.Array  # int32[], how many there are in each row, also in those that have ended
-    most: jax.Array  # int32[B], how many there may be
-    length: jax.Array  # int32[B], of prompts
+    tokens: jax.Array  # int32[B, N], -1 where an answer has no token
+    chances: jax.Array  # float32[B, N], log-probabilities of the tokens before sampling filters
+    count: jax.Array  # int32[], columns of `tokens` filled so far, the same in every row
+    most: jax.Array  # int32[B], limit on the tokens of each answer
+    length: jax.Array  # int32[B], tokens of each prompt
     ended: jax.Array  # bool[B]
     stops: jax.Array  # int32[n]
     sampling: Sampling
-    seen: jax.Array | None  # bool[B, V], where repetition is penalised
-    keys: jax.Array  # [B], what chance is drawn from
+    seen: jax.Array | None  # bool[B, V], tokens whose repetition is penalised; None: no penalty
+    keys: jax.Array  # [B], random keys
 
 
 def generate(
@@ -58,9 +58,9 @@ def generate(
     max_new_tokens: int = 32,
     **options: Any,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, up to and with a stop; by default the likeliest.
+    """Returns the tokens that follow each prompt, up to and including a stop token.
 
-    `options` are those of `completions`.
+    The arguments and options are those of `completions`; by default decoding is greedy.
     """
     found = completions(model, variables, prompts, max_new_tokens, **options)
     return [answer.tokens for answer in found]
@@ -84,13 +84,24 @@ def completions(
     batch: int = 8,
     finished: Callable[[list[int]], bool] | None = None,
 ) -> list[Completion]:
-    """An answer to each prompt, or `samples` of each in a row.
+    """Decodes one answer, or `samples` answers, to each prompt.
 
-    `images` are the pictures of each prompt, [S, S, 3] or several of these, from -1 to 1; their
-    tokens are put before a prompt that has none.
-    `stops` are the tokens that end an answer, by default those that the checkpoint names; every
-    few tokens, `finished` may say of an answer so far that it is, too. What is sampled depends on
-    the seed and the prompt, not on the prompts beside it.
+    Args:
+      model: The model.
+      variables: Its variables.
+      prompts: Tokens of each prompt.
+      max_new_tokens: Limit on the tokens of an answer, a stop token included.
+      images: Pictures of each prompt, [S, S, 3] or [I, S, S, 3], with values from -1 to 1. A prompt
+        without picture tokens gets them at its start.
+      stops: Tokens that end an answer; by default those that the checkpoint names.
+      temperature, top_k, top_p, min_p, repetition: As in `Sampling`; greedy without a temperature.
+      samples: Number of answers to each prompt.
+      seed: Random seed. A sample depends on seed, prompt and index, not on the rest of its batch.
+      batch: Number of answers decoded at a time.
+      finished: Called every few tokens with the tokens of each answer; True ends the answer.
+
+    Returns:
+      Completions in the order of the prompts; the samples of a prompt are consecutive.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: expected 1 or more")
@@ -119,7 +130,10 @@ def stream(
     sampling: Sampling,
     seed: int = 0,
 ) -> Iterator[int]:
-    """The tokens of one answer as they come."""
+    """Yields the tokens of one answer as they are decoded.
+
+    The arguments are as in `completions`, for one prompt. A stop token is yielded, too.
+    """
     given = None if images is None else [images]
     (request,) = make_requests(model, [prompt], given, max_new_tokens)
     how, room = DecodeSettings(tuple(stops), sampling, seed), max_new_tokens
@@ -144,7 +158,7 @@ def next_tokens(
     images: Sequence[Any] | None = None,
     batch: int = 8,
 ) -> list[list[tuple[int, float]]]:
-    """The likeliest next tokens of each prompt with their probabilities; nothing is decoded."""
+    """Returns the `count` likeliest next tokens of each prompt with their probabilities."""
     requests = make_requests(model, prompts, images, 0)
     found = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
@@ -157,7 +171,7 @@ def next_tokens(
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What all answers of a call have in common."""
+    """Settings that all answers of a call share."""
 
     stops: tuple[int, ...]
     sampling: Sampling
@@ -166,7 +180,7 @@ class DecodeSettings:
 
 
 def stops_of(model: Model) -> tuple[int, ...]:
-    """The tokens that end a text, as the checkpoint that the model was loaded from has them."""
+    """Returns the stop tokens of the model's checkpoint, or () if it was not loaded from one."""
     return model.origin.stops if model.origin else ()
 
 
@@ -174,15 +188,15 @@ def begin(
     model: Model,
     variables: Mapping,
     requests: Sequence[Request],
-    most: Sequence[int],  # tokens of each answer
+    most: Sequence[int],  # limit on the tokens of each answer
     how: DecodeSettings,
 ) -> DecodeState:
-    """Answers of one token each."""
+    """Prefills the cache with padded prompts and chooses the first token of each answer."""
     prompts = padded(variables, requests)
     numbers = [
         (zlib.crc32(np.int32(request.tokens).tobytes()), request.sample) for request in requests
     ]
-    idle = prompts.tokens.shape[0] - len(requests)  # rows that fill the batch up
+    idle = prompts.tokens.shape[0] - len(requests)  # padding rows
     return _begun(
         model,
         fitting(max(most), sizes(LONGEST, 16)),
@@ -198,12 +212,12 @@ def begin(
 def advance(
     model: Model, variables: Mapping, under_way: DecodeState, until: int | None = None
 ) -> DecodeState:
-    """Answers gone on with till all have ended, or have so many tokens."""
+    """Decodes until all answers have ended or the longest has `until` tokens; donates the state."""
     return _advanced(model, variables, under_way, np.int32(until or LONGEST))
 
 
 def collected(under_way: DecodeState, rows: int) -> list[Completion]:
-    """Answers as lists, each up to where it ended."""
+    """Returns the answers of the first `rows` rows, each without the padding after its end."""
     tokens, chances = np.asarray(under_way.tokens), np.asarray(under_way.chances)
     stops = set(np.asarray(under_way.stops).tolist())
     found = []
@@ -221,7 +235,7 @@ def _answered(
     room: Sequence[int],
     how: DecodeSettings,
 ) -> list[Completion]:
-    """A batch of answers; those whose angles change on the way are gone on with anew from there."""
+    """Decodes a batch; an answer that reaches the rope's switch is prefilled anew and continued."""
     most = [before_switch(model, a.tokens, room) for a, room in zip(requests, room, strict=True)]
     under_way = begin(model, variables, requests, most, how)
     found = _finished(model, variables, under_way, len(requests), how)
@@ -239,7 +253,7 @@ def _answered(
 def _finished(
     model: Model, variables: Mapping, under_way: DecodeState, rows: int, how: DecodeSettings
 ) -> list[Completion]:
-    """Answers till all have ended, by themselves or by what is said of them now and then."""
+    """Decodes until each answer has ended by a stop token, its limit or `how.finished`."""
     if how.finished is None:
         return collected(advance(model, variables, under_way), rows)
     while True:
@@ -300,10 +314,10 @@ def _begun(
 def prefill(
     model: Model, variables: Mapping, prompts: PaddedPrompts, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
-    """The logits after each prompt."""
+    """Fills an empty cache with whole prompts and returns the logits of the token after each."""
     shape = prompts.tokens.shape
     valid = jnp.arange(shape[1]) < prompts.length[:, None]
-    # Beside pictures, the tokens of a prompt see each other, as in training.
+    # In models with pictures a prompt is a prefix with full attention, as in training.
     causal = jnp.zeros(shape, jnp.bool_) if model.pictures else None
     layout = arrange(shape, valid=valid, causal=causal)
     x = forward.embedded(model, variables, prompts.tokens, prompts.images)
@@ -341,12 +355,12 @@ def extended(
     model: Model,
     variables: Mapping,
     cache: KVCache,  # of B rows
-    last: jax.Array,  # int32[B], tokens that it is yet to be told of
-    place: jax.Array,  # int32[B], where they stand in their rows
+    last: jax.Array,  # int32[B], tokens not in the cache yet; below 0 in rows that have ended
+    place: jax.Array,  # int32[B], positions of these tokens
 ) -> tuple[jax.Array, KVCache]:  # float32[B, V]
-    """The logits after one token more in each row; below 0 is none, and its row says nothing."""
+    """Adds a token per row to the cache; returns the next logits, meaningless in ended rows."""
     position = place[:, None]
-    order = jnp.broadcast_to(cache.slot, position.shape)  # after all that went before
+    order = jnp.broadcast_to(cache.slot, position.shape)  # so that it sees all earlier tokens
     layout = Layout(position, jnp.zeros_like(position), order, whole=False, counted=False)
     x = forward.embedded(model, variables, jnp.maximum(last, 0)[:, None])
     hidden, cache = model.apply(variables, x, layout, cache, method="extend")
@@ -354,13 +368,13 @@ def extended(
 
 
 def _chosen(state: DecodeState, logits: jax.Array) -> DecodeState:
-    """With one token more in each answer that has not ended; -1 in those that have."""
+    """Appends a token chosen by `logits` to each answer, or -1 to answers that have ended."""
     allowed = filtered(logits, state.sampling, state.seen)
     token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
     if state.sampling.temperature is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
         token = jax.vmap(jax.random.categorical)(keys, allowed).astype(jnp.int32)
-    # Not by a log-softmax, which would be written out for the whole vocabulary.
+    # A log-softmax would be materialised for the whole vocabulary.
     chance = jnp.take_along_axis(logits, token[:, None], axis=-1)
     chance -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     token = jnp.where(state.ended, -1, token)[:, None]

@@ -1,4 +1,4 @@
-"""Prompts made into requests, checked and padded: what a batch of answers starts from."""
+"""Decoding requests: validates prompts and pictures, and pads them into batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,35 +14,47 @@ from jaxtune import sharding
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.models.paligemma import Model
 
-LONGEST = 2**20  # tokens of a prompt or an answer; sizes above are not told apart
+LONGEST = 2**20  # upper limit of padded lengths, in tokens of a prompt or an answer
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, its pictures, and which of several answers to it is wanted."""
+    """A prompt with its pictures, and the index of one of the samples requested for it."""
 
     tokens: tuple[int, ...]
-    images: Any = None  # float32[I, S, S, 3], where the model sees pictures
-    pictured: int = 0  # tokens that the pictures take
+    images: Any = None  # float32[I, S, S, 3]; None for a model without pictures
+    pictured: int = 0  # number of picture tokens among `tokens`
     sample: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt was answered with."""
+    """The tokens that were decoded after a prompt."""
 
-    tokens: list[int]  # the stop among them, if there was one
-    chances: list[float]  # log-probability of each
-    ended: bool  # by a stop, not for want of room
+    tokens: list[int]  # the stop token included, if there is one
+    chances: list[float]  # log-probability of each token
+    ended: bool  # whether it ended by itself; False if it reached the token limit
 
 
 def make_requests(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    images: Sequence[Any] | None,  # those of each prompt
+    images: Sequence[Any] | None,  # pictures of each prompt
     new: int,
 ) -> list[Request]:
-    """Prompts with their pictures; refuse those that no answer of so many tokens can follow."""
+    """Returns one request per prompt, with picture tokens put before a prompt that has none.
+
+    Args:
+      model: The model, for its vocabulary, context length and picture tokens.
+      prompts: Tokens of each prompt.
+      images: For each prompt its pictures, [S, S, 3] or [I, S, S, 3], or None.
+      new: Number of tokens that an answer may have.
+
+    Returns:
+      Requests in the order of the prompts. Raises ValueError for a prompt that is empty, has a
+      token outside the vocabulary, does not fit the context length with its answer, or has another
+      number of picture tokens than its pictures take.
+    """
     if images is not None and len(images) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts have {len(images)} sets of images")
     requests = [
@@ -54,7 +66,7 @@ def make_requests(
 
 
 def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Request:
-    """A prompt with its pictures, and as many tokens as these take."""
+    """Returns the request of a prompt; raises ValueError if pictures and tokens do not match."""
     wants = model.pictures
     if wants is None:
         if images is not None:
@@ -80,7 +92,7 @@ def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) ->
 
 
 def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """Refuse prompts that are empty, too long or not of this vocabulary."""
+    """Raises ValueError for a prompt that is empty, too long or outside the vocabulary."""
     vocabulary, context = model.config.vocabulary, model.config.context
     beside = {model.pictures.token} if model.pictures else set()
     for number, prompt in enumerate(prompts):
@@ -100,27 +112,34 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
 
 @struct.dataclass
 class PaddedPrompts:
-    """Prompts filled up to one length, and a batch of them to one of few sizes."""
+    """A batch of prompts, padded on the right to T tokens and with rows of padding to B rows."""
 
     tokens: jax.Array  # int32[B, T]
-    length: jax.Array  # int32[B]
-    images: jax.Array | None  # float32[B, I, S, S, 3]; None where no prompt has any
+    length: jax.Array  # int32[B], tokens of each prompt; 1 in rows of padding
+    images: jax.Array | None  # float32[B, I, S, S, 3]; None if no prompt has pictures
 
 
 def alike(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Rows of about one length together."""
+    """Yields batches of at most `size` row indices, sorted by length so that padding is small."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
 def before_switch(model: Model, prompt: Sequence[int], room: int) -> int:
-    """The tokens that can follow a prompt before the angles of all tokens change."""
+    """Returns how many of `room` new tokens can be decoded before the rope's angles change.
+
+    In a sequence of more than `switch` tokens all tokens have other angles, so that keys in the
+    cache become invalid.
+    """
     switch = model.config.switch
     return room if switch is None or len(prompt) > switch else min(room, switch + 1 - len(prompt))
 
 
 def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
-    """Prompts filled up to one of few shapes, on the devices of the weights."""
+    """Pads requests to one of few shapes, and puts them on the devices of the weights.
+
+    The number of rows becomes a power of two, and the length one of `data.batches.sizes`.
+    """
     count = 1 << (len(requests) - 1).bit_length()
     fixed = min(request.pictured for request in requests)
     width = fitting(max(len(request.tokens) for request in requests), sizes(LONGEST, fixed=fixed))
@@ -138,7 +157,10 @@ def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
 
 
 def _side_by_side(images: Sequence[Any], count: int) -> np.ndarray | None:
-    """Rows of pictures, filled up with dark ones to rows of one length."""
+    """Stacks the pictures of each row, padded with zeros; None if there are no pictures.
+
+    The result is float32[count, I, S, S, 3], where I is a power of two.
+    """
     most = max(0 if each is None else len(each) for each in images)
     if not most:
         return None

@@ -1,4 +1,4 @@
-"""The distribution that the next token is drawn from: temperature, top-k, top-p, min-p, penalty."""
+"""Sampling filters on logits: temperature, top-k, top-p, min-p and repetition penalty."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from flax import struct
 
 @struct.dataclass
 class Sampling:
-    """How a token is chosen; what is None is not done, and all of it None takes the likeliest.
+    """Sampling parameters; None disables one, and without a temperature decoding is greedy.
 
-    Numbers are arrays, so that only doing something else, not otherwise, compiles anew.
+    Values are arrays, so that a new value does not recompile; enabling or disabling one does.
     """
 
     temperature: Any = None  # above 0
-    top_k: Any = None  # the so many likeliest
-    top_p: Any = None  # the likeliest that together have this chance
-    min_p: Any = None  # those with this share of the likeliest one's chance
-    repetition: Any = None  # a penalty of tokens that the prompt or the answer has
+    top_k: Any = None  # keeps the k likeliest tokens
+    top_p: Any = None  # keeps the fewest likeliest tokens whose probabilities sum to at least this
+    min_p: Any = None  # keeps tokens of at least this fraction of the highest probability
+    repetition: Any = None  # penalty on tokens of the prompt and the answer; 1 changes nothing
 
     @classmethod
     def of(cls, **given: float | None) -> "Sampling":
-        """Checked numbers; a temperature of 0 is the likeliest token."""
+        """Returns validated parameters as float32 scalars; a temperature of 0 becomes None."""
         limits = {
             "temperature": (0, np.inf),
             "top_k": (1, np.inf),
@@ -48,7 +48,11 @@ def filtered(
     sampling: Sampling,
     seen: jax.Array | None,  # bool[B, V]
 ) -> jax.Array:  # float32[B, V]
-    """Logits of the distribution that is sampled from: penalised, scaled, cut off."""
+    """Returns the logits to sample from: penalised, divided by the temperature, and filtered.
+
+    The repetition penalty applies to the tokens in `seen`. Tokens that top-k, top-p or min-p
+    exclude get -inf; without a temperature these filters are not applied.
+    """
     if sampling.repetition is not None:
         less = jnp.where(logits > 0, logits / sampling.repetition, logits * sampling.repetition)
         logits = jnp.where(seen, less, logits)
@@ -64,7 +68,7 @@ def filtered(
 
 
 def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1]
-    """The lowest logit that top-k, and top-p of what that leaves, keep."""
+    """Returns the lowest logit that remains after top-k and then top-p."""
     falling = jnp.sort(logits, axis=-1, descending=True)
     if sampling.top_k is not None:
         places = jnp.arange(logits.shape[-1])
@@ -72,7 +76,7 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
     kept = jnp.isfinite(falling)
     if sampling.top_p is not None:
         chances = jax.nn.softmax(falling, axis=-1)
-        # A token is kept if those above it have less than top_p; so the first one always is.
+        # A token is kept if the likelier ones sum to less than top_p; the first always is.
         above = jnp.cumsum(chances, axis=-1) - chances
         kept &= (above < sampling.top_p) | (jnp.arange(logits.shape[-1]) == 0)
     return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Text in, text out: prompts through a model and back."""
+"""Text generation: decodes answers to tokenised prompts, and returns or streams them as text."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,24 +13,24 @@ from jaxtune.decoding.requests import Completion
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.models.paligemma import Model
 
-TORN = "\ufffd"  # what the bytes of half a character decode to
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies of characters write a byte of others
+TORN = "\ufffd"  # what the bytes of an incomplete character decode to
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte-fallback token of a character vocabulary
 
 
 @dataclass(frozen=True)
 class Answer:
     """An answer as text."""
 
-    text: str  # without what ended it
-    tokens: int
-    chance: float  # log-probability of all of it
-    ended: bool  # by itself, not for want of room
-    next: tuple[tuple[str, float], ...] = ()  # the likeliest first tokens, if asked for
+    text: str  # without the stop token or stop string that ended it
+    tokens: int  # number of tokens, the stop included
+    chance: float  # log-probability of the whole answer
+    ended: bool  # whether it ended by itself; False if it reached the token limit
+    next: tuple[tuple[str, float], ...] = ()  # likeliest first tokens and their probabilities
 
 
 @dataclass(frozen=True)
 class TextGenerator:
-    """A model that answers prompts."""
+    """A model with its tokenizer and decoding settings, which answers prompts as text."""
 
     model: Model
     variables: Mapping
@@ -39,7 +39,7 @@ class TextGenerator:
     seed: int = 0
 
     def check(self, prompt: Sequence[int], place: str) -> None:
-        """Refuse a prompt that leaves no room for its answer."""
+        """Raises TooLong if the prompt and its answer do not fit the model's context length."""
         context, new = self.model.config.context, self.settings.max_new_tokens
         if len(prompt) + new > context:
             raise TooLong(
@@ -52,9 +52,9 @@ class TextGenerator:
         self,
         prompts: Sequence[Sequence[int]],
         likeliest: int = 0,
-        images: Sequence[Any] | None = None,  # the pictures of each
+        images: Sequence[Any] | None = None,  # pictures of each prompt
     ) -> list[Answer]:
-        """What each prompt is answered with, and the `likeliest` so many of its first tokens."""
+        """Returns an answer to each prompt, with its `likeliest` most probable first tokens."""
         given = self.settings
         found = generate.completions(
             self.model,
@@ -72,7 +72,7 @@ class TextGenerator:
         return [self._answer(*each) for each in zip(found, first, strict=True)]
 
     def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
-        """The text of an answer in the pieces in which it comes."""
+        """Yields the text of an answer in pieces, as soon as no later token can change them."""
         said, tokens = "", []
         for token in generate.stream(
             self.model,
@@ -95,7 +95,7 @@ class TextGenerator:
             yield rest
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, up to what ends it."""
+        """Returns the text of an answer up to its stop token or first stop string."""
         kept = [token for token in tokens if token not in self.tokenizer.stops]
         text = self.tokenizer.decode(kept, continues=True)
         ends = [at for stop in self.settings.stops if (at := text.find(stop)) >= 0]
@@ -109,7 +109,7 @@ class TextGenerator:
 
     def _answer(self, completion: Completion, following: tuple) -> Answer:
         count = len(completion.tokens)
-        # It went on a few tokens after a stop, till it was looked at.
+        # Decoding continued for a few tokens after the stop string, until the next check.
         while count and self._finished(completion.tokens[: count - 1]):
             count -= 1
         chance = sum(completion.chances[:count])
@@ -122,9 +122,13 @@ class TextGenerator:
         return any(stop in text for stop in self.settings.stops)
 
     def _settled(self, tokens: Sequence[int]) -> str:
-        """What of an answer under way no further token changes; nothing while that is unknown."""
+        """Returns the part of a partial answer's text that no further token can change.
+
+        The end of the text that may begin a stop string is left out. Returns "" while the last
+        token may belong to an incomplete character.
+        """
         text = self.text(tokens)
-        # One byte that fits none makes all those around it, too, what no character is.
+        # One byte that fits no character turns all adjacent bytes into replacement characters, too.
         if text.endswith(TORN) or BYTE.fullmatch(self.tokenizer.piece(tokens[-1])):
             return ""
         begun = (

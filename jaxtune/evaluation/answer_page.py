@@ -1,4 +1,4 @@
-"""Answers beside their pictures, as a page that needs nothing beside it."""
+"""A self-contained HTML page that shows answers beside their pictures."""
 
 import html
 import json
@@ -17,7 +17,7 @@ from jaxtune.files import write_text
 from jaxtune.metrics.boxes import Box
 
 PAGE = "answers.html"
-FIRST = 32  # rows that are shown
+FIRST = 32  # maximum number of rows on the page
 BOXES = "Boxes: whole lines are answered, broken ones expected."
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #212121 }
@@ -30,13 +30,22 @@ dt { color: #757575 } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anyw
 
 
 def write(directory: Path, rows: Sequence[EvalRow], task: ModuleType | None) -> Path | None:
-    """Write the page of the first rows of a directory's predictions, if these have pictures.
+    """Writes a page of the first rows and their predictions, if any of these rows has pictures.
 
-    Over the first picture of each are the boxes that the task finds in answer and references.
+    If the task defines `drawn`, the boxes that it finds in the answer and the references are drawn
+    over the first picture of each row.
+
+    Args:
+      directory: Directory with the predictions of all `rows`; the page is written into it.
+      rows: The evaluated rows, in the order of the predictions.
+      task: The task of the rows, or None.
+
+    Returns:
+      The path of the page, or None if none of the first rows has pictures.
     """
     if not any(row.pictures for row in rows[:FIRST]):
         return None
-    # Not as text: JSON leaves some of what ends lines there as it is.
+    # Read as bytes, which split at newlines only: JSON leaves other line separators unescaped.
     with (directory / WHOLE).open("rb") as file:
         lines = [json.loads(line) for line in islice(file, FIRST)]
     shown = list(zip(rows[:FIRST], lines, strict=True))
@@ -54,7 +63,7 @@ def write(directory: Path, rows: Sequence[EvalRow], task: ModuleType | None) -> 
 
 
 def _section(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> str:
-    """A row: its pictures, and what was asked, expected and answered."""
+    """Returns the HTML of one row: its pictures, prompt, references, answer and scores."""
     told = "".join(
         f'<dt>{name}<dd class="{name}">{html.escape(text)}\n' for name, text in _told(line)
     )
@@ -65,7 +74,7 @@ def _section(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> 
 
 
 def _pictures(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) -> Iterator[str]:
-    """A row's pictures, boxes over the first."""
+    """Yields the HTML of each picture of a row; the first has the boxes drawn over it."""
     frames = _frames(line, task)
     for number, reference in enumerate(row.pictures, 1):
         pixels = images.read(reference, row.side, row.place)
@@ -73,7 +82,7 @@ def _pictures(row: EvalRow, line: Mapping[str, Any], task: ModuleType | None) ->
 
 
 def _frames(line: Mapping[str, Any], task: ModuleType | None) -> list[Frame]:
-    """The boxes of references and answer, each label in a colour of its own."""
+    """Returns the boxes of the references (dashed) and the answer; each label has one colour."""
     draw = getattr(task, "drawn", None)
     if draw is None:
         return []
@@ -89,7 +98,7 @@ def _frames(line: Mapping[str, Any], task: ModuleType | None) -> list[Frame]:
 
 
 def _told(line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What stands beside a row's pictures."""
+    """Yields (kind, text) pairs to show beside the pictures; the kind is also the CSS class."""
     yield "prompt", line["prompt"].strip()
     for reference in dict.fromkeys(line["references"]):
         yield "expected", reference

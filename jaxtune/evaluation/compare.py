@@ -1,4 +1,4 @@
-"""The eval command: held-out loss and answers of a base and of what was tuned on it, compared."""
+"""The eval command: compares held-out loss and answers of the base and the tuned model."""
 
 import hashlib
 import json
@@ -32,36 +32,36 @@ from jaxtune.models.paligemma import Model
 from jaxtune.workdir.directory import begun, locked_directory
 
 LESS = "tuned less base"
-EVAL = "eval"  # where answers lie, and what came of each evaluation
-LARGEST = math.log(sys.float_info.max)  # what has a finite exponential
+EVAL = "eval"  # subdirectory of the workdir with the answers and results of each evaluation
+LARGEST = math.log(sys.float_info.max)  # largest loss with a finite perplexity
 HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is asked."""
+    """A model to evaluate."""
 
     name: str  # base or tuned
     model: Model
     variables: dict
-    about: Mapping[str, Any]  # what its answers depend on
-    weights: Path  # of the base, or what was tuned
+    about: Mapping[str, Any]  # everything that its answers depend on, as JSON
+    weights: Path  # the base checkpoint, the adapter or the tuned checkpoint
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one."""
+    """The evaluation of one candidate."""
 
-    loss: float  # held-out
+    loss: float  # held-out loss, in nats per scored token
     figures: dict[str, Figure]
     rows: list[Prediction]
     directory: Path
     weights: Path
-    page: Path | None = None  # of answers beside their pictures
+    page: Path | None = None  # HTML page of answers beside their pictures
 
     @property
     def perplexity(self) -> float:
-        """Of a held-out token, on average."""
+        """Perplexity of the held-out rows: exp(loss), or infinity where that overflows."""
         return math.inf if self.loss > LARGEST else math.exp(self.loss)
 
 
@@ -74,7 +74,24 @@ def compare(
     adapter: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the base, what was tuned on it or both, and write what was found."""
+    """Evaluates the base, the tuned model or both, and writes the results.
+
+    Answers go to a directory per candidate under `workdir/eval`, named by a digest of everything
+    that they depend on, so that an interrupted evaluation resumes and a repeated one reuses them.
+
+    Args:
+      config: Config of the run; its `data` and `eval` sections name the held-out rows.
+      workdir: Directory of the run. The results are written to `eval.json` in it.
+      base: Whether to evaluate the base.
+      tuned: Whether to evaluate the tuned model.
+      adapter: Adapter to evaluate as the tuned model, a path or a Hub repository. By default it is
+        the export of the run.
+      progress: Display for progress and the table of results.
+
+    Returns:
+      The results as written to `eval.json`: an entry per candidate, and with two candidates the
+      difference of each metric as `tuned_less_base`. Remarks of the task are added as `remarks`.
+    """
     progress = progress or Progress()
     assembly = Assembly.of(config, begun(workdir))
     exported = tuned_at(workdir, adapter) if tuned else None
@@ -109,14 +126,24 @@ def compare(
 def tuned_variables(
     assembly: Assembly, model: Model, base: Mapping, tuned: Path
 ) -> tuple[Model, dict]:
-    """What a run has exported: an adapter on the base, or a whole model in its place."""
+    """Loads a tuned model: an adapter on top of the base, or a whole model in its place.
+
+    Args:
+      assembly: Parts of the run's config; it loads a whole model, unquantised.
+      model: The base model.
+      base: Variables of the base.
+      tuned: Directory of an adapter, or a merged checkpoint.
+
+    Returns:
+      The model and its variables.
+    """
     if (tuned / "adapter_config.json").is_file():
         return model, load_adapter(model, base, tuned)
     return assembly.base(tuned, quant=None)
 
 
 def tuned_at(workdir: Path, adapter: str | None) -> Path:
-    """Where the tuned weights are."""
+    """Returns the path of the tuned weights: `adapter`, or else the export of the run."""
     if adapter is not None:
         return locate(adapter)
     for name in ("adapter", "merged", "merged.npz"):
@@ -131,7 +158,10 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
 def _about(
     model: sections.Model, generate: Generate, seed: int, task: str, eval_rows: Sequence[EvalRow]
 ) -> dict[str, Any]:
-    """What all answers depend on; not how many are asked at once, nor what the loss takes."""
+    """Returns everything but weights that the answers depend on.
+
+    The batch size of generation and settings that affect only the loss are left out.
+    """
     rows = [
         (each.number, each.place, each.prompt, each.references, *map(_picture, each.pictures))
         for each in eval_rows
@@ -147,12 +177,12 @@ def _about(
 
 
 def _picture(reference: Reference) -> Any:
-    """What changes when a picture does."""
+    """Returns a fingerprint of a picture: the CRC of its bytes, or its file's stamp."""
     return zlib.crc32(reference) if isinstance(reference, bytes) else stamp(Path(reference))
 
 
 def _files(weights: Path) -> list:
-    """What changes when weights do, wherever they lie and however often they are written."""
+    """Returns [name, SHA-256] of each weight file, whatever their folder and modification times."""
     kinds = ("*.safetensors", "*.npz", "adapter_config.json")
     inside = (file for kind in kinds for file in weights.glob(kind))
     files = [weights] if weights.is_file() else sorted(inside)
@@ -162,7 +192,7 @@ def _files(weights: Path) -> list:
 
 
 def _hash(file: Path) -> str:
-    """SHA-256 of a file, which in the Hub's cache is its name."""
+    """Returns the SHA-256 of a file; in the Hub's cache, it is the name of the resolved file."""
     name = file.resolve().name
     if HASH.fullmatch(name):
         return name
@@ -173,7 +203,7 @@ def _hash(file: Path) -> str:
 def _candidates(
     assembly: Assembly, tuned: Path | None, base: bool, about: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    """One after the other: the base first, as the other stands on it."""
+    """Loads and yields the candidates one by one; the tuned model builds on the loaded base."""
     model, variables = assembly.base()
     about = _plain({**about, "base": _files(assembly.checkpoint)})
     if base:
@@ -185,7 +215,7 @@ def _candidates(
 
 
 def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as JSON gives it back, which is what a directory of answers is told by."""
+    """Round-trips through JSON, so that the result equals the `about.json` read from disk."""
     return json.loads(json.dumps(about))
 
 
@@ -196,7 +226,11 @@ def _told(
     found: dict[str, Result],
     progress: Progress,
 ) -> dict[str, Any]:
-    """The table, and the same as JSON: the latest, and for good under the names of its answers."""
+    """Prints the table of results and writes them as JSON; returns the JSON content.
+
+    They are written twice: to `eval.json`, which the next evaluation overwrites, and to a file
+    under `eval` named after the directories of the answers, which stays.
+    """
     plots, remarks = _plots(task, found), _remarks(task, found)
     content = {name: _content(result, plots[name]) for name, result in found.items()}
     gained: dict[str, Difference] = {}
@@ -226,7 +260,7 @@ def _told(
 
 
 def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
-    """What came of one, as JSON has it."""
+    """Returns a result as JSON content, with None for a loss or perplexity that is not finite."""
     numbers = {"loss": result.loss, "perplexity": result.perplexity}
     return {
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
@@ -240,7 +274,7 @@ def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
 
 
 def _plots(task: ModuleType | None, found: Mapping[str, Result]) -> dict[str, list[Path]]:
-    """What the task draws of the answers, written beside them."""
+    """Writes the task's plots beside the answers; returns their paths by candidate."""
     draw = getattr(task, "plots", None)
     drawn = draw({name: result.rows for name, result in found.items()}) if draw else {}
     for name, pictures in drawn.items():
@@ -250,7 +284,7 @@ def _plots(task: ModuleType | None, found: Mapping[str, Result]) -> dict[str, li
 
 
 def _remarks(task: ModuleType | None, found: Mapping[str, Result]) -> list[str]:
-    """What the task has to say of its metrics, each once."""
+    """Returns the task's remarks on its metrics, without duplicates."""
     remark = getattr(task, "remarks", None)
     said = [each for result in found.values() for each in (remark(result.rows) if remark else ())]
     return list(dict.fromkeys(said))
@@ -259,7 +293,7 @@ def _remarks(task: ModuleType | None, found: Mapping[str, Result]) -> list[str]:
 def _table(
     metrics: tuple[Metric, ...], found: dict[str, Result], gained: dict[str, Difference]
 ) -> list[str]:
-    """A row for each figure: that of each model, and the difference where there are two."""
+    """Formats a line per metric: its value for each candidate, and their difference if two."""
     better = {True: "higher is better", False: "lower is better"}
     rows = [
         {"": metric.name}

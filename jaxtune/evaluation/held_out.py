@@ -1,4 +1,7 @@
-"""Rows answered and scored as their task does, a file of predictions as it goes."""
+"""Generates answers to held-out rows, scores them by the task's metrics, and computes the loss.
+
+Predictions are written to a file as they are made, so that an interrupted evaluation can resume.
+"""
 
 import hashlib
 import json
@@ -28,27 +31,40 @@ from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
 
-CHUNK = 32  # rows answered between two writes, or as many batches as are in them
+CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"
 
 
 @dataclass(frozen=True)
 class EvalRow:
-    """A row to answer."""
+    """A held-out row, with its tokenised prompt and the references for its answer."""
 
-    number: int  # in its source
+    number: int  # index in its source
     place: str
     record: Mapping[str, Any]
     prompt: list[int]
     references: tuple[str, ...]
     pictures: tuple[Reference, ...] = ()
-    side: int = 0  # of a picture as the model sees it
+    side: int = 0  # of a resized picture, in pixels; 0 if the model takes none
 
 
 def eval_rows(
     data: Data, source: Source, encoder: RowEncoder, task: ModuleType | None
 ) -> list[EvalRow]:
-    """The rows of a source as a model is asked them; without those that a survey leaves out."""
+    """Returns the rows of a source with their prompts and references.
+
+    Rows that are too long or malformed are left out if `data.too_long` or `data.bad_rows` is
+    "skip", as in a survey, and otherwise raise their `RowError`.
+
+    Args:
+      data: Settings of the data.
+      source: The held-out rows.
+      encoder: Encodes a row into an example.
+      task: Gives the references; without one, the decoded completion is the only reference.
+
+    Returns:
+      The rows, of which there is at least one.
+    """
     found = []
     for number in range(len(source)):
         place = source.place(number)
@@ -73,7 +89,7 @@ def _eval_row(
 ) -> EvalRow:
     example = encoder(record, place)
     scored = np.flatnonzero(example.scored)
-    # Of a conversation, the last turn is asked for.
+    # In a conversation, the last scored turn is the completion and all before it the prompt.
     first = scored[-1] - np.argmin(example.scored[: scored[-1] + 1][::-1]) + 1
     renamed = {known: column(record, theirs, place) for known, theirs in data.columns}
     record = {**record, **renamed}
@@ -96,10 +112,21 @@ def evaluate(
     progress: Progress,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Figure], list[Prediction]]:
-    """Answer rows, and score them as the task does.
+    """Generates an answer to every row and scores the answers.
 
-    `about` says what the answers depend on: what a directory holds of the same is gone on with,
-    and one of something else is refused. Without, it is begun anew.
+    Args:
+      generator: Model, tokenizer and settings that answer prompts.
+      rows: The rows to answer.
+      task: Its `NEXT` says how many likeliest first tokens to record with each answer, if any.
+      metrics: Metrics to score the answers by.
+      directory: Where predictions and scores are written.
+      progress: Display for the count of answered rows.
+      about: Everything that the answers depend on. Answers in `directory` with an equal `about` are
+        reused, and those with another raise a ValueError. Without it, partial answers are dropped
+        and every row is answered.
+
+    Returns:
+      The figure of each metric, and a prediction per row.
     """
     for row in rows:
         generator.check(row.prompt, row.place)
@@ -109,7 +136,7 @@ def evaluate(
     size = batch * max(1, CHUNK // batch)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        # The rows that are answered together tell in the last digit: they are the same ever again.
+        # The rows of a batch affect each other's last digits: a chunk is reused or redone whole.
         if all(row.number in done for row in chunk):
             continue
         progress.draw(f"answered {start:,} of {len(rows):,} rows")
@@ -125,7 +152,7 @@ def evaluate(
 
 
 def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
-    """The pixels of rows' pictures; None where there are none."""
+    """Reads the pictures of each row, float32[I, S, S, 3]; returns None if no row has any."""
     if not any(row.pictures for row in rows):
         return None
     return [
@@ -134,17 +161,17 @@ def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
 
 
 def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
-    """The answers that are there already, by row."""
+    """Returns the predictions already in a directory by row number; drops a torn last line."""
     held = directory / "about.json"
     if held.is_file() and json.loads(held.read_text()) != about:
         raise ValueError(f"{directory} holds answers of another model or other settings")
     write_json(held, about)
     file = directory / (WHOLE if (directory / WHOLE).is_file() else PARTIAL)
     text = file.read_bytes() if file.is_file() else b""
-    whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn, within a character too
+    whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn, even within a character
     if whole != text:
         write_text(file, whole.decode())
-    # Not splitlines: JSON leaves some of what that splits at as it is.
+    # Split as bytes: `str.splitlines` would also split at separators that JSON does not escape.
     lines = map(json.loads, whole.split(b"\n")[:-1])
     return {line["row"]: line for line in lines}
 
@@ -184,14 +211,14 @@ def _written(
     lines: Sequence[dict],
     rows: Sequence[Prediction],
 ) -> dict[str, Figure]:
-    """Score rows, and write predictions with their scores and what they come to."""
+    """Writes the predictions with their scores, and the figure of each metric; returns these."""
     scores = per_row(metrics, rows)
     told = (
         line | {"scores": {name: each[i] for name, each in scores.items()}}
         for i, line in enumerate(lines)
     )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
-    write_text(directory / WHOLE, text)  # its scores come anew if it is read again
+    write_text(directory / WHOLE, text)  # scores are recomputed when the file is resumed from
     found = summarise(metrics, rows)
     figures = {name: vars(figure) for name, figure in found.items()}
     write_json(directory / METRICS, {"rows": len(rows), "metrics": figures})
@@ -200,7 +227,7 @@ def _written(
 
 
 def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> float:
-    """The mean loss over a loader's rows."""
+    """Returns the weighted mean loss of the scored tokens in all batches of a loader, in nats."""
     loader.restore({**loader.state(), "step": 0})
     sums = [eval_step(model, variables, placer(step.batch, parts=False)) for step in loader]
     total, weight = np.array(jax.device_get(sums), np.float64).sum(axis=0)
@@ -208,6 +235,6 @@ def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> fl
 
 
 def digest(content: Any) -> str:
-    """A short name for what answers depend on."""
+    """Returns the first 8 hex digits of the SHA-256 of JSON-serialised content."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
-"""A model card beside what was exported: of what, on which rows, what came of it, how to load it.
+"""Model cards of exports: the base, the data, the results, and how to load the weights.
 
-It is Markdown under the front matter that the Hub reads. It tells what the run left in its workdir,
-without what is missing there, and names local files without their folders.
+A card is Markdown with the front matter that the Hub reads. It is made from the files that the run
+left in its workdir, leaves out what is missing there, and names local files without their folders.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from jaxtune.export.card_facts import (
 from jaxtune.export.card_sections import body
 from jaxtune.files import write_text
 
-# A card that was edited has another digest than its mark says, and is its editor's.
+# The mark holds a digest of the card. If they do not match, the card was edited; it is then kept.
 MARK = re.compile(r"---\n# jaxtune ([0-9a-f]{16}): [^\n]*\n")
 MARKED = "---\n# jaxtune {}: an edited card is left as it is\n"
-SECRET = re.compile(r"\b(hf_)[A-Za-z0-9]{20,}")  # a token of the Hub, wherever it came from
+SECRET = re.compile(r"\b(hf_)[A-Za-z0-9]{20,}")  # a Hub token in any text of the card
 
 
 def write(
@@ -39,11 +39,21 @@ def write(
     base: Path | None = None,
     name: str | None = None,
 ) -> Path | None:
-    """Write the card of an exported directory into it, or of an .npz file beside that; its path.
+    """Writes the card of an export: into its directory, or beside its .npz file.
 
-    A card that is not as written here is left alone, and an adapter that is not from the run gets
-    none: there is None. `base` is where the base lies on this machine, if the caller has looked,
-    `name` what the directory will be called. Of many processes, one calls this.
+    Existing cards that were edited are left alone, and an adapter that is not from the run gets no
+    card. With several processes, only one of them may call this.
+
+    Args:
+      directory: The exported directory, or the .npz file.
+      workdir: Directory of the run.
+      config: Config of the run.
+      kind: What was exported: "adapter", "merged" or "npz".
+      base: Path of the base on this machine; if None, it is looked up without downloading.
+      name: Name of the export in the card. By default it is that of `directory`.
+
+    Returns:
+      The path of the card, or None if none was written.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
@@ -63,12 +73,12 @@ def write(
 
 
 def card_file(target: Path) -> Path:
-    """Where the card of an exported directory or .npz file is."""
+    """Returns the path of the card: in an exported directory, or beside an exported .npz file."""
     return target.with_suffix(".md") if target.suffix == ".npz" else target / README
 
 
 def edited(file: Path) -> bool:
-    """Whether there is a card that somebody else wrote, or changed."""
+    """Returns whether a card exists that was edited, or was not written by `write`."""
     if not file.exists():
         return False
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -77,9 +87,9 @@ def edited(file: Path) -> bool:
 
 
 def carry(old: str | os.PathLike, new: str | os.PathLike) -> bool:
-    """Copy somebody's own card to the directory that is about to replace the one it lies in."""
+    """Copies an edited card to the directory that will replace its own; returns whether it did."""
     mine, yours = card_file(Path(old).expanduser()), card_file(Path(new).expanduser())
-    if mine.name != README or not edited(mine):  # that of a file lies beside it, and stays
+    if mine.name != README or not edited(mine):  # an .npz file's card is not replaced
         return False
     shutil.copyfile(mine, yours)
     return True
@@ -90,7 +100,7 @@ def _digest(content: str) -> str:
 
 
 def _front(subject: CardSubject) -> str:
-    """The front matter's fields; none is there that is not known."""
+    """Returns the front matter as YAML, without the fields whose values are unknown."""
     from huggingface_hub import ModelCardData
 
     config = subject.config

@@ -1,4 +1,4 @@
-"""What a card tells of: the base, the exported files, and what the run left in its workdir."""
+"""Collects the facts of a card: the base, the exported files, and the records of the run."""
 
 import contextlib
 import hashlib
@@ -23,17 +23,17 @@ Kind = Literal["adapter", "merged", "npz"]
 README, CURVE, REPORT = "README.md", "curve.svg", "export.json"
 LICENCE = ("license", "license_name", "license_link")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-MOST_DRAWN = 500  # points of a curve; of more, neighbours are averaged
+MOST_DRAWN = 500  # maximum number of points of a curve; beyond it, neighbours are averaged
 
 
 @dataclass(frozen=True)
 class CardBase:
-    """The checkpoint that was tuned."""
+    """The base of a run."""
 
-    name: str  # on the Hub, or of the directory or file
+    name: str  # name of the repository on the Hub, or of the local directory or file
     hub: bool
-    revision: str | None  # that was asked for
-    directory: Path | None  # or an .npz file
+    revision: str | None  # the requested revision
+    directory: Path | None  # local directory or .npz file; None if it is not on this machine
 
     @classmethod
     def of(cls, spec: str, directory: Path | None) -> "CardBase":
@@ -45,13 +45,13 @@ class CardBase:
 
     @property
     def commit(self) -> str | None:
-        """That of the Hub, after which its cache names a snapshot."""
+        """Commit on the Hub, from the name of the snapshot in the Hub's cache; None if unknown."""
         name = self.directory.name if self.hub and self.directory else ""
         return name if COMMIT.fullmatch(name) else None
 
     @cached_property
     def licence(self) -> dict[str, str]:
-        """What its own card says, or else its config."""
+        """License fields of the base: from its card, or else from its config."""
         if self.directory is None or not self.directory.is_dir():
             return {}
         said = {**read_json(self.directory / "config.json"), **metadata(self.directory / README)}
@@ -59,7 +59,7 @@ class CardBase:
 
     @property
     def text(self) -> str:
-        """It as Markdown."""
+        """Markdown that names the base, as a link if it is on the Hub."""
         if not self.hub:
             return f"`{self.name}` (a local checkpoint)"
         at = self.commit or self.revision
@@ -67,7 +67,7 @@ class CardBase:
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
-    """Where a repository was downloaded to, if it was; nothing is asked of the Hub."""
+    """Returns the cached snapshot of a repository, or None; sends no request to the Hub."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json", revision=revision)
@@ -76,10 +76,10 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 @dataclass(frozen=True)
 class CardSubject:
-    """What a card tells of."""
+    """The export that a card describes, with the run it came from."""
 
     target: Path
-    name: str  # of the directory or file
+    name: str  # name of the exported directory or file in the card
     workdir: Path
     config: Config
     kind: Kind
@@ -95,13 +95,22 @@ class CardSubject:
 
     @property
     def step(self) -> int | None:
-        """That the weights are of; a run exports the best evaluation's, if it kept that."""
+        """Step of the weights: from the report, or else that of the best evaluation or the last."""
         best = self.config.checkpoint.best and self.summary.get("eval_step")
         return self.report.get("step") or best or self.summary.get("steps")
 
 
 def answered_by(subject: CardSubject, tuned: Mapping[str, Any]) -> str | None:
-    """By what an evaluation was answered, if it was this or what this was merged from."""
+    """Describes which model gave the answers of an evaluation, to follow the word "answered".
+
+    Args:
+      subject: The export of the card.
+      tuned: The entry `tuned` of `eval.json`.
+
+    Returns:
+      The description, or None unless the answers are by this export, or by the adapter of the same
+      step that was merged into it.
+    """
     about = subject.workdir / "eval" / Path(tuned["predictions"]).parent.name / "about.json"
     files = read_json(about).get("tuned", ())
     weights = subject.workdir / "export" / Path(tuned["weights"]).name
@@ -114,7 +123,7 @@ def answered_by(subject: CardSubject, tuned: Mapping[str, Any]) -> str | None:
 
 
 def same_files(weights: Path, files: Sequence[Sequence[str]]) -> bool:
-    """Whether weights are files of these names and hashes."""
+    """Returns whether a weight file, or the files of a directory, match (name, SHA-256) pairs."""
     return bool(files) and all(
         file_hash(weights if weights.is_file() else weights / name) == digest
         for name, digest in files
@@ -128,42 +137,42 @@ def file_hash(file: Path) -> str | None:
 
 
 def read_report(target: Path) -> dict[str, Any]:
-    """What the export found, in a directory or beside a file."""
+    """Reads the report of an export: in its directory, or beside its .npz file."""
     beside = target.with_name(f"{target.stem}.{REPORT}")
     return read_json(beside if target.suffix == ".npz" else target / REPORT)
 
 
 def loss_curve(workdir: Path) -> str | None:
-    """The losses of a run by step, as SVG."""
+    """Returns an SVG plot of training and held-out loss by step, or None if there are none."""
     named = (("training", "train"), ("held-out", "eval"))
     series = {name: _thinned(losses_of(workdir, kind)) for name, kind in named}
     return plots.curves(series, title="Loss of a scored token") if any(series.values()) else None
 
 
 def losses_of(workdir: Path, kind: str) -> list[tuple[int, float]]:
-    """Those of metrics.jsonl by step: of training (`train`), or held-out (`eval`)."""
+    """Returns (step, loss) pairs from metrics.jsonl; `kind` is "train" or "eval" (held-out)."""
     file = workdir / METRICS
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    # What follows the last newline may be half a line.
+    # The text after the last newline may be an incomplete line.
     lines = map(json.loads, text.split("\n")[:-1])
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Few enough to draw: the means of as many neighbours as that takes."""
+    """Averages neighbouring points, so that at most `MOST_DRAWN` remain."""
     size = -(-len(points) // MOST_DRAWN) or 1
     groups = (np.asarray(points[k : k + size]) for k in range(0, len(points), size))
     return [(float(steps), float(loss)) for steps, loss in (each.mean(0) for each in groups)]
 
 
 def repository(spec: str) -> re.Match | None:
-    """What a Hub repository's id says; None for what is on this machine, as loading has it."""
+    """Matches the id of a Hub repository; None for a local path, by the rules of loading."""
     local = not spec or Path(spec).expanduser().exists() or spec.endswith(NO_REPO_SUFFIXES)
     return None if local else REPO_ID.fullmatch(spec)
 
 
 def on_hub(spec: str) -> bool:
-    """Whether rows come from a dataset of the Hub."""
+    """Returns whether a data source is a dataset on the Hub."""
     path = Path(spec).expanduser()
     return not (path.suffix.lower() in READERS or path.exists()) and bool(HUB_NAME.fullmatch(spec))
 
@@ -173,23 +182,23 @@ def listed(source: str | Sequence[str]) -> list[str]:
 
 
 def datasets(config: Config) -> list[str]:
-    """Those of the Hub that a run read."""
+    """Returns the Hub datasets that a run reads, without duplicates."""
     specs = [*listed(config.data.source), *listed(config.eval.source)]
     return [spec for spec in dict.fromkeys(specs) if on_hub(spec)]
 
 
 def metadata(card: Path) -> dict[str, Any]:
-    """The front matter of a card that anybody may have written."""
+    """Reads the front matter of a card; returns {} if the card is missing or malformed."""
     from huggingface_hub import metadata_load
 
     try:
         return metadata_load(card) or {}
-    except Exception:  # of the disk, of text and of YAML, which share no base
+    except Exception:  # disk, decoding and YAML errors, which share no base class
         return {}
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a file holds; nothing where there is none."""
+    """Reads a JSON file; returns {} if it does not exist, and raises if it is malformed."""
     try:
         return json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The text of a card, section by section."""
+"""Writes the sections of a model card as Markdown."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -24,8 +24,8 @@ from jaxtune.export.card_facts import (
 from jaxtune.export.markdown import as_code, figure_text, file_name, number_text, public, table
 from jaxtune.workdir.directory import FREE, begun
 
-TOLD = ("model.path", "data.source", "eval.source")  # not among the settings, but elsewhere
-FILES = ("data.tokenizer", "data.image_root")  # settings that may name what is on this machine
+TOLD = ("model.path", "data.source", "eval.source")  # shown in other sections
+FILES = ("data.tokenizer", "data.image_root")  # settings that may hold local paths
 OUTSIDE = "under transformers, and PEFT where it is an adapter"
 MERGING = {"merged": "what merging changed"}
 VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
@@ -38,6 +38,7 @@ MERGED = {
 
 
 def body(subject: CardSubject, curve: str | None) -> str:
+    """Returns the card below its front matter; `curve` is the file name of the loss plot."""
     sections = {
         "Load it": _loading(subject),
         "Results": _results(subject, curve),
@@ -54,7 +55,7 @@ def body(subject: CardSubject, curve: str | None) -> str:
 def _summary(subject: CardSubject) -> str:
     trainable = subject.config.trainable
     if subject.kind == "adapter":
-        # One that began as a part of the weights is written with twice the rank.
+        # An adapter with PiSSA init is written with twice the rank.
         rank = read_json(subject.target / "adapter_config.json").get("r", trainable.rank)
         what = f"A {VARIANTS[trainable.variant]} adapter of rank {rank} for {subject.base.text}"
     else:
@@ -66,13 +67,13 @@ def _summary(subject: CardSubject) -> str:
 
 
 def _kinds(quant: Any) -> str:
-    """The kinds of few bits that a setting names."""
+    """Returns the names of the quantised types in a `model.quant` setting."""
     named = [quant] if isinstance(quant, str) else [kind for _, kind in quant if kind]
     return " and ".join(dict.fromkeys(named))
 
 
 def _loading(subject: CardSubject) -> list[str]:
-    """The lines that load it in each of the libraries that can."""
+    """Returns the code to load the export, for each library that can."""
     here, base = subject.name, subject.base
     at = f', revision="{base.revision}"' if base.revision else ""
     full = f"{base.name}@{base.revision}" if base.revision else base.name
@@ -112,7 +113,7 @@ def _loading(subject: CardSubject) -> list[str]:
 
 
 def _stands(subject: CardSubject) -> str:
-    """What the names in the lines to load it mean."""
+    """Returns a sentence that explains the placeholder names in the loading code."""
     here = f"`{subject.name}` stands for this "
     here += "file" if subject.kind == "npz" else "directory, or its repository on the Hub"
     local = subject.kind == "adapter" and not subject.base.hub
@@ -120,13 +121,13 @@ def _stands(subject: CardSubject) -> str:
 
 
 def _auto(directory: Path | None) -> str:
-    """The class of transformers that makes a checkpoint's model."""
+    """Returns the name of the transformers class that loads a checkpoint."""
     sees = directory and "vision_config" in read_json(directory / "config.json")
     return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
 
 
 def _companion(subject: CardSubject) -> Iterator[str]:
-    """The line that loads what makes a text tokens, if it is there."""
+    """Yields the line that loads the processor or tokenizer, if the export has one."""
     directory = subject.target
     if any((directory / f"{name}processor_config.json").is_file() for name in ("", "pre")):
         yield f'processor = transformers.AutoProcessor.from_pretrained("{subject.name}")'
@@ -147,7 +148,7 @@ def _results(subject: CardSubject, curve: str | None) -> list[str]:
 
 
 def _answers(subject: CardSubject) -> list[str]:
-    """What the latest evaluation found, if it was one of these weights."""
+    """Returns the results of the latest evaluation, if it was of these weights."""
     found = read_json(subject.workdir / "eval.json")
     tuned = found.get("tuned")
     asked = tuned and answered_by(subject, tuned)
@@ -180,7 +181,7 @@ def _data(subject: CardSubject) -> list[str]:
 
 
 def _rows(subject: CardSubject, source: Any, split: str, survey: str) -> str:
-    """Where rows come from, and how many they are."""
+    """Describes the source of rows and, if the run's survey is there, their number."""
     data, specs = subject.config.data, listed(source)
     hub = any(map(on_hub, specs))
     more = {"split": split, "subset": data.subset, "revision": data.revision} if hub else {}
@@ -190,7 +191,7 @@ def _rows(subject: CardSubject, source: Any, split: str, survey: str) -> str:
 
 
 def _counts(survey: Path) -> str:
-    """What the run's one reading of all rows counted."""
+    """Returns the counts in a survey file as text, or "" if it cannot be read."""
     try:
         with np.load(survey, allow_pickle=False) as held:
             lengths, scored = (held[name].astype(np.int64) for name in ("lengths", "scored"))
@@ -201,7 +202,7 @@ def _counts(survey: Path) -> str:
 
 
 def _settings(config: Config) -> list[str]:
-    """Those that are not the defaults and have a part in what came out."""
+    """Returns a table of the settings that differ from their defaults and affect the result."""
     values = {each.key: each.value for each in SCHEMA.settings(resolved(config), "")}
     given = [
         key for key in SCHEMA.given(config, *FIELDS) if key not in TOLD and not key.startswith(FREE)
@@ -216,7 +217,7 @@ def _setting(key: str, value: Any) -> Any:
 
 
 def _verified(subject: CardSubject) -> list[str]:
-    """What came of comparing what was written with what was in memory."""
+    """Returns a table of the comparisons between the written files and the model in memory."""
     found = subject.report
     compared = {"loaded afresh": found.get("comparison"), OUTSIDE: found.get("reference")}
     for into, change in (found.get("merging") or {}).items():
@@ -231,7 +232,7 @@ def _verified(subject: CardSubject) -> list[str]:
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:
-    """How far two models are apart, in a table's cells."""
+    """Formats a comparison of two models as table cells."""
     return [
         f"{found['logits']:.1e}" + (f" (up to {found['limit']:.0e})" if "limit" in found else ""),
         f"{found['kl']:.1e}",

@@ -1,11 +1,11 @@
-"""How far apart two models' predictions are."""
+"""Measures how far apart the predictions of two models are."""
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-# Text to compare on where none is given: prose, speech, a list, numbers and code.
+# Default text to compare models on: prose, dialogue, a list, numbers and code.
 SAMPLE = """\
 The river leaves the hills at a village with two bridges, and from there it takes its time. In
 spring it carries snow water and is the colour of slate; by August a child can wade across it. The
@@ -32,16 +32,16 @@ presses on it less. That is why pasta takes longer in the mountains.
 
 @dataclass(frozen=True)
 class Distance:
-    """How far predictions are from those of a reference, over all positions."""
+    """Difference between a model's logits and those of a reference, over all positions."""
 
-    kl: float  # of the reference's next-token distributions from the others, the mean in nats
-    logits: float  # the largest difference of any logit, over the reference's standard deviation
-    agreement: float  # the share of positions with the same likeliest token
+    kl: float  # mean KL(reference || other) of the next-token distributions, in nats
+    logits: float  # largest absolute difference, divided by the standard deviation of the reference
+    agreement: float  # fraction of positions with the same likeliest token
     positions: int
 
 
 def distance(reference: jax.Array, other: jax.Array) -> Distance:  # [..., V] each
-    """How far one model's logits are from another's, computed in float32."""
+    """Returns the distance of logits from those of a reference, computed in float32."""
     if reference.shape != other.shape:
         raise ValueError(
             f"logits of shapes {reference.shape} and {other.shape} cannot be compared: the same "
@@ -65,10 +65,10 @@ def _figures(reference: jax.Array, other: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _divergence(reference: jax.Array, other: jax.Array) -> jax.Array:  # [..., V] -> [...]
-    """The Kullback-Leibler divergence of each distribution."""
+    """Returns KL(reference || other) of each distribution, in nats."""
     ours, theirs = jax.nn.log_softmax(reference), jax.nn.log_softmax(other)
     more, p = theirs - ours, jnp.exp(ours)
-    # As both sum to 1, q - p may be added to every -p log(q / p): no term is negative then, and
-    # where the two are near, they do not cancel.
+    # As p and q both sum to 1, q - p can be added to each term -p log(q / p). Then no term is
+    # negative, and terms do not cancel where the distributions are close.
     near = p * (jnp.expm1(more) - more)
     return jnp.where(jnp.abs(more) < 1, near, jnp.exp(theirs) - p - p * more).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Markdown tables and code, and names cut down to what may leave this machine."""
+"""Formats Markdown tables and code, and strips local folders from paths."""
 
 import json
 import os
@@ -11,12 +11,12 @@ PATH = re.compile(r"(?<![\w./])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]([\w.@+-]
 
 
 def file_name(spec: str) -> str:
-    """A local path's last part."""
+    """Returns the last component of a local path."""
     return Path(os.path.abspath(os.path.expanduser(spec))).name
 
 
 def public(text: str) -> str:
-    """Text whose paths are cut down to what they end in."""
+    """Replaces each path in a text by its last component."""
     return PATH.sub(r"\1", text)
 
 
@@ -27,7 +27,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_code(value: Any) -> str:
-    """A value as code, fenced by more backticks than it has."""
+    """Formats a value as inline code, with more backticks around it than it contains."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = text.replace("\n", "\\n")
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,4 +1,4 @@
-"""Adapters merged into plain weights, whatever their base is held as, and what that changes."""
+"""Merges adapters into plain weights, from plain or quantised bases, and measures the effect."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,19 @@ from jaxtune.models.paligemma import Model
 def merged(
     model: Model, variables: dict, into: str, dtype: Any = "float16", *, take: bool = False
 ) -> dict:
-    """Plain variables of one dtype, as `save_merged(…, into=…)` writes them.
+    """Merges the adapters of a model, as `save_merged(…, into=…)` does.
 
-    With `take`, the variables are emptied: where nobody else holds them, each leaf's memory is free
-    once its merged form is there.
+    Args:
+      model: The model; its origin supplies the "original" weights.
+      variables: Its variables, with or without adapters.
+      into: What replaces quantised weights: "original" for the full-precision weights of the
+        model's origin, or "dequantised" for the values of the codes.
+      dtype: Data type of all leaves of the result.
+      take: Empties `variables`. Unless they are referenced elsewhere, the memory of each leaf is
+        then freed as soon as its merged form exists.
+
+    Returns:
+      Plain variables without adapters.
     """
     if into not in INTO:
         raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
@@ -45,11 +54,20 @@ def differences(
     tokens: jax.Array,  # int32[B, T]
     dtype: Any = "float16",
 ) -> dict[str, Distance]:
-    """How far merging moves the predictions of a model on a quantised base, by what it goes into.
+    """Measures how far merging moves the predictions of a model on a quantised base.
 
-    The adapter was trained on what the codes stand for: merged into that, predictions stay as they
-    are up to `dtype`'s rounding; merged into the original weights, they lose the error of the codes
-    with which the adapter was trained. One merged model is in memory at a time.
+    The adapter was trained on the dequantised weights. Merged into these, predictions change only
+    by the rounding to `dtype`. Merged into the original weights, they lose the quantisation error
+    that the adapter was trained with. One merged model is in memory at a time.
+
+    Args:
+      model: The model.
+      variables: Its variables, with adapters on quantised weights.
+      tokens: Token ids to compare on.
+      dtype: Data type of the merged weights.
+
+    Returns:
+      The distance from the unmerged model, for each value of `into`.
     """
     apply = jax.jit(model.apply)
     reference = apply(variables, jnp.asarray(tokens))

@@ -1,4 +1,4 @@
-"""What the written files must do, and whether they do it: loaded afresh, and compared."""
+"""Verifies written files: loads them afresh and compares them with the expected outputs."""
 
 import contextlib
 from collections.abc import Callable
@@ -30,24 +30,26 @@ from jaxtune.export.verify import (
 )
 from jaxtune.models.paligemma import Model
 
-# Nats that merging may move predictions by. Rounding to 16 bits takes hundredths; into the original
-# weights, an adapter loses the error of the codes that it learnt beside, which may be a few tenths.
+# Largest KL divergence in nats by which merging may move predictions. Rounding to 16 bits costs
+# hundredths. In the original weights, an adapter lacks the quantisation error that it was trained
+# with, which may cost a few tenths.
 MOVED = {None: 0.1, "dequantised": 0.1, "original": 1.0}
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the written files should do, and what loads them."""
+    """The expected outputs of written files, and the function that loads them."""
 
     expected: ModelOutputs
     limit: float
     load: Callable[[], tuple[Model, dict]]
-    merging: dict[str, Comparison] = field(default_factory=dict)  # what it changed, by its base
-    problem: str = ""
+    # Effect of merging by `into`, or as "merged" if no weight is quantised.
+    merging: dict[str, Comparison] = field(default_factory=dict)
+    problem: str = ""  # why merging itself failed
 
 
 def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
-    """Held-out rows, or else rows to train on; None where the config's cannot be read here."""
+    """Returns held-out rows, or else training rows; None if the config's rows cannot be read."""
     try:
         encoder, (train, held_out) = assembly.encoder, assembly.sources
         about = "training rows" if held_out is None else "held-out rows"
@@ -60,12 +62,25 @@ def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
 
 
 def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
-    """An adapter alone; it is to do on the base what it does in memory."""
+    """Prepares the check that a written adapter gives the same outputs on the base as in memory.
+
+    With PiSSA init, the limit is widened by the difference between the published base and the
+    initial weights.
+
+    Args:
+      tuned: The tuned model.
+      wanted: Unused; the signature is that of `check_merged`.
+      staged: Path of the written adapter.
+      rows: Rows to compare on.
+
+    Returns:
+      The check for `verify_files`.
+    """
     model, limit = tuned.model, LIMITS[compute_of(tuned.model)]
     expected = observed(model, tuned.variables, rows)
     base = {"params": tuned.variables["params"]}
     if tuned.initial is not None:
-        # What the start took out of the weights was rounded, and the published ones were not.
+        # Subtracting the initial adapters rounded the weights; the published ones are not rounded.
         base = tuned.assembly.base()[1]
         started = [observed(model, each, rows) for each in (base, tuned.initial)]
         limit += 2 * compared(*started, limit).logits
@@ -74,7 +89,20 @@ def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRo
 
 
 def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
-    """The whole model; it is to do what the weights do that were merged and rounded in memory."""
+    """Prepares the check that a written model gives the outputs of weights merged in memory.
+
+    Those weights are rounded to the same data type. The effect of merging is measured too; if it
+    exceeds `MOVED`, the check has a problem.
+
+    Args:
+      tuned: The tuned model; its variables are emptied.
+      wanted: The data type of the merged weights, and what replaces quantised ones.
+      staged: Path of the written model.
+      rows: Rows to compare on.
+
+    Returns:
+      The check for `verify_files`.
+    """
     model, compute = tuned.model, compute_of(tuned.model)
     limit = LIMITS[compute]
     ways = _ways(model, tuned.variables)
@@ -107,7 +135,7 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
 
 
 def _ways(model: Model, variables: dict) -> tuple[str, ...]:
-    """What adapters on quantised weights can be merged into, the usual one first."""
+    """Returns the possible values of `into`, the default first; () if no weight is quantised."""
     if not any(map(quant.is_quantized, quant.by_path(variables["params"]).values())):
         return ()
     origin = Origin.of(model).path
@@ -116,19 +144,22 @@ def _ways(model: Model, variables: dict) -> tuple[str, ...]:
 
 
 def _places(variables: dict) -> dict:
-    """On which devices each leaf lies."""
+    """Returns the sharding of each leaf."""
     return jax.tree.map(lambda leaf: leaf.sharding, variables)
 
 
 def _laid(variables: dict, places: dict) -> dict:
-    """Variables where others like them lay, which makes it the same program."""
-    with contextlib.suppress(ValueError):  # another tree: some have no adapter, or a magnitude
+    """Moves variables to the shardings of similar ones, to reuse the same compiled program."""
+    with contextlib.suppress(ValueError):  # another tree: adapters or magnitudes may differ
         return jax.tree.map(jax.device_put, variables, places)
     return variables
 
 
 def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | None]:
-    """What is wrong with the files, if anything is, and how far they are from what was expected."""
+    """Returns a description of the mismatch, or "" if there is none, and the comparison.
+
+    The comparison is None if the files cannot be loaded or compared.
+    """
     try:
         found = compared(check.expected, observed(*check.load(), rows), check.limit)
     except ValueError as error:
@@ -143,7 +174,17 @@ def _too_far(found: Comparison) -> str:
 def compare_outside(
     tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows
 ) -> tuple[str, dict | None]:
-    """The files under transformers and PEFT, beside the same files here, in float32."""
+    """Compares the files under transformers and PEFT with the same files under jaxtune, in float32.
+
+    Args:
+      tuned: The tuned model, with its base.
+      wanted: What was written.
+      staged: Path of the written files.
+      rows: Rows to compare on.
+
+    Returns:
+      A description of the mismatch, or "" if there is none, and the comparison for the report.
+    """
     directory = staged if wanted.merged else tuned.assembly.checkpoint
     held: dict[str, Any] = dict(dtype="auto", quant=None, compute="float32")
     model, variables = tuned.assembly.base(directory, **held)

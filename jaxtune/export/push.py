@@ -1,7 +1,7 @@
-"""What a run tuned, sent to the Hub while it goes on.
+"""Pushes exports of a run to the Hub in the background.
 
-A thread sends the newest of what was saved; what became older while it waited is left out. What
-fails is tried again, after longer and longer pauses, and never stops the run.
+A thread uploads the newest export and skips those that were superseded while they waited. Temporary
+failures are retried with growing pauses. No failure of an upload stops the run.
 """
 
 import contextlib
@@ -24,60 +24,63 @@ from jaxtune.display.progress import Progress
 from jaxtune.workdir.directory import Workdir
 
 LOG, ROOM = "pushes.jsonl", ".push"
-SHORTEST, LONGEST = 5.0, 600.0  # seconds between attempts: each pause is twice the one before
-ENDING = 10.0  # the same while the run waits
-BRIEF = 10.0  # seconds that a run which is stopped may wait
-NAME = 60  # characters of a run's name that a repository's takes; the time is at its end
+SHORTEST, LONGEST = 5.0, 600.0  # pauses between attempts in seconds; each doubles the last
+ENDING = 10.0  # longest pause in seconds while the run waits for the last push
+BRIEF = 10.0  # seconds that a run which stops early waits
+NAME = 60  # characters kept of a run's name, from its end, which holds the start time
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A file or directory to send."""
+    """An export, a file or directory, to upload."""
 
     source: Path
-    caption: str  # of the commit
-    own: bool  # written for this alone, in a directory to be removed when it was sent
+    caption: str  # message of the commit
+    own: bool  # written only for this upload, in a directory to be removed afterwards
 
     def discard(self) -> None:
-        """It is not needed any more."""
+        """Removes the files if they were written only for this upload."""
         if self.own:
             shutil.rmtree(self.source.parent, ignore_errors=True)
 
 
 class Unpushed:
-    """Sends nothing."""
+    """Stands in for `Pushes` in a run that pushes nothing."""
 
     def saved(self, *_: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def ended(self, *_: Any) -> dict[str, Any]:
-        """Nothing to tell of."""
+        """Returns an empty report."""
         return {}
 
     def tell(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def leave(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class Pushes:
-    """Sends what a run saves, by a thread of the first process; `pushing` makes them."""
+    """Uploads exports in a thread of the first process; create it with `pushing`."""
 
     def __init__(self, config: Hub, workdir: Workdir, progress: Progress, first: bool):
         self._config, self._workdir, self._progress = config, workdir, progress
         self._first = first
         self._repo, self._claimed = repository(config.repo, workdir.name), False
         self._changed = threading.Condition()
-        self._newest: Offer | None = None  # not looked at yet
-        self._current: Offer | None = None  # in the thread's hands
+        self._newest: Offer | None = None  # waiting for the thread
+        self._current: Offer | None = None  # being uploaded, or waiting to be retried
         self._ending = self._stopped = False
         self._told: deque[str] = deque()
-        self._failing = ""  # since the last success: why
-        self._last: tuple[Offer, str] | None = None  # what was sent, and its commit
+        self._failing = ""  # last error since the last success, or ""
+        self._last: tuple[Offer, str] | None = None  # last upload, and the URL of its commit
 
     def begin(self) -> None:
-        """Claim the repository, and begin to send; a Hub that is away stops only a new run."""
+        """Claims the repository and starts the thread.
+
+        If the Hub is unreachable, a new run fails and a resumed one goes on.
+        """
         shutil.rmtree(self._workdir.path / ROOM, ignore_errors=True)
         try:
             self._claim()
@@ -89,7 +92,10 @@ class Pushes:
         threading.Thread(target=self._work, name="push", daemon=True).start()
 
     def saved(self, export: Callable[[Path], Path], step: int, caption: str) -> None:
-        """What a run just saved, which `export` writes into a directory."""
+        """Exports a checkpoint and offers it for upload, if the config pushes at every save.
+
+        `export` writes the export into a given directory and returns its path.
+        """
         if self._config.every != "save":
             return
         try:
@@ -100,7 +106,11 @@ class Pushes:
             self._offer(Offer(source, caption, own=True))
 
     def ended(self, exported: Path, caption: str) -> dict[str, Any]:
-        """Send what a run exported in the end, wait for that, and say what came of it."""
+        """Uploads the final export and waits for it, at most `hub.wait` seconds.
+
+        Returns:
+          The repository, and as `pushed` the URL of the commit or None; {} on other processes.
+        """
         if not self._first:
             return {}
         offer = Offer(exported, caption, own=False)
@@ -114,18 +124,18 @@ class Pushes:
         return {"repository": self._repo, "pushed": url}
 
     def tell(self) -> None:
-        """Say what the thread found, from the one that may print."""
+        """Prints the messages of the thread; only the main thread may print."""
         while self._told:
             self._progress.say(self._told.popleft())
 
     def leave(self) -> None:
-        """A run stops early: what is being sent has a few seconds."""
+        """Waits a few seconds for uploads under way, as the run stops early."""
         if self._first:
             self._wait(BRIEF)
             self.tell()
 
     def stop(self) -> None:
-        """Begin no more attempts."""
+        """Makes the thread end; no new attempt begins."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -140,7 +150,7 @@ class Pushes:
             older.discard()
 
     def _wait(self, seconds: float) -> None:
-        """Until all is sent, or will not be; Ctrl-C ends it."""
+        """Waits until no upload is pending, for at most `seconds`; Ctrl-C ends the wait."""
         with self._changed, contextlib.suppress(KeyboardInterrupt):
             self._ending = True
             self._changed.notify_all()
@@ -164,7 +174,10 @@ class Pushes:
                 self._put_down(offer)
 
     def _take(self) -> Offer | None:
-        """The newest there is; the one that could not be sent, if nothing came since."""
+        """Waits for an export; returns the newest, or after a failure the same one again.
+
+        Returns None once stopped.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._newest or self._current or self._stopped)
             if self._stopped:
@@ -196,7 +209,7 @@ class Pushes:
         self._told.append(f"pushed {when} to {hub.address(self._repo)}, {kind}")
 
     def _rest(self, failures: int) -> None:
-        """A pause, which ends at once where the run begins to wait for this."""
+        """Pauses between attempts; ends at once if the run begins to wait, or stops."""
         with self._changed:
             growing = min(SHORTEST * 2 ** min(failures - 1, 30), LONGEST)
             now = self._ending, self._stopped
@@ -206,7 +219,7 @@ class Pushes:
             )
 
     def _fail(self, caption: str, error: Exception) -> None:
-        """Note a failure, and tell of it if it is the first since all went well."""
+        """Logs a failure, and reports it if it is the first since the last success."""
         self._log({"failed": caption, "why": str(error)})
         if not self._failing:
             again = "will be tried again" if isinstance(error, PassingError) else "the run goes on"
@@ -232,7 +245,10 @@ class Pushes:
 
 
 def sign_in(config: Hub, workdir: Path) -> None:
-    """Check the token of a run that is to push; a Hub that is away stops only a new run."""
+    """Checks the Hub token of a run that pushes.
+
+    If the Hub is unreachable, a new run fails and a resumed one goes on.
+    """
     if not config.repo:
         return
     try:
@@ -250,7 +266,17 @@ def sign_in(config: Hub, workdir: Path) -> None:
 def pushing(
     config: Hub, workdir: Workdir, progress: Progress, first: bool
 ) -> Iterator[Pushes | Unpushed]:
-    """What sends a run's results; a run that stops early still waits for it, but not for long."""
+    """Context in which a run pushes its exports; on an error, uploads get a few more seconds.
+
+    Args:
+      config: Section `hub`; without a repository, nothing is pushed.
+      workdir: Directory of the run.
+      progress: Display for messages.
+      first: Whether this is the first process, the only one that uploads.
+
+    Returns:
+      A context manager for the `Pushes`, or for an `Unpushed` if nothing is pushed.
+    """
     if not config.repo:
         yield Unpushed()
         return
@@ -267,12 +293,12 @@ def pushing(
 
 
 def repository(pattern: str, name: str) -> str:
-    """The repository that a config means, for a run of this name."""
+    """Returns the repository of a run: `pattern`, with "{name}" replaced by its cleaned-up name."""
     plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
     plain = re.sub(r"([.-])[.-]+", r"\1", plain)[-NAME:].strip(".-")
     return pattern.replace("{name}", plain)
 
 
 def _begun(workdir: Path) -> bool:
-    """Whether there are steps in a directory that must not be kept waiting."""
+    """Returns whether a workdir has run checkpoints, so that the run is a resumed one."""
     return (workdir.expanduser() / "checkpoints").is_dir()

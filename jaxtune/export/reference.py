@@ -1,6 +1,6 @@
-"""Written files under transformers and PEFT, in a process of their own that gives its memory back.
+"""Runs written files under transformers and PEFT in a subprocess, which frees its memory at exit.
 
-This module imports neither; the process does, which runs it as a program.
+Importing this module imports neither library; the subprocess, which runs it as a program, does.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ NEEDED = ("torch", "transformers", "peft")
 
 
 def check(target: Path | None) -> None:
-    """Refuse early what cannot be compared here."""
+    """Raises if a library is missing, or the target is an .npz file, which they cannot read."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ValueError(
             f"--verify=reference compares with transformers and PEFT, and {', '.join(missing)} "
@@ -42,7 +42,19 @@ def observed(
     rows: ComparisonRows,
     answers: Sequence[Completion],
 ) -> ModelOutputs:
-    """What transformers makes of rows, and with which tokens it would have gone on in answers."""
+    """Returns the outputs of transformers on rows and answers.
+
+    Args:
+      model: Directory of the checkpoint.
+      adapter: Directory of an adapter on it, or None.
+      pictured: Whether the model takes pictures.
+      rows: Rows whose logits are computed.
+      answers: Answers to the prompts of `rows`.
+
+    Returns:
+      The logits at the compared positions, and for each answer the likeliest token at each of its
+      positions, given the prompt and the answer's previous tokens.
+    """
     said = _answered(rows, answers)
     asked = {"rows": rows, "answers": said}
     with tempfile.TemporaryDirectory() as name:
@@ -63,7 +75,7 @@ def observed(
 
 
 def _answered(rows: ComparisonRows, answers: Sequence[Completion]) -> ComparisonRows:
-    """Prompts with their answers: what foretells each of an answer's tokens is looked at."""
+    """Returns prompts with their answers; compared are the positions that predict answer tokens."""
     whole = [
         (np.int32([*p, *a.tokens]), len(p)) for p, a in zip(rows.prompts, answers, strict=True)
     ]
@@ -75,7 +87,7 @@ def _answered(rows: ComparisonRows, answers: Sequence[Completion]) -> Comparison
         full_prefix=rows.batch.causal is not None,
     )
     for row, (tokens, _) in enumerate(told):
-        batch.valid[row, len(tokens) - 1] = False  # it is foretold, and foretells nothing
+        batch.valid[row, len(tokens) - 1] = False  # the last token predicts nothing
     return replace(rows, batch=batch, prompts=[])
 
 
@@ -98,7 +110,7 @@ def _run(place: Path) -> None:
 
 
 def main(place: Path) -> None:
-    """The process: logits of the asked rows, in float32."""
+    """Runs in the subprocess: reads inputs from `place` and writes float32 logits there."""
     import torch
 
     about = json.loads((place / "about.json").read_text())
@@ -123,7 +135,7 @@ def _loaded(model: str, adapter: str | None, pictured: bool):
 
 
 def _logits(model, given: dict[str, np.ndarray]) -> np.ndarray:  # float32[B, K, V]
-    # Row by row: with longrope, transformers takes all rows' angles from the longest of them.
+    # One row at a time: with longrope, transformers picks the angles of a batch by its longest row.
     return np.stack([_of_row(model, given, row) for row in range(len(given["tokens"]))])
 
 

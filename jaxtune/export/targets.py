@@ -1,4 +1,4 @@
-"""Where an export lies under a run's directory, and what may stand in its way."""
+"""Names and paths of exports, and checks for existing files at them."""
 
 import json
 from dataclasses import dataclass
@@ -13,37 +13,41 @@ from jaxtune.export import card
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be written, and where."""
+    """Settings of an export: what to write, and where."""
 
     target: Path
-    merged: bool = False  # the whole model, not the adapter alone
+    merged: bool = False  # the whole model instead of the adapter alone
     dtype: str = "float32"
-    into: str | None = None  # what stands in for quantised weights
+    into: str | None = None  # what replaces quantised weights, as in `merging.merged`
     overwrite: bool = False
-    outside: bool = False  # compared with transformers and PEFT, too
-    there: bool = False  # it is written already, and to be verified anew
+    outside: bool = False  # compare with transformers and PEFT too
+    there: bool = False  # it exists already and is only verified again
 
     @property
     def mark(self) -> str:
-        """The file that a directory of this kind is told by."""
+        """Name of the file that identifies a directory of this kind."""
         return "config.json" if self.merged else CONFIG_NAME
 
 
 def default_name(whole: bool, base: str | Path, *details: str | None) -> str:
-    """The name under a run's `export`: train's own has no details, others say what they are."""
+    """Returns the default name of an export, such as `adapter` or `merged-float16.npz`.
+
+    The export at the end of training has no `details`; None among them is skipped. Merged models
+    whose base is an .npz file are .npz files too.
+    """
     parts = ["merged" if whole else "adapter", *filter(None, details)]
     return "-".join(parts) + (NPZ if whole and Path(base).suffix == NPZ else "")
 
 
 def beside(target: Path, state: str) -> Path:
-    """`adapter.failed`, `merged.failed.npz`."""
+    """Returns a sibling path with a state in its name: `adapter.failed`, `merged.failed.npz`."""
     if target.suffix == NPZ:
         return target.with_name(f"{target.stem}.{state}{NPZ}")
     return target.with_name(f"{target.name}.{state}")
 
 
 def free_name(target: Path) -> Path:
-    """A name that says it failed, and is nobody's yet."""
+    """Returns an unused sibling path that says that the export failed."""
     found, number = beside(target, "failed"), 1
     while found.exists():
         number += 1
@@ -52,12 +56,15 @@ def free_name(target: Path) -> Path:
 
 
 def report_file(path: Path) -> Path:
-    """In a directory, or beside a file."""
+    """Returns the path of the report: in an exported directory, or beside an .npz file."""
     return path.with_name(f"{path.stem}.{REPORT}") if path.suffix == NPZ else path / REPORT
 
 
 def give_name(staged: Path, final: Path, wanted: Wanted) -> None:
-    """Give what was written its final name, and the report of a file its own."""
+    """Moves an export to its final path, with its report if that is a separate file.
+
+    An edited card of the directory that is replaced is kept.
+    """
     card.carry(final, staged)
     publish(staged, final, wanted.overwrite and final == wanted.target, wanted.mark)
     if final.suffix == NPZ:
@@ -65,7 +72,7 @@ def give_name(staged: Path, final: Path, wanted: Wanted) -> None:
 
 
 def refuse_what_is_there(wanted: Wanted) -> None:
-    """Stop before any work where something is in the way."""
+    """Raises, before any work, if the target exists and may not be replaced."""
     target = wanted.target
     if wanted.there:
         return
@@ -78,7 +85,10 @@ def refuse_what_is_there(wanted: Wanted) -> None:
 
 
 def is_there(wanted: Wanted, step: int | None) -> bool:
-    """Whether what is wanted stands there already, as its report says."""
+    """Returns whether the target exists with the same step, dtype and `into`, by its report.
+
+    A wanted dtype of float32, the default, matches any dtype.
+    """
     try:
         report = json.loads(report_file(wanted.target).read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A model that was tuned: taken from a run's checkpoint, or an adapter put on its base."""
+"""Loads a tuned model: from a run checkpoint, or an adapter on top of its base."""
 
 import json
 import logging
@@ -15,32 +15,32 @@ from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import CONFIG, WorkdirError
 
-DEPENDS = ("model.", "trainable.", "seed")  # what a checkpoint's leaves alone do not tell
+DEPENDS = ("model.", "trainable.", "seed")  # fields that a checkpoint's leaves do not determine
 
 
 @dataclass
 class Tuned:
-    """A model that was tuned; where it is merged, its variables are taken and freed."""
+    """A tuned model. Merging it empties its variables, to free their memory."""
 
     assembly: Assembly
     model: Model
     variables: dict
-    dtype: str  # that the base is held in
+    dtype: str  # data type in which the base is held
     step: int | None = None
-    workdir: Path | None = None  # of the run that tuned it
-    adapter: str | None = None  # where its adapter is from, if from no run of this config
+    workdir: Path | None = None  # directory of the run that tuned it
+    adapter: str | None = None  # source of its adapter, if it is not from a run of this config
 
     @cached_property
     def initial(self) -> dict | None:
-        """The variables at the start, if that took the adapters out of the weights."""
+        """Variables at step 0 if PiSSA took the initial adapters from the weights, else None."""
         if self.adapter is not None or self.assembly.config.trainable.init != "pissa":
             return None
         return self.assembly.model()[1]
 
 
 def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
-    """Those of the run of a resolved config."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of what is meant: to read only
+    """Opens the checkpoints of a run read-only; raises if none exist or the config differs."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of read-only use
     found = Checkpoints(workdir / "checkpoints")
     if not found.steps:
         raise ValueError(
@@ -57,7 +57,10 @@ def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
 
 
 def step_of(checkpoints: Checkpoints, step: str) -> int:
-    """The checkpoint that is meant by a number, by "best" or "last"."""
+    """Returns the step of a run checkpoint, given as a number, "best" or "last".
+
+    "best" means the last one if the run kept no best checkpoint.
+    """
     steps = checkpoints.steps
     if step not in ("best", "last"):
         if not step.isdecimal() or int(step) not in steps:
@@ -72,17 +75,17 @@ def step_of(checkpoints: Checkpoints, step: str) -> int:
 
 
 def restored(assembly: Assembly, checkpoints: Checkpoints, step: int) -> Tuned:
-    """What a checkpoint of a run holds, beside its base."""
+    """Loads the base and restores a run checkpoint on top of it."""
     model, variables = assembly.model()
     start = assembly.start(variables, assembly.optimizer(assembly.config.steps or 1))
-    del variables  # what trains of them is the checkpoint's
+    del variables  # the leaves that train come from the checkpoint
     state = start.restored(checkpoints.restore(start.shapes, step).state)
     checkpoints.close()
     return Tuned(assembly, model, state.variables, start.dtype, step)
 
 
 def adapted(assembly: Assembly, adapter: str) -> Tuned:
-    """An adapter that anyone made, on the config's base."""
+    """Loads any adapter on the config's base."""
     model, base = assembly.base()
     variables = load_adapter(model, base, adapter)
     return Tuned(assembly, model, variables, assembly.config.model.dtype, adapter=adapter)

@@ -1,6 +1,6 @@
-"""Written files loaded afresh and compared with the model in memory.
+"""Compares two models on rows: an exported one, loaded afresh, with the one in memory.
 
-What a model makes of rows is kept on the host, so that the next one has the memory to itself.
+The outputs of a model are kept on the host, so that the next model has the device memory to itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,57 +24,57 @@ from jaxtune.models import forward
 from jaxtune.models.layout import arrange
 from jaxtune.models.paligemma import Model
 
-# How far logits may be apart, over their deviation, where both sides compute with the same numbers:
-# what is left is the order of sums. Live transformers stays below 5e-5 in float32; in bfloat16,
-# of 8 bits, one rounding is 4e-3, and a layer has several.
+# Largest difference of logits, relative to their standard deviation, between models with the same
+# weights: only the order of summation differs. Against transformers it is below 5e-5 in float32.
+# With the 8 bits of bfloat16, one rounding is 4e-3, and a layer has several.
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
-PLACES = 16  # of a row at which logits are compared: with 262,144 tokens each is a megabyte
+PLACES = 16  # compared positions of a row; with a vocabulary of 262,144, each takes 1 MB
 OF_LIMITS = ("ties", "limit")
-NEW = 64  # tokens of an answer
-LENGTH = 256  # tokens of a row, beside those of its pictures
+NEW = 64  # maximum tokens of an answer
+LENGTH = 256  # maximum tokens of a row, without those of its pictures
 
 
 @dataclass(frozen=True)
 class ComparisonRows:
-    """What two models are asked: their logits at some places, and their answers to prompts."""
+    """Inputs to compare two models on: positions for their logits, and prompts for answers."""
 
-    batch: Batch  # the rows padded side by side; what it scores are the places compared
+    batch: Batch  # the padded rows; their scored positions are compared
     prompts: list[list[int]]
-    images: list[np.ndarray] | None  # float32[I, S, S, 3], those of each row
-    about: str  # where they are from
-    new: int  # tokens of an answer at most
-    stops: tuple[int, ...] = ()  # the tokens that end one
+    images: list[np.ndarray] | None  # float32[I, S, S, 3] for each row
+    about: str  # origin of the rows, for messages and the report
+    new: int  # maximum tokens of an answer
+    stops: tuple[int, ...] = ()  # tokens that end an answer
 
     @property
     def counted(self) -> np.ndarray:  # bool[B, K]
-        """Whether a place is compared, or fills up a row that has fewer."""
+        """True where a position is compared, False where it pads a row with fewer."""
         return self.batch.weights > 0
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a model makes of rows."""
+    """Outputs of a model on `ComparisonRows`."""
 
-    logits: np.ndarray  # float32[N, V]
+    logits: np.ndarray  # float32[N, V], at the compared positions of all rows
     answers: list[Completion]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far what was found is from what was expected."""
+    """Difference between the outputs of a model and the expected ones."""
 
-    logits: float  # the largest difference of any, over their deviation
-    kl: float  # in nats, the mean
-    agreement: float  # the share of places with the same likeliest token
+    logits: float  # largest difference, divided by the standard deviation of the expected ones
+    kl: float  # mean KL divergence, in nats
+    agreement: float  # fraction of positions with the same likeliest token
     positions: int
     answers: int
-    alike: int  # answers of the same tokens
-    ties: int  # others, which part where two tokens are equally likely up to the limit
-    limit: float
+    alike: int  # answers with the same tokens
+    ties: int  # other answers, which first differ between tokens equally likely within the limit
+    limit: float  # maximum of `logits` for the same model
 
     @property
     def kept(self) -> bool:
-        """Whether the two are the same model, up to what rounding explains."""
+        """Whether the two are the same model, up to rounding."""
         return self.logits <= self.limit and self.alike + self.ties == self.answers
 
     def __str__(self) -> str:
@@ -85,25 +85,37 @@ class Comparison:
         )
 
     def told(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """Returns the fields and `kept` as a dictionary for JSON."""
         return asdict(self) | {"kept": self.kept}
 
     def moved(self) -> dict[str, Any]:
-        """The same where no limit is kept to: how far something moved predictions."""
+        """Returns the fields that need no limit, to report an intended change such as merging."""
         return {name: value for name, value in asdict(self).items() if name not in OF_LIMITS}
 
 
 def rows(
     source: Source, encoder: RowEncoder, model: Model, about: str, new: int, count: int = 8
 ) -> ComparisonRows:
-    """The first rows of a source that can be used, cut where they are long."""
+    """Returns the first usable rows of a source, cut if they are long.
+
+    Args:
+      source: The rows; those that raise a `RowError` are skipped.
+      encoder: Encodes rows into examples.
+      model: Limits the length of rows and answers to its context length.
+      about: Origin of the rows, for messages and the report.
+      new: Maximum tokens of an answer; at most `NEW` are used.
+      count: Maximum number of rows.
+
+    Returns:
+      The rows; no row at all raises a ValueError.
+    """
     new = min(new, NEW, model.config.context // 2)
     found: list[Example] = []
     for number in range(len(source)):
         try:
             found.append(encoder(source[number], source.place(number)))
         except RowError:
-            continue  # the survey has told of it
+            continue  # the survey has reported it
         if len(found) == count:
             break
     if not found:
@@ -117,7 +129,17 @@ def rows(
 
 
 def random_rows(model: Model, count: int = 4, length: int = 32, new: int = 16) -> ComparisonRows:
-    """Tokens by chance, and pictures if the model sees any, where a config has no rows to offer."""
+    """Returns rows of random tokens, for configs without readable rows.
+
+    Args:
+      model: Gives the vocabulary; if it takes pictures, each row gets a random one.
+      count: Number of rows.
+      length: Tokens of a row, without those of its picture.
+      new: Maximum tokens of an answer.
+
+    Returns:
+      The rows; the second half of the tokens of each is scored.
+    """
     random = np.random.default_rng(0)
     length = min(length, model.config.context - new)
     shape = (count, length)
@@ -140,7 +162,7 @@ def _pixels(example: Example, side: int) -> np.ndarray:  # [I, S, S, 3]
 
 
 def _cut(example: Example, longest: int) -> Example:
-    """A row's beginning; where nothing of that is scored, its end counts as if it were."""
+    """Returns the start of an example; if nothing in it is scored, its last tokens become so."""
     tokens, scored = example.tokens[:longest], example.scored[:longest]
     if not scored.any():
         scored = np.arange(len(tokens)) >= max(1, len(tokens) - PLACES)
@@ -149,7 +171,7 @@ def _cut(example: Example, longest: int) -> Example:
 
 
 def _gathered(examples: Sequence[Example], about: str, new: int) -> ComparisonRows:
-    """Rows side by side, padded behind."""
+    """Pads examples on the right; the tokens before the first scored one are its prompt."""
     batch = collate(
         [[_thinned(each)] for each in examples],
         shape=(len(examples), max(len(each.tokens) for each in examples), PLACES),
@@ -160,14 +182,14 @@ def _gathered(examples: Sequence[Example], about: str, new: int) -> ComparisonRo
 
 
 def _thinned(example: Example) -> Example:
-    """An example of which at most `PLACES` tokens are scored, from the first to the last."""
+    """Returns an example with at most `PLACES` of its scored tokens, evenly spaced, scored."""
     places = np.flatnonzero(example.scored)
     places = places[np.linspace(0, len(places) - 1, min(PLACES, len(places))).astype(int)]
     return replace(example, scored=np.isin(np.arange(len(example.tokens)), places))
 
 
 def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOutputs:
-    """A model's logits at the rows' places, and its likeliest answers to their prompts."""
+    """Computes a model's logits at the compared positions and its greedy answers to the prompts."""
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = given.batch
     asked = (batch.tokens, pixels, batch.valid, batch.causal, batch.where)
@@ -179,7 +201,7 @@ def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOu
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S, 3]
-    """Those of each row, filled up with dark ones."""
+    """Stacks the pictures of all rows, padded with zeros where a row has fewer."""
     most = max(map(len, pictures))
     return np.stack([np.pad(p, [(0, most - len(p)), *[(0, 0)] * 3]) for p in pictures])
 
@@ -196,7 +218,10 @@ def _logits(
 def before_switch(
     model: Model, given: ComparisonRows, answers: Sequence[Completion]
 ) -> list[Completion]:
-    """Answers up to where the angles of all tokens change, so that one pass gives them again."""
+    """Cuts answers to where longrope switches the angles of all tokens.
+
+    A single forward pass can then reproduce the logits of each answer.
+    """
     most = [requests.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
         replace(each, tokens=each.tokens[:count], chances=each.chances[:count])
@@ -205,7 +230,7 @@ def before_switch(
 
 
 def compared(expected: ModelOutputs, found: ModelOutputs, limit: float) -> Comparison:
-    """How far one model is from another; logits that are no numbers are an error."""
+    """Compares the outputs of two models; raises a ValueError if logits are not finite."""
     apart = distance(expected.logits, found.logits)
     nats = 2 * limit * float(expected.logits.std())
     parted = list(_parted(expected.answers, found.answers))
@@ -222,9 +247,9 @@ def compared(expected: ModelOutputs, found: ModelOutputs, limit: float) -> Compa
 
 
 def _parted(expected: Sequence[Completion], found: Sequence[Completion]) -> Iterator[float]:
-    """Of answers that differ, how much likelier one of the first tokens that do was, in nats."""
+    """Yields, for each pair of answers that differ, the log-probability gap where they first do."""
     for ours, theirs in zip(expected, found, strict=True):
-        pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop ends the one it is in
+        pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop token ends its answer
         place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
         if place is not None:
             yield abs(ours.chances[place] - theirs.chances[place])

@@ -1,7 +1,7 @@
-"""What was tuned, written for others and proved: an adapter, or the whole model with it merged.
+"""Exports what a run tuned and verifies it: an adapter, or the whole model with it merged.
 
-Files get their final name only once they were loaded afresh and found to be the model in memory;
-those that are not stay under a name that says so.
+Files get their final name only after they were loaded afresh and matched the model in memory. Files
+that fail are kept under a name that says so.
 """
 
 import hashlib
@@ -48,19 +48,19 @@ from jaxtune.workdir.directory import begun, locked_directory
 
 
 class Unverified(ValueError):
-    """What was written is not what was tuned."""
+    """The written files do not match the tuned model."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what came of comparing it."""
+    """An export and the report of its verification."""
 
     path: Path
     report: dict[str, Any]
-    problem: str = ""  # why it is not what was tuned
+    problem: str = ""  # why verification failed; empty if it passed
 
     def check(self) -> None:
-        """Raise what is wrong with it."""
+        """Raises `Unverified` if verification failed."""
         if self.problem:
             raise Unverified(
                 f"what was written is not the model in memory: {self.problem}\n  it stays, for a "
@@ -72,7 +72,7 @@ def export(
     config: Config,
     workdir: Path,
     *,
-    merged: str | None = None,  # the dtype of a merged model
+    merged: str | None = None,  # dtype of a merged model
     into: str | None = None,
     to: Path | None = None,
     step: str = "best",
@@ -81,7 +81,26 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write what a run tuned, or an adapter on its config's base merged, and verify it."""
+    """Exports what a run tuned, or an adapter merged into the config's base, and verifies it.
+
+    Args:
+      config: Config of the run.
+      workdir: Directory of the run.
+      merged: Data type in which to export a merged model. With None, LoRA runs export the adapter,
+        and other runs the whole model in the data type of the base.
+      into: What replaces quantised weights in a merged model: "original" or "dequantised". None
+        takes "original" where the origin has full-precision weights.
+      to: Path of the export. By default it is a name under `workdir/export`.
+      step: Run checkpoint to export: a step number, "best" or "last".
+      adapter: Adapter to merge and export instead of a run checkpoint, a path or a Hub repository;
+        the command line requires `merged` and `to` with it.
+      outside: Whether to compare with transformers and PEFT too.
+      overwrite: Whether to replace an existing export.
+      progress: Display for progress and results.
+
+    Returns:
+      The path and the report. Its `check` raises if verification failed.
+    """
     progress = progress or Progress()
     if outside:
         reference.check(to)
@@ -116,7 +135,17 @@ def export(
 def write_verified(
     tuned: Tuned, wanted: Wanted, rows: ComparisonRows, progress: Progress
 ) -> Exported:
-    """Write, load afresh, compare, and only then give the final name."""
+    """Writes an export under a temporary name, verifies it, and gives it its final name.
+
+    Args:
+      tuned: The tuned model; if it is merged, its variables are emptied.
+      wanted: What to write, and where. If it is there already, it is only verified.
+      rows: Rows on which the files are compared with the model.
+      progress: Display for progress and results.
+
+    Returns:
+      The final path and the report. A failed export is moved to a free name beside the target.
+    """
     staged = wanted.target if wanted.there else beside(wanted.target, "unverified")
     progress.draw(f"writing {wanted.target}")
     if not wanted.there:
@@ -146,7 +175,7 @@ def write_verified(
 
 
 def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
-    """Write what is wanted to some place, over what was written there before; unverified."""
+    """Writes an adapter or merged model to `place`, replacing an earlier one; does not verify."""
     config = tuned.assembly.config
     if wanted.merged:
         given = {"dtype": wanted.dtype, "into": wanted.into}
@@ -163,7 +192,7 @@ def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
 
 
 def write_card(tuned: Tuned, wanted: Wanted) -> None:
-    """Write the card of what a run of this config tuned."""
+    """Writes the card of an export on the first process, if a run of the config tuned it."""
     if tuned.workdir is None or jax.process_index():
         return
     whole = "npz" if wanted.target.suffix == NPZ else "merged"
@@ -190,7 +219,7 @@ def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows) -> dict[str, Any]
 
 
 def _files(path: Path, name: str) -> dict[str, dict[str, Any]]:
-    """The size and SHA-256 of every file, or of one that is to have this name."""
+    """Returns size and SHA-256 of the files in a directory, or of one file, listed as `name`."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     found = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""Model families: one file each, found by the `model_type` in `config.json`."""
+"""Model families, one module each, selected by the `model_type` in `config.json`."""
 
 import difflib
 import json
@@ -16,9 +16,9 @@ SUPPORTED: dict[str, Family] = {
 
 
 def find(config: ConfigJson, where: str = "config.json") -> Family:
-    """The family of a parsed `config.json`."""
+    """Returns the family of a parsed `config.json`; errors name the file as `where`."""
     name = config.get("model_type")
-    # Some have a part of another make in later releases, by the same name for the whole.
+    # Later releases may hold another text model under the same model_type, as PaliGemma 2 does.
     text = config.get("text_config")
     within = f"{name}+{text.get('model_type')}" if isinstance(text, dict) else None
     if within in SUPPORTED:
@@ -35,7 +35,7 @@ def find(config: ConfigJson, where: str = "config.json") -> Family:
 
 
 def read_config(directory: Path) -> tuple[ConfigJson, Family, Model]:
-    """A checkpoint's parsed `config.json`, its family, and the model it describes."""
+    """Returns a checkpoint's parsed `config.json`, its family, and the model it describes."""
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8-sig"))

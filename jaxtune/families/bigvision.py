@@ -1,4 +1,4 @@
-"""PaliGemma 1 and 2 in big_vision's `.npz` files, which say by their shapes what they hold."""
+"""PaliGemma 1 and 2 in big_vision's `.npz` files, whose array shapes give the model's config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import Model
 from jaxtune.models.siglip import SiglipConfig
 
-PREFIXES = ("params/", "")  # as published, and as its notebook saves them
-IMAGE_TOKEN = 257_152  # the first that the text vocabulary of all of them has no row for
+PREFIXES = ("params/", "")  # in published files, and in those that its notebook saves
+IMAGE_TOKEN = 257_152  # the first id past every published text vocabulary
 STOPS = (1,)  # the end token of their tokenizer
-# Where queries are not scaled by their own size: (width, layers) -> what is, of Gemma 2 27B.
+# `query_pre_attn_scalar` by (width, layers), where it is not the head size: that of Gemma 2 27B.
 SCALED_BY = {(4608, 46): 144}
 TABLE = "llm/embedder/input_embedding"
 LAYERS = "llm/layers/"
@@ -21,7 +21,7 @@ ATTENTION = BLOCK + "MultiHeadDotProductAttention_0/"
 
 
 def config(shapes: Mapping[str, Shape]) -> ConfigJson:
-    """The `config.json` that transformers would write for arrays of these shapes."""
+    """Returns the `config.json` that transformers would write for arrays of these shapes."""
     for prefix in PREFIXES:
         if prefix + TABLE in shapes:
             found = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
@@ -75,7 +75,10 @@ def _text(shapes: Mapping[str, Shape], vocabulary: int, width: int) -> dict[str,
 
 
 def _second(count: int, width: int, size: int) -> dict[str, Any]:
-    """What Gemma 2 is inside PaliGemma: tuned with no window, and tuned on with no final cap."""
+    """Returns the fields of `text_config` that Gemma 2 adds.
+
+    PaliGemma 2 was trained without sliding windows, and is fine-tuned without the cap on logits.
+    """
     return dict(
         layer_types=["full_attention"] * count,
         query_pre_attn_scalar=SCALED_BY.get((width, count), size),
@@ -101,7 +104,7 @@ def _vision(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def tables(model: Model) -> tuple[Table, ...]:
-    """A model's arrays by their names and shapes in such a file, with either prefix."""
+    """Returns the name tables of a PaliGemma model in big_vision's layout, one for each prefix."""
     if not model.pictures:
         raise FamilyError("an .npz holds PaliGemma; a text model is written as a directory")
     plain = (*_decoder(model.config), *_tower(model.pictures.tower))

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3, and the text tower inside Gemma 3's image models."""
+"""Gemma 1, 2 and 3, and the text tower of Gemma 3's vision-language models."""
 
 from jaxtune.families.huggingface import (
     ATTENTION,
@@ -68,9 +68,9 @@ GEMMA3 = {
 
 
 def gemma1(config: ConfigJson) -> DecoderConfig:
-    """A Gemma 1 `config.json` in our terms."""
+    """Returns the decoder that a Gemma 1 `config.json` describes."""
     config = {**GEMMA1, **config}
-    # The first files say "gelu"; the models were trained with its tanh form all the same.
+    # The first files say "gelu", but the models were trained with its tanh approximation.
     name = "gelu_pytorch_tanh" if config["hidden_act"] == "gelu" else config["hidden_act"]
     return DecoderConfig(
         **_shared(config),
@@ -80,7 +80,7 @@ def gemma1(config: ConfigJson) -> DecoderConfig:
 
 
 def gemma2(config: ConfigJson) -> DecoderConfig:
-    """A Gemma 2 `config.json` in our terms."""
+    """Returns the decoder that a Gemma 2 `config.json` describes."""
     config = {**GEMMA2, **config}
     count = whole(config, "num_hidden_layers")
     windows = listed_windows(config, _every(2, count))
@@ -88,7 +88,7 @@ def gemma2(config: ConfigJson) -> DecoderConfig:
 
 
 def gemma3(config: ConfigJson) -> DecoderConfig:
-    """The `config.json` of a Gemma 3 text model in our terms."""
+    """Returns the decoder that the `config.json` of a Gemma 3 text model describes."""
     config = {**GEMMA3, **config}
     period = whole(config, "sliding_window_pattern")
     types = config.get("layer_types") or _every(period, whole(config, "num_hidden_layers"))
@@ -98,12 +98,12 @@ def gemma3(config: ConfigJson) -> DecoderConfig:
 
 
 def gemma3_tower(config: ConfigJson) -> DecoderConfig:
-    """The text tower of a Gemma 3 image model's `config.json`."""
+    """Returns the text tower that the `config.json` of a Gemma 3 image model describes."""
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise FamilyError(f"text_config is {text!r}; an object was expected")
     text = dict(text)
-    # The outer file decides, as in transformers: the head belongs to the whole model.
+    # As in transformers, the outer config decides: the head belongs to the whole model.
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return gemma3(text)
 
@@ -133,7 +133,11 @@ def _sandwiched(config: ConfigJson, kinds, **switches) -> DecoderConfig:
 
 
 def _ropes(config: ConfigJson) -> dict[str, Rope]:
-    """A rope each type of layer; older files give the local ones no more than a theta."""
+    """Returns the rotary frequencies of each type of layer.
+
+    Older files give only a theta for the sliding layers, and their `rope_scaling` does not apply
+    to these.
+    """
     nested = config.get("rope_parameters") or {}
     older = config.get("rope_scaling") or {}
     local = {**config, "rope_theta": config["rope_local_base_freq"]}
@@ -144,12 +148,12 @@ def _ropes(config: ConfigJson) -> dict[str, Rope]:
 
 
 def _every(period: int, count: int) -> list[str]:
-    """All layers slide but each `period`-th."""
+    """Returns `layer_types` in which every `period`-th layer is full and all others slide."""
     return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(count)]
 
 
 SANDWICH_NAMES = (*ENDS, *ATTENTION, *MLP, *SANDWICH_NORMS)
-# As published, and as transformers names the tower in memory (and wrote it for a while).
+# The published names, and transformers' module names (which some releases wrote to disk).
 TOWER_NAMES = (
     prefixed(
         SANDWICH_NAMES, {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}

@@ -1,4 +1,4 @@
-"""How Hugging Face writes a text model down: the idioms that its `config.json` files share."""
+"""Parsing of what the `config.json` files of Hugging Face's text models have in common."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,22 +14,22 @@ ConfigJson = Mapping[str, Any]
 
 
 class FamilyError(ValueError):
-    """A `config.json` that jaxtune does not understand, or does not support."""
+    """A `config.json` that is malformed, or describes a model that jaxtune does not support."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that jaxtune knows about one `model_type`."""
+    """Configs and tensor names of the models of one `model_type`."""
 
     model_type: str
-    title: str  # the published models it stands for
+    title: str  # the published models that it covers
     decoder: Callable[[ConfigJson], DecoderConfig]
-    tables: tuple[Table, ...]  # in use: what we write first, transformers' modules last
-    other: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)  # tensors known and not ours
-    pictures: Callable[[ConfigJson], PicturesConfig] | None = None  # of those that see them
+    tables: tuple[Table, ...]  # all in use: first what we write, last transformers' module names
+    other: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)  # known tensors, not ours
+    pictures: Callable[[ConfigJson], PicturesConfig] | None = None  # of vision-language models
 
     def model(self, config: ConfigJson) -> Model:
-        """The model that a `config.json` describes."""
+        """Returns the model that a `config.json` describes."""
         if self.pictures is None:
             return Decoder(self.decoder(config))
         return PaliGemma(self.decoder(config), self.pictures(config))
@@ -66,7 +66,7 @@ PRE_NORMS: Table = (
     Name("model.layers.{layer}.input_layernorm.weight", ("layers/attn_norm/scale",)),
     Name("model.layers.{layer}.post_attention_layernorm.weight", ("layers/mlp_norm/scale",)),
 )
-# Where branches are normed on their way out too, `post_attention_layernorm` is such a norm.
+# In models that also normalise each branch's output, `post_attention_layernorm` is such a norm.
 SANDWICH_NORMS: Table = (
     Name("model.layers.{layer}.input_layernorm.weight", ("layers/attn_norm/scale",)),
     Name("model.layers.{layer}.post_attention_layernorm.weight", ("layers/attn_post_norm/scale",)),
@@ -77,7 +77,7 @@ LLAMA_NAMES: Table = (*ENDS, *ATTENTION, *MLP, *PRE_NORMS)
 
 
 def sizes(config: ConfigJson) -> dict[str, Any]:
-    """The `DecoderConfig` fields that every family spells alike."""
+    """Returns the `DecoderConfig` fields whose keys are the same in every family."""
     heads = whole(config, "num_attention_heads")
     kv_heads = whole(config, "num_key_value_heads", heads)
     if heads % kv_heads:
@@ -99,14 +99,14 @@ def sizes(config: ConfigJson) -> dict[str, Any]:
 
 
 def head_size(config: ConfigJson) -> int:
-    """Features of a head, given or by dividing the width."""
+    """Returns the size of a head: `head_dim`, or else the width divided by the number of heads."""
     return whole(
         config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads")
     )
 
 
 def whole(config: ConfigJson, key: str, otherwise: int | None = None) -> int:
-    """A size; one that is absent or null is `otherwise`."""
+    """Returns a positive integer; `otherwise` if the key is absent or null."""
     value = otherwise if config.get(key) is None else config[key]
     if type(value) is not int or value < 1:
         raise FamilyError(f"{key} is {value!r}; a whole number from 1 was expected")
@@ -114,7 +114,7 @@ def whole(config: ConfigJson, key: str, otherwise: int | None = None) -> int:
 
 
 def number(config: ConfigJson, key: str) -> float:
-    """A number above 0."""
+    """Returns a finite number above 0."""
     value = config.get(key)
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise FamilyError(f"{key} is {value!r}; a number above 0 was expected")
@@ -122,26 +122,26 @@ def number(config: ConfigJson, key: str) -> float:
 
 
 def flag(config: ConfigJson, key: str) -> bool:
-    """A yes or no."""
+    """Returns a boolean; the key must be present."""
     if type(config[key]) is not bool:
         raise FamilyError(f"{key} is {config[key]!r}; true or false was expected")
     return config[key]
 
 
 def optional(read: Callable, config: ConfigJson, key: str) -> Any:
-    """What `read` makes of a key, or None where it is absent or null."""
+    """Returns `read(config, key)`, or None if the key is absent or null."""
     return None if config.get(key) is None else read(config, key)
 
 
 def activation(name: str) -> str:
-    """Our name for one of Hugging Face's activations."""
+    """Returns our name of one of Hugging Face's activations."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise FamilyError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def layers(config: ConfigJson, windows: list[int | None], ropes: list[rope.Rope]):
-    """One `LayerKind` a layer, checked against the number of layers."""
+    """Returns one `LayerKind` per layer; raises `FamilyError` if `windows` has another length."""
     count = whole(config, "num_hidden_layers")
     if len(windows) != count:
         raise FamilyError(f"layer_types has {len(windows)} entries for {count} layers")
@@ -149,13 +149,13 @@ def layers(config: ConfigJson, windows: list[int | None], ropes: list[rope.Rope]
 
 
 def uniform_layers(config: ConfigJson, window: int | None) -> tuple[LayerKind, ...]:
-    """Layers that are all alike."""
+    """Returns the kinds of layers that all have the same window and rotary frequencies."""
     count = whole(config, "num_hidden_layers")
     return layers(config, [window] * count, [rotary(config)] * count)
 
 
 def listed_windows(config: ConfigJson, default: list[str]) -> list[int | None]:
-    """A window a layer, from `layer_types` or, in files that lack it, from the family's pattern."""
+    """Returns each layer's window, by `layer_types` or, in files without it, by `default`."""
     types = config.get("layer_types") or default
     if not isinstance(types, list):
         raise FamilyError(f"layer_types is {types!r}; a list was expected")
@@ -170,7 +170,7 @@ def listed_windows(config: ConfigJson, default: list[str]) -> list[int | None]:
 
 
 def rope_parameters(config: ConfigJson) -> ConfigJson:
-    """What a file says of its rope, in the older spelling or the newer; the older one wins."""
+    """Returns a config's `rope_scaling` (the older key) or else its `rope_parameters`."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
         raise FamilyError(f"rope parameters are {given!r}; an object was expected")
@@ -178,7 +178,7 @@ def rope_parameters(config: ConfigJson) -> ConfigJson:
 
 
 def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
-    """The frequencies that a config, or one entry `given` of its rope parameters, asks for.
+    """Returns the rotary frequencies of a config, or of the entry `given` of its rope parameters.
 
     Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`.
     """
@@ -238,14 +238,17 @@ def _longrope(theta, dim, given, config):
 
 
 def _factor(given: ConfigJson, config: ConfigJson, original: int | None = None) -> float:
-    """How far the context is stretched; left out, where that is allowed, it follows from both."""
+    """Returns the factor of the context's extension: `factor`, or else context / `original`."""
     if given.get("factor") is None and original:
         return config["max_position_embeddings"] / original
     return number({"factor": given["factor"]}, "factor")
 
 
 def _original(given: ConfigJson, config: ConfigJson) -> int:
-    """The context before scaling; a value beside the rope's own wins, as in transformers."""
+    """Returns the context length before scaling.
+
+    As in transformers, a value at the top level of the config overrides that of the rope.
+    """
     key = "original_max_position_embeddings"
     return whole(config, key, given.get(key) or whole(config, "max_position_embeddings"))
 
@@ -256,5 +259,5 @@ SCHEMES = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
-    "su": _longrope,  # what Phi's first long checkpoints call it
+    "su": _longrope,  # the name in Phi's first long-context checkpoints
 }

@@ -27,7 +27,7 @@ DEFAULTS = dict(
 
 
 def decoder(config: ConfigJson) -> DecoderConfig:
-    """A Llama `config.json` in our terms."""
+    """Returns the decoder that a Llama `config.json` describes."""
     config = {**DEFAULTS, **config}
     return DecoderConfig(
         **sizes(config),

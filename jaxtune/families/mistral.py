@@ -1,4 +1,4 @@
-"""Mistral 7B and its kin."""
+"""Mistral 7B and Mistral Nemo."""
 
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
@@ -28,7 +28,7 @@ DEFAULTS = dict(
 
 
 def decoder(config: ConfigJson) -> DecoderConfig:
-    """A Mistral `config.json` in our terms."""
+    """Returns the decoder that a Mistral `config.json` describes."""
     config = {**DEFAULTS, **config}
     return DecoderConfig(
         **sizes(config),

@@ -1,7 +1,7 @@
-"""Foreign tensor names and layouts, and ours: one table, read in both directions.
+"""Mapping between the tensors of published checkpoints and our leaves, in both directions.
 
-Ours stack the layers on axis 0 and hold linear weights as [in, out]. A table says, for each
-foreign tensor, which of our leaves it is; shapes come from the model, so a table has no sizes.
+Our leaves stack the layers on axis 0 and hold linear weights as [in, out]. A table maps each
+foreign tensor to the leaf or leaves that it stores; it has no sizes, as shapes come from the model.
 """
 
 import difflib
@@ -16,64 +16,71 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Name:
-    """A foreign name, with `{layer}` where its number stands, and our leaf or leaves.
+    """A foreign tensor's name, with `{layer}` for the layer's number, and our leaf or leaves.
 
-    More than one leaf: the foreign tensor is ours joined along its first axis.
+    If there are several leaves, the foreign tensor is their concatenation along its first axis.
+    `axes` is None if the axes have the same order, `view` if our leaf needs no reshape.
     """
 
     theirs: str
     ours: tuple[str, ...]
-    axes: tuple[int, ...] | None = None  # which of ours each of their axes is; None: the same
-    view: Shape | None = None  # what shape ours take before axes change places; None: their own
-    stacked: bool = False  # all layers are in one tensor, on an axis before the others
+    axes: tuple[int, ...] | None = None  # the axis of ours that each of theirs is
+    view: Shape | None = None  # the shape ours is given before its axes are permuted
+    stacked: bool = False  # one tensor holds all layers, on a leading axis
 
 
-TRANSPOSED = (1, 0)  # the axes of a linear map that is stored as [out, in]
+TRANSPOSED = (1, 0)  # `Name.axes` of a linear map that is stored as [out, in]
 Table = tuple[Name, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one foreign tensor, or of a layer of it; they are one of our leaves, or its layer."""
+    """Rows of one foreign tensor that hold one of our leaves, or one layer of it.
+
+    Of a foreign tensor with all layers stacked, they are rows of one layer.
+    """
 
     theirs: str
     shape: Shape  # of the whole foreign tensor
-    rows: slice  # of its first axis, after that of layers if it has one
+    rows: slice  # along its first axis, not counting that of stacked layers
     path: str
     layer: int | None
-    own: Shape  # of what it is of ours
+    own: Shape  # of our leaf, or of its one layer
     axes: tuple[int, ...] | None = None
     view: Shape | None = None
     stacked: bool = False
 
     @property
     def transposed(self) -> bool:
-        """Whether it is a matrix of ours with its axes exchanged and no more."""
+        """Whether the foreign rows are a matrix of ours transposed, without another reshape."""
         return self.axes == TRANSPOSED and self.view is None
 
     @property
     def among(self) -> int:
-        """How many rows there are, those of other leaves included."""
+        """Number of rows of the foreign tensor (or its layer), including those of other leaves."""
         return self.shape[1 if self.stacked else 0]
 
     def ours(self, foreign: np.ndarray) -> np.ndarray:
-        """The piece of a foreign tensor, shaped as ours; a view of it where that can be."""
+        """Returns this piece of a foreign tensor in our layout, as a view if NumPy can make one."""
         rows = (foreign[self.layer] if self.stacked else foreign)[self.rows]
         back = rows.transpose(np.argsort(self.axes)) if self.axes else rows
         return back.reshape(self.own) if self.view else back
 
     def foreign(self, ours: np.ndarray) -> np.ndarray:
-        """The rows of the foreign tensor that a leaf of ours, or its layer, is."""
+        """Returns our leaf, or one layer of it, in the layout of the foreign tensor's rows."""
         seen = ours.reshape(self.view) if self.view else ours
         return seen.transpose(self.axes) if self.axes else seen
 
 
 class NamesError(ValueError):
-    """A checkpoint does not hold the tensors its config promises."""
+    """The tensors of a checkpoint do not match its config."""
 
 
 def linear(theirs: str, *ours: str) -> Table:
-    """The weight and, where the model has one, the bias of a linear map stored as [out, in]."""
+    """Returns the names of the weight and the bias of a linear map that is stored as [out, in].
+
+    The bias has no effect for models without one. Several `ours` are stored fused, in this order.
+    """
     weights, biases = (tuple(f"{leaf}/{part}" for leaf in ours) for part in "wb")
     return (
         Name(f"{theirs}.weight", weights, TRANSPOSED),
@@ -82,7 +89,10 @@ def linear(theirs: str, *ours: str) -> Table:
 
 
 def prefixed(table: Table, prefixes: Mapping[str, str], ours: str = "") -> Table:
-    """The table with the start of each foreign name exchanged, and one put before our paths."""
+    """Returns a table with prefixes of the foreign names replaced, and `ours` put before our paths.
+
+    `prefixes` maps old prefixes to new ones; the first match replaces, and other names stay.
+    """
 
     def rename(name: str) -> str:
         for old, new in prefixes.items():
@@ -97,9 +107,9 @@ def prefixed(table: Table, prefixes: Mapping[str, str], ours: str = "") -> Table
 
 
 def pieces(table: Table, shapes: Mapping[str, Shape]) -> tuple[Piece, ...]:
-    """Every piece of every foreign tensor that a model with leaves of these shapes has.
+    """Returns every piece of every foreign tensor of a model with leaves of these shapes.
 
-    `shapes` are ours by slash path. Rules for leaves the model lacks have nothing to do.
+    `shapes` are those of our leaves by slash path. Names whose leaves the model lacks are ignored.
     """
     found = [piece for name in table if name.ours[0] in shapes for piece in _split(name, shapes)]
     nameless = set(shapes) - {piece.path for piece in found}
@@ -123,13 +133,13 @@ def _split(name: Name, shapes: Mapping[str, Shape]) -> Iterable[Piece]:
 
 
 def _foreign_shape(name: Name, shape: Shape) -> Shape:
-    """The shape that a leaf of ours, or one layer of it, has among theirs."""
+    """Returns the shape in the foreign layout of a leaf of ours, or of one layer of it."""
     seen = name.view or shape
     return tuple(seen[axis] for axis in name.axes) if name.axes else seen
 
 
 def by_leaf(parts: Iterable[Piece]) -> dict[str, list[Piece]]:
-    """Pieces by our path, in layer order."""
+    """Groups pieces by the path of our leaf, keeping layer order."""
     grouped: dict[str, list[Piece]] = {}
     for piece in parts:
         grouped.setdefault(piece.path, []).append(piece)
@@ -137,7 +147,7 @@ def by_leaf(parts: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def by_tensor(parts: Iterable[Piece]) -> dict[str, list[Piece]]:
-    """Pieces by foreign name, in the order in which they are joined."""
+    """Groups pieces by the foreign tensor's name, in the order in which they are concatenated."""
     grouped: dict[str, list[Piece]] = {}
     for piece in parts:
         grouped.setdefault(piece.theirs, []).append(piece)
@@ -145,13 +155,16 @@ def by_tensor(parts: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def choose(tables: Sequence[Table], found: Iterable[str]) -> Table:
-    """The table that knows most of the names found: makers rename prefixes between releases."""
+    """Returns the table that has most of the names found in a checkpoint.
+
+    A family has several tables because its makers rename prefixes between releases.
+    """
     generic = {re.sub(r"\d+", "{layer}", name) for name in found}
     return max(tables, key=lambda table: len(generic & {name.theirs for name in table}))
 
 
 def matching(patterns: Sequence[str], found: Iterable[str]) -> list[str]:
-    """The names that one of the patterns matches whole."""
+    """Returns the names that one of the patterns matches in full."""
     return [name for name in found if any(re.fullmatch(each, name) for each in patterns)]
 
 
@@ -160,9 +173,10 @@ def check(
     found: Mapping[str, Shape],
     other: Sequence[str] = (),
 ) -> None:
-    """Raise one error that lists every missing, extra and misshapen tensor.
+    """Raises `NamesError` if a checkpoint's tensors are not those that the model needs.
 
-    `other` are patterns of foreign tensors that are known and not ours.
+    The message lists missing, unknown and misshapen tensors, up to 30 of each. `found` are the
+    shapes of the checkpoint's tensors; `other` are patterns of known tensors that are not ours.
     """
     expected = {piece.theirs: piece.shape for piece in parts}
     missing = [name for name in expected if name not in found]
@@ -194,7 +208,7 @@ def _most(lines: Iterable[str], most: int = 30) -> list[str]:
 
 
 def _near(name: str, others: Iterable[str]) -> str:
-    # The same place under another prefix reads as the nearest name, whatever its length.
+    # The same module under another prefix is the best suggestion, however long the prefix.
     tail = name.rsplit(".", 2)[-2:]
     candidates = [other for other in others if other.rsplit(".", 2)[-2:] == tail] or list(others)
     nearest = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""PaliGemma 1 and 2, as transformers writes them."""
+"""PaliGemma 1 and 2 in transformers' layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import PicturesConfig
 from jaxtune.models.siglip import SiglipConfig
 
-# What the tower's section of a config may leave out: So400m/14 for pictures of 224 pixels.
+# Defaults of `vision_config`: SigLIP So400m/14 for pictures of 224 x 224 pixels.
 SO400M = dict(
     hidden_size=1152,
     intermediate_size=4304,
@@ -41,30 +41,30 @@ GEMMA_2B = dict(
 
 
 def decoder1(config: ConfigJson) -> DecoderConfig:
-    """The decoder of a PaliGemma `config.json` in our terms."""
+    """Returns the decoder that a PaliGemma 1 `config.json` describes."""
     return gemma.gemma1({**GEMMA_2B, **_text(config)})
 
 
 def decoder2(config: ConfigJson) -> DecoderConfig:
-    """The decoder of a PaliGemma 2 `config.json` in our terms."""
+    """Returns the decoder that a PaliGemma 2 `config.json` describes."""
     return gemma.gemma2(_text(config))
 
 
 def _text(config: ConfigJson) -> ConfigJson:
     text = dict(_section(config, "text_config"))
-    # That a prefix is seen in full, which transformers writes down so, a batch says for itself.
+    # transformers sets this for full attention over the prefix; here each batch has its own mask.
     text.pop("use_bidirectional_attention", None)
     return text | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
 
 
 def pictures(config: ConfigJson) -> PicturesConfig:
-    """How its decoder gets to see pictures."""
+    """Returns the vision tower and the image token that a PaliGemma `config.json` describes."""
     tower = siglip(_section(config, "vision_config"))
     return PicturesConfig(tower, token=whole(config, "image_token_index", 257_152))
 
 
 def siglip(config: ConfigJson) -> SiglipConfig:
-    """The `vision_config` of a model with a SigLIP tower, in our terms."""
+    """Returns the SigLIP tower that a `vision_config` describes."""
     config = {**SO400M, **config}
     if config["num_channels"] != 3:
         raise FamilyError(f"vision_config: num_channels is {config['num_channels']}; 3 are read")
@@ -116,9 +116,9 @@ TOWER: Table = (
 PROJECTOR: Table = linear("projector.linear", "projector")
 
 
-# A release's names, by what it puts before those of the text, the head, the tower, the projector.
+# Prefixes of tensor names, by release: of the text model, its head, the tower and the projector.
 RELEASES = (
-    # As published.
+    # In the published checkpoints.
     (
         "language_model.model.",
         "language_model.lm_head.",
@@ -127,7 +127,7 @@ RELEASES = (
     ),
     # As transformers 5 writes them.
     ("language_model.model.", "lm_head.", "vision_tower.", "multi_modal_projector."),
-    # As its modules were called in memory, and are.
+    # Names of transformers' modules, in earlier releases and now.
     (
         "model.language_model.",
         "lm_head.",

@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 (mini), Phi-4 and Phi-4-mini: projections stored fused."""
+"""Phi-3, Phi-3.5 (mini), Phi-4 and Phi-4-mini, which store their projections fused."""
 
 from jaxtune.families.huggingface import (
     ENDS,
@@ -40,11 +40,11 @@ NAMES = (
 
 
 def decoder(config: ConfigJson) -> DecoderConfig:
-    """A Phi-3 or Phi-4-mini `config.json` in our terms."""
+    """Returns the decoder that a Phi-3 or Phi-4 `config.json` describes."""
     config = {**DEFAULTS, **config}
     scaling = rope_parameters(config)
     if scaling.get("type") == "yarn":
-        # The first 128k checkpoints wrote "yarn" and meant what is now called longrope.
+        # The first 128k checkpoints say "yarn" for the scheme that is now called longrope.
         config["rope_scaling"] = {**scaling, "type": "longrope"}
     return DecoderConfig(
         **sizes(config),

@@ -33,13 +33,13 @@ DEFAULTS = dict(
 
 
 def qwen2(config: ConfigJson) -> DecoderConfig:
-    """A Qwen 2 or 2.5 `config.json` in our terms."""
+    """Returns the decoder that a Qwen 2 or 2.5 `config.json` describes."""
     config = {**DEFAULTS, **config}
     return DecoderConfig(**_shared(config), qkv_bias=True)
 
 
 def qwen3(config: ConfigJson) -> DecoderConfig:
-    """A Qwen 3 `config.json` in our terms."""
+    """Returns the decoder that a Qwen 3 `config.json` describes."""
     config = {**DEFAULTS, "head_dim": 128, **config}
     bias = flag(config, "attention_bias")
     return DecoderConfig(**_shared(config), qk_norm=True, qkv_bias=bias, out_bias=bias)

@@ -1,7 +1,7 @@
-"""How good answers are: one file a metric, and what a sample of rows says of each.
+"""Metrics of answers, one file each, and their bootstrap confidence intervals.
 
-A metric is a `Metric` over `Answered` rows: a constant in its file (`bleu.BLEU`, `vqa.VQA`), or
-made there by a function where a task has something to say (`parent.parent(table_of)`).
+A metric is a `Metric` over `Prediction`s: a constant in its file (`bleu.BLEU`, `vqa.VQA`), or the
+result of a function there where the task must supply something (`parent.parent(table_of)`).
 """
 
 from jaxtune.metrics.intervals import Difference, Figure, paired, per_row, summarise

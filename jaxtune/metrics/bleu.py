@@ -1,4 +1,4 @@
-"""BLEU (Papineni et al. 2002) over a corpus, in the two ways it is published."""
+"""Corpus BLEU (Papineni et al. 2002), as translation and as captioning papers report it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +16,11 @@ LONGEST = len(ORDERS)
 def _statistics(
     split: Callable[[str], list[str]],
 ) -> Callable[[Sequence[Prediction]], np.ndarray]:
-    """Of each row: its length, its reference's, then by order n-grams that match, and all."""
+    """Returns a function from rows to float64[n, 10].
+
+    The columns are the answer's length in words, the length of the reference nearest to it, then
+    the matching n-grams and all n-grams of the answer, each by order from 1 to 4.
+    """
     return lambda rows: np.array([_row(split, row) for row in rows], np.float64)
 
 
@@ -30,7 +34,7 @@ def _row(split: Callable[[str], list[str]], row: Prediction) -> list[int]:
 
 
 def _most(expected: Sequence[Sequence[str]], order: int) -> Counter:
-    """How often each n-gram is in the reference that has it most often."""
+    """Returns the largest count of each n-gram in any one reference."""
     most: Counter = Counter()
     for each in expected:
         most |= ngrams(each, order)
@@ -38,7 +42,10 @@ def _most(expected: Sequence[Sequence[str]], order: int) -> Counter:
 
 
 def _smoothed(sums: np.ndarray) -> float:
-    """0 to 100; the first order without a match counts half a match, the next a quarter…"""
+    """Returns BLEU from 0 to 100, with exponential smoothing.
+
+    The first order without a match counts as half a match, the next as a quarter, and so on.
+    """
     correct, total = sums[2 : 2 + LONGEST], sums[2 + LONGEST :]
     missed = correct == 0
     counted = np.where(missed, 0.5 ** np.cumsum(missed), correct)
@@ -46,7 +53,7 @@ def _smoothed(sums: np.ndarray) -> float:
 
 
 def _plain(sums: np.ndarray) -> float:
-    """0 to 1; an order without a match makes it 0."""
+    """Returns BLEU from 0 to 1, without smoothing: 0 if an order has no match."""
     correct, total = sums[2 : 2 + LONGEST], sums[2 + LONGEST :]
     return _score(sums[:2], correct / total) if correct.all() else 0.0
 
@@ -56,8 +63,8 @@ def _score(lengths: np.ndarray, precisions: np.ndarray) -> float:
     return float(np.exp(min(1 - expected / answers, 0) + np.log(precisions).mean()))
 
 
-# sacreBLEU's: tokeniser 13a, exponential smoothing, the reference nearest in length.
+# BLEU as in sacreBLEU: tokeniser 13a, exponential smoothing, the reference nearest in length.
 BLEU = Metric("bleu", _statistics(lambda text: words.mteval(text.rstrip())), _smoothed)
-# Captioning's BLEU-4: words in lower case without punctuation, no smoothing, 0 to 1. Where an order
-# has no match, COCO's code has some 1e-5 of constants that guard its divisions; here that is 0.
+# BLEU-4 as in captioning: lowercase words without punctuation, no smoothing, 0 to 1. Where an order
+# has no match this is 0, while constants that guard COCO's divisions make its value about 1e-5.
 BLEU4 = Metric("bleu4", _statistics(words.caption), _plain)

@@ -1,11 +1,11 @@
-"""Boxes in an answer as PaliGemma writes them, and how well they are found.
+"""Bounding boxes in PaliGemma's text format, and metrics of detection.
 
 A box is four location tokens, `<loc0000>` to `<loc1023>`, for y_min, x_min, y_max and x_max, and
-its label; boxes are joined by ` ; `. A token's number is 1023 times the share of the picture's
-side, rounded, as big_vision writes and reads it (where others divide by 1024, no side of a box
-moves by more than a thousandth of the picture's).
+its label; boxes are joined by ` ; `. A token's number is the coordinate as a fraction of the
+picture's side, times 1023 and rounded, as big_vision writes and reads it. (Code that divides by
+1024 moves no side of a box by more than a thousandth of the picture's side.)
 
-Answers tell no confidence by which to rank their boxes, so there is no average precision.
+Answers carry no confidence scores to rank boxes by, so there is no average precision.
 """
 
 import re
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtune.metrics.metric import Metric, Prediction, average, references
 
 LAST = 1023  # the number of the last location token
-NEAR = 0.5  # the overlap from which a box is found
+NEAR = 0.5  # the least IoU at which a box counts as found
 SEPARATOR = ";"
 BOX = re.compile(r"((?:<loc\d{4}>){4})(?:<seg\d{3}>)*([^<>]*)")
 SHARE = re.compile(r"\d{4}")
@@ -26,7 +26,7 @@ SHARE = re.compile(r"\d{4}")
 
 @dataclass(frozen=True)
 class Box:
-    """Where something is, in shares of a picture's sides from its upper left corner."""
+    """A labelled box, in fractions of the picture's sides from its upper left corner."""
 
     label: str
     y_min: float
@@ -36,17 +36,21 @@ class Box:
 
     @property
     def sides(self) -> tuple[float, float, float, float]:
-        """In the order they are written."""
+        """Coordinates in the order in which PaliGemma writes them."""
         return self.y_min, self.x_min, self.y_max, self.x_max
 
 
 def written(boxes: Sequence[Box]) -> str:
-    """Boxes as PaliGemma writes them."""
+    """Returns boxes as text in PaliGemma's format."""
     return f" {SEPARATOR} ".join(f"{_located(box)} {box.label}".strip() for box in boxes)
 
 
 def parsed(text: str) -> tuple[list[Box], int]:
-    """The boxes of a text, and how many of its parts are none: torn, without area or label."""
+    """Returns the boxes in a text, and the number of its parts that are malformed.
+
+    A part is malformed if it is no box, or a box without area or label. Segmentation tokens are
+    ignored.
+    """
     parts = [part.strip() for part in text.split(SEPARATOR) if part.strip()]
     found = [_box(part) for part in parts]
     boxes = [box for box in found if box is not None]
@@ -54,7 +58,7 @@ def parsed(text: str) -> tuple[list[Box], int]:
 
 
 def overlap(first: Box, second: Box) -> float:
-    """The intersection of two boxes over their union (IoU); 0 where there is neither."""
+    """Returns the intersection over union (IoU) of two boxes; 0 if their union is empty."""
     height = min(first.y_max, second.y_max) - max(first.y_min, second.y_min)
     width = min(first.x_max, second.x_max) - max(first.x_min, second.x_min)
     shared = max(height, 0.0) * max(width, 0.0)
@@ -63,15 +67,19 @@ def overlap(first: Box, second: Box) -> float:
 
 
 def pairs(answered: Sequence[Box], expected: Sequence[Box], near: float = NEAR) -> int:
-    """How many boxes are found: the most pairs of one label and enough overlap, each box in one."""
+    """Returns the number of expected boxes that were found, by maximum bipartite matching.
+
+    Two boxes can be paired if their labels agree, ignoring case, and their IoU is at least `near`;
+    each box is in at most one pair.
+    """
     reached = [
         [at for at, each in enumerate(expected) if _alike(box, each) and overlap(box, each) >= near]
         for box in answered
     ]
-    holder: dict[int, int] = {}  # of an expected box: the answered one it is paired with
+    holder: dict[int, int] = {}  # from an expected box to the answered one it is paired with
 
     def placed(box: int, tried: set[int]) -> bool:
-        """Pair a box, by moving others where that makes room."""
+        """Pairs an answered box, re-pairing others if needed; returns whether that was possible."""
         for at in reached[box]:
             if at not in tried:
                 tried.add(at)
@@ -84,7 +92,7 @@ def pairs(answered: Sequence[Box], expected: Sequence[Box], near: float = NEAR) 
 
 
 def f1(near: float = NEAR) -> Metric:
-    """Twice the boxes found over those answered and those expected, of all rows together."""
+    """Returns F1 over all rows together: 2 · found / (answered + expected) boxes."""
 
     def counted(row: Prediction) -> tuple[float, float]:
         answered, expected = _both(row)
@@ -108,19 +116,19 @@ def _torn(row: Prediction) -> tuple[float, float]:
 
 
 def _rows(count: Callable[[Prediction], tuple[float, float]]) -> Callable:
-    """A total and the number of those it is of, for each row."""
+    """Returns the statistics of a metric, given a function to a row's total and count."""
     return lambda rows: np.array([count(row) for row in rows])
 
 
 F1 = f1()
-# Of each expected box, how much the nearest answered one of its label overlaps it, on average.
+# Mean over expected boxes of the best IoU with an answered box of the same label, 0 without one.
 IOU = Metric("iou", _rows(_overlaps), average)
-# The share of what was answered that is no box.
+# Share of the parts of answers that are malformed.
 MALFORMED = Metric("malformed", _rows(_torn), average, higher=False)
 
 
 def _both(row: Prediction) -> tuple[list[Box], list[Box]]:
-    """The boxes answered, and those of all references."""
+    """Returns the boxes of the answer, and those of all references together."""
     expected = chain.from_iterable(parsed(each)[0] for each in references(row))
     return parsed(row.answer)[0], list(expected)
 

@@ -1,4 +1,4 @@
-"""chrF2 (Popović 2015) as sacreBLEU computes it: runs of 1 to 6 characters, recall twice."""
+"""chrF2 (Popović 2015) as sacreBLEU computes it: n-grams of 1 to 6 characters, beta = 2."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,16 @@ RECALL = 2**2  # beta squared
 
 
 def _statistics(rows: Sequence[Prediction]) -> np.ndarray:
-    """Of each row, against its best reference, by order: n-grams of answer, reference, both."""
+    """Returns float64[n, 18]: for each order, the n-grams of answer, reference, and both.
+
+    The reference is the one with which the row scores best.
+    """
     return np.array([_row(row) for row in rows], np.float64)
 
 
 def _row(row: Prediction) -> list[int]:
     answer = _ngrams(row.answer)
-    # Of equals the first, as `max` has it.
+    # `max` takes the first of equally good references.
     return max((_counts(answer, _ngrams(each)) for each in references(row)), key=_score)
 
 
@@ -28,7 +31,10 @@ def _ngrams(text: str) -> list:
 
 
 def _counts(answer: list, expected: list) -> list[int]:
-    """The answer's n-grams do not count where the reference is too short to have any."""
+    """Returns the counts of one row against one reference.
+
+    The answer's n-grams count as 0 at orders for which the reference is too short.
+    """
     return [
         number
         for ours, theirs in zip(answer, expected, strict=True)
@@ -37,7 +43,7 @@ def _counts(answer: list, expected: list) -> list[int]:
 
 
 def _score(sums: Sequence[float]) -> float:
-    """0 to 100, over the orders that answer and reference are long enough for."""
+    """Returns chrF from 0 to 100, over orders at which both answer and reference have n-grams."""
     triples = [sums[at : at + 3] for at in range(0, len(sums), 3)]
     known = [each for each in triples if each[0] > 0 and each[1] > 0]
     if not any(both for _, _, both in known):

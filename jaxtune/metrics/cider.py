@@ -1,9 +1,9 @@
-"""CIDEr-D (Vedantam et al. 2015), the figure that captioning calls CIDEr: about 0 to 10.
+"""CIDEr-D (Vedantam et al. 2015), which captioning papers report as CIDEr: about 0 to 10.
 
-Words are in lower case and without punctuation (`words.caption`, near to the Java tokeniser that
-published figures come from). An n-gram's weight is how often a text has it, times the log of how
-rare it is among the rows' references; so a row's score depends on the rows it is among, and an
-interval holds these weights fixed.
+Words are lowercase without punctuation (`words.caption`, close to the Java tokeniser behind
+published figures). An n-gram's weight is its count in a text times its log inverse document
+frequency among the references of all rows. A row's score therefore depends on the rows it is
+evaluated with; bootstrap intervals keep these weights fixed.
 """
 
 import math
@@ -18,12 +18,12 @@ from jaxtune.metrics.sequences import ngrams
 from jaxtune.metrics.words import caption
 
 ORDERS = range(1, 5)
-SIGMA = 6.0  # words of difference in length
+SIGMA = 6.0  # words; standard deviation of the penalty on a difference in length
 
 
 @dataclass(frozen=True)
 class Vector:
-    """The n-grams of one order by weight, and their norm."""
+    """Weights of a text's n-grams of one order, and their Euclidean norm."""
 
     weights: Mapping[tuple[str, ...], float]
     norm: float
@@ -37,7 +37,10 @@ def _statistics(rows: Sequence[Prediction]) -> np.ndarray:
 
 
 def _rarity(expected: Sequence[Sequence[list[str]]]) -> dict[tuple[str, ...], float]:
-    """The log of all rows over those whose references have an n-gram; of an unknown one, of all."""
+    """Returns log(rows / rows whose references contain the n-gram) by n-gram.
+
+    The key `()` holds the value of n-grams that no reference contains, log(rows).
+    """
     having: Counter = Counter()
     for texts in expected:
         having.update({each for text in texts for order in ORDERS for each in ngrams(text, order)})
@@ -61,7 +64,7 @@ def _vector(counts: Counter, rarity: Mapping) -> Vector:
 
 
 def _likeness(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
-    """The mean cosine over orders, where no weight counts for more than the reference gives it."""
+    """Returns the mean over orders of the cosine, with weights clipped to the reference's."""
     return sum(_cosine(*each) for each in zip(ours, theirs, strict=True)) / len(ours)
 
 
@@ -73,7 +76,7 @@ def _cosine(ours: Vector, theirs: Vector) -> float:
 
 
 def _fit(answer: list[str], expected: list[str]) -> float:
-    """1 for texts of one length, less the further these are apart."""
+    """Returns the Gaussian length penalty: 1 for equal lengths, less for a larger difference."""
     return math.exp(-((len(answer) - len(expected)) ** 2) / (2 * SIGMA**2))
 
 

@@ -1,4 +1,4 @@
-"""Whether the answer is one of the references, however its words are spaced."""
+"""Exact match: 1 if the answer equals a reference up to white space, else 0."""
 
 from jaxtune.metrics.metric import Prediction, mean, references
 

@@ -1,4 +1,4 @@
-"""Figures over rows, with what they could have been on other rows like these: the bootstrap."""
+"""Metric values over a set of rows, with bootstrap confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 from jaxtune.metrics.metric import Metric, Prediction, named
 
-DRAWN = 1 << 22  # rows drawn at a time, which bounds the memory
+DRAWN = 1 << 22  # rows drawn at a time, to bound the memory used
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and its interval; None where no row has one."""
+    """A metric's value and the bounds of its interval; None where they are undefined."""
 
     value: float | None
     low: float | None
@@ -23,12 +23,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two figures over the same rows, and the second less the first."""
+    """Figures of two sets of answers to the same rows, and of the second minus the first."""
 
     first: Figure
     second: Figure
     difference: Figure
-    overlap: bool  # of the two figures' own intervals
+    overlap: bool  # whether the intervals of `first` and `second` overlap
 
 
 def summarise(
@@ -38,7 +38,18 @@ def summarise(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Figure]:
-    """Each metric's value over all rows, and its percentile interval over resampled rows."""
+    """Returns each metric's value over all rows, with a percentile bootstrap interval.
+
+    Args:
+      metrics: Metrics with distinct names.
+      rows: Answered rows, at least one.
+      samples: Number of bootstrap resamples.
+      seed: Seed of the resampling.
+      level: Confidence level of the interval, between 0 and 1.
+
+    Returns:
+      The figures by metric name.
+    """
     statistics = _statistics(metrics, rows)
     figures = _figures(metrics, statistics, _resampled(statistics, len(rows), samples, seed))
     return {
@@ -54,7 +65,22 @@ def paired(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Difference]:
-    """What the second answers to the same rows gain, each time on the same resampled rows."""
+    """Compares two sets of answers to the same rows by a paired bootstrap.
+
+    Both sets are evaluated on the same resampled rows, so the interval of their difference is
+    that of a paired comparison.
+
+    Args:
+      metrics: Metrics with distinct names.
+      first: Answers to compare against, such as those of the base.
+      second: Answers to the same rows in the same order.
+      samples: Number of bootstrap resamples.
+      seed: Seed of the resampling.
+      level: Confidence level of the intervals, between 0 and 1.
+
+    Returns:
+      The differences, `second` minus `first`, by metric name.
+    """
     _check_pairs(first, second)
     statistics = _statistics(metrics, first) + _statistics(metrics, second)
     sums = _resampled(statistics, len(first), samples, seed)
@@ -64,7 +90,7 @@ def paired(
 
 
 def per_row(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> dict[str, list[float | None]]:
-    """Each metric's value for each row alone, None where it has none."""
+    """Returns the value of each metric on every single row, None where it is undefined."""
     return {
         metric.name: [_defined(metric.value(row)) for row in statistics]
         for metric, statistics in zip(metrics, _statistics(metrics, rows), strict=True)
@@ -72,7 +98,7 @@ def per_row(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> dict[str, 
 
 
 def _statistics(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> list[np.ndarray]:
-    """What each row adds to each metric, float64[n, k]."""
+    """Returns the statistics of every row, float64[n, k] for each metric."""
     if not rows:
         raise ValueError("no row was answered, so there is nothing to measure; give at least one")
     names = [metric.name for metric in metrics]
@@ -84,7 +110,7 @@ def _statistics(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> list[n
 def _resampled(
     statistics: Sequence[np.ndarray], rows: int, samples: int, seed: int
 ) -> list[np.ndarray]:
-    """The sums over `samples` resamples of the rows, float64[samples, k] for each metric."""
+    """Returns sums over `samples` resamples of the rows, float64[samples, k] for each metric."""
     if samples < 1:
         raise ValueError(f"an interval takes at least one sample; found samples={samples}")
     joined = np.concatenate([np.empty((rows, 0)), *statistics], axis=1)
@@ -97,17 +123,17 @@ def _resampled(
 
 
 def _counts(draw: np.random.Generator, samples: int, rows: int) -> np.ndarray:
-    """How often each row is in each resample, multinomial, float64[samples, rows]."""
+    """Returns multinomial counts of every row in each resample, float64[samples, rows]."""
     drawn = draw.integers(rows, size=(samples, rows)) + rows * np.arange(samples)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=samples * rows)
-    # As floats: products of integers do not go through BLAS.
+    # Floats, because NumPy multiplies integer matrices without BLAS.
     return counts.reshape(samples, rows).astype(np.float64)
 
 
 def _figures(
     metrics: Sequence[Metric], statistics: Sequence[np.ndarray], sums: Sequence[np.ndarray]
 ) -> list[tuple[float, np.ndarray]]:
-    """For each metric its value over all rows, and float64[samples] of those over resamples."""
+    """Returns for each metric the value over all rows, and float64[samples] over resamples."""
     return [
         (metric.value(rows.sum(0)), np.array([metric.value(each) for each in resampled]))
         for metric, rows, resampled in zip(metrics, statistics, sums, strict=True)
@@ -117,7 +143,7 @@ def _figures(
 def _figure(value: float, resampled: np.ndarray, level: float) -> Figure:
     if not 0 < level < 1:
         raise ValueError(f"an interval's level is between 0 and 1, such as 0.95; found {level}")
-    # A resample may hold none of the few rows that count.
+    # The value is nan on a resample that holds none of the rows the metric counts.
     defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not defined.size:
         return Figure(_defined(value), None, None)

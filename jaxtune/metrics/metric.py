@@ -1,4 +1,4 @@
-"""What a metric is: what each row adds, and the figure that comes from the sums."""
+"""Definition of a metric: per-row statistics, and a value computed from their sums."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,27 +10,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prediction:
-    """A row that was answered."""
+    """An answer beside its references."""
 
     answer: str
     references: tuple[str, ...]
     record: Mapping[str, Any]  # the row itself
-    place: str = ""  # where the row stands, for messages
+    place: str = ""  # where the row is, such as `rows.jsonl:3`, for messages
     next: tuple[tuple[str, float], ...] = ()  # the likeliest first tokens and their probabilities
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure over rows that comes from sums over them, so that any sample of rows has one."""
+    """A metric computed from sums of per-row statistics, so that any sample of rows has a value."""
 
     name: str
-    statistics: Callable[[Sequence[Prediction]], np.ndarray]  # float64[n, k]: what each row adds
-    value: Callable[[np.ndarray], float]  # of the sums float64[k]; nan where there is none
-    higher: bool = True  # is better
+    statistics: Callable[[Sequence[Prediction]], np.ndarray]  # float64[n, k] of n predictions
+    value: Callable[[np.ndarray], float]  # from sums float64[k]; nan if undefined
+    higher: bool = True  # whether higher is better
 
 
 def mean(name: str, score: Callable[[Prediction], float | None], higher: bool = True) -> Metric:
-    """The mean of a score that each row has alone; a row with None does not count."""
+    """Returns the metric that averages `score` over rows, without those that score None."""
 
     def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         scores = [score(row) for row in rows]
@@ -40,18 +40,18 @@ def mean(name: str, score: Callable[[Prediction], float | None], higher: bool = 
 
 
 def average(sums: np.ndarray) -> float:
-    """A total over the number of those it is of."""
+    """Returns total / count of sums (total, count); nan if the count is 0."""
     total, count = sums
     return float(total / count) if count else math.nan
 
 
 def references(row: Prediction) -> tuple[str, ...]:
-    """A row's references; a row without is a ValueError."""
+    """Returns a row's references; raises ValueError if it has none."""
     if not row.references:
         raise ValueError(f"{named(row)} has no reference to compare its answer with")
     return row.references
 
 
 def named(row: Prediction) -> str:
-    """A row, as a message has it."""
+    """Returns a name for a row in messages: its place, or the start of its answer."""
     return row.place or f"the row answered {row.answer[:60]!r}"

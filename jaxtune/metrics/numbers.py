@@ -1,6 +1,7 @@
-"""How near numbers come: for prices.
+"""Errors of numeric answers, such as prices.
 
-An answer without a number is a guess of 0, and `answered` says how many have one.
+An answer without a number counts as a guess of 0; the metric `answered` is the share of answers
+that contain one.
 """
 
 import math
@@ -16,27 +17,27 @@ NUMBER = re.compile(
     r"(?:(?<!\w)-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 SEVERAL = re.compile("[0-9]{2}")
-# What is near enough to a price, by the rule that those who train on prices go by.
-NEAR = 40.0  # dollars, or
-SHARE = 0.2  # of the truth
+# A guess is a hit if its error is below either bound, the usual rule of models trained on prices.
+NEAR = 40.0  # dollars
+SHARE = 0.2  # of the true price
 
 Guess = Callable[[Prediction], float | None]
 
 
 def first(text: str) -> float | None:
-    """The first number of a text, `1,299.00` being one; None without, and where it is endless."""
+    """Returns the first number of a text (`1,299.00` is one), or None if none or not finite."""
     found = NUMBER.search(text)
     number = float(found[0].replace(",", "")) if found else math.inf
     return number if math.isfinite(number) else None
 
 
 def written(row: Prediction) -> float | None:
-    """The first number of the answer."""
+    """Returns the first number of the answer, or None if it has none."""
     return first(row.answer)
 
 
 def weighted(row: Prediction) -> float | None:
-    """The mean of the likeliest first tokens that are numbers, by their probabilities."""
+    """Returns the probability-weighted mean of the numbers among the likeliest first tokens."""
     numbers = [(first(text), each) for text, each in row.next if NUMBER.fullmatch(text.strip())]
     known = [(number, each) for number, each in numbers if number is not None and each > 0]
     total = sum(each for _, each in known)
@@ -44,7 +45,10 @@ def weighted(row: Prediction) -> float | None:
 
 
 def by_digits(rows: Sequence[Prediction]) -> bool:
-    """Whether tokens are single digits, so that the first one of a number says little of it."""
+    """Returns whether the tokenizer writes numbers digit by digit, judging by first tokens.
+
+    The first token of a number then says little about its value.
+    """
     likely = {text.strip() for row in rows for text, _ in row.next}
     numerals = [text for text in likely if NUMBER.fullmatch(text)]
     wide = any(truth(row) >= 10 for row in rows)
@@ -52,7 +56,7 @@ def by_digits(rows: Sequence[Prediction]) -> bool:
 
 
 def truth(row: Prediction) -> float:
-    """The first number of the first reference."""
+    """Returns the first number of the first reference."""
     number = first(references(row)[0])
     if number is None:
         raise ValueError(
@@ -62,7 +66,10 @@ def truth(row: Prediction) -> float:
 
 
 def metrics(guess: Guess = written, prefix: str = "") -> tuple[Metric, ...]:
-    """Mean absolute error, root mean squared logarithmic error, hits, and how many answered."""
+    """Returns four metrics: mean absolute error, RMS log error, hit rate, and share answered.
+
+    `guess` takes a number from a prediction; `prefix` begins the names of the metrics.
+    """
 
     def guessed(row: Prediction) -> float:
         return guess(row) or 0.0
@@ -81,7 +88,7 @@ def _hit(guess: float, truth: float) -> bool:
 
 
 def _rmsle(name: str, guessed: Callable[[Prediction], float]) -> Metric:
-    """The root of the mean squared difference of log(1 + x), what is below 0 taken as 0."""
+    """Returns the root mean squared difference of log(1 + x), with negative x clipped to 0."""
 
     def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         pairs = np.array([(guessed(row), truth(row)) for row in rows])
@@ -92,7 +99,7 @@ def _rmsle(name: str, guessed: Callable[[Prediction], float]) -> Metric:
 
 
 def _of_whole_numbers(metric: Metric) -> Metric:
-    """A metric that no row has where numbers come a digit at a time."""
+    """Returns the metric, made undefined where the tokenizer writes numbers digit by digit."""
 
     def statistics(rows: Sequence[Prediction]) -> np.ndarray:
         found = metric.statistics(rows)

@@ -1,15 +1,16 @@
-"""PARENT (Dhingra et al. 2019): n-grams of a text, against references and the table it tells of.
+"""PARENT (Dhingra et al. 2019): n-gram overlap of an answer with references and with a table.
 
-Of an answer G, a reference R and a table T of K values v, with w(g) the share of an n-gram's words
-that are among the values, and #(g) how often a text has it, the paper takes
+For an answer G, a reference R and a table T of K values v, where w(g) is the share of the words of
+an n-gram g that occur in the values, and #(g) is the count of g in a text, the paper defines
 
     precision of order n = sum_g [p + (1 - p) w(g)] #G(g) / sum_g #G(g),  p = min(1, #R(g) / #G(g))
     recall of R, order n = sum_g min(#G(g), #R(g)) w(g) / sum_g #R(g) w(g)
     recall of T          = 1/K sum_v LCS(v, G) / |v|
     recall               = (geometric mean of recalls of R)^(1 - lambda) (recall of T)^lambda
 
-and F of this and the geometric mean of the precisions. What is 0 of it is treated as in the
-authors' released code, and so is F: the best over references, averaged over rows, 0 to 1.
+and F as the harmonic mean of recall and the geometric mean of the precisions. Zeros are handled as
+in the authors' released code. As there, a row's score is the best F over its references, and the
+metric is the mean over rows, 0 to 1.
 """
 
 import math
@@ -22,11 +23,11 @@ from jaxtune.metrics.sequences import longest_common, ngrams
 from jaxtune.metrics.words import mteval
 
 ORDERS = range(1, 5)
-SMALL = 1e-5  # for a recall of 0, and a precision of 0 of more than one word
-GUARD = 1e-8  # of the division in F
+SMALL = 1e-5  # replaces a recall of 0, and a precision of 0 at orders above 1
+GUARD = 1e-8  # keeps the divisor in F above 0
 
-Table = list[tuple[str, str]]  # attributes and their values
-Values = list[list[str]]  # the words of each
+Table = list[tuple[str, str]]  # (attribute, value)
+Values = list[list[str]]  # the words of each value
 
 
 def parent(
@@ -34,9 +35,16 @@ def parent(
     weight: float | None = 0.5,
     told_of: Callable[[Mapping[str, Any]], Table] | None = None,
 ) -> Metric:
-    """PARENT over a record's table; `told_of` is the part that ought to be told, if not all.
+    """Returns the metric PARENT.
 
-    `weight` is lambda; None, as in ToTTo's evaluation, is the share of it that a reference omits.
+    Args:
+      table_of: Returns a row's whole table, from which an answer may take words.
+      weight: Lambda. None, as in ToTTo's evaluation, takes the share of the values of `told_of`
+        that the reference omits.
+      told_of: Returns the part of the table that an answer should mention; by default all of it.
+
+    Returns:
+      The mean over rows, each scored against its best reference.
     """
 
     def score(row: Prediction) -> float:
@@ -77,7 +85,7 @@ def _precision(answer: list[str], expected: list[str], known: set[str], order: i
 
 
 def _recall(answer: list[str], expected: list[str], known: set[str], order: int) -> float:
-    """1 where the table entails nothing that the reference says."""
+    """Returns the recall of one order; 1 if no n-gram of the reference has a word of the table."""
     counts, others = ngrams(answer, order), ngrams(expected, order)
     weights = Counter({each: count * _entailed(each, known) for each, count in others.items()})
     right = sum(
@@ -92,13 +100,13 @@ def _entailed(ngram: Iterable[str], known: set[str]) -> float:
 
 
 def _mentioned(text: list[str], told: Values) -> float:
-    """How much of the values a text has, on average; 1 where there is none to tell."""
+    """Returns the mean share of each value's words found in a text; 1 if there are no values."""
     shares = [longest_common(value, text) / len(value) for value in told]
     return sum(shares) / len(shares) if shares else 1.0
 
 
 def _geometric(values: list[float], without: float) -> float:
-    """The geometric mean; `without` where not one word is right."""
+    """Returns the geometric mean over orders, or `without` if the first order is 0."""
     if not values[0]:
         return without
     return math.exp(sum(math.log(each or SMALL) for each in values) / len(values))

@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin 2004) as Google's rouge-score computes it, without stemming, 0 to 1."""
+"""ROUGE-L (Lin 2004) as Google's rouge-score computes it without stemming, 0 to 1."""
 
 import re
 
@@ -9,7 +9,7 @@ WORD = re.compile(r"[a-z0-9]+")
 
 
 def _score(row: Prediction) -> float:
-    """F of the longest common subsequence, with the best of several references."""
+    """Returns the best F1 over references, by the longest common subsequence of words."""
     answer = _words(row.answer)
     return max(_f(answer, _words(each)) for each in references(row))
 

@@ -1,17 +1,17 @@
-"""VQA accuracy (Antol et al. 2015), as the challenge's own evaluation computes it, 0 to 1."""
+"""VQA accuracy (Antol et al. 2015) as the challenge's evaluation code computes it, 0 to 1."""
 
 import re
 
 from jaxtune.metrics.metric import Prediction, mean, references
 
-AGREEING = 3  # people who gave an answer make it right
+AGREEING = 3  # people who must have given an answer for it to be fully right
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 NUMBERS = {name: str(number) for number, name in enumerate(NAMES)} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 GROUPED = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
-# Written as here where one apostrophe is left out, `couldnt've` and `couldn'tve` alike.
+# A word that lacks one of these apostrophes gets it back: `couldnt've` and `couldn'tve` alike.
 CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -32,18 +32,23 @@ def _contractions() -> dict[str, str]:
         for at, character in enumerate(word)
         if character == "'"
     }
-    return found | {"somebody'd": "somebodyd"}  # sic
+    return found | {"somebody'd": "somebodyd"}  # sic, as in the challenge's code
 
 
 CONTRACTIONS = _contractions()
 
 
 def normalised(text: str) -> str:
-    """Without punctuation and articles, numbers up to ten as digits, contractions as written."""
+    """Returns an answer as the challenge's code normalises it.
+
+    Punctuation and articles are dropped, numbers up to ten become digits, and contractions get
+    their apostrophes.
+    """
     grouped = GROUPED.search(text)
     found = text
     for mark in PUNCTUATION:
-        # Within a word a mark becomes a space, unless a number holds a comma: so the challenge's.
+        # As in the challenge's code: a mark is dropped if the text has it next to a space, or has a
+        # comma between digits anywhere. Otherwise it becomes a space.
         apart = grouped or f"{mark} " in text or f" {mark}" in text
         found = found.replace(mark, "" if apart else " ")
     words = (NUMBERS.get(word, word) for word in PERIOD.sub("", found).lower().split())
@@ -51,13 +56,13 @@ def normalised(text: str) -> str:
 
 
 def _score(row: Prediction) -> float:
-    """How right the answer is to all references but one, averaged over which one.
+    """Returns the accuracy against all references but one, averaged over the one left out.
 
-    To be right takes three that agree with it, or all where fewer are left; of a lone reference,
-    which no other is left beside, it takes that one.
+    The accuracy is the number of remaining references that equal the answer, divided by three (or
+    by their number if fewer remain), and at most 1. A single reference is not left out.
     """
     answer, expected = _spaced(row.answer), [_spaced(each) for each in references(row)]
-    if len(set(expected)) > 1:  # As the challenge's: what all agree on is taken to the letter.
+    if len(set(expected)) > 1:  # As in the challenge, normalise only if references differ.
         answer, expected = normalised(answer), [normalised(each) for each in expected]
     same = [each == answer for each in expected]
     others = [sum(same) - each for each in same] if len(same) > 1 else same

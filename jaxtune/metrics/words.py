@@ -1,10 +1,10 @@
-"""Text into words, as each family of metrics has them."""
+"""Word tokenisers, one for each family of metrics."""
 
 import re
 
-# Machine translation's (mteval-v13a): ASCII punctuation stands apart, but for apostrophes, hyphens
-# inside words, and periods and commas inside numbers. In this order; a match takes its neighbour
-# with it, so that of many periods in a row the last before a digit may stay.
+# Machine translation's (mteval-v13a): ASCII punctuation is split off, except apostrophes, hyphens
+# inside words, and periods and commas inside numbers. The order matters. A match consumes the
+# neighbouring character, so in a run of periods the last one may stay joined to a digit after it.
 MTEVAL = [
     (re.compile(r"([!-&(-+/:-@\[-`{-~])"), r" \1 "),
     (re.compile(r"([^0-9])([.,])"), r"\1 \2 "),
@@ -12,9 +12,9 @@ MTEVAL = [
     (re.compile(r"([0-9])(-)"), r"\1 \2 "),
 ]
 WRITTEN = {"<skipped>": "", "-\n": "", "\n": " "}
-ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}  # in this order
+ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}  # replaced in this order
 
-# Captions': near to the Penn treebank's words without its punctuation.
+# Captioning's: close to Penn Treebank tokens without the punctuation.
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
 JOINED = re.compile(r"\b(can|gon|got|wan|gim|lem)(not|na|ta|me)\b")
 CAPTION = re.compile(
@@ -23,7 +23,7 @@ CAPTION = re.compile(
 
 
 def mteval(text: str) -> list[str]:
-    """Words as sacreBLEU's tokeniser 13a has them."""
+    """Returns the words of a text as sacreBLEU's tokeniser 13a splits them."""
     for each, instead in WRITTEN.items():
         text = text.replace(each, instead)
     for each, instead in ENTITIES.items():
@@ -35,6 +35,6 @@ def mteval(text: str) -> list[str]:
 
 
 def caption(text: str) -> list[str]:
-    """Words in lower case without punctuation; clitics (`do n't`, `dog 's`) stand apart."""
+    """Returns lowercase words without punctuation; clitics are words (`do n't`, `dog 's`)."""
     text = text.lower().replace("\u2019", "'")
     return CAPTION.findall(JOINED.sub(r"\1 \2", CLITIC.sub(r" \1", text)))

@@ -1,4 +1,4 @@
-"""Softmax attention over grouped heads: the plain form, and when a fused kernel replaces it."""
+"""Grouped-query softmax attention: the plain form, and the choice of a fused kernel instead."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtune.models import fused
 from jaxtune.models.layout import Layout, mask, reach
 
-UNSEEN = -2.0e38  # finite, so that a row which sees nothing gives a mean and not NaN
+UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
 IMPLEMENTATIONS = ("auto", "plain", "splash", "cudnn")
 
 
@@ -23,9 +23,23 @@ def attend(
     softcap: float | None = None,
     implementation: str = "auto",  # one of IMPLEMENTATIONS
 ) -> jax.Array:  # [B, T, N, H]
-    """Attention as every decoder layer computes it.
+    """Computes the attention of a decoder layer.
 
-    "auto" is the fused kernel of the machine if it can serve the call, and the plain form if not.
+    Args:
+      q: Queries, rotated and not scaled.
+      k: Keys, rotated.
+      v: Values.
+      query: Layout of the queries.
+      key: Layout of the keys; the same object as `query` unless there is a cache.
+      kind: Index of the layer's window; an array, because one traced layer serves all kinds.
+      windows: Window of each kind of layer in tokens; None sees all earlier tokens.
+      scale: Factor of the logits.
+      softcap: Limit of `soften` on the scaled logits; None for no limit.
+      implementation: "auto" takes the fused kernel of the machine if it supports the call, and
+        otherwise the plain form. A kernel by name that does not support the call is an error.
+
+    Returns:
+      Attended values of each query head.
     """
     name = choose(implementation, q, query, key, windows, softcap)
     how = dict(kind=kind, windows=windows, scale=scale)
@@ -45,7 +59,19 @@ def choose(
     windows: tuple[int | None, ...],
     softcap: float | None,
 ) -> str:
-    """The implementation that will serve a call; a named one that cannot is an error."""
+    """Returns the name of the implementation that `attend` uses for a call.
+
+    Args:
+      implementation: One of `IMPLEMENTATIONS`.
+      q: Queries; only shape, dtype and sharding matter.
+      query: Layout of the queries.
+      key: Layout of the keys.
+      windows: Window of each kind of layer in tokens, or None.
+      softcap: Limit on the logits, or None.
+
+    Returns:
+      "plain", "splash" or "cudnn". Raises ValueError if a kernel by name does not support the call.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention is {implementation!r}; it can be one of {IMPLEMENTATIONS}")
     name = fused.native(q) if implementation == "auto" else implementation
@@ -69,7 +95,19 @@ def plain(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:  # [B, T, N, H]
-    """Attention as written in the papers; logits and softmax in float32."""
+    """Computes attention as written in the papers, with logits and softmax in float32.
+
+    Args:
+      q: Queries.
+      k: Keys.
+      v: Values, whose dtype the attention weights are cast to.
+      seen: Attention mask; None sees all.
+      scale: Factor of the logits.
+      softcap: Limit of `soften` on the scaled logits; None for no limit.
+
+    Returns:
+      Attended values of each query head.
+    """
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
     logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
@@ -81,5 +119,5 @@ def plain(
 
 
 def soften(logits: jax.Array, cap: float | None) -> jax.Array:
-    """Squeeze logits smoothly into (-cap, cap); None leaves them."""
+    """Caps logits smoothly to (-cap, cap) by tanh; None returns them unchanged."""
     return logits if cap is None else jnp.tanh(logits / cap) * cap

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens a model has seen, so that the next ones need not compute them.
+"""KV cache: keys and values of earlier tokens, so that decoding does not compute them again.
 
 Axes: L layers, B rows, S slots, K key heads, H head size, T new tokens.
 """
@@ -14,13 +14,23 @@ from jaxtune.models.layout import PADDING, Layout
 
 @struct.dataclass
 class CachedKV:
-    """The keys and values of all layers; a row's tokens may have slots between them left empty."""
+    """Keys and values of all layers; the tokens of a row may have empty slots between them."""
 
     k: jax.Array  # [L, B, S, K, H]
     v: jax.Array
 
     def put(self, layer: jax.Array, slot: jax.Array, k: jax.Array, v: jax.Array) -> "CachedKV":
-        """With [B, T, K, H] more in one layer, from a slot on."""
+        """Returns a copy with keys and values [B, T, K, H] written to one layer.
+
+        Args:
+          layer: Index of the layer, int32[].
+          slot: Slot of the first token, int32[].
+          k: Keys of T tokens per row.
+          v: Values of the same tokens.
+
+        Returns:
+          The new `CachedKV`, with the arrays' dtype unchanged.
+        """
 
         def into(held, new):
             start = (layer, 0, slot, 0, 0)
@@ -29,30 +39,43 @@ class CachedKV:
         return CachedKV(into(self.k, k), into(self.v, v))
 
     def of(self, layer: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:  # [B, S, K, H]
-        """One layer's keys and values."""
+        """Returns the keys and values of one layer as `dtype`."""
         return self.k[layer].astype(dtype), self.v[layer].astype(dtype)
 
 
 @struct.dataclass
 class KVCache:
-    """What is stored, and where its tokens stand."""
+    """Keys and values with the layout of their tokens."""
 
     stored: CachedKV
-    layout: Layout  # [B, S], with PADDING for a segment where nothing is to be seen
-    slot: jax.Array  # int32[], the first that is free in every row
+    layout: Layout  # [B, S], with segment PADDING in slots that no token may see
+    slot: jax.Array  # int32[], first free slot, the same in every row
 
     @classmethod
     def empty(cls, config: Any, rows: int, slots: int, dtype: Any) -> "KVCache":
-        """Room for so many tokens of so many rows."""
+        """Returns an empty cache.
+
+        Args:
+          config: The decoder's `DecoderConfig`.
+          rows: Number of sequences, B.
+          slots: Number of tokens that fit in a row, S, including padding of prompts.
+          dtype: Dtype of keys and values.
+
+        Returns:
+          A cache whose slots are all free.
+        """
         shape = (len(config.layers), rows, slots, config.kv_heads, config.head_size)
-        # Two arrays, as both are given away and written over.
+        # Two separate arrays, because both are donated and overwritten.
         stored = CachedKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         nothing = jnp.full((rows, slots), PADDING, jnp.int32)
         layout = Layout(nothing, nothing, nothing, whole=False, counted=False)
         return cls(stored, layout, jnp.zeros((), jnp.int32))
 
     def noted(self, new: Layout) -> "KVCache":  # [B, T]
-        """With tokens in the next slots; what they are is yet to be stored."""
+        """Returns the cache with the layout of T new tokens in the next slots.
+
+        Their keys and values are stored separately, by `CachedKV.put`.
+        """
 
         def into(held, more):
             return jax.lax.dynamic_update_slice(held, more, (0, self.slot))

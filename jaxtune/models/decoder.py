@@ -1,4 +1,4 @@
-"""One decoder for every text model; what differs between them is in `DecoderConfig`.
+"""Decoder-only transformer for all text models, which differ in their `DecoderConfig` only.
 
 Axes: B batch, T tokens, S tokens attended to, D width, F hidden width, N query heads, K key heads,
 H head size, R half the rotated part of a head, V vocabulary, L layers, U kinds of layer.
@@ -22,15 +22,15 @@ from jaxtune.models.rope import Rope, angles, rotate
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What a layer may have for itself: how far it looks back, and its rotary frequencies."""
+    """Settings that may differ between layers: rotary frequencies and attention window."""
 
     rope: Rope
-    window: int | None = None  # tokens a query sees, itself included; None sees all
+    window: int | None = None  # tokens that a query sees, itself included; None: all
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """All that tells one decoder-only transformer from another."""
+    """Architecture of a decoder-only transformer."""
 
     vocabulary: int
     width: int
@@ -38,42 +38,45 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_size: int
-    layers: tuple[LayerKind, ...]  # one a layer, first to last
-    context: int  # the longest sequence the makers trained or scaled it for
-    query_scale: float  # of the attention logits
-    tied: bool  # the head is the embedding transposed
+    layers: tuple[LayerKind, ...]  # kind of each layer, first to last
+    context: int  # context length that the model was trained or scaled for, in tokens
+    query_scale: float  # factor of the attention logits
+    tied: bool  # whether the head is the transposed embedding
     activation: str = "silu"
     norm_epsilon: float = 1e-6
-    norm_offset: float = 0.0  # added to stored norm scales: 1 where the makers store scale - 1
+    norm_offset: float = 0.0  # added to stored norm scales: 1 if the checkpoint has scale - 1
     embed_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     qk_norm: bool = False  # RMS norm of each query and key head
     post_norms: bool = False  # RMS norm of each branch before it joins the residual
     qkv_bias: bool = False
-    out_bias: bool = False  # of the attention's output projection
+    out_bias: bool = False  # bias of the attention's output projection
     mlp_bias: bool = False
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
-        """The distinct kinds of layer, in order of first appearance."""
+        """Distinct kinds of layer, in order of first appearance."""
         return tuple(dict.fromkeys(self.layers))
 
     @property
     def switch(self) -> int | None:
-        """The tokens above which a row's angles are other ones, those of its first tokens too."""
+        """Sequence length above which all tokens, the first included, use `Rope.long` frequencies.
+
+        None if no layer has such frequencies.
+        """
         return max((kind.rope.switch for kind in self.kinds if kind.rope.long), default=None)
 
 
 @struct.dataclass
 class Shared:
-    """What all layers look at."""
+    """Inputs that are the same for all layers."""
 
     layout: Layout
     cosine: jax.Array  # float32[U, B, T, R]
     sine: jax.Array
-    slot: jax.Array | None = None  # int32[], where tokens go in a cache
-    keys: Layout | None = None  # of a cache that tokens look at; None: they look at each other
+    slot: jax.Array | None = None  # int32[], cache slot of the first token
+    keys: Layout | None = None  # layout of the cache to attend to; None: attend to the input tokens
     attention: str = struct.field(pytree_node=False, default="auto")
 
 
@@ -126,7 +129,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two projections in, one gating the other, and one out."""
+    """Gated MLP: down(activation(gate(x)) * up(x))."""
 
     config: DecoderConfig
 
@@ -140,7 +143,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each around the residual."""
+    """One pre-norm layer: attention, then the MLP, each added to the residual."""
 
     config: DecoderConfig
 
@@ -148,7 +151,7 @@ class Block(nn.Module):
     def __call__(
         self,
         carry: tuple[jax.Array, CachedKV | None],
-        place: tuple[jax.Array, jax.Array],  # the layer's number and kind
+        place: tuple[jax.Array, jax.Array],  # index of the layer, and of its kind
         shared: Shared,
     ) -> tuple[tuple[jax.Array, CachedKV | None], None]:
         x, stored = carry
@@ -166,21 +169,21 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model: `model.apply(variables, tokens)` gives logits.
+    """A decoder-only language model: `model.apply(variables, tokens)` returns logits.
 
-    The parts are there on their own for a loss or a decoder that needs less than everything:
-    `model.apply(variables, tokens, method="embed")`, likewise `hidden` and `logits`.
+    The parts can be applied on their own, for a loss or for decoding, with
+    `model.apply(variables, tokens, method="embed")`, and in the same way `hidden` and `logits`.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
-    # Where the weights came from. Two models that differ in this alone are one compiled program.
+    # Where the weights came from. Models that differ only in this share one compiled program.
     origin: Any = field(default=None, compare=False, repr=False)
-    attention: str = "auto"  # how it is computed; see `attention.attend`
-    remat: str = "full"  # what of a layer is computed again, to save memory; see `remat.REMAT`
+    attention: str = "auto"  # implementation of attention; see `attention.attend`
+    remat: str = "full"  # rematerialisation policy; see `remat.REMAT`
 
-    tower = ""  # where the decoder's leaves are
-    pictures = None  # it sees none
+    tower = ""  # path prefix of the decoder's leaves
+    pictures = None  # a text model takes no pictures
 
     def setup(self):
         config = self.config
@@ -209,26 +212,27 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(self.embed(tokens), layout))
 
     def embed(self, tokens: jax.Array) -> jax.Array:  # [B, T, D]
-        """Token embeddings as the first layer gets them."""
-        # Models that scale were trained with the factor rounded to the activations' precision.
+        """Returns token embeddings, scaled, as the input of the first layer."""
+        # Models that scale embeddings were trained with the factor rounded to the activations'
+        # dtype.
         scale = jnp.asarray(self.config.embed_scale, self.dtype)
         return self.embedding(tokens, self.dtype) * scale
 
     def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
-        """Embeddings through every layer and the final norm."""
+        """Runs embeddings through all layers and the final norm."""
         return self._through(x, None, layout)[0]
 
     def prefill(
         self, x: jax.Array, layout: Layout, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
-        """The same, of tokens that begin their rows; an empty cache is told of them."""
+        """Runs the layers over whole prompts, as `hidden` does, and fills an empty KV cache."""
         x, stored = self._through(x, cache.stored, layout, slot=cache.slot)
         return x, cache.noted(layout).replace(stored=stored)
 
     def extend(
         self, x: jax.Array, layout: Layout, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
-        """The same, of tokens that see those in a cache, which is told of them."""
+        """Runs the layers over new tokens that attend to a KV cache, and adds them to the cache."""
         noted = cache.noted(layout)
         x, stored = self._through(x, cache.stored, layout, slot=cache.slot, keys=noted.layout)
         return x, noted.replace(stored=stored)
@@ -242,7 +246,7 @@ class Decoder(nn.Module):
         keys: Layout | None = None,
     ) -> tuple[jax.Array, CachedKV | None]:
         config = self.config
-        # Comparing every pair of tokens, for those models alone whose rope asks for it.
+        # `lengths` compares every pair of tokens, so it is left out where no rope depends on it.
         span = layout.position if config.switch is None else lengths(layout)
         tables = [angles(kind.rope, layout.position, span) for kind in config.kinds]
         cosine, sine = (jnp.stack(table) for table in zip(*tables, strict=True))
@@ -253,6 +257,6 @@ class Decoder(nn.Module):
         return self.norm(x), stored
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # float32[..., V]
-        """Scores of every next token for hidden states of any leading shape."""
+        """Returns the logits of the next token for hidden states of any leading shape."""
         scores = self.embedding.score(hidden) if self.config.tied else self.head(hidden)
         return soften(scores, self.config.logit_softcap)

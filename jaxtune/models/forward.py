@@ -1,4 +1,4 @@
-"""The path from tokens to the logits of chosen positions, shared by training, decoding and exports.
+"""Forward pass from tokens to logits of chosen positions, for training, decoding and exports.
 
 Axes beyond the decoder's: K chosen positions of a row.
 """
@@ -20,13 +20,24 @@ def embedded(
     images: jax.Array | None = None,  # float32[B, I, S, S, 3]
     rngs: Mapping[str, Any] | None = None,
 ) -> jax.Array:  # [B, T, D]
-    """What the first layer is given: the embeddings of tokens, and of the pictures among them."""
+    """Returns the input of the first layer: embeddings of tokens and of the pictures among them.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      tokens: Tokens, with placeholders for pictures.
+      images: Pictures of each row in order; None for rows without pictures.
+      rngs: Random keys by name, such as "dropout" in training.
+
+    Returns:
+      Embeddings in the dtype of activations.
+    """
     seen = (tokens,) if images is None else (tokens, images)
     return model.apply(variables, *seen, method="embed", rngs=rngs or {})
 
 
 def chosen(hidden: jax.Array, where: jax.Array) -> jax.Array:  # [B, T, D], int32[B, K]
-    """The hidden states [B, K, D] of chosen positions, so that logits are made for these alone."""
+    """Returns the hidden states [B, K, D] of chosen positions, so that only these get logits."""
     return jnp.take_along_axis(hidden, where[..., None], axis=1)
 
 
@@ -40,12 +51,25 @@ def hidden_at(
     images: jax.Array | None = None,
     rngs: Mapping[str, Any] | None = None,
 ) -> jax.Array:  # [B, K, D]
-    """The last hidden states at chosen positions of whole rows."""
+    """Runs the model over whole rows and returns the last hidden states at chosen positions.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      tokens: Tokens, with placeholders for pictures.
+      layout: Positions, segments and order of the tokens.
+      where: Indices of the chosen positions in each row.
+      images: Pictures of each row in order; None for rows without pictures.
+      rngs: Random keys by name, such as "dropout" in training.
+
+    Returns:
+      Hidden states after the final norm.
+    """
     x = embedded(model, variables, tokens, images, rngs)
     hidden = model.apply(variables, x, layout, method="hidden", rngs=rngs or {})
     return chosen(hidden, where)
 
 
 def logits(model: Model, variables: Mapping, hidden: jax.Array) -> jax.Array:  # float32[..., V]
-    """Scores of every next token for hidden states [..., D]."""
+    """Returns the logits of the next token for hidden states [..., D]."""
     return model.apply(variables, hidden, method="logits")

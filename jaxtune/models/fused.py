@@ -1,4 +1,4 @@
-"""Causal attention by kernels that JAX brings along: splash on TPUs, cuDNN on NVIDIA GPUs."""
+"""Causal attention with the fused kernels of JAX: splash on TPUs, cuDNN on NVIDIA GPUs."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtune.models.layout import PADDING, Layout, mask, reach
 
 NATIVE = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # platform -> its kernel
-LANES = 128  # splash cuts a sequence into blocks of a multiple of this
-BLOCK = 512  # and of at most this: larger ones overflow a v5e's vector memory at 256-wide heads
+LANES = 128  # block lengths of splash are multiples of this
+BLOCK = 512  # longest block: longer ones overflow a v5e's vector memory with heads of size 256
 
 
 def native(q: jax.Array) -> str:
-    """The kernel of the machine that the call is compiled for, "plain" where it has none."""
-    # A mesh tells more than the default backend: a step can be compiled for a machine elsewhere.
+    """Returns the kernel of the machine that the call is compiled for, or "plain" without one."""
+    # The mesh comes before the default backend: a step can be compiled for another machine.
     device = _mesh(q).abstract_device
     return NATIVE.get(device.platform if device else jax.default_backend(), "plain")
 
@@ -32,7 +32,19 @@ def obstacle(
     windows: tuple[int | None, ...],
     softcap: float | None,
 ) -> str | None:
-    """Why a kernel cannot serve a call; None if it can."""
+    """Returns the reason why a kernel does not support a call, or None if it does.
+
+    Args:
+      name: "splash" or "cudnn".
+      q: Queries; only shape, dtype and sharding matter.
+      query: Layout of the queries.
+      key: Layout of the keys.
+      windows: Window of each kind of layer in tokens, or None.
+      softcap: Limit on the logits, or None.
+
+    Returns:
+      A clause that completes "cannot serve this call: …", or None.
+    """
     if query is not key:
         return "queries and keys have layouts of their own, as when decoding with a cache"
     if not query.causal:
@@ -58,10 +70,25 @@ def splash(
     softcap: float | None = None,
     interpret: bool = False,  # on a CPU, slowly
 ) -> jax.Array:  # [B, T, N, H]
-    """Attention by the TPU kernel. Padding sees the padding before it."""
+    """Computes attention with the TPU kernel; a padding token sees the padding before it.
+
+    Args:
+      q: Queries.
+      k: Keys.
+      v: Values.
+      layout: Layout of queries and keys.
+      kind: Index of the layer's window in `windows`.
+      windows: Window of each kind of layer in tokens; None sees all earlier tokens.
+      scale: Factor of the logits.
+      softcap: Limit on the logits, or None.
+      interpret: Whether to run the kernel in Pallas' interpreter, which is slow, on a CPU.
+
+    Returns:
+      Attended values of each query head.
+    """
     length = q.shape[1]
     block, padded = _blocks(length)
-    # The kernel has no scale. One more rounding of q, none where the scale is a power of two.
+    # The kernel takes no scale. Scaling q adds a rounding, unless the scale is a power of two.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
     def run(q, k, v, segment, kind):
@@ -88,10 +115,24 @@ def cudnn(
     scale: float,
     implementation: str = "cudnn",  # "xla" takes the same arguments on any machine
 ) -> jax.Array:  # [B, T, N, H]
-    """Attention by the GPU kernel. Padding sees at least itself.
+    """Computes attention with the GPU kernel; a padding token sees at least itself.
 
-    Not under `vmap`: JAX 0.10 batches the kernel only if every array has the axis, and none up to
-    0.11 batches its mask. The error is JAX's own, a failed reshape.
+    It does not work under `vmap`: JAX 0.10 batches the kernel only if every array has the mapped
+    axis, and no version up to 0.11 batches its mask. JAX then raises an error of a failed reshape.
+
+    Args:
+      q: Queries.
+      k: Keys.
+      v: Values.
+      layout: Layout of queries and keys.
+      kind: Index of the layer's window in `windows`.
+      windows: Window of each kind of layer in tokens; None sees all earlier tokens.
+      scale: Factor of the logits.
+      implementation: Implementation of `jax.nn.dot_product_attention`: "cudnn", or "xla", which
+        runs on any machine.
+
+    Returns:
+      Attended values of each query head.
     """
     fuse = partial(
         jax.nn.dot_product_attention, is_causal=True, scale=scale, implementation=implementation
@@ -107,11 +148,12 @@ def cudnn(
 
     if _is_band(layout, windows):
         return _spread(run, q, k, v, None, kind)
-    # Sequence lengths could say where a row ends, but neither where packed sequences meet nor
-    # what is padding on the left; a mask says all of it. It costs a bias [B, 1, T, T] and, in
-    # JAX 0.10, the gradient of that bias, in the dtype of q: no N and no float32, unlike the
-    # plain form's logits. The kernel takes no window beside a bias, so the mask has it too.
-    # Padding that saw nothing would take the mean of every value, and pass it a gradient.
+    # The kernel's sequence lengths can express where a row ends, but neither packed sequences nor
+    # padding on the left; a mask expresses all of these. It costs a bias [B, 1, T, T] and, in JAX
+    # 0.10, the gradient of that bias, both in the dtype of q. The logits of the plain form are
+    # larger: they have an axis N and are float32. The kernel takes no window together with a bias,
+    # so the mask includes the window. Each token sees itself, because padding that sees nothing
+    # would return the mean of all values and pass gradients to them.
     itself = jnp.eye(q.shape[1], dtype=bool)
     seen = mask(layout, layout, reach(windows, kind)) | itself
     return _spread(run, q, k, v, seen[:, None], kind)
@@ -144,20 +186,25 @@ def _cudnn_obstacle(q, layout: Layout, windows, softcap: float | None) -> str | 
 
 
 def _capability() -> float:
-    """Compute capability of the GPU; 8.0, which asks least, where there is none to ask."""
+    """Returns the GPU's compute capability; without a GPU 8.0, the lowest that is supported."""
     if jax.default_backend() != "gpu":
         return 8.0
     name = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return float(name) if name.replace(".", "").isdigit() else 0.0  # not NVIDIA's
+    return float(name) if name.replace(".", "").isdigit() else 0.0  # not an NVIDIA GPU
 
 
 def _is_band(layout: Layout, windows) -> bool:
-    """Whether what a token sees is known from its index alone."""
+    """Returns whether the mask depends on token indices only: causal, perhaps with a window."""
     return layout.whole and (layout.counted or not any(windows))
 
 
 def _by_window(run: Callable, windows, kind: jax.Array, length: int, *arrays) -> jax.Array:
-    """`run(window, *arrays)`: kernels want the window while tracing, the layer scan has data."""
+    """Calls `run(window, *arrays)` with the window of a layer kind.
+
+    Kernels need the window while tracing, but the layer scan has only the array `kind`, so
+    `jax.lax.switch` selects among one branch per distinct window. Windows of at least `length`
+    tokens count as None.
+    """
     windows = [None if w is None or w >= length else w for w in windows]
     distinct = list(dict.fromkeys(windows))
     if len(distinct) == 1:
@@ -167,13 +214,13 @@ def _by_window(run: Callable, windows, kind: jax.Array, length: int, *arrays) ->
 
 
 def _mesh(q) -> jax.sharding.AbstractMesh:
-    """The mesh in context, or else the one that the array lies on."""
+    """Returns the mesh in context, or else the mesh of the array's sharding."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.typeof(q).sharding.mesh if mesh.empty else mesh
 
 
 def _spread(run: Callable, q, k, v, rows: jax.Array | None, kind: jax.Array) -> jax.Array:
-    """`run` on each device's share of batch and heads: XLA cannot split a kernel by itself."""
+    """Calls `run` on each device's shard of batch and heads: XLA cannot partition a kernel."""
     mesh = _mesh(q)
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     automatic = {name: mesh.shape[name] for name, of in axes if of == AxisType.Auto}
@@ -187,12 +234,12 @@ def _spread(run: Callable, q, k, v, rows: jax.Array | None, kind: jax.Array) -> 
         in_specs=(heads, heads, heads, P(batch), P()),
         out_specs=heads,
         axis_names=set(automatic),
-        check_vma=False,  # a Pallas call does not say what varies
+        check_vma=False,  # a Pallas call does not declare which mesh axes its result varies over
     )(q, k, v, rows, kind)
 
 
 def _dividing(sizes: dict[str, int], names: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """The leading axes that together divide `count`."""
+    """Returns the axes of `names` that the mesh has and whose sizes together divide `count`."""
     taken = ()
     for name in names:
         if name in sizes and count % math.prod(sizes[each] for each in (*taken, name)) == 0:
@@ -201,7 +248,10 @@ def _dividing(sizes: dict[str, int], names: tuple[str, ...], count: int) -> tupl
 
 
 def _blocks(length: int) -> tuple[int, int]:
-    """Size of the fewest equal blocks that hold a sequence, and its length padded to fill them."""
+    """Returns the length of a block, and the sequence length padded to whole blocks.
+
+    Blocks are of equal length, and as few as `BLOCK` allows.
+    """
     count = -(-length // BLOCK)
     block = -(-length // (count * LANES)) * LANES
     return block, count * block
@@ -218,9 +268,12 @@ def _segment_ids(segment: jax.Array):
     return SegmentIds(segment, segment)
 
 
-@cache  # building reads the mask block by block; and the same kernel is not compiled twice
+@cache  # building scans the mask block by block, and a cached kernel is compiled only once
 def _kernel(heads: int, length: int, block: int, window, softcap, interpret: bool) -> Callable:
-    """The splash kernel of one sequence: [N, T, H], [K, T, H], [K, T, H], ids -> [N, T, H]."""
+    """Returns the splash kernel of one sequence.
+
+    The kernel maps q [N, T, H], k [K, T, H], v [K, T, H] and segment ids to [N, T, H].
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (length, length)
@@ -236,4 +289,4 @@ def _kernel(heads: int, length: int, block: int, window, softcap, interpret: boo
             attn_logits_soft_cap=softcap,
             interpret=interpret,
         )
-    return jax.tree.map(np.asarray, kernel)  # kept for any backend, so on none
+    return jax.tree.map(np.asarray, kernel)  # NumPy arrays, as the cache serves all backends

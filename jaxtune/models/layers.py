@@ -1,4 +1,4 @@
-"""What every tower is made of: linear maps, embeddings and norms."""
+"""Layers that the text and vision towers share: linear maps, embeddings and norms."""
 
 from functools import partial
 from typing import Any
@@ -18,7 +18,10 @@ ACTIVATIONS = {
 
 
 class Linear(nn.Module):
-    """x @ w (+ b), in `x`'s dtype or accumulated into `output`; with the adapter, if w has one."""
+    """Linear map x @ w (+ b), with the adapter of `w` if the `lora` collection has one.
+
+    `w` may be quantised. The product is accumulated in dtype `output`, by default that of `x`.
+    """
 
     features: int
     bias: bool = False
@@ -28,7 +31,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., in] -> [..., features]
         shape = (x.shape[-1], self.features)
         w = self.variable("params", "w", random(self, shape, shape[0] ** -0.5)).value
-        # Two dimensions: XLA's CPU backend runs the 3-D products of the backward pass badly.
+        # Two dimensions, because XLA's CPU backend is slow on 3-D products in the backward pass.
         flat = x.reshape(-1, x.shape[-1])
         y = quant.dot(flat, w, self.output)
         if self.has_variable("lora", "w"):
@@ -41,7 +44,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A vector a token, and the same vectors as a head."""
+    """Token embedding, whose table can also serve as a tied output head."""
 
     vocabulary: int
     width: int
@@ -53,12 +56,12 @@ class Embedding(nn.Module):
         return tables.rows(self.w.value, tokens, dtype)
 
     def score(self, x: jax.Array) -> jax.Array:  # [..., D] -> float32[..., V]
-        """The product of `x` with every token's vector."""
+        """Returns the dot product of `x` with every token's vector: the logits of a tied head."""
         return tables.scores(x, self.w.value)
 
 
 class RMSNorm(nn.Module):
-    """x over its root mean square, times `offset + scale`; computed in float32."""
+    """RMS norm: x over its root mean square, times `offset + scale`; computed in float32."""
 
     epsilon: float
     offset: float = 0.0
@@ -74,7 +77,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """x with mean 0 and variance 1, times `scale`, plus `bias`; computed in float32."""
+    """Layer norm: x scaled to mean 0 and variance 1, times `scale` plus `bias`; in float32."""
 
     epsilon: float
 
@@ -90,5 +93,5 @@ class LayerNorm(nn.Module):
 
 
 def random(module: nn.Module, shape: tuple[int, ...], deviation: float):
-    """An initialiser that asks for a key only when it is run."""
+    """Returns a normal initialiser that requests a random key only when it is called."""
     return lambda: deviation * jax.random.normal(module.make_rng("params"), shape)

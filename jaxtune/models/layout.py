@@ -1,25 +1,27 @@
-"""Where each token stands, and which tokens it may see: the one place masks are made."""
+"""Token layouts: positions, packed segments and attention masks. All masks are made here."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-PADDING = -1  # the segment of a token that nothing may see
-EVERYTHING = 2**30  # the window of a layer that has none
+PADDING = -1  # segment of a token that no token may see
+EVERYTHING = 2**30  # window of a layer without a sliding window
 
 
 @struct.dataclass
 class Layout:
-    """Three integers a token; a mask is a comparison of a query's with a key's.
+    """Three integers per token; an attention mask compares a query's with a key's.
 
-    `causal`, `whole` and `counted` say what is known while tracing, so that a fused kernel that
-    can express only that much may be chosen: every token sees only earlier ones; one sequence
-    fills each row; positions differ as indices do, given that a segment is one run of tokens.
+    `causal`, `whole` and `counted` are static properties, known while tracing, by which a fused
+    kernel that supports only such layouts can be chosen:
+      causal: No token sees a later one.
+      whole: One sequence fills each row.
+      counted: Within a segment positions differ as indices do, provided its tokens are contiguous.
     """
 
     position: jax.Array  # int32[B, T], for rotary angles and windows
-    segment: jax.Array  # int32[B, T], sequences packed in a row see themselves alone
-    order: jax.Array  # int32[B, T], a token sees those of its own order and below
+    segment: jax.Array  # int32[B, T], a token sees only tokens of its own segment
+    order: jax.Array  # int32[B, T], a token sees only tokens of at most its own order
     causal: bool = struct.field(pytree_node=False, default=True)
     whole: bool = struct.field(pytree_node=False, default=True)
     counted: bool = struct.field(pytree_node=False, default=True)
@@ -32,10 +34,19 @@ def arrange(
     valid: jax.Array | None = None,  # bool[B, T], False at padding
     causal: jax.Array | None = None,  # bool[B, T], False where a token joins the block before it
 ) -> Layout:
-    """The layout of a batch; by default one causal sequence fills each row.
+    """Returns the layout of a batch; by default one causal sequence fills each row.
 
-    Tokens of one block see each other, ahead too: a prefix is a block, as is a picture in a text.
-    Positions not given count from the first token of each segment that is not padding.
+    Args:
+      shape: (B, T).
+      positions: Positions of tokens; by default they count from 0 at the first token of each
+        segment that is not padding.
+      segments: Index of the packed sequence that each token belongs to; by default a row is one.
+      valid: False at padding; by default there is none.
+      causal: False for a token that joins the block of the token before it. Tokens of one block see
+        each other in both directions: a prefix is a block, as is a picture in a text.
+
+    Returns:
+      The layout, with PADDING as the segment of padding.
     """
     whole = segments is None and valid is None
     counted = positions is None
@@ -50,7 +61,11 @@ def arrange(
 
 
 def mask(query: Layout, key: Layout, window: jax.Array | int) -> jax.Array:  # bool[B, T, S]
-    """True where a query may see a key: earlier or of its block, same sequence, within window."""
+    """Returns True where a query may see a key.
+
+    The key must be earlier or in the query's block, in the same segment, no padding, and fewer than
+    `window` positions before the query.
+    """
     near = query.position[:, :, None] - key.position[:, None, :] < window
     before = key.order[:, None, :] <= query.order[:, :, None]
     same = query.segment[:, :, None] == key.segment[:, None, :]
@@ -58,12 +73,12 @@ def mask(query: Layout, key: Layout, window: jax.Array | int) -> jax.Array:  # b
 
 
 def reach(windows: tuple[int | None, ...], kind: jax.Array) -> jax.Array:  # int32[]
-    """The window of a layer of this kind, as data."""
+    """Returns the window of a layer kind as an array; `EVERYTHING` if it has none."""
     return jnp.asarray([EVERYTHING if w is None else w for w in windows], jnp.int32)[kind]
 
 
 def lengths(layout: Layout) -> jax.Array:  # int32[B, T]
-    """Tokens in the sequence that each token belongs to."""
+    """Returns for each token the length of its sequence: the highest position in it plus one."""
     if layout.whole:
         longest = jnp.max(layout.position, axis=1, keepdims=True) + 1
         return jnp.broadcast_to(longest, layout.position.shape)
@@ -72,7 +87,7 @@ def lengths(layout: Layout) -> jax.Array:  # int32[B, T]
 
 
 def _restarted(index: jax.Array, segments: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Positions that count from 0 where the segment changes, or at its first valid token."""
+    """Returns positions that count from 0 at the first valid token of each segment."""
     begins = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
     if valid is not None:
         count = jnp.cumsum(valid, axis=1, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""A decoder that sees pictures: their patches, encoded and projected, stand among its tokens.
+"""PaliGemma: a decoder with a vision tower, whose projected patches take the place of tokens.
 
 Axes beyond the decoder's: I pictures of a row, S side of a picture in pixels.
 """
@@ -19,36 +19,36 @@ from jaxtune.models.siglip import Siglip, SiglipConfig
 
 @dataclass(frozen=True)
 class PicturesConfig:
-    """How pictures come among a decoder's tokens."""
+    """Vision tower of a model, and the token that marks the places of a picture's patches."""
 
     tower: SiglipConfig
-    token: int  # stands where a picture's vectors go; it need not be in the vocabulary
+    token: int  # placeholder of a patch vector; it need not be in the vocabulary
 
     @property
     def side(self) -> int:
-        """Pixels of a picture's side."""
+        """Side of a picture in pixels."""
         return self.tower.side
 
     @property
     def tokens(self) -> int:
-        """Tokens that a picture takes."""
+        """Number of tokens per picture."""
         return self.tower.grid**2
 
 
 class PaliGemma(nn.Module):
-    """A vision-language model: `model.apply(variables, tokens, images)` gives logits.
+    """A vision-language model: `model.apply(variables, tokens, images)` returns logits.
 
-    It has the parts of a `Decoder`, and of these `embed` takes pictures.
+    It has the methods of `Decoder`, of which `embed` also takes pictures.
     """
 
     config: DecoderConfig
     pictures: PicturesConfig
     dtype: Any = jnp.float32
-    origin: Any = field(default=None, compare=False, repr=False)  # as a `Decoder`'s
+    origin: Any = field(default=None, compare=False, repr=False)  # as in `Decoder`
     attention: str = "auto"
     remat: str = "full"
 
-    tower = "llm/"  # where the decoder's leaves are
+    tower = "llm/"  # path prefix of the decoder's leaves
 
     def setup(self):
         self.llm = Decoder(self.config, self.dtype, attention=self.attention, remat=self.remat)
@@ -69,7 +69,7 @@ class PaliGemma(nn.Module):
         return self.logits(self.hidden(self.embed(tokens, images), layout))
 
     def embed(self, tokens: jax.Array, images: jax.Array | None = None) -> jax.Array:  # [B, T, D]
-        """Tokens' embeddings, and for picture tokens those of the row's pictures in order."""
+        """Returns token embeddings, with the row's patch vectors, in order, at picture tokens."""
         pictured = tokens == self.pictures.token
         x = self.llm.embed(jnp.where(pictured, 0, tokens))
         if images is None:
@@ -81,23 +81,23 @@ class PaliGemma(nn.Module):
         return jnp.where(pictured[..., None], found, x)
 
     def hidden(self, x: jax.Array, layout: Layout) -> jax.Array:  # [B, T, D]
-        """As the decoder's."""
+        """Runs embeddings through the decoder: see `Decoder.hidden`."""
         return self.llm.hidden(x, layout)
 
     def prefill(
         self, x: jax.Array, layout: Layout, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
-        """As the decoder's."""
+        """Runs the decoder over whole prompts and fills an empty cache: see `Decoder.prefill`."""
         return self.llm.prefill(x, layout, cache)
 
     def extend(
         self, x: jax.Array, layout: Layout, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:  # [B, T, D]
-        """As the decoder's."""
+        """Runs the decoder over new tokens that attend to a cache: see `Decoder.extend`."""
         return self.llm.extend(x, layout, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # float32[..., V]
-        """As the decoder's."""
+        """Returns the logits of the next token: see `Decoder.logits`."""
         return self.llm.logits(hidden)
 
 

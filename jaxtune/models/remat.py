@@ -1,11 +1,12 @@
-"""What of a layer's forward pass is kept for the backward pass; the rest is computed again."""
+"""Rematerialisation policies: which activations of a layer are kept for the backward pass."""
 
 from collections.abc import Callable
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# What linear maps give is kept by name: as "every product", the adapter's would be kept beside it.
+# "dots" keeps the outputs of linear maps by name. JAX's policies that keep every dot product would
+# also keep the adapter's.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names("linear"),
@@ -14,12 +15,12 @@ REMAT = {
 
 
 def policy(remat: str) -> Callable:
-    """JAX's policy for one of `REMAT`."""
+    """Returns JAX's checkpoint policy for a key of `REMAT`."""
     if remat not in REMAT:
         raise ValueError(f"remat {remat!r}: expected one of {', '.join(REMAT)}")
     return REMAT[remat]
 
 
 def named(projected: jax.Array) -> jax.Array:
-    """What a linear map gives, as `REMAT` speaks of it."""
+    """Names the output of a linear map, so that the "dots" policy of `REMAT` keeps it."""
     return checkpoint_name(projected, "linear")

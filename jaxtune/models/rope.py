@@ -1,8 +1,8 @@
-"""Rotary position embeddings: scaling schemes as frequencies, and the rotation itself.
+"""Rotary position embeddings: frequencies of the scaling schemes, and the rotation.
 
-An angle is a position times a frequency, so an error in a frequency's last place is thousands of
-times larger at the end of a long text. The arithmetic here is therefore float32, in the order in
-which transformers, and the models' training, did it.
+An angle is a position times a frequency, so an error in a frequency's last digit is thousands of
+times larger at the end of a long text. The arithmetic here is therefore in float32 and in the same
+order as in transformers and in the training of the models.
 """
 
 import math
@@ -15,13 +15,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rope:
-    """The frequencies that turn a position into angles.
+    """Rotary frequencies: an angle is the position times a frequency.
 
-    A sequence longer than `switch` tokens uses the `long` frequencies in place of `short`.
+    If there are `long` frequencies, sequences of more than `switch` tokens use them, not `short`.
     """
 
     theta: float
-    scheme: str  # in words, for people
+    scheme: str  # readable name
     short: tuple[float, ...]  # [R], R = half the rotated part of a head
     long: tuple[float, ...] = ()
     switch: int = 0
@@ -29,12 +29,12 @@ class Rope:
 
 
 def default(theta: float, dim: int) -> Rope:
-    """The original geometric series of frequencies over `dim` rotated features."""
+    """Returns the unscaled geometric series of frequencies over `dim` rotated features."""
     return Rope(theta, "default", _floats(1 / _powers(theta, dim)))
 
 
 def linear(theta: float, dim: int, *, factor: float) -> Rope:
-    """Positions squeezed by `factor`."""
+    """Returns frequencies divided by `factor` (position interpolation)."""
     return Rope(theta, f"linear ×{factor:g}", _floats(1 / _powers(theta, dim) / factor))
 
 
@@ -47,7 +47,19 @@ def llama3(
     high_freq_factor: float,
     original: int,
 ) -> Rope:
-    """Long waves squeezed by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+    """Returns Llama 3.1 frequencies: high ones kept, low ones divided by `factor`, a ramp between.
+
+    Args:
+      theta: Base of the geometric series.
+      dim: Number of rotated features.
+      factor: Divisor of the low frequencies.
+      low_freq_factor: Wavelengths above `original / low_freq_factor` are scaled in full.
+      high_freq_factor: Wavelengths below `original / high_freq_factor` are kept.
+      original: Context length before scaling, in tokens.
+
+    Returns:
+      The rope.
+    """
     series = 1 / _powers(theta, dim)
     wave = 2 * math.pi / series
     keep = (original / wave - low_freq_factor) / (high_freq_factor - low_freq_factor)
@@ -70,7 +82,23 @@ def yarn(
     mscale: float | None = None,
     mscale_all_dim: float | None = None,
 ) -> Rope:
-    """Short waves kept, long ones squeezed, a ramp over feature index between (YaRN)."""
+    """Returns YaRN's frequencies: high ones kept, low ones divided by `factor`, a ramp between.
+
+    Args:
+      theta: Base of the geometric series.
+      dim: Number of rotated features.
+      factor: Divisor of the low frequencies.
+      original: Context length before scaling, in tokens.
+      beta_fast: Rotations over `original` tokens at which the ramp over feature index begins.
+      beta_slow: Rotations over `original` tokens at which the ramp ends.
+      truncate: Whether the ends of the ramp are rounded outwards to whole indices.
+      attention_factor: Factor of cosine and sine; by default computed from `factor` and `mscale`.
+      mscale: Weight in the numerator of the default attention factor; used with `mscale_all_dim`.
+      mscale_all_dim: Weight in the denominator of the default attention factor.
+
+    Returns:
+      The rope.
+    """
     low, high = (
         dim * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
         for beta in (beta_fast, beta_slow)
@@ -100,7 +128,20 @@ def longrope(
     original: int,
     attention_factor: float | None = None,
 ) -> Rope:
-    """One squeeze a feature, and another set of them past the original context (Phi)."""
+    """Returns LongRoPE's frequencies, as in Phi: a divisor per frequency, in two sets.
+
+    Args:
+      theta: Base of the geometric series.
+      dim: Number of rotated features.
+      short_factor: Divisor of each frequency for sequences of at most `original` tokens.
+      long_factor: Divisor of each frequency for longer sequences.
+      factor: Extended context length over `original`, for the default attention factor.
+      original: Context length before scaling, in tokens.
+      attention_factor: Factor of cosine and sine; by default computed from `factor` and `original`.
+
+    Returns:
+      The rope. Raises ValueError unless there are `dim / 2` divisors in each set.
+    """
     for name, values in (("short_factor", short_factor), ("long_factor", long_factor)):
         if len(values) != dim // 2:
             raise ValueError(
@@ -125,7 +166,7 @@ def angles(
     position: jax.Array,  # int32[B, T]
     length: jax.Array,  # int32[B, T], tokens in the sequence that each token belongs to
 ) -> tuple[jax.Array, jax.Array]:  # float32[B, T, R] each
-    """Cosine and sine of every token's angles."""
+    """Returns cosine and sine of every token's angles, times `rope.scale`."""
     frequencies = jnp.asarray(rope.short, jnp.float32)
     if rope.long:
         long = jnp.asarray(rope.long, jnp.float32)
@@ -139,7 +180,7 @@ def rotate(
     cosine: jax.Array,  # float32[B, T, R], 2 R <= H: the features past 2 R pass through
     sine: jax.Array,
 ) -> jax.Array:
-    """Turn feature pairs (i, i + R) of every head; computed in float32, returned as `x`'s dtype."""
+    """Rotates feature pairs (i, i + R) of every head in float32; returns the dtype of `x`."""
     half = cosine.shape[-1]
     first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
     cosine, sine = cosine[:, :, None], sine[:, :, None]
@@ -148,7 +189,7 @@ def rotate(
 
 
 def _powers(theta: float, dim: int) -> np.ndarray:  # float32[dim / 2]
-    """theta to the powers 0 to 1, in float32 but for the power itself, which is rounded once."""
+    """Returns theta**(2i / dim) for each i, in float32; the power itself is rounded only once."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (float(theta) ** exponents.astype(np.float64)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""SigLIP's picture encoder: patches in, a vector for each out.
+"""SigLIP's vision tower, which encodes a picture into one vector per patch.
 
 Axes beyond the decoder's: S side of a picture in pixels, P patches of a picture, W width.
 """
@@ -14,15 +14,15 @@ from jaxtune.models.attention import plain
 from jaxtune.models.layers import ACTIVATIONS, LayerNorm, Linear, random
 from jaxtune.models.remat import named, policy
 
-BLOCK = 1024  # patches that look at all others at a time; more would fill the memory with logits
+BLOCK = 1024  # patches per block of queries; bounds the memory of attention logits
 
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """The sizes of a picture encoder."""
+    """Architecture of a SigLIP vision tower."""
 
-    side: int  # pixels of a picture's side
-    patch: int  # and of a patch's
+    side: int  # side of a picture in pixels
+    patch: int  # side of a patch in pixels
     width: int
     hidden: int
     heads: int
@@ -32,12 +32,12 @@ class SiglipConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches along a side of a picture."""
         return self.side // self.patch
 
 
 class Patches(nn.Module):
-    """Each square of pixels as a vector."""
+    """Linear embedding of square patches; pixels past the last whole patch are cropped."""
 
     config: SiglipConfig
 
@@ -55,7 +55,7 @@ class Patches(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention in which every patch sees every other."""
+    """Multi-head self-attention over all patches, without a mask."""
 
     config: SiglipConfig
 
@@ -71,7 +71,10 @@ class Attention(nn.Module):
 
 
 def _attended(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
-    """Attention [B, P, N, H], for many patches a block of queries after the other."""
+    """Computes attention [B, P, N, H], one block of queries at a time if there are many patches.
+
+    Blocks are used only if they divide the patches evenly.
+    """
     count = -(-q.shape[1] // BLOCK)
     if count == 1 or q.shape[1] % count:
         return plain(q, k, v, None, scale=scale)
@@ -81,7 +84,7 @@ def _attended(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Arr
 
 
 class Mlp(nn.Module):
-    """Two linear maps with an activation between them."""
+    """MLP: two linear maps with an activation between them."""
 
     config: SiglipConfig
 
@@ -93,7 +96,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each around the residual."""
+    """One pre-norm layer: attention, then the MLP, each added to the residual."""
 
     config: SiglipConfig
 
@@ -105,11 +108,14 @@ class Block(nn.Module):
 
 
 class Siglip(nn.Module):
-    """The encoder: [B, S, S, 3] from -1 to 1 -> [B, P, W], row after row of patches."""
+    """SigLIP vision tower: pictures [B, S, S, 3] from -1 to 1 -> patch vectors [B, P, W].
+
+    Patches are in row-major order.
+    """
 
     config: SiglipConfig
     dtype: Any = jnp.float32  # of activations
-    remat: str = "full"  # as a decoder's
+    remat: str = "full"  # key of `remat.REMAT`
 
     def setup(self):
         config = self.config

@@ -1,7 +1,8 @@
-"""Parts of a large table, without the whole of it in a wider dtype.
+"""Reads and multiplies parts of a large table without converting all of it to a wider dtype.
 
-XLA's CPU backend knows no bfloat16: to read a row of such a table it makes float32 of all rows, and
-keeps that while a loop runs. There, parts are read as the bits that they are.
+XLA's CPU backend has no bfloat16 arithmetic: to read one row of a bfloat16 table it converts all
+rows to float32, and keeps the copy while a loop runs. On CPUs, parts are therefore read as raw bits
+and only these are converted.
 """
 
 from collections.abc import Callable
@@ -11,17 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-BLOCK = 4096  # the fewest rows of a block; as many at a time suit a processor's cache
-Read = Callable[[jax.Array, jax.Array], jax.Array]  # of a table and an index
+BLOCK = 4096  # least number of rows in a block, which fits a processor's cache
+Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
 
 def rows(table: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:  # [V, D], int32[...]
-    """The rows of an index, in a dtype; NaN where there is no such row."""
+    """Returns the rows at `index` as `dtype`; rows outside the table are NaN."""
     return _read(table, index, _rows, dtype)
 
 
 def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
-    """A block is every so manieth row: a table split over devices by rows stays where it is."""
+    """Reshapes a table into N blocks of W rows; block i is rows i, i + N, i + 2N, ….
+
+    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. With
+    strided blocks a table that is sharded by rows needs no resharding.
+    """
     count = 1
     while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
         count *= 2
@@ -29,12 +34,12 @@ def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
 
 
 def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [W, N, D] -> [W, D]
-    """One of the blocks, in a dtype."""
+    """Returns block `number` of the result of `blocks`, as `dtype`."""
     return _read(table, number, _block, dtype)
 
 
 def scores(x: jax.Array, table: jax.Array) -> jax.Array:  # [..., D], [V, D] -> float32[..., V]
-    """The product of `x` with every row."""
+    """Returns the dot product of `x` with every row, accumulated in float32."""
     ways = {"default": _scores}
     if table.dtype == jnp.bfloat16 != x.dtype:
         ways["cpu"] = _scores_by_block
@@ -80,9 +85,10 @@ def _plainly(table: jax.Array, index: jax.Array, read: Read, dtype: Any) -> jax.
 
 
 def _by_bits(table: jax.Array, index: jax.Array, read: Read, dtype: Any) -> jax.Array:
-    # Seen to depend on the index, the table is not taken for what a loop could prepare beforehand.
+    # The barrier makes the table depend on the index, so that XLA does not hoist its conversion
+    # out of a loop.
     table, index = jax.lax.optimization_barrier((table, index))
     bits = read(jax.lax.bitcast_convert_type(table, jnp.uint16), index)
-    # What is filled in for a row that is not there, all ones, is a NaN of bfloat16.
+    # For an index outside the table, `take` fills in bits that are all ones: a bfloat16 NaN.
     wide = jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
     return wide.astype(dtype)

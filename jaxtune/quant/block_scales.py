@@ -13,7 +13,7 @@ from jaxtune.quant.codebooks import dynamic_map
 
 BLOCK = 256  # scales that share a peak
 GRID = 65535  # bitsandbytes rounds a scale to one of this many steps before it looks up the code
-LANES, ROWS, LEVELS = 8, 4, 4  # values per vector, vectors side by side and levels of torch's sum
+LANES, ROWS, LEVELS = 8, 4, 4  # torch's sum: values a vector, vectors at once, levels
 
 
 def pack(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # float32[n]

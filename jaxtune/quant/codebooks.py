@@ -58,6 +58,7 @@ def _search(middles: np.ndarray, values: jax.Array) -> jax.Array:
 
 
 def looked_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # float32[...]
+    """Returns the table entry of each code."""
     ways = {"tpu": partial(_sum, table), "default": partial(_read, table)}
     return jax.lax.platform_dependent(codes, **ways)
 

@@ -39,7 +39,7 @@ FP4 = tuple(
     for sign in (1.0, -1.0)
     for value in (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
 )
-SMALLEST = 1e-38  # what bitsandbytes divides by where every value of a block is smaller
+SMALLEST = 1e-38  # the least divisor of a block's values, as in bitsandbytes
 CHUNK = 2**18  # values quantised at a time, so that they stay in the processor's cache
 
 # The decoder's linear maps. Embeddings, heads, norms and vision towers are never quantised.
@@ -72,7 +72,7 @@ MADE = ("nf4", "nf4-double", "int4", "int8")
 
 @struct.dataclass
 class Quantized:
-    """A quantised weight [..., in, out]; each array has the weight's leading axes, such as layers."""
+    """A quantised weight [..., in, out], whose leading axes, such as layers, all arrays share."""
 
     codes: Any  # [..., blocks, block, out]
     scales: Any  # float32[..., blocks, out], or uint8 if they are quantised
@@ -178,7 +178,7 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
 
     def fill(part: slice) -> None:
         values = rows[part].astype(np.float32).reshape(-1, blocks, block)
-        with np.errstate(invalid="ignore"):  # reported below
+        with np.errstate(invalid="ignore"):  # infinite scales raise below
             some, peaks = _rounded(values, how, alone=part.stop > whole)
         codes[..., part], scales[:, part] = some.transpose(1, 2, 0), peaks.T
 
@@ -218,7 +218,7 @@ def plain_scales(w: Quantized) -> jax.Array:  # float32[..., blocks, out]
 
 
 def dot(x: jax.Array, w: Any, output: Any = None) -> jax.Array:  # [n, in], [in, out] -> [n, out]
-    """Returns x @ w in the dtype `output`, by default that of `x`; `w` is plain or quantised.
+    """Returns x @ w, accumulated in dtype `output` (by default `x.dtype`); `w` may be quantised.
 
     A quantised weight is dequantised again in the backward pass, so that the dequantised copy does
     not stay in memory.
@@ -298,9 +298,9 @@ def _parts(rows: np.ndarray, whole: int) -> Iterator[slice]:
 
 
 def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes uint8[n, blocks, block] and scales float32[n, blocks] of values alike in shape.
+    """Returns codes uint8[n, blocks, block] and scales float32[n, blocks].
 
-    `alone` means that `values` are one block with padding.
+    `values` have the shape of the codes; `alone` means that they are one block with padding.
     """
     peaks = np.abs(values).max(axis=-1)
     if how.table is None:
@@ -309,7 +309,7 @@ def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np
         codes = np.rint(values * (most / peaks)[..., None]).astype(np.int8)
         return codes.view(np.uint8), peaks / most
     divisors = np.maximum(peaks, np.float32(SMALLEST))
-    # bitsandbytes divides by the scale of an incomplete block, and multiplies by 1 / scale else.
+    # bitsandbytes divides by the scale in an incomplete block, else it multiplies by 1 / scale.
     shares = values / divisors[..., None] if alone else values * (1 / divisors)[..., None]
     table = np.float32(how.table)
     codes = np.zeros(values.shape, np.uint8)

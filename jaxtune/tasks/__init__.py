@@ -1,26 +1,27 @@
-"""One file a task: how a record becomes text, and how answers to it are scored.
+"""Tasks, one module each: how a row becomes a prompt and a completion, and how answers are scored.
 
-A task is a module here. It has
+A task module defines
 
-- `COLUMNS`: the names it reads, and what they hold;
-- `prefix(record, place)` and `suffix(record, place)`: what is read, and what is learnt;
-- `METRICS`, of `jaxtune.metrics`: how good answers are, the first being the headline;
+- `COLUMNS`: the columns that it reads, with a description of each;
+- `prefix(record, place)` and `suffix(record, place)`: the texts of the prompt and the completion;
+- `METRICS`: metrics of `jaxtune.metrics`, the most important one first;
 
-and, where it has something to say,
+and may define
 
-- `references(record, place)`: the texts that answers are compared with, a tuple of one or more;
-  else it is the suffix without the space around it;
-- `ASK`: the column that a plain prompt at the terminal fills, the others being left out;
-- `NEXT`: how many of the likeliest first tokens its metrics want, as `Answered.next`;
-- `shown(answer, colour)`: an answer as a person likes to see it, `colour` saying whether the
-  terminal shows colours;
-- `drawn(text)`: the boxes of `jaxtune.metrics.boxes` that an answer or a reference tells of, which
-  are drawn over the row's picture;
-- `plots(answered)`: of each name's answers SVG texts by file name, all names' on equal axes;
-- `remarks(rows)`: what has to be said of the metrics of these answers, a list of sentences;
-- `prepared(record, place)`: the columns read here, of a record as it was published.
+- `references(record, place)`: a tuple of one or more texts that answers are compared with; without
+  it, the only reference is the suffix, stripped of white space;
+- `ASK`: the column that a plain prompt typed at the terminal fills; the others are left out;
+- `NEXT`: how many of the likeliest first tokens its metrics need in `Prediction.next`;
+- `shown(answer, colour)`: an answer formatted for people; `colour` is true if the terminal shows
+  colours;
+- `drawn(text)`: the boxes (`jaxtune.metrics.boxes`) in an answer or a reference, to be drawn over
+  the row's picture;
+- `plots(answered)`: from each model's predictions by name, SVG texts by name and file name, with
+  the same axes for all models;
+- `remarks(rows)`: a list of sentences to print beside the metrics of these predictions;
+- `prepared(record, place)`: the columns that the task reads, extracted from a published record.
 
-A record that they cannot write is a `RowError`.
+These functions raise `RowError` for a record that they cannot convert.
 """
 
 import importlib
@@ -33,24 +34,27 @@ from jaxtune.data.errors import RowError, known
 
 
 def names() -> list[str]:
-    """The tasks there are."""
+    """Returns the names of all tasks, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def find(name: str) -> ModuleType:
-    """A task by name."""
+    """Returns the module of a task; raises ValueError if there is no such task."""
     return importlib.import_module(f"{__name__}.{known('data.task', name, names())}")
 
 
 def references(task: ModuleType, record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """The texts that answers to a record are compared with."""
+    """Returns the texts that answers to a record are compared with, one or more."""
     if hasattr(task, "references"):
         return task.references(record, place)
     return (task.suffix(record, place).strip(),)
 
 
 def texts(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
-    """What a column says in one text or a list of them; none where it is not there or empty."""
+    """Returns the non-empty texts of a column that holds one text or a list, each stripped.
+
+    The tuple is empty if the column is missing, null or empty. Raises `RowError` for other values.
+    """
     found = record.get(name)
     listed = [] if found is None else [found] if isinstance(found, str) else found
     if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
@@ -61,6 +65,6 @@ def texts(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
 
 
 def short(value: Any) -> str:
-    """A value as a message has it."""
+    """Returns a value's `repr` for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,4 +1,4 @@
-"""What to describe becomes its caption, in the manner of PaliGemma: `caption en`, then a line."""
+"""Captioning in PaliGemma's format: the prompt is `caption en` and a line break."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,23 +22,23 @@ CAPTIONS = ("suffix", "caption", "captions")
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """What to do, on a line of its own."""
+    """Returns the instruction on a line of its own."""
     asked = texts(record, "prefix", place) or (PREFIX,)
     return f"{asked[0]}\n"
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """The caption; of several the first."""
+    """Returns the caption, or the first of several."""
     return _first_of(CAPTIONS, record, place)[0]
 
 
 def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """All captions."""
+    """Returns all captions of the first of `captions`, `caption` and `suffix` that has any."""
     return _first_of(CAPTIONS[::-1], record, place)
 
 
 def _first_of(names: tuple[str, ...], record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """The texts of the first column that has any."""
+    """Returns the texts of the first column that has any; raises `RowError` if none has."""
     found = [texts(record, name, place) for name in names]
     if not any(found):
         raise RowError(place, f"has no caption in {', '.join(map(repr, CAPTIONS))}")

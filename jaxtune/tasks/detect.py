@@ -1,8 +1,8 @@
-"""What to look for in a picture becomes boxes, in the manner of PaliGemma: `detect cat ; dog`.
+"""Object detection in PaliGemma's format: the prompt is `detect cat ; dog` and a line break.
 
-How boxes are written is told in `jaxtune.metrics.boxes`. A tokenizer whose vocabulary holds
-location tokens as ordinary pieces, as PaliGemma's does, reads them as these wherever a text has
-them; under any other they are text.
+`jaxtune.metrics.boxes` describes how boxes are written. A tokenizer with location tokens as
+ordinary pieces of its vocabulary, such as PaliGemma's, encodes them as single tokens wherever they
+occur in a text; any other tokenizer encodes them as plain text.
 """
 
 import math
@@ -27,29 +27,33 @@ METRICS = (F1, IOU, MALFORMED)
 ASK = "objects"
 PREFIX = "detect {objects}\n"
 JOINED = f" {SEPARATOR} "
-MARKS = set(f"<>{SEPARATOR}\n")  # of which labels hold none, or they could not be told apart
+MARKS = set(f"<>{SEPARATOR}\n")  # not allowed in labels, which could not be parsed with them
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """What to do, and what to look for."""
+    """Returns the instruction with the objects to look for, each once."""
     given = texts(record, "objects", place) or (box.label for box in _boxes(record, place))
     return PREFIX.format(objects=JOINED.join(dict.fromkeys(given)))
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """The boxes, in the order they are given; a suffix that is there stays as it is."""
+    """Returns the boxes as text, in the order given; a column `suffix` is returned stripped."""
     boxes = _boxes(record, place)
     ready = texts(record, "suffix", place)
     return ready[0] if ready else written(boxes)
 
 
 def drawn(text: str) -> list[Box]:
-    """The boxes of an answer or of a reference."""
+    """Returns the boxes in an answer or a reference."""
     return parsed(text)[0]
 
 
 def shown(answer: str, colour: bool) -> str:
-    """A line for each box: what is where, in percent of the picture; and what is none."""
+    """Returns a line for each box, with its label and its position in percent of the picture.
+
+    A last line counts the parts of the answer that are malformed. With `colour`, a line begins with
+    a patch in the colour of its label.
+    """
     boxes, torn = parsed(answer)
     if not boxes:
         return f"no box: {short(answer.strip())}"
@@ -69,7 +73,7 @@ def _line(box: Box, colour: str) -> str:
 
 
 def _boxes(record: Mapping[str, Any], place: str) -> list[Box]:
-    """The boxes of a record."""
+    """Returns the boxes of a record, from `suffix` or from `labels` and `boxes`."""
     ready = texts(record, "suffix", place)
     if ready:
         boxes, torn = parsed(ready[0])
@@ -88,7 +92,10 @@ def _boxes(record: Mapping[str, Any], place: str) -> list[Box]:
 
 
 def _box(label: str, given: Any, size: tuple[float, float], place: str) -> Box:
-    """A box in shares of the sides, what lies outside of the picture cut off."""
+    """Returns a box in fractions of the picture's sides, clipped to the picture.
+
+    `given` is [x_min, y_min, x_max, y_max], and `size` the picture's width and height in its unit.
+    """
     if MARKS & set(label):
         raise RowError(place, f"the label {short(label)} holds one of < > ; or a line break")
     numbers = isinstance(given, list | tuple) and len(given) == 4 and all(map(_number, given))
@@ -108,7 +115,7 @@ def _box(label: str, given: Any, size: tuple[float, float], place: str) -> Box:
 
 
 def _size(record: Mapping[str, Any], place: str) -> tuple[float, float]:
-    """The picture's width and height; 1 and 1 where boxes are in shares of it."""
+    """Returns the picture's width and height in pixels, or 1 and 1 if boxes are in fractions."""
     given = [record.get(name) for name in ("width", "height")]
     if given == [None, None]:
         return 1.0, 1.0

@@ -1,4 +1,4 @@
-"""A theme in words becomes a palette: a JSON array of exactly four colours."""
+"""Palettes for themes: the completion is a JSON array of exactly four hex colours."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from jaxtune.data.errors import RowError, column
 from jaxtune.metrics.colour import DISTANCE, VALID, palette
 from jaxtune.tasks import short
 
-METRICS = (VALID, DISTANCE)  # a palette that is the reference's is 0 from it
+METRICS = (VALID, DISTANCE)  # a palette equal to its reference has distance 0
 ASK = "description"
 COLUMNS = {"description": "a theme in words", "colors": "its colours, a list or one as text"}
 COUNT = 4
@@ -22,19 +22,19 @@ PREFIX = (
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """What to do, and the theme."""
+    """Returns the instruction and the theme."""
     return PREFIX.format(description=str(column(record, "description", place)).strip())
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """Four colours: a longer list is cut, a shorter one filled with black."""
+    """Returns a JSON array of four colours; long lists are cut, short ones padded with black."""
     given = column(record, "colors", place)
     colours = [_normal(colour, place) for colour in _listed(given, place)]
     return " " + json.dumps((colours + [FILLING] * COUNT)[:COUNT])
 
 
 def shown(answer: str, colour: bool) -> str:
-    """Four colours, as they look where colours are shown, and as they are written."""
+    """Returns the four colours as hex, after patches in these colours if `colour` is true."""
     colours = palette(answer)
     if colours is None:
         return f"no palette of four: {short(answer.strip())}"
@@ -43,16 +43,16 @@ def shown(answer: str, colour: bool) -> str:
 
 
 def _swatch(colour: str) -> str:
-    """A patch of a terminal in a colour."""
+    """Returns the terminal escape sequence that prints a patch in a colour."""
     red, green, blue = bytes.fromhex(_normal(colour, "the answer").removeprefix("#"))
     return f"\033[48;2;{red};{green};{blue}m      \033[0m"
 
 
 def _listed(given: Any, place: str) -> list[Any]:
-    """The list in a column, which may be written as JSON or as Python does."""
+    """Returns the list in a column, which may be a text in JSON or Python syntax."""
     found = given
     if isinstance(given, str):
-        # Not by ast: several threads read rows, and its parser is not made for that.
+        # Not parsed with `ast`, which is not safe here: several threads read rows at once.
         inner = LIST.fullmatch(given)
         found = [each.strip(" '\"\n") for each in inner[1].split(",")] if inner else None
     if not isinstance(found, list | tuple) or not any(found):
@@ -65,7 +65,7 @@ def _listed(given: Any, place: str) -> list[Any]:
 
 
 def _normal(colour: Any, place: str) -> str:
-    """A colour as `#` and six lowercase digits."""
+    """Returns a colour as `#` and six lowercase hex digits."""
     digits = COLOUR.fullmatch(colour.strip()) if isinstance(colour, str) else None
     if digits is None:
         raise RowError(

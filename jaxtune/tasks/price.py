@@ -1,4 +1,4 @@
-"""A product becomes its price: prompts and completions as they are."""
+"""Prices of products: prompt and completion are the columns as they are."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
@@ -15,12 +15,12 @@ COLUMNS = {"prompt": "the product and what to tell of it", "completion": "the pr
 METRICS = (*WRITTEN, *WEIGHTED)
 ASK = "prompt"
 NEXT = 100
-# How far off a guess is: a hit, within twice of what a hit may be off, or further.
+# Classes of guesses in plots: a hit, an error of up to twice a hit's bounds, or a larger error.
 KINDS = tuple(
     f"{word} ${NEAR * times:.0f} or {SHARE * times:.0%}"
     for word, times in (("within", 1), ("within", 2), ("beyond", 2))
 )
-EDGE = 100  # times the highest price: guesses above it are drawn there
+EDGE = 100  # times the highest price; guesses beyond it are drawn at that limit
 BY_DIGITS = (
     "no weighted metrics: this tokenizer writes numbers a digit at a time, so the likeliest first "
     "tokens are digits and no prices"
@@ -28,17 +28,17 @@ BY_DIGITS = (
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """The prompt, as it is."""
+    """Returns the column `prompt` unchanged."""
     return _written(record, "prompt", place)
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """The completion, as it is."""
+    """Returns the column `completion` unchanged."""
     return _written(record, "completion", place)
 
 
 def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """The price."""
+    """Returns the completion as the only reference; raises `RowError` if it has no number."""
     price = suffix(record, place).strip()
     if first(price) is None:
         raise RowError(place, f"column 'completion' is {short(price)}; a price was expected")
@@ -46,12 +46,12 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
 
 
 def remarks(rows: Sequence[Prediction]) -> list[str]:
-    """Why there are no weighted metrics, where there are none."""
+    """Returns the reason why there are no weighted metrics, if there are none."""
     return [BY_DIGITS] if by_digits(rows) else []
 
 
 def plots(answered: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, str]]:
-    """Guesses against prices, and every item's error, coloured by how far off they are."""
+    """Returns plots of guesses over prices and of all errors, coloured by the size of the error."""
     edge = EDGE * max(1.0, *(truth(row) for rows in answered.values() for row in rows))
     points = {name: [_point(row, edge) for row in rows] for name, rows in answered.items()}
     together = [point for each in points.values() for point in each]

@@ -1,4 +1,4 @@
-"""A table with highlighted cells becomes a sentence that tells what these say."""
+"""ToTTo: a table with highlighted cells becomes a sentence that describes these cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,23 +25,23 @@ Cell = Mapping[str, Any]
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """What to do, and the part of the table that bears on it."""
+    """Returns the instruction with the linearised highlighted cells."""
     return PREFIX.format(table=linearised(record, place))
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """The sentence."""
+    """Returns the sentence to learn, after a space."""
     return f" {_sentence(record, place).strip()}"
 
 
 def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """Every sentence that would do."""
+    """Returns every acceptable sentence."""
     found = texts(record, "references", place) or tuple(_annotated(record))
     return found or (_sentence(record, place).strip(),)
 
 
 def prepared(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The columns read here, of a record as it was published, and every sentence that would do."""
+    """Returns the columns that this task reads, with every acceptable sentence as `references`."""
     target = _sentence(record, place).strip()
     return {
         "table_page_title": record.get("table_page_title") or "",
@@ -57,7 +57,7 @@ def prepared(record: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def linearised(record: Mapping[str, Any], place: str) -> str:
-    """Titles, then each highlighted cell behind the headers over it and beside it."""
+    """Returns titles, then a line for each highlighted cell, with its row and column headers."""
     table, cells = column(record, "table", place), column(record, "highlighted_cells", place)
     try:
         grid = _grid(table)
@@ -79,13 +79,13 @@ def linearised(record: Mapping[str, Any], place: str) -> str:
 
 
 def _whole(record: Mapping[str, Any]) -> Table:
-    """What an answer may tell of: all cells, titles and the section's text."""
+    """Returns all that an answer may mention: all cells, the titles and the section's text."""
     cells = [cell for row in record["table"] for cell in row]
     return _told(record, cells) + _titles(record, "table_section_text")
 
 
 def _highlighted(record: Mapping[str, Any]) -> Table:
-    """What an answer ought to tell."""
+    """Returns what an answer should mention: the highlighted cells and the titles."""
     return _told(record, [record["table"][row][cell] for row, cell in record["highlighted_cells"]])
 
 
@@ -99,16 +99,16 @@ def _titles(record: Mapping[str, Any], *names: str) -> Table:
 
 
 def _unbarred(value: Any) -> str:
-    """As ToTTo's evaluation has a value, whose files keep values apart by bars."""
+    """Returns a value as in ToTTo's evaluation, whose files use `|` to separate values."""
     return str(value).replace("|", "-")
 
 
-# As ToTTo's evaluation has them; PARENT's weight is what it takes when told none.
+# The metrics of ToTTo's evaluation, whose default for PARENT's lambda is `weight=None`.
 METRICS = (BLEU, CHRF, ROUGE_L, parent(_whole, weight=None, told_of=_highlighted))
 
 
 def _grid(table: Sequence[Sequence[Cell]]) -> list[dict[int, Cell]]:
-    """Every row's cells by the columns they reach over, those from rows above included."""
+    """Returns each row's cells by column, with cells that span several columns or rows repeated."""
     grid: list[dict[int, Cell]] = [{} for _ in table]
     for number, row in enumerate(table):
         place = 0
@@ -123,9 +123,9 @@ def _grid(table: Sequence[Sequence[Cell]]) -> list[dict[int, Cell]]:
 
 
 def _line(grid: Sequence[Mapping[int, Cell]], cell: Cell, row: int) -> str:
-    """`2004, Goals: 12`: the headers of a cell's row and columns, and its value."""
+    """Returns a cell with the headers of its row and columns, such as `2004, Goals: 12`."""
     places = {place for place, each in grid[row].items() if each is cell}
-    # Rows of headers alone head columns; another header heads the row that it begins.
+    # A row of header cells only heads columns; any other header cell heads the row it starts.
     heads = [each for each in grid[:row] if all(cell.get("is_header") for cell in each.values())]
     above = [each.get(place) for each in heads for place in sorted(places)]
     beside = [grid[row].get(place) for place in range(min(places))]
@@ -147,9 +147,9 @@ def _sentence(record: Mapping[str, Any], place: str) -> str:
 
 
 def _annotated(record: Mapping[str, Any]) -> list[str]:
-    """The final sentences of all annotators."""
+    """Returns the final sentences of all annotators."""
     found = record.get("sentence_annotations")
-    # As the dataset's own files have it, or as a table of columns.
+    # A mapping of columns, or a list of records as in the dataset's own files.
     if isinstance(found, Mapping):
         return _texts(found.get("final_sentence"))
     each = found if isinstance(found, list) else []
@@ -157,6 +157,6 @@ def _annotated(record: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(values: Any) -> list[str]:
-    """Those of a list that say something."""
+    """Returns the non-empty texts of a list, stripped."""
     listed = values if isinstance(values, list) else []
     return [each.strip() for each in listed if isinstance(each, str) and each.strip()]

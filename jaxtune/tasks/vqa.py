@@ -1,4 +1,4 @@
-"""A question becomes a short answer, in the manner of PaliGemma: `answer en`, and it, on a line."""
+"""Visual question answering in PaliGemma's format: the prompt is a line `answer en {question}`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ PREFIX = "answer en {question}\n"
 
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
-    """What to do, and the question."""
+    """Returns the instruction and the question, as one line."""
     question = column(record, "question", place)
     if not isinstance(question, str) or not question.strip():
         raise RowError(place, f"column 'question' is {short(question)}; a question was expected")
@@ -28,13 +28,13 @@ def prefix(record: Mapping[str, Any], place: str) -> str:
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """The answer that most gave; of equals the first."""
+    """Returns the most frequent answer, or the first of equally frequent ones."""
     ((answer, _),) = Counter(references(record, place)).most_common(1)
     return answer
 
 
 def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """All answers, one as often as it was given."""
+    """Returns all answers, with repetitions."""
     given = {**record, "answers": _plain(record.get("answers"))}
     found = texts(given, "answers", place) or texts(record, "answer", place)
     if not found:
@@ -43,7 +43,7 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
 
 
 def _plain(answers: Any) -> Any:
-    """Answers without what else the dataset's own files say of each."""
+    """Returns the texts of answers, without the other fields in the dataset's own files."""
     if not isinstance(answers, list | tuple):
         return answers
     return [each.get("answer") if isinstance(each, Mapping) else each for each in answers]

@@ -1,13 +1,13 @@
-"""Adam whose two moments are held in 8 bits a value: codes, and the peak of each block of values.
+"""Adam with both moments quantised to 8 bits: a code per value and a peak per block of values.
 
-A code stands for a fraction of its block's peak, one of the 256 of bitsandbytes' dynamic maps,
-which grow finer towards zero; values are rounded to the nearest. Codes have the weight's own shape
-[..., in, out], so that whatever shards or donates the weight does the same with them.
+A code stands for a fraction of its block's peak, one of the 256 entries of bitsandbytes' dynamic
+maps, which grow finer towards zero; values are rounded to the nearest entry. Codes have the shape
+of the weight, [..., in, out], so that they are sharded and donated like the weight.
 
-A block is a run of inputs of one output, as bitsandbytes' are: published weights are [out, in]. It
-is the longest, up to its 256, that 8 devices which split the inputs do not split: 256 for multiples
-of 2048 inputs, 192 for 3072, 160 for 2560. Devices that share a block would have to send each other
-all its values.
+A block is a run of inputs of one output, as in bitsandbytes, where weights are stored [out, in].
+Its length is the largest, up to the 256 of bitsandbytes, at which sharding the inputs over 8
+devices splits no block: 256 for multiples of 2048 inputs, 192 for 3072, 160 for 2560. Devices that
+share a block would have to exchange all its values.
 """
 
 import math
@@ -23,11 +23,11 @@ from flax import struct
 from jaxtune import tree
 from jaxtune.quant import codebooks
 
-LONGEST, SHORTEST = 256, 16  # values of a block; in shorter ones, peaks would take too much
-SPLIT = 8  # devices along the inputs that leave every block on one of them
-SMALLEST = 4096  # values of a matrix whose moments are worth packing
-# Moments of embeddings stay float32, as in transformers' trainer: beside frequent tokens, what is
-# known of rare ones would be rounded to nothing. So do those of vectors.
+LONGEST, SHORTEST = 256, 16  # values of a block; with shorter ones, peaks take too much memory
+SPLIT = 8  # devices that the inputs can be sharded over without splitting a block
+SMALLEST = 4096  # values of the smallest matrix whose moments are packed
+# Moments of embeddings stay float32, as in transformers' trainer: in a block with frequent tokens,
+# the small moments of rare tokens would be rounded to zero. Moments of vectors stay float32, too.
 PACKED: tree.Rules = (
     (r"(.*/)?embed/w", False),
     (r"(.*/)?(lora/.*/[ab]|w)", True),
@@ -37,14 +37,14 @@ PACKED: tree.Rules = (
 
 @struct.dataclass
 class Moment:
-    """A moment of one weight, or two trees for those of many."""
+    """A moment of one weight, or of many weights as a tree of codes and a tree of peaks."""
 
-    codes: Any  # uint8[..., in, out]; without peaks, the values themselves
+    codes: Any  # uint8[..., in, out]; float32 values where peaks are None
     peaks: Any  # float32[..., in / block, out], or None
 
 
 def scale_by_adam8(b1, b2, epsilon) -> optax.GradientTransformation:
-    """Adam's direction, as `optax.scale_by_adam`, with moments packed from step to step."""
+    """Returns `optax.scale_by_adam` with moments stored in 8 bits between steps."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
         leaves, structure = jax.tree.flatten(params)
@@ -66,7 +66,7 @@ def scale_by_adam8(b1, b2, epsilon) -> optax.GradientTransformation:
 
 
 def pack(values: jax.Array, *, signed: bool) -> Moment:  # float32[..., in, out]
-    """Values as codes and peaks; unless `signed`, none may be below zero."""
+    """Quantises values to codes and peaks; unless `signed`, values must not be negative."""
     blocks = _blocks(values, block(values.shape[-2]))
     peaks = jnp.max(jnp.abs(blocks), axis=-2)
     scaled = blocks * (1 / jnp.maximum(peaks, jnp.finfo(jnp.float32).tiny))[..., None, :]
@@ -76,14 +76,14 @@ def pack(values: jax.Array, *, signed: bool) -> Moment:  # float32[..., in, out]
 
 
 def unpack(moment: Moment, *, signed: bool) -> jax.Array:  # float32[..., in, out]
-    """The values that codes and peaks stand for."""
+    """Returns the dequantised values of a packed moment."""
     values = codebooks.looked_up(moment.codes, codebooks.dynamic_map(signed))
     length = values.shape[-2] // moment.peaks.shape[-2]
     return (_blocks(values, length) * moment.peaks[..., None, :]).reshape(values.shape)
 
 
 def block(inputs: int) -> int:
-    """How many inputs share a peak."""
+    """Returns the length of a block: the number of inputs that share a peak."""
     whole = inputs // math.gcd(inputs, SPLIT)
     return next(size for size in range(min(whole, LONGEST), 0, -1) if whole % size == 0)
 
@@ -98,7 +98,7 @@ def _adam(b1, b2, epsilon, count, gradient, mean, square) -> tuple[jax.Array, ja
 def _moved(
     adam: Callable, gradient: jax.Array, mean: Moment, square: Moment
 ) -> tuple[jax.Array, Moment, Moment]:
-    """A leaf's direction, and its moments after it."""
+    """Returns the update direction of one leaf, and its new moments."""
     if mean.peaks is None:
         direction, mean, square = adam(gradient, mean.codes, square.codes)
         return direction, Moment(mean, None), Moment(square, None)
@@ -110,7 +110,7 @@ def _moved(
         after = direction, pack(mean, signed=True), pack(square, signed=False)
         return jax.tree.map(lambda leaf, new: leaf.at[number].set(new), leaves, after)
 
-    # Layer by layer and in place, so that moments in float32 are there for one layer at a time.
+    # One layer at a time and in place, so that float32 moments exist for one layer only.
     leaves = (gradient, mean, square)
     stacked = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), leaves)
     moved = jax.lax.fori_loop(0, len(stacked[0]), layer, stacked)
@@ -118,7 +118,7 @@ def _moved(
 
 
 def _zero(leaf: jax.Array, chosen: bool) -> Moment:
-    """A moment before the first step, on the devices that hold the leaf."""
+    """Returns a leaf's moment before the first step, on the devices that hold the leaf."""
     if not chosen or not _worth_packing(leaf.shape):
         return Moment(jnp.zeros_like(leaf, jnp.float32), None)
     codes = jnp.zeros_like(leaf, jnp.uint8)
@@ -126,8 +126,8 @@ def _zero(leaf: jax.Array, chosen: bool) -> Moment:
     return Moment(codes, jnp.zeros_like(first, jnp.float32))
 
 
-# Trees of codes and of peaks, each like the weights', as rules for shardings know weights by where
-# paths end.
+# The optimiser state holds one tree of codes and one of peaks, each in the structure of the
+# weights, because sharding rules recognise a weight by the end of its path.
 
 
 def _together(structure: Any, moments: Iterable[Moment]) -> Moment:

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, with few of the logits in memory at a time.
+"""Cross-entropy over a large vocabulary, with a chunk of the logits in memory at a time.
 
 Axes beyond the decoder's: n scored positions, C positions of a chunk, W tokens of a block.
 """
@@ -15,20 +15,35 @@ from jaxtune import tree
 from jaxtune.models import forward, tables
 from jaxtune.models.attention import soften
 
-CHUNK_BYTES = 2**27  # of float32 logits at a time
-TABLE = re.compile(r"params/(.*/)?embed/w")  # the vectors that a tied head scores with
+CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
+TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def cross_entropy(
     model,
     trainable: Mapping,  # the head's leaves that train, by path
-    frozen: Mapping,  # and those that do not
+    frozen: Mapping,  # the head's leaves that do not train, by path
     hidden: jax.Array,  # [n, D]
     targets: jax.Array,  # int32[n]
     weights: jax.Array,  # float32[n]
 ) -> jax.Array:  # float32[]
-    """Weighted cross-entropy, summed."""
+    """Returns the weighted sum of the cross-entropy of each position.
+
+    It has gradients with respect to `trainable` and `hidden`, computed in the forward pass, where
+    each chunk's logits are at hand.
+
+    Args:
+      model: The model that the head belongs to.
+      trainable: Leaves of the embedding or head that train, by slash path.
+      frozen: Leaves of the embedding or head that do not train, by slash path.
+      hidden: Hidden states after the final norm, at the scored positions.
+      targets: Tokens to predict.
+      weights: Weight of each position in the sum.
+
+    Returns:
+      The loss.
+    """
 
     def add(total, chunk):
         return total + _chunk_loss(model, trainable, frozen, *chunk), None
@@ -38,7 +53,7 @@ def cross_entropy(
 
 
 def _forward(model, trainable, frozen, hidden, targets, weights):
-    """The loss with its gradients, taken while the logits are there: never made twice."""
+    """Returns the loss, and as residuals its gradients, so that logits are computed only once."""
     graded, span = _graded(model, trainable, frozen)
 
     def add(carry, chunk):
@@ -62,7 +77,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
-    """What gives a chunk's loss with its gradients, and how many logits a position it makes."""
+    """Returns a chunk's loss-and-gradients function, and how many logits per position it holds."""
     table = next((leaf for path, leaf in frozen.items() if TABLE.fullmatch(path)), None)
     if trainable or not model.config.tied or not isinstance(table, jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
@@ -86,10 +101,10 @@ def _block_loss(
     targets: jax.Array,  # int32[C]
     weights: jax.Array,  # float32[C]
 ) -> tuple[jax.Array, tuple[dict, jax.Array]]:
-    """A chunk's loss and the gradient of `hidden`, under a head that does not train.
+    """Returns a chunk's loss and the gradient of `hidden`, for a tied head that does not train.
 
-    One pass over the vocabulary: sums of exponentials, and of token vectors weighed by them, are
-    kept relative to the highest logit so far, as fused attention keeps its own.
+    It makes one pass over the vocabulary. As in fused attention, the sum of the exponentials of
+    logits, and of token vectors weighted by them, is kept relative to the highest logit so far.
     """
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -103,7 +118,7 @@ def _block_loss(
         return (top, total * shrink + shares.sum(-1), pull * shrink[:, None] + more), None
 
     count = hidden.shape[0]
-    # Made of `hidden`, the sums are split over devices as it is, and not as the table is.
+    # Derived from `hidden`, the sums are sharded like it, and not like the table.
     start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
     (highest, total, pull), _ = jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))
     own = tables.rows(table, targets, hidden.dtype)
@@ -114,14 +129,15 @@ def _block_loss(
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
-    """Logits under the soft cap, and its slope there."""
+    """Returns soft-capped logits, and the derivative of the cap at each logit."""
     return jax.jvp(lambda given: soften(given, cap), (logits,), (jnp.ones_like(logits),))
 
 
 def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:
-    """Arrays over scored positions as [chunks, C, ...], padded with weights of zero.
+    """Splits arrays [n, ...] over scored positions into [chunks, C, ...], padded with zeros.
 
-    C is what `CHUNK_BYTES` allow, with `span` logits a position.
+    Chunks are of equal size, and their logits, `span` per position, fit `CHUNK_BYTES`. Padding has
+    a weight of zero.
     """
     count = arrays[0].shape[0]
     most = max(1, CHUNK_BYTES // (4 * span))

@@ -1,7 +1,7 @@
-"""Optimisers and schedules whose numbers are arrays in the state, so that a sweep compiles once.
+"""Optimisers and schedules whose hyperparameters are arrays, so that a sweep compiles once.
 
-An `Optimizer` says what is computed; `hyper`, carried by the train state, says with which numbers.
-Two optimisers that differ in numbers alone are equal, and share one compiled step.
+An `Optimizer` defines what is computed; the hyperparameter values are in `hyper`, which the train
+state carries. Optimisers that differ only in these values are equal and share one compiled step.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +27,11 @@ DEFAULTS = {
     "momentum": 0.0,
     "clip_norm": jnp.inf,
     "warmup_steps": 0,
-    "decay_steps": 0,  # of the last part of warmup-stable-decay
+    "decay_steps": 0,  # length of the final decay of warmup-stable-decay
     "total_steps": 1,
 }
-# What each computes from gradients; rate, decay and sign are applied alike to all.
+# The update direction of each optimiser. Learning rate, weight decay and sign are applied to all of
+# them in the same way.
 DIRECTIONS: dict[str, Callable[[Hyper], optax.GradientTransformation]] = {
     "adamw": lambda hyper: optax.scale_by_adam(hyper["b1"], hyper["b2"], hyper["epsilon"]),
     "adamw8bit": lambda hyper: scale_by_adam8(hyper["b1"], hyper["b2"], hyper["epsilon"]),
@@ -40,7 +41,8 @@ DIRECTIONS: dict[str, Callable[[Hyper], optax.GradientTransformation]] = {
         optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
     ),
 }
-# Norm scales and biases are not pulled to zero; an adapter's matrices are, `b` too.
+# Weight decay skips norm scales, biases and DoRA magnitudes. It applies to both matrices of an
+# adapter, including `b`, which is no bias.
 DECAYS: tree.Rules = (
     (r"lora/.*/magnitude", 0.0),
     (r"lora/.*", 1.0),
@@ -51,10 +53,11 @@ DECAYS: tree.Rules = (
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of `DIRECTIONS` under one of `SCHEDULES`; keywords other than these are its numbers.
+    """An update direction from `DIRECTIONS` with a learning-rate schedule from `SCHEDULES`.
 
-    `rates` and `decays` multiply learning rate and weight decay leaf by leaf: ordered
-    (pattern, factor) over the paths of variables.
+    `rates` and `decays` are ordered (pattern, factor) over the paths of variables; the factors
+    multiply learning rate and weight decay leaf by leaf. `hyper` holds initial hyperparameters and
+    does not count in comparisons.
     """
 
     name: str = "adamw"
@@ -64,11 +67,22 @@ class Optimizer:
     hyper: Hyper = field(default_factory=lambda: DEFAULTS, compare=False)
 
     def init(self, params: Any) -> Any:
-        """The state of a fresh optimiser."""
+        """Returns the optimiser state before the first step."""
         return DIRECTIONS[self.name](DEFAULTS).init(params)
 
     def update(self, gradients: Any, state: Any, params: Any, *, hyper: Hyper, step: jax.Array):
-        """What to add to the parameters, and the state after it."""
+        """Returns the updates to add to the parameters, and the new optimiser state.
+
+        Args:
+          gradients: Gradients, in the structure of `params`.
+          state: Optimiser state before the step.
+          params: Parameters before the step, for weight decay and for the paths of the rules.
+          hyper: Hyperparameters by name, as in `DEFAULTS`.
+          step: Number of the step, from 0, for the schedule.
+
+        Returns:
+          (updates, state) as in optax.
+        """
         gradients = _clipped(gradients, hyper["clip_norm"])
         direction, state = DIRECTIONS[self.name](hyper).update(gradients, state, params)
         rate = hyper["lr"] * SCHEDULES[self.schedule](step, hyper)
@@ -89,7 +103,18 @@ def optimizer(
     decays: tree.Rules = DECAYS,
     **numbers: float,
 ) -> Optimizer:
-    """An optimiser by name, with the numbers that a state made for it begins with."""
+    """Returns an optimiser by name.
+
+    Args:
+      name: One of `DIRECTIONS`.
+      schedule: One of `SCHEDULES`.
+      rates: Rules of learning-rate factors over paths of variables; 1 where no rule matches.
+      decays: Rules of weight-decay factors over paths of variables.
+      **numbers: Hyperparameters that differ from `DEFAULTS`; a train state starts with them.
+
+    Returns:
+      The optimiser. Raises ValueError for a name, schedule or hyperparameter that is not known.
+    """
     for what, given, known in (
         ("optimizer", name, DIRECTIONS),
         ("schedule", schedule, SCHEDULES),
@@ -103,13 +128,13 @@ def optimizer(
 
 
 def _clipped(gradients: Any, norm: jax.Array) -> Any:
-    """Gradients whose norm all together is `norm` at most, as torch does it."""
+    """Scales gradients to a global norm of at most `norm`, with the epsilon that torch uses."""
     factor = jnp.minimum(1.0, norm / (optax.global_norm(gradients) + 1e-6))
     return jax.tree.map(lambda gradient: gradient * factor, gradients)
 
 
-# Schedules: the share of the learning rate at a step, with a linear warm-up from 0. Steps count
-# from 0 and divisions from 1, as in transformers.
+# Schedules return the factor of the learning rate at a step, after a linear warm-up from 0. Steps
+# count from 0 and divisors are at least 1, as in transformers.
 
 
 def _warm(step: jax.Array, hyper: Hyper, after: jax.Array) -> jax.Array:
@@ -118,7 +143,7 @@ def _warm(step: jax.Array, hyper: Hyper, after: jax.Array) -> jax.Array:
 
 
 def _progress(step: jax.Array, hyper: Hyper) -> jax.Array:
-    """0 at the end of the warm-up, 1 at the end of training."""
+    """Returns training progress, from 0 at the end of the warm-up to 1 at the end of training."""
     length = jnp.maximum(1, hyper["total_steps"] - hyper["warmup_steps"])
     return jnp.clip((step - hyper["warmup_steps"]) / length, 0, 1)
 

@@ -1,4 +1,4 @@
-"""The training step: a loss over the scored positions alone, and one jitted update.
+"""The training step: a loss over the scored positions only, and one jitted update.
 
 Axes beyond the decoder's: A micro-batches, K scored positions of a row.
 """
@@ -20,19 +20,19 @@ from jaxtune.models.layout import arrange
 from jaxtune.training.loss import cross_entropy
 from jaxtune.training.optim import Optimizer
 
-HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are made with
+HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are computed from
 
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes, and the frozen leaves that it reads."""
+    """Everything that a training step updates, and the frozen variables that it reads."""
 
-    step: jax.Array  # int32[]
-    trainable: Any  # variables, with None where a leaf is frozen
-    frozen: Any  # the others
+    step: jax.Array  # int32[], updates done
+    trainable: Any  # variables, with None in place of frozen leaves
+    frozen: Any  # variables, with None in place of trainable leaves
     opt_state: Any
-    hyper: dict[str, jax.Array]  # what an optimiser may look up by name, such as lr
-    rng: jax.Array
+    hyper: dict[str, jax.Array]  # hyperparameters of the optimiser by name, such as lr
+    rng: jax.Array  # base random key; each step folds its number in
 
     @classmethod
     def create(
@@ -44,10 +44,22 @@ class TrainState:
         hyper: Mapping[str, float] | None = None,
         rng: jax.Array | None = None,
     ) -> "TrainState":
-        """A state at step 0; `trainable` rules say which leaves, by path, are True."""
+        """Returns the train state at step 0.
+
+        Args:
+          variables: Variables of the model, with adapters if these are to train.
+          trainable: Rules over paths of variables, with value True for leaves that train; by
+            default adapters only.
+          optimizer: Optimiser whose state is initialised over the trainable leaves.
+          hyper: Hyperparameters that override or add to those of the optimiser.
+          rng: Base random key; by default `jax.random.key(0)`.
+
+        Returns:
+          A state whose trainable leaves are float32 copies.
+        """
         selected, frozen = split(variables, trainable)
-        # A leaf that trains is float32, so that small updates are not rounded away; and it is a
-        # copy, because the step takes the state's memory for its own.
+        # Trainable leaves are float32, so that small updates are not rounded away, and copies,
+        # because the step donates the state's buffers.
         selected = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), selected)
         numbers = {**getattr(optimizer, "hyper", {}), **(hyper or {})}
         state = cls(
@@ -62,12 +74,15 @@ class TrainState:
 
     @property
     def variables(self) -> dict:
-        """What `model.apply` takes."""
+        """Trainable and frozen variables as one tree, for `model.apply`."""
         return tree.combine(self.trainable, self.frozen)
 
 
 def split(variables: Mapping, rules: tree.Rules, unused: str = "allow") -> tuple[Any, Any]:
-    """Variables that train, and those that do not, by rules over their paths."""
+    """Splits variables into (trainable, frozen) by rules over their paths.
+
+    Raises ValueError if no leaf is selected, or a leaf that is quantised or not floating-point.
+    """
     chosen = tree.select(variables, rules, unused=unused, is_leaf=quant.is_quantized)
     selected, frozen = tree.partition(variables, chosen, is_leaf=quant.is_quantized)
     _check_selection(quant.by_path(selected), quant.by_path(variables))
@@ -75,10 +90,19 @@ def split(variables: Mapping, rules: tree.Rules, unused: str = "allow") -> tuple
 
 
 def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, dict]:
-    """One update, compiled. The state is donated, but for its frozen leaves.
+    """Runs one compiled update; donates the state except for its frozen leaves.
 
-    The batch's arrays are [B, T], or [A, B, T] for A micro-batches that are one batch: gradients
-    are those of the whole, however unequal its rows and parts.
+    Args:
+      model: The model.
+      optimizer: An `Optimizer` or an optax transformation, whose update gets the extra arguments
+        `hyper` and `step`.
+      state: The state before the step; except for `frozen` it must not be used afterwards.
+      batch: A `Batch` of arrays [B, …], or [A, B, …] for A micro-batches. Gradients are those of
+        the whole batch, even if its rows and micro-batches have unequal weights.
+
+    Returns:
+      The state after the step, and metrics: "loss", the weighted mean over scored positions,
+      "gradient_norm", before clipping, and "weight", the sum of the batch's weights.
     """
     moving, metrics = compiled_step(
         model, optimizer, state.replace(frozen=None), state.frozen, batch
@@ -88,7 +112,18 @@ def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
-    """`train_step` as XLA sees it: frozen leaves go in and do not come out."""
+    """Computes `train_step` under jit, where frozen leaves are an input but not an output.
+
+    Args:
+      model: The model.
+      optimizer: As in `train_step`.
+      state: The state with `frozen` set to None; it is donated.
+      frozen: The frozen leaves.
+      batch: As in `train_step`.
+
+    Returns:
+      The state after the step, with `frozen` None, and the metrics of `train_step`.
+    """
     parts = batch if batch.tokens.ndim == 3 else jax.tree.map(lambda leaf: leaf[None], batch)
     total = jnp.maximum(parts.weights.sum(), jnp.finfo(jnp.float32).tiny)
     key = jax.random.fold_in(state.rng, state.step)
@@ -109,19 +144,30 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
 
 @partial(jax.jit, static_argnums=0)
 def eval_step(model, variables, batch) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum of a batch's losses, and the sum of its weights."""
+    """Returns the weighted sum of a batch's losses without dropout, and the sum of its weights."""
     return weighted_loss(model, variables, {}, batch, None), batch.weights.sum()
 
 
 def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax.Array:
-    """Sum over scored positions of weight times cross-entropy.
+    """Returns the sum of weight × cross-entropy over the scored positions of a batch.
 
-    Hidden states of the scored positions are picked out before any logit is computed.
+    Logits are computed for the hidden states of the scored positions only.
+
+    Args:
+      model: The model.
+      trainable: Variables that train, or all variables.
+      frozen: Variables that do not train; empty if `trainable` has all of them.
+      batch: A batch without micro-batches, or any object with the fields of `Batch`; `images` may
+        be missing.
+      key: Random key of dropout; None turns dropout off.
+
+    Returns:
+      The loss, float32[].
     """
     variables = tree.combine(trainable, frozen) if frozen else trainable
     rngs = {} if key is None else {"dropout": key}
     layout = arrange(batch.tokens.shape, batch.positions, batch.segments, batch.valid, batch.causal)
-    images = getattr(batch, "images", None)  # a person's own batch need not have the field
+    images = getattr(batch, "images", None)  # a custom batch need not have the field
     scored = hidden_at(
         model, variables, batch.tokens, layout, batch.where, images=images, rngs=rngs
     )  # [B, K, D]
@@ -131,7 +177,7 @@ def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax
 
 
 def _accumulated(model, trainable, frozen, parts, total: jax.Array, key: jax.Array):
-    """Loss and gradients of all micro-batches, each weighed as in the whole."""
+    """Returns loss and gradients summed over micro-batches, each divided by the batch's weight."""
 
     def loss(trainable, batch, key):
         return weighted_loss(model, trainable, frozen, batch, key) / total
@@ -154,13 +200,14 @@ def _only_head(part) -> dict[str, jax.Array]:
 
 
 def _beside(variables, state: TrainState) -> TrainState:
-    """The state bound to the one device that variables are bound to, if they are.
+    """Commits the state to the device of `variables`, if these are committed to exactly one.
 
-    A step returns it bound: were it not before, the second step would be compiled anew.
+    A step returns a committed state. If the first state were uncommitted, the second step would be
+    compiled again.
     """
     leaves = jax.tree.leaves(variables)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return state  # whoever compiles this says where its results lie
+        return state  # under jit, the caller's out_shardings decide
     bound = (leaf for leaf in leaves if getattr(leaf, "committed", False))
     devices = {device for leaf in bound for device in leaf.devices()}
     return jax.device_put(state, devices.pop()) if len(devices) == 1 else state
