@@ -84,8 +84,7 @@ def export(
     """Exports what a run tuned, or an adapter merged into the config's base, and verifies it.
 
     Args:
-      config: Config of the run.
-      workdir: Directory of the run.
+      config, workdir: Config and directory of the run.
       merged: Data type in which to export a merged model. With None, LoRA runs export the adapter,
         and other runs the whole model in the data type of the base.
       into: What replaces quantised weights in a merged model: "original" or "dequantised". None
