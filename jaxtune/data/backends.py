@@ -1,8 +1,7 @@
-"""The two kinds of tokenizer file under one small interface: plain text to ids and back.
+"""One small interface for the two kinds of tokenizer files: plain text to ids and back.
 
-`encode` never makes a special token of text that looks like one, and knows two ways to begin:
-as a text does, or as one does that `continues` another. They differ where a model puts a space
-before every text.
+`encode` never makes a special token of text that looks like one. With `continues`, the text is
+encoded as the continuation of another, without the space that some models put before every text.
 """
 
 import json
@@ -18,7 +17,7 @@ TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # how templates write the tokens
 
 @dataclass(frozen=True)
 class Special:
-    """A token that stands for no text; its file may let it swallow the spaces beside it."""
+    """A special token, with whether it removes the whitespace beside it."""
 
     id: int
     text: str
@@ -27,7 +26,7 @@ class Special:
 
 
 class SentencePiece:
-    """A SentencePiece `.model`."""
+    """Backend of a SentencePiece `.model`."""
 
     spaced_after_special = False
 
@@ -44,25 +43,25 @@ class SentencePiece:
         self.specials = [Special(number, self.piece(number)) for number in numbers]
 
     def encode(self, text: str, continues: bool) -> list[int]:
-        """The ids of a plain text."""
+        """Returns the ids of a plain text."""
         return (self._continue if continues else self._begin).encode(text)
 
     def decode(self, ids: Sequence[int], begins: bool) -> str:
-        """The text of ids, none of them special; the space before a text is left out."""
+        """Returns the text of ids that are not special, without the space before a text."""
         return (self._begin if begins else self._continue).decode(list(ids))
 
     def piece(self, number: int) -> str:
-        """A token as the file writes it."""
+        """Returns a token as the file spells it."""
         return self._begin.id_to_piece(number)
 
     def id(self, piece: str) -> int | None:
-        """The number of a piece there is."""
+        """Returns the id of a piece that exists."""
         number = self._begin.piece_to_id(piece)
         return number if self._begin.id_to_piece(number) == piece else None
 
 
 class TokenizerJson:
-    """A `tokenizer.json`, read by the `tokenizers` package."""
+    """Backend of a `tokenizer.json`, read by the `tokenizers` package."""
 
     def __init__(self, file: Path):
         from tokenizers import Tokenizer
@@ -83,12 +82,12 @@ class TokenizerJson:
         ]
 
     def encode(self, text: str, continues: bool) -> list[int]:
-        """The ids of a plain text."""
+        """Returns the ids of a plain text."""
         chosen = self._continue if continues else self._begin
         return chosen.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], begins: bool) -> str:
-        """The text of ids, none of them special; the space before a text is left out."""
+        """Returns the text of ids that are not special, without the space before a text."""
         if begins or self._continue is self._begin:
             return self._begin.decode(ids, skip_special_tokens=False)
         # Decoders drop the space that begins a text, so another text begins here.
@@ -97,16 +96,16 @@ class TokenizerJson:
         return whole.removeprefix("a")
 
     def piece(self, number: int) -> str:
-        """A token as the file writes it."""
+        """Returns a token as the file spells it."""
         return self._begin.id_to_token(number) or ""
 
     def id(self, piece: str) -> int | None:
-        """The number of a piece there is."""
+        """Returns the id of a piece that exists."""
         return self._begin.token_to_id(piece)
 
 
 def added_specials(settings: dict[str, Any], added: dict[str, int]) -> list[Special]:
-    """The tokens that tokenizer_config.json and added_tokens.json add to those of a model."""
+    """Returns the tokens that tokenizer_config.json and added_tokens.json add to a model's."""
     listed = {
         int(number): entry for number, entry in (settings.get("added_tokens_decoder") or {}).items()
     }
@@ -122,7 +121,7 @@ def added_specials(settings: dict[str, Any], added: dict[str, int]) -> list[Spec
 
 
 def tags(backend: SentencePiece | TokenizerJson, template: str) -> list[Special]:
-    """The tokens of turns that a chat template writes and a SentencePiece file matches in text."""
+    """Returns turn tokens of a chat template that a SentencePiece file would match in text."""
     if isinstance(backend, TokenizerJson):  # which names them itself
         return []
     found = {text: backend.id(text) for text in TAG.findall(template)}
@@ -130,7 +129,7 @@ def tags(backend: SentencePiece | TokenizerJson, template: str) -> list[Special]
 
 
 def _bare(tokenizer: Any) -> Any:
-    """The tokenizer with what it adds, cuts and pads by itself turned off."""
+    """Returns the tokenizer with its own added tokens, truncation and padding turned off."""
     tokenizer.encode_special_tokens = True  # as text, that is
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -138,7 +137,7 @@ def _bare(tokenizer: Any) -> Any:
 
 
 def _rules(tokenizer: Any) -> list[dict[str, Any]]:
-    """The steps of its normalizer and pre-tokenizer, as the file writes them."""
+    """Returns the steps of its normalizer and pre-tokenizer, as in the file."""
     parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     states = [json.loads(part.__getstate__()) for part in parts]
     return [step for state in states for step in _steps(state)]
@@ -163,7 +162,7 @@ def _spaces_first(step: dict[str, Any]) -> bool:
 
 
 def _unspaced(state: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json that puts no space before a text."""
+    """Returns a tokenizer.json without the space before a text."""
     for part in ("normalizer", "pre_tokenizer"):
         for step in _steps(state[part] or {}):
             if step.get("type") == "Prepend":

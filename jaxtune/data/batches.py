@@ -1,4 +1,4 @@
-"""Examples become the arrays of a step: padded or packed, of few shapes, what is scored named."""
+"""Collates examples into the arrays of a step, padded or packed, in few different shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,24 +14,24 @@ WEIGHTS = ("token", "example")
 
 @struct.dataclass
 class Batch:
-    """What one step sees; [A, B, …] where it has micro-batches, [B, …] where it has none."""
+    """Arrays of one step: [A, B, …] with a leading axis of micro-batches, [B, …] without."""
 
     tokens: Any  # int32[B, T]
     positions: Any  # int32[B, T], from 0 for every example
     segments: Any  # int32[B, T], from 0 in every line
     valid: Any  # bool[B, T], False at padding
-    causal: Any  # bool[B, T], False in a prefix whose tokens see each other; or None
+    causal: Any  # bool[B, T], False in a prefix whose tokens attend to each other; or None
     where: Any  # int32[B, K], positions whose hidden state predicts a scored token
     targets: Any  # int32[B, K], the tokens they predict
-    weights: Any  # float32[B, K], what their loss counts for; 0 at padding
+    weights: Any  # float32[B, K], weights of their losses; 0 at padding
     images: Any = None  # float32[B, I, S, S, 3], the pictures of each line in order; or None
 
 
 def sizes(longest: int, smallest: int = 32, fixed: int = 0) -> tuple[int, ...]:
-    """Powers of two and one and a half times these, up to the longest: few shapes, little padding.
+    """Returns ascending lengths to pad to: powers of two, 1.5 times these, and `longest`.
 
-    A size is at most half as much again as the one before, and `longest` is the last. What is
-    `fixed`, as a picture's tokens are, comes on top of what these sizes are of.
+    Neighbouring sizes differ by a factor of 1.5 at most, so that there are few shapes and little
+    padding. `fixed` tokens that every row has, such as a picture's, are added to each size.
     """
     if fixed:
         return tuple(fixed + size for size in sizes(longest - fixed, smallest))
@@ -41,7 +41,7 @@ def sizes(longest: int, smallest: int = 32, fixed: int = 0) -> tuple[int, ...]:
 
 
 def fitting(length: int, among: Sequence[int]) -> int:
-    """The smallest of ascending sizes that holds so many."""
+    """Returns the smallest of some ascending sizes that is at least `length`."""
     for size in among:
         if size >= length:
             return size
@@ -56,11 +56,19 @@ def collate(
     weighting: str = "token",
     full_prefix: bool = False,
 ) -> Batch:
-    """Lines of one example, or of several packed, as one batch.
+    """Collates lines of one or several examples into one batch.
 
-    Each scored token weighs 1, or under the weighting "example" each example's sum to 1. Where
-    there are fewer lines than B, the rest is padding that weighs nothing. There is a `causal` for
-    examples whose prefix is seen in full.
+    Args:
+      lines: Examples of each line, at most B lines.
+      shape: Sizes (B, T, K) of the batch; missing lines, tokens and scored positions are padding.
+      pad: Token id of padding.
+      weighting: "token" gives every scored token the weight 1; "example" gives the scored tokens
+        of an example weights that sum to 1.
+      full_prefix: Whether the batch has a `causal` array, for examples whose prefix attends to
+        itself in both directions.
+
+    Returns:
+      The batch as NumPy arrays, without images.
     """
     known("weighting", weighting, WEIGHTS)
     batch = _empty(shape, pad, full_prefix)
@@ -72,7 +80,7 @@ def collate(
 
 
 def split(batch: Batch, accumulate: int) -> Batch:
-    """A batch of A × B lines as A micro-batches of B: [A·B, …] -> [A, B, …]."""
+    """Splits a batch into `accumulate` micro-batches: [A·B, …] -> [A, B, …]."""
     import jax
 
     def divided(array: np.ndarray) -> np.ndarray:
@@ -84,7 +92,7 @@ def split(batch: Batch, accumulate: int) -> Batch:
 
 
 def _empty(shape: tuple[int, int, int], pad: int, causal: bool) -> Batch:
-    """A batch of padding alone."""
+    """Returns a batch of padding."""
     lines, length, scored = shape
     return Batch(
         tokens=np.full((lines, length), pad, np.int32),
@@ -107,7 +115,7 @@ def _place(
     example: Example,
     weighting: str,
 ) -> tuple[int, int]:
-    """Write an example into a line, from a position on; where the next token and target go."""
+    """Writes an example into a line; returns where its next token and its next target go."""
     at = slice(start, start + len(example.tokens))
     if at.stop > batch.tokens.shape[1]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Conversations as a checkpoint's own chat template writes them, and which part is scored."""
+"""Writes conversations with a checkpoint's chat template, and finds the parts to score."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Region = tuple[int, int]  # from one character to before another
 
 
 class ChatTemplate:
-    """A chat template, and the tokens that end a turn under it."""
+    """A chat template with the tokens that end a turn."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class ChatTemplate:
     def conversation(
         self, messages: Sequence[Message], turns: str, options: Mapping[str, Any]
     ) -> tuple[str, list[Region]]:
-        """The text of a conversation, special tokens in its contents quoted; what is scored."""
+        """Returns the text of a conversation and its scored regions; contents are quoted."""
         known("turns", turns, TURNS)
         messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
         asked = [n for n, message in enumerate(messages) if message["role"] in ASSISTANT]
@@ -50,14 +50,14 @@ class ChatTemplate:
         return text, self._ended(text, blocks)
 
     def request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-        """The text of a conversation that ends where the assistant is asked to speak."""
+        """Returns the text of a conversation up to where the assistant's turn begins."""
         messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
         return _blocks(self.write(messages, options, ask=True))[0]
 
     def write(
         self, messages: Sequence[Message], options: Mapping[str, Any], ask: bool = False
     ) -> str:
-        """What the template makes of messages; `ask` adds what asks the assistant for a turn."""
+        """Renders messages; `ask` adds the header of the assistant's next turn."""
         defaults = {"tools": None, "documents": None, **self._names}
         try:
             return self._render(
@@ -73,7 +73,7 @@ class ChatTemplate:
         chosen: Sequence[int],
         options: Mapping[str, Any],
     ) -> list[Region]:
-        """Each chosen turn, from the end of what asks for it to the first token that ends it."""
+        """Returns each chosen turn, from the end of its header to the first token that ends it."""
         ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
         regions: list[Region] = []
         for number in chosen:
@@ -94,7 +94,7 @@ class ChatTemplate:
         return regions
 
     def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
-        """Blocks that a template marked, each with the token that ends its turn."""
+        """Extends blocks that a template marked by the token that ends the turn."""
         ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
         after = {piece.start: piece.end for piece in ends}
         regions = [(begin, after.get(end, end)) for begin, end in blocks]
@@ -107,7 +107,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _ends(self) -> frozenset[int]:
-        """The stops, and the special token that the template writes after an assistant's words."""
+        """Returns stop tokens, and the special token that the template writes after an answer."""
         try:
             text = self.write([ASK, {"role": "assistant", "content": PROBE}], {})
         except ValueError:  # it wants another conversation; the stops must do
@@ -118,7 +118,7 @@ class ChatTemplate:
 
 
 def _checked(messages: Any) -> Sequence[Message]:
-    """Messages that are a list of mappings with a role each."""
+    """Returns messages after checking that they are a list of mappings with roles."""
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError("a list of messages was expected, each with a role and a content")
     for number, message in enumerate(messages, 1):
@@ -131,12 +131,12 @@ def _checked(messages: Any) -> Sequence[Message]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message without the keys that a table leaves null for want of a value."""
+    """Returns a message without the keys whose value is null, as tables fill them."""
     return {key: value for key, value in message.items() if value is not None}
 
 
 def _blocks(text: str) -> tuple[str, list[Region]]:
-    """A text without the marks that {% generation %} leaves, and where they stood."""
+    """Removes the marks of {% generation %} from a text; returns it with the marked blocks."""
     parts, blocks, length = [], [], 0
     for number, part in enumerate(text.split(BEGIN)):
         block, _, after = part.partition(END) if number else ("", "", part)
@@ -148,7 +148,7 @@ def _blocks(text: str) -> tuple[str, list[Region]]:
 
 
 def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list[Region]:
-    """The blocks of the chosen turns, where there is one for each turn that was asked for."""
+    """Returns the blocks of the chosen turns, if there is one block per requested turn."""
     if len(blocks) != len(asked):
         raise ValueError(
             f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns, so "

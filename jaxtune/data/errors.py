@@ -1,4 +1,4 @@
-"""What is said of data that cannot be used, and what follows: fail, or skip and count."""
+"""Errors of data that cannot be used, and the policies for them: fail, or skip and count."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -9,11 +9,11 @@ FEW = 5  # skipped rows whose places are kept
 
 
 class DataError(ValueError):
-    """Data that cannot be used as it is; the message says where it is and what to do."""
+    """Data that cannot be used; the message says where it is and what to do."""
 
 
 class RowError(DataError):
-    """One row that cannot be used."""
+    """A row that cannot be used; the message begins with its place."""
 
     def __init__(self, place: str, problem: str):
         super().__init__(f"{place}: {problem}")
@@ -21,18 +21,18 @@ class RowError(DataError):
 
 
 class TooLong(RowError):
-    """A row that has more tokens than the sequence."""
+    """A row with more tokens than the maximum length."""
 
 
 class NothingScored(DataError):
-    """A row without an answer to learn: whatever the policy, it stops the run."""
+    """A row without scored tokens, which stops the run under every policy."""
 
     def __init__(self, place: str, problem: str):
         super().__init__(f"{place}: nothing is scored: {problem}")
 
 
 class Skipped:
-    """Rows left out under a policy: how many, and what was wrong with the first few."""
+    """Count of rows that were left out under a policy, with the errors of the first few."""
 
     def __init__(self, policy: str):
         self.policy = known("policy", policy, POLICIES)
@@ -40,7 +40,7 @@ class Skipped:
         self.first: list[str] = []
 
     def note(self, error: RowError) -> None:
-        """Count a row as left out; under the policy `fail` its error is raised instead."""
+        """Counts a row as left out; under the policy "fail", raises its error instead."""
         if self.policy == "fail":
             raise error
         self.count += 1
@@ -49,7 +49,7 @@ class Skipped:
 
 
 def column(record: Mapping[str, Any], name: str, place: str) -> Any:
-    """The value a record has in a column; that it has no such column is a `RowError`."""
+    """Returns the value of a column; raises RowError if the row has none."""
     if name not in record:
         raise RowError(place, f"has no column {name!r}; {_instead(name, list(record))}")
     if record[name] is None:
@@ -58,14 +58,14 @@ def column(record: Mapping[str, Any], name: str, place: str) -> Any:
 
 
 def known(what: str, value: str, values: Iterable[str]) -> str:
-    """The value, if it is one of those there are."""
+    """Returns a value that is one of `values`; raises ValueError for any other."""
     if value not in values:
         raise ValueError(f"{what} {value!r} is not one of {', '.join(map(repr, values))}")
     return value
 
 
 def _instead(name: str, names: list[str]) -> str:
-    """The nearest name there is, and the others."""
+    """Returns text for an error message: the nearest name, and the names there are."""
     folded = {each.casefold(): each for each in names}
     near = difflib.get_close_matches(name.casefold(), folded, 1, cutoff=0.5)
     nearest = f"the nearest is {folded[near[0]]!r}, of " if near else "there are "

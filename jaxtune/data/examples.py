@@ -1,7 +1,7 @@
-"""A record becomes an example: tokens, and which of them are scored.
+"""Encodes rows into examples: tokens, and which of them are scored.
 
-What every example keeps to: BOS stands first, once, where the model's convention wants it; the
-prefix is not scored; the suffix and one end token after it are. No suffix is cut unless told to.
+Every example begins with one BOS token if the tokenizer adds it. The prompt is not scored; the
+completion and its end token are. No completion is cut unless the settings say so.
 """
 
 import json
@@ -24,7 +24,7 @@ TOO_LONG = ("fail", "skip", "cut_prefix", "cut_suffix")
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The tokens of one record, and which of them have a loss."""
+    """A row made into tokens, with the positions that are scored."""
 
     tokens: np.ndarray  # int32[T]
     scored: np.ndarray  # bool[T]; never the first, as nothing stands before it to predict it
@@ -39,18 +39,18 @@ class Example:
 
 
 class Form(Protocol):
-    """How a record's text is put together."""
+    """Interface of the ways in which a row becomes a prompt and a completion."""
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raise a `DataError` if this tokenizer cannot serve."""
+        """Raises DataError if the tokenizer lacks something that this form needs."""
         ...
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
-        """The record's tokens, BOS not among them unless the text writes it."""
+        """Returns the tokens of a row, without BOS unless the text contains it."""
         ...
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
-        """The tokens that an answer is to follow, likewise; the record needs to hold none."""
+        """Returns the tokens of the prompt alone; the row needs no completion."""
         ...
 
 
@@ -58,9 +58,9 @@ class Form(Protocol):
 class Template:
     """A prefix and a suffix with columns in braces: `"Describe: {text}\\nColors:"`, `" {colors}"`.
 
-    Special tokens in the templates are read as such, those in columns are plain text. Braces that
-    are meant are doubled; `{price:.2f}` formats. Prefix and suffix are encoded apart, the suffix
-    as what continues the prefix. A list or mapping is written as JSON.
+    Special tokens written in the templates are encoded as special tokens; in columns they are plain
+    text. Double a brace to write one; `{price:.2f}` formats a value; lists and mappings are JSON.
+    The prefix and the suffix are encoded separately, the suffix as a continuation of the prefix.
     """
 
     prefix: str
@@ -73,25 +73,25 @@ class Template:
 
     @property
     def columns(self) -> list[str]:
-        """The columns it asks for."""
+        """Columns that the templates read."""
         fields = [*_fields(self.prefix), *_fields(self.suffix)]
         return list(dict.fromkeys(name for _, name, *_ in fields if name is not None))
 
     @property
     def asks(self) -> list[str]:
-        """The columns that are read, and not answered with."""
+        """Columns of the prompt that are not part of the completion."""
         return list(dict.fromkeys(name for _, name, *_ in _fields(self.prefix) if name))
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
+        """Raises DataError if the tokenizer has no end token for completions."""
         _end(tokenizer, self.end)
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
-        """The prefix."""
+        """Returns the tokens of the prompt."""
         return tokenizer.encode(_filled(self.prefix, record, place, tokenizer), special=True)
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
-        """The prefix, and the suffix with its end token."""
+        """Returns the prompt, and the completion with its end token."""
         texts = [_filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)]
         found = _pair(*texts, place, tokenizer, self.end)
         if found[1].ids.count(found[1].ids[-1]) > 1:
@@ -100,7 +100,7 @@ class Template:
 
 
 def columns(prefix: str = "prefix", suffix: str = "suffix", end: str | None = None) -> Template:
-    """The form of records that hold a prefix and a suffix ready made, in columns of these names."""
+    """Returns the template of rows that have prompt and completion in two columns."""
     return Template(f"{{{prefix}}}", f"{{{suffix}}}", end)
 
 
@@ -109,10 +109,10 @@ Writer = Callable[[Mapping[str, Any], str], str]  # of a record and its place
 
 @dataclass(frozen=True)
 class Written:
-    """A prefix and a suffix that functions write of a record, such as a task's.
+    """Prompt and completion written by functions of a row, such as those of a task.
 
-    All they write is plain text. `columns` are those of a record that the file calls otherwise:
-    (name the functions know, name in the file).
+    Their text is plain: it has no special tokens. `columns` lists columns under another name in the
+    file, as (name that the functions read, name in the file).
     """
 
     prefix: Writer
@@ -121,17 +121,17 @@ class Written:
     columns: Sequence[tuple[str, str]] = ()
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raise a `DataError` if the tokenizer knows no token to end a suffix with."""
+        """Raises DataError if the tokenizer has no end token for completions."""
         _end(tokenizer, self.end)
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
-        """The prefix; a record may have the columns by either name."""
+        """Returns the tokens of the prompt; a row may have the columns under either name."""
         renamed = {known: record[theirs] for known, theirs in self.columns if theirs in record}
         text = self.prefix({**record, **renamed}, place)
         return tokenizer.encode(tokenizer.quote(text), special=True)
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
-        """The prefix, and the suffix with its end token."""
+        """Returns the prompt, and the completion with its end token."""
         renamed = {known: column(record, theirs, place) for known, theirs in self.columns}
         record = {**record, **renamed}
         texts = [tokenizer.quote(write(record, place)) for write in (self.prefix, self.suffix)]
@@ -140,7 +140,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages in a column, through the tokenizer's own chat template."""
+    """Chat messages in a column, written by the tokenizer's chat template."""
 
     messages: str = "messages"
     turns: str = "all"  # the assistant's turns that are scored: all, or the last
@@ -148,34 +148,34 @@ class Chat:
     options: Mapping[str, Any] = field(default_factory=dict)  # the template's own, by name
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raise a `DataError` if there is no chat template."""
+        """Raises DataError if the tokenizer has no chat template."""
         if tokenizer.template is None:
             raise DataError("the tokenizer has no chat template; give one, or use a template form")
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
-        """The conversation up to where the assistant is to speak."""
+        """Returns the conversation up to where the assistant's turn begins."""
         messages = column(record, self.messages, place)
         return tokenizer.ask(messages, **self._told(record, place, tokenizer))
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
-        """The conversation, the assistant's turns scored."""
+        """Returns the conversation, with the assistant's turns scored."""
         messages = column(record, self.messages, place)
         return tokenizer.chat(messages, turns=self.turns, **self._told(record, place, tokenizer))
 
     def _told(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> dict[str, Any]:
-        """The template's options for a record."""
+        """Returns the options of the chat template for a row."""
         tools = {"tools": tokenizer.quote(column(record, self.tools, place))} if self.tools else {}
         return {**self.options, **tools}
 
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Makes examples of records; a row that cannot be one raises a `RowError` that names it.
+    """Encodes rows into examples; raises RowError, with the place, for a row that cannot be one.
 
-    `too_long` says what becomes of a row of more than `max_length` tokens: "fail"; "skip", whose
-    rows a survey leaves out; "cut_prefix", which keeps BOS and the end of the prefix; or
-    "cut_suffix", which keeps the prefix, the suffix's beginning and its end token. With
-    `pictures`, their placeholders stand before all else, and count.
+    `too_long` decides on rows of more than `max_length` tokens: "fail" and "skip" raise TooLong,
+    which a survey counts under "skip"; "cut_prefix" keeps BOS and the end of the prompt;
+    "cut_suffix" keeps the prompt, the beginning of the completion and its end token. With
+    `pictures`, their placeholder tokens come first, and count.
     """
 
     tokenizer: Tokenizer
@@ -210,7 +210,7 @@ class RowEncoder:
         return Example(tokens, scored, causal, place, cut, shown)
 
     def prompt(self, record: Mapping[str, Any], place: str) -> list[int]:
-        """The tokens that an answer is to follow, with placeholders, and BOS if it is wanted."""
+        """Returns a prompt's tokens, with picture placeholders and the BOS that it begins with."""
         shown = self.pictures_of(record, place)
         try:
             ids = self.form.prompt(record, place, self.tokenizer)
@@ -221,7 +221,7 @@ class RowEncoder:
         return self._joined([Span(ids, False)], len(shown))[0].tolist()
 
     def pictures_of(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
-        """A record's pictures, each of which can be opened; none where the model has no eyes."""
+        """Returns a row's pictures after checking each; () if the model takes none."""
         if self.pictures is None:
             return ()
         if self.image not in record:
@@ -238,7 +238,7 @@ class RowEncoder:
         return found
 
     def pixels(self, record: Mapping[str, Any], place: str) -> np.ndarray | None:  # [I, S, S, 3]
-        """The pixels of a record's pictures; None where the model has no eyes."""
+        """Returns the pixels of a row's pictures, or None if the model takes none."""
         if self.pictures is None:
             return None
         size = self.pictures.size
@@ -247,11 +247,11 @@ class RowEncoder:
         )
 
     def placeholders(self, shown: int) -> int:
-        """The tokens that so many pictures take."""
+        """Returns the number of placeholder tokens of so many pictures."""
         return shown * self.pictures.tokens if self.pictures else 0
 
     def _joined(self, spans: Sequence[Span], shown: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (int32[T]) and whether each is scored (bool[T]), with BOS if it is wanted."""
+        """Returns int32[T] tokens and bool[T] scored positions, BOS included if any."""
         bos = self.tokenizer.bos
         first = next((span.ids[0] for span in spans if span.ids), None)
         if self.tokenizer.adds_bos and first != bos:
@@ -270,7 +270,7 @@ class RowEncoder:
     def _fitting(
         self, tokens: np.ndarray, scored: np.ndarray, pictured: int, place: str
     ) -> np.ndarray:
-        """The tokens that are kept (int64[<= max_length]): all, or what `too_long` leaves."""
+        """Returns the indices of the tokens to keep (int64[<= max_length]), as `too_long` says."""
         everything = np.arange(len(tokens))
         excess = len(tokens) - self.max_length
         if excess <= 0:
@@ -308,7 +308,7 @@ class RowEncoder:
 def _pair(
     prefix: str, suffix: str, place: str, tokenizer: Tokenizer, end: str | None
 ) -> list[Span]:
-    """What is read and what is learnt, encoded apart; the end token stands after the latter."""
+    """Encodes prompt and completion separately, and appends the end token to the completion."""
     if not suffix:
         raise NothingScored(place, "the suffix is empty")
     before = tokenizer.encode(prefix, special=True)
@@ -325,7 +325,7 @@ def _end(tokenizer: Tokenizer, name: str | None) -> int:
 
 
 def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    """Text before a field, the column it names, its format and its conversion."""
+    """Splits a template into (text before a field, column, format, conversion)."""
     try:
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -338,7 +338,7 @@ def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None
 
 
 def _filled(template: str, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> str:
-    """A template with columns in place of its fields."""
+    """Returns a template with its fields replaced by the columns of a row."""
     parts = []
     for before, name, form, conversion in _fields(template):
         parts.append(before)

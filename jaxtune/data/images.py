@@ -1,9 +1,9 @@
-"""Pictures: where those of a row are, and their pixels as PaliGemma was trained to see them.
+"""Finds and decodes the pictures of rows, as PaliGemma was trained to see them.
 
 TensorFlow decodes and resizes, as in big_vision's `decode|resize(size, antialias=True)|
 value_range(-1, 1)`, to the bit; it is imported with the first picture and stays on the CPU. As
 there, an alpha channel is dropped, the first frame of a GIF is taken, and 16 bits become 8. Unlike
-there, a JPEG lies as its EXIF orientation says.
+there, the EXIF orientation of a JPEG is applied.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ BEGINNING = threading.Lock()
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a model wants of pictures."""
+    """Size and placeholder tokens of the pictures that a model takes."""
 
     size: int  # pixels of their sides
     tokens: int  # placeholders in a row for each
@@ -58,9 +58,10 @@ class Pictures:
 
 
 def references(value: Any, name: str, folder: str | Path, place: str) -> tuple[Reference, ...]:
-    """The pictures that a column holds: one or a list of paths, bytes or dictionaries of these.
+    """Returns the pictures of a column, which holds one path or bytes value, or a list of these.
 
-    Relative paths start from a folder; dictionaries are those of Hugging Face datasets.
+    Relative paths start from `folder`. Dictionaries of a path and bytes, as Hugging Face datasets
+    have them, are taken too.
     """
     listed = value if isinstance(value, list | tuple) else [value]
     if not listed:
@@ -69,7 +70,7 @@ def references(value: Any, name: str, folder: str | Path, place: str) -> tuple[R
 
 
 def check(reference: Reference, place: str) -> None:
-    """Raise a `RowError` unless there is something that begins as a picture does."""
+    """Raises RowError unless the picture exists and begins like one of the known formats."""
     _format(_bytes(reference, place, HEAD), reference, place)
 
 
@@ -80,11 +81,19 @@ def read(
     augment: Steps | None = None,
     key: Sequence[int] | None = None,
 ) -> np.ndarray:  # float32[size, size, 3], from -1 to 1
-    """The pixels of a picture; one that cannot be decoded is a `RowError` of its row.
+    """Returns the pixels of a picture as float32[size, size, 3], from -1 to 1.
 
-    `augment` changes it by chance: a "crop" keeps at least this share of the area, a "flip"
-    mirrors with this chance, and "colour" strays by this share in brightness, contrast and
-    saturation. What chance does depends on `key` alone, whole numbers from 0.
+    Args:
+      reference: Path or bytes of the picture.
+      size: Side of the square that it is resized to.
+      place: Place of its row, for error messages.
+      augment: Random changes: ("crop", smallest share of the area that is kept), ("flip",
+        probability of mirroring), ("colour", largest relative change of brightness, contrast and
+        saturation).
+      key: Integers from 0 that alone decide on the random changes.
+
+    Raises:
+      RowError: If the picture cannot be decoded.
     """
     reference = reference if isinstance(reference, bytes) else os.fspath(reference)
     data = _bytes(reference, place)
@@ -99,7 +108,7 @@ def read(
 
 
 def shown(reference: Reference) -> str:
-    """A picture as messages name it."""
+    """Returns the name of a picture for messages."""
     if isinstance(reference, bytes):
         return f"the picture in the row ({len(reference):,} bytes)"
     return f"picture {reference}"
@@ -123,7 +132,7 @@ def _reference(value: Any, name: str, folder: str | Path, place: str) -> Referen
 
 
 def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
-    """A picture as it is encoded, or the beginning of that."""
+    """Returns the encoded bytes of a picture, or the first `count` of them."""
     if isinstance(reference, bytes):
         return reference[:count] if count >= 0 else reference
     try:
@@ -140,7 +149,7 @@ def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
 
 
 def _format(head: bytes, reference: Reference, place: str) -> str:
-    """Which of the formats it is."""
+    """Returns the format of a picture, from its first bytes."""
     for name, begins in FORMATS.items():
         if begins(head):
             return name
@@ -157,7 +166,7 @@ def _error(reference: Reference, place: str, problem: str) -> RowError:
 
 @functools.cache
 def _tensorflow() -> ModuleType:
-    """TensorFlow, quiet and on the CPU: the accelerator is JAX's, and so is the terminal."""
+    """Imports TensorFlow, on the CPU and without its messages: the accelerator is JAX's."""
     with BEGINNING:
         try:
             with _quiet():
@@ -180,7 +189,7 @@ def _tensorflow() -> ModuleType:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """With what TensorFlow reads of the environment while it is imported."""
+    """Sets the environment variables that keep TensorFlow quiet while it is imported."""
     told = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
@@ -195,7 +204,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
-    """Its pixels as they lie in the file: uint8[H, W, 3]."""
+    """Decodes a picture into uint8[H, W, 3], with the orientation of the file."""
     kind = _format(data[:HEAD], reference, place)
     unread = UNREAD[kind](data) if kind in UNREAD else ""
     if unread:
@@ -212,7 +221,7 @@ def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
-    """uint8[size, size, 3]; fractions are cut off, as in big_vision."""
+    """Resizes to uint8[size, size, 3]; fractions are truncated, as in big_vision."""
     tensorflow = _tensorflow()
     with tensorflow.device("CPU:0"):
         found = tensorflow.image.resize(pixels, (size, size), method="bilinear", antialias=True)
@@ -220,7 +229,7 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
 
 
 def _unread_bmp(data: bytes) -> str:
-    """What of a BMP TensorFlow would take for something else."""
+    """Returns what in a BMP TensorFlow would misread, or nothing."""
     bits, packed = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
     if bits not in (8, 24, 32) or packed not in (0, 3):
         return f"is a BMP of {bits} bits a pixel in compression {packed}"
@@ -251,7 +260,7 @@ def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
 
 
 def _orientation(data: bytes) -> int:
-    """What a JPEG's EXIF block says of how it lies; 1, upright, where there is none."""
+    """Returns the EXIF orientation of a JPEG; 1, upright, if it has none."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[:2] == b"\xff\xd8":
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -264,7 +273,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _tagged(block: bytes) -> int:
-    """The orientation in a TIFF header's first list of tags."""
+    """Returns the orientation tag of a TIFF header's first directory."""
     order = {b"II": "little", b"MM": "big"}.get(block[:2])
     if order is None:
         return 1
@@ -281,7 +290,7 @@ def _tagged(block: bytes) -> int:
 
 
 def _cropped(pixels: np.ndarray, least: float, chance: Chance) -> np.ndarray:  # uint8[H, W, 3]
-    """A part of at least this share of the area, anywhere, of other proportions."""
+    """Crops a random rectangle of random proportions with at least this share of the area."""
     area, tall = chance.uniform(least, 1), chance.uniform()
     height, width = pixels.shape[:2]
     kept = (int(np.ceil(height * area**tall)), int(np.ceil(width * area ** (1 - tall))))
@@ -294,7 +303,7 @@ def _flipped(pixels: np.ndarray, often: float, chance: Chance) -> np.ndarray:  #
 
 
 def _coloured(pixels: np.ndarray, stray: float, chance: Chance) -> np.ndarray:  # float32[S, S, 3]
-    """Brighter or darker, with more or less contrast, more or less colour."""
+    """Changes brightness, contrast and saturation at random."""
     bright, contrast, colour = chance.uniform(1 - stray, 1 + stray, 3).astype(np.float32)
     pixels = pixels * bright
     pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
@@ -315,5 +324,5 @@ def _augmentation(name: str) -> tuple[bool, Callable[[np.ndarray, float, Chance]
 
 
 def _chance(name: str, key: Sequence[int] | None) -> Chance:
-    """A stream of its own, so that what one augmentation does changes no other."""
+    """Returns a random generator of its own for an augmentation, independent of all others."""
     return np.random.default_rng([zlib.crc32(name.encode()), *(key or ())])

@@ -1,4 +1,4 @@
-"""Batches for a run: surveyed rows in order, padded or packed, shared among processes."""
+"""Loads the batches of a run: surveyed rows, padded or packed, shared among processes."""
 
 import os
 import zlib
@@ -19,28 +19,41 @@ from jaxtune.data.survey import Survey
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step's batch."""
+    """Batch of one step."""
 
     number: int  # from 0, over all epochs
     epoch: int
-    batch: Batch  # this process's share: [A, B / processes, …]
-    places: list[str]  # of the rows in the share, line after line
-    examples: int  # rows of the step, all processes together
-    tokens: int  # and their tokens, without padding
+    batch: Batch  # share of this process: [A, B / processes, …]
+    places: list[str]  # places of the rows in the share, line after line
+    examples: int  # rows of the step, over all processes
+    tokens: int  # their tokens, without padding
     scored: int
 
 
 class Loader:
-    """An iterator over steps of `accumulate` micro-batches of `batch` lines each.
+    """Iterator over the batches of a run, of `accumulate` micro-batches of `batch` lines each.
 
-    A line is a row, or with `packing` the rows that fit it; it is padded to the shortest of
-    `buckets` that holds it, by default of `sizes`. Every row comes once an epoch; the last step is
-    filled with lines that weigh nothing. All processes see the same steps and shapes, each
-    `process` (its index, their number) its lines of every micro-batch: joined, these are the same
-    batch whatever their number.
+    Every row comes once per epoch; the last step of an epoch is filled up with lines of weight 0.
+    All processes take the same steps in the same shapes. Each reads its lines of every micro-batch,
+    and together these are the same batch for any number of processes. Pictures are decoded while
+    earlier steps run.
 
-    Pictures are decoded while the steps before are taken, and changed by chance as `augment` says:
-    in the same way wherever `augment_seed`, epoch and row are the same.
+    Args:
+      source: Rows.
+      encoder: Makes examples of rows.
+      survey: Rows that can be used, with their lengths.
+      batch: Lines per micro-batch, over all processes.
+      accumulate: Micro-batches per step.
+      packing: Packs several rows into a line, instead of one row per line.
+      buckets: Ascending lengths that lines are padded to; empty takes those of `sizes`.
+      seed: Seed of packing and shuffling; None keeps the rows in order.
+      epochs: Number of epochs; None never ends.
+      weighting: Weights of scored tokens, as in `collate`.
+      augment: Augmentation of pictures, which depends on `augment_seed`, epoch and row alone.
+      augment_seed: Seed of the augmentation.
+      process: Index of this process, and the number of processes.
+      workers: Threads that prepare batches.
+      ahead: Steps that are prepared in advance at most.
     """
 
     def __init__(
@@ -70,8 +83,8 @@ class Loader:
         self._augment, self._augment_seed = augment, augment_seed
         self.lines = _lines(survey, encoder.max_length, packing, seed)
         self._pictures = _of_lines(survey.pictures, self.lines)
-        self._decoders = ThreadPoolExecutor(os.cpu_count())  # none starts before it has work
-        # The process's lines among those of a step: of each micro-batch the same ones.
+        self._decoders = ThreadPoolExecutor(os.cpu_count())  # threads start when there is work
+        # Lines of this process in a step: the same ones of each micro-batch.
         slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
         self._slots: list[int] = slots[:, index].ravel().tolist()
         longest = encoder.max_length
@@ -97,20 +110,20 @@ class Loader:
         return next(self._order)
 
     def state(self) -> dict[str, int]:
-        """Where the run stands in its data: a few integers, the same in all processes."""
+        """Returns the position in the data: a few integers, the same in all processes."""
         return self._order.state()
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on where a state was taken, however many processes there were."""
+        """Continues from a state, which may come from another number of processes."""
         self._order.restore(state)
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stops the threads."""
         self._order.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _made(self, turn: Turn) -> Step:
-        """A step's batch; its shape is that of all processes' lines."""
+        """Makes the batch of a step, in the shape that the lines of all processes need."""
         pad = self._encoder.tokenizer.pad
         chosen = [
             self.lines[turn.items[slot]] if slot < len(turn.items) else [] for slot in self._slots
@@ -143,7 +156,7 @@ class Loader:
     def _seen(
         self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
     ) -> np.ndarray | None:  # float32[lines, I, S, S, 3]
-        """The pictures of a step's lines; I is a power of two, for few shapes."""
+        """Returns the pictures of a step's lines; I is a power of two, to have few shapes."""
         wanted = self._encoder.pictures
         if wanted is None:
             return None
@@ -163,7 +176,7 @@ class Loader:
         return seen
 
     def _read(self, work: tuple[int, Example, tuple[int, ...]]) -> np.ndarray:
-        """The pixels of a picture of an example: float32[S, S, 3]."""
+        """Reads one picture of an example as float32[S, S, 3]."""
         _, example, key = work
         size = self._encoder.pictures.size
         return images.read(example.images[key[-1]], size, example.place, self._augment, key)
@@ -176,12 +189,12 @@ def _lines(survey: Survey, limit: int, packing: bool, seed: int | None) -> Lines
 
 
 def _of_lines(counts: np.ndarray, lines: Lines) -> np.ndarray:  # int32[N] -> int64[L]
-    """The sum over the rows of each line."""
+    """Returns the sum of counts over the rows of each line."""
     sums = np.cumsum(counts[lines.rows], dtype=np.int64)[lines.ends - 1]
     return np.diff(sums, prepend=0)
 
 
 def _checksum(lines: Lines) -> int:
-    """A number that another set of rows, or rows of other lengths, would hardly have."""
+    """Returns a checksum of the rows and their lengths."""
     arrays = (lines.rows, lines.ends, lines.lengths, lines.scored)
     return zlib.crc32(b"".join(array.astype(np.int64).tobytes() for array in arrays))

@@ -1,4 +1,4 @@
-"""Text that may write special tokens, and data inside it that may not."""
+"""Tells special tokens in templates from quoted data, in which they are plain text."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ MARKS = re.compile("[\ufdd0-\ufdef]")
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of plain text, or a special token, and where in the whole text it begins."""
+    """A run of plain text or a special token, with its offset in the whole text."""
 
     text: str
     start: int
@@ -26,7 +26,7 @@ class Piece:
 
 
 class Markup:
-    """The special tokens of a vocabulary, found in text."""
+    """Finds the special tokens of a vocabulary in text."""
 
     def __init__(self, specials: Mapping[str, Special]):
         self.specials = specials
@@ -36,7 +36,7 @@ class Markup:
         self._quoted_or_special = re.compile(f"{OPEN}(?:{either}){CLOSE}|({either})")
 
     def quote(self, value: Any) -> Any:
-        """Text, or lists and mappings of it, marked so that its special tokens stay text."""
+        """Marks text, or lists and mappings of it, so that its special tokens stay text."""
         if isinstance(value, str):
             if MARKS.search(value):
                 raise ValueError("holds a Unicode noncharacter (U+FDD0 to U+FDEF); remove it")
@@ -48,7 +48,7 @@ class Markup:
         return value
 
     def pieces(self, text: str) -> Iterator[Piece]:
-        """A text taken apart at the special tokens it writes, those that are quoted left alone."""
+        """Splits a text at its special tokens, except quoted ones."""
         start, eats = 0, False  # `eats`: the token before swallows the spaces after it
         found = [match for match in self._quoted_or_special.finditer(text) if match[1]]
         for match in [*found, None]:
@@ -65,11 +65,11 @@ class Markup:
                 start, eats = end + len(special.text), special.rstrip
 
     def broken(self, text: str) -> list[str]:
-        """A text cut so that no part holds a special token whole."""
+        """Splits a text so that no part contains a whole special token."""
         cuts = [match.start() + 1 for match in self._special.finditer(text)]
         return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 def unmarked(text: str) -> str:
-    """The text that was quoted."""
+    """Returns quoted text without its marks."""
     return MARKS.sub("", text)

@@ -1,7 +1,7 @@
-"""The order of a run's items: shuffled anew each epoch, made ahead by threads, resumed in O(1).
+"""Order of a run's items: reshuffled each epoch, prepared ahead by threads, resumed in O(1).
 
-Grain computes where an item goes from its number alone, so that a position is one integer and
-going back to it replays nothing.
+Grain computes the place of an item from its index alone. A position in the order is therefore one
+integer, and resuming from it replays nothing.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ UNSHUFFLED = -1
 
 @dataclass(frozen=True)
 class Turn:
-    """The items of one step."""
+    """Items of one step."""
 
     step: int  # from 0, over all epochs
     epoch: int
@@ -26,12 +26,19 @@ class Turn:
 
 
 class Order(Generic[T]):
-    """An iterator over steps of `each` items, the last of an epoch perhaps of fewer.
+    """Iterator over steps of `each` items, each item once per epoch.
 
-    An epoch holds every item once. `make` turns a step's items into what is wanted, in `workers`
-    threads (none: in the caller's), at most `ahead` steps early; neither changes the order.
-    Without a seed items come in theirs; without `epochs` they never end. `contents` is a number
-    that changes with what the items are, so that a state of other data is known.
+    The last step of an epoch may have fewer items.
+
+    Args:
+      items: Number of items.
+      each: Items per step.
+      make: Turns the items of a step into the value that the iterator yields.
+      seed: Seed of the shuffling; None keeps the items in order.
+      epochs: Number of epochs; None never ends.
+      contents: Checksum of the items, by which `restore` refuses a state of other data.
+      workers: Threads that call `make`; 0 calls it in the caller's thread. The order is the same.
+      ahead: Steps that are prepared in advance at most.
     """
 
     def __init__(
@@ -72,11 +79,11 @@ class Order(Generic[T]):
         return next(self._steps)
 
     def state(self) -> dict[str, int]:
-        """Where the order stands, and what it is an order of."""
+        """Returns the position and what identifies the order, as JSON-compatible values."""
         return {"step": self._steps.get_state()["next_index"], **self._identity}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on where a state was taken; that of other data or another batch is refused."""
+        """Continues from a state; raises DataError for one of other data or another batch size."""
         changed = [
             f"{name} was {state.get(name)} and is {now}"
             for name, now in self._identity.items()
@@ -89,5 +96,5 @@ class Order(Generic[T]):
         self._steps.set_state({"next_index": int(state["step"])})
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stops the threads."""
         self._steps.close()

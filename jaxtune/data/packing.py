@@ -1,4 +1,4 @@
-"""Which rows share a line of a batch, decided once from their lengths."""
+"""Assigns rows to the lines of a batch, once and from their lengths alone."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Lines of a batch, each of one or more rows: those of line i are `members[i]`."""
+    """Lines of a batch, each of one or more rows; `lines[i]` are the rows of line i."""
 
-    rows: np.ndarray  # int64[N], numbers of rows, line after line
-    ends: np.ndarray  # int64[L], where each line ends in `rows`
+    rows: np.ndarray  # int64[N], row indices, line after line
+    ends: np.ndarray  # int64[L], end of each line in `rows`
     lengths: np.ndarray  # int64[L], tokens of each line
     scored: np.ndarray  # int64[L], scored tokens of each line
 
@@ -22,7 +22,7 @@ class Lines:
 
 
 def one_each(lengths: np.ndarray, scored: np.ndarray) -> Lines:  # int32[N] both
-    """Every row on a line of its own."""
+    """Puts every row on a line of its own, as batches without packing need it."""
     rows = np.arange(len(lengths))
     return Lines(rows, rows + 1, lengths.astype(np.int64), scored.astype(np.int64))
 
@@ -35,10 +35,18 @@ def packed(
     window: int = 1024,
     seed: int | None = None,
 ) -> Lines:
-    """Rows put together on lines of at most `limit` tokens: first fit, the longest first.
+    """Packs rows into lines by first fit, longest first, within windows of consecutive rows.
 
-    It is done within one window of rows after another, so that a line depends on nothing else.
-    Under a seed the rows are shuffled before, or neighbours in a file would always meet.
+    Args:
+      lengths: Tokens of each row.
+      scored: Scored tokens of each row.
+      limit: Maximum number of tokens per line.
+      window: Rows that are packed together; a line depends on the rows of its window alone.
+      seed: Shuffles the rows first, so that rows that are neighbours in the file do not always
+        share a line. None keeps their order.
+
+    Returns:
+      The lines, with their tokens and scored tokens.
     """
     rows = np.arange(len(lengths))
     if seed is not None:
@@ -56,7 +64,7 @@ def packed(
 
 
 def _first_fit(rows: np.ndarray, lengths: np.ndarray, limit: int) -> list[list[int]]:
-    """Lines for a window of rows, each row on the first that has room for it."""
+    """Returns the lines of one window: each row goes on the first line that has room for it."""
     room = np.full(len(rows), limit)
     lines: list[list[int]] = []
     for row in rows[np.argsort(-lengths[rows], kind="stable")]:

@@ -1,4 +1,4 @@
-"""Records with random access and a place each, from files, globs and datasets."""
+"""Opens files, globs and datasets as sources of rows with random access and a place each."""
 
 import difflib
 import glob
@@ -27,7 +27,7 @@ SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
 
 
 class Source(Protocol):
-    """Records by number; reading one that is malformed raises a `RowError`."""
+    """Rows by index; reading a malformed row raises RowError."""
 
     def __len__(self) -> int: ...
 
@@ -35,11 +35,11 @@ class Source(Protocol):
 
     @property
     def identity(self) -> list:
-        """Plain values that change when the records do."""
+        """Plain values that change when the rows change."""
         ...
 
     def place(self, index: int) -> str:
-        """Where a record stands: `file:line`, or `file:row` where there are no lines."""
+        """Returns the place of a row: `file:line`, or `file:row` for files without lines."""
         ...
 
 
@@ -51,10 +51,17 @@ def open_source(
     subset: str | None = None,
     limit: int | None = None,
 ) -> Source:
-    """The records of a file, a glob, a dataset (Hub id or saved directory), or a list of these.
+    """Opens a file, a glob, a dataset (Hub id or saved directory), or a list of these.
 
-    The suffix tells JSON lines, CSV, TSV and Parquet apart. `split`, `revision` and `subset`
-    (a configuration's name) concern datasets alone; `limit` keeps the first so many records.
+    Args:
+      spec: What to open; the suffix tells JSON lines, CSV, TSV and Parquet apart.
+      split: Split of a dataset.
+      revision: Revision of a dataset on the Hub.
+      subset: Configuration of a dataset.
+      limit: Keeps only this many of the first rows.
+
+    Returns:
+      The rows, one source after another.
     """
     specs = [spec] if isinstance(spec, str | Path) else list(spec)
     if not specs:
@@ -68,7 +75,7 @@ def open_source(
 
 
 class Joined:
-    """Sources one after another."""
+    """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[Source]):
         self.sources = list(sources)
@@ -83,11 +90,11 @@ class Joined:
 
     @property
     def identity(self) -> list:
-        """Of all of them."""
+        """Identities of all sources."""
         return [source.identity for source in self.sources]
 
     def place(self, index: int) -> str:
-        """Where a record stands in its own file."""
+        """Returns the place of a row in its own file."""
         source, index = self._within(index)
         return source.place(index)
 
@@ -98,7 +105,7 @@ class Joined:
 
 
 class Chosen:
-    """Some records of a source, by their numbers there."""
+    """Some rows of a source, by their indices in it."""
 
     def __init__(self, source: Source, rows: Sequence[int]):
         self.source, self.rows = source, rows
@@ -111,17 +118,17 @@ class Chosen:
 
     @property
     def identity(self) -> list:
-        """Of the source, and of the choice."""
+        """Identity of the source and of the chosen rows."""
         chosen = np.asarray(self.rows, np.int64)
         return [self.source.identity, len(chosen), zlib.crc32(chosen.tobytes())]
 
     def place(self, index: int) -> str:
-        """Where a record stands."""
+        """Returns the place of a row in its file."""
         return self.source.place(int(self.rows[index]))
 
 
 def first(source: Source, limit: int | None) -> Source:
-    """The first so many records, or all where there are fewer."""
+    """Returns the first `limit` rows of a source, or all if there are fewer."""
     if limit is None or limit >= len(source):
         return source
     if limit < 1:
@@ -130,7 +137,7 @@ def first(source: Source, limit: int | None) -> Source:
 
 
 def set_apart(source: Source, count: int) -> tuple[Source, Source]:
-    """A source without so many of its records, and these: the same ones whatever the run's seed."""
+    """Splits a source into (the rest, `count` rows), independently of the seed of the run."""
     if not 0 < count < len(source):
         raise DataError(
             f"{count:,} rows cannot be set apart from {len(source):,}: some must be left of both"
@@ -140,12 +147,12 @@ def set_apart(source: Source, count: int) -> tuple[Source, Source]:
 
 
 def folder(place: str) -> Path:
-    """Where the file is that a record stands in, by the record's place."""
+    """Returns the folder of the file that a place names."""
     return Path(place.rpartition(":")[0]).parent
 
 
 def natural(path: str) -> list[Any]:
-    """A sort key under which `part-2` comes before `part-10`."""
+    """Returns a sort key under which `part-2` comes before `part-10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path)]
 
 
@@ -182,7 +189,7 @@ def _saved(directory: Path, split: str) -> Source:
 
 
 def _similar(path: Path) -> str:
-    """The file there is that has the nearest name."""
+    """Returns text for an error message: the file with the nearest name in the folder."""
     folder = path.parent
     if not folder.is_dir():
         return f", nor a directory {folder}"

@@ -1,4 +1,4 @@
-"""One reading of all rows before a run: how long they are, what is scored, which are left out."""
+"""Reads all rows once before a run: lengths, scored tokens, and the rows that are left out."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +10,18 @@ from jaxtune.data.errors import DataError, RowError, Skipped, TooLong
 from jaxtune.data.examples import RowEncoder
 from jaxtune.data.sources import Source
 
-CHUNK = 256  # rows between two reports of progress
+CHUNK = 256  # rows between two progress reports
 
 Counts = tuple[int, int, int, int]  # tokens, scored tokens, pictures, tokens cut
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """The rows of a source that a run uses, and the counts to print."""
+    """Rows of a source that a run uses, with their counts."""
 
-    rows: np.ndarray  # int64[N], their numbers in the source
+    rows: np.ndarray  # int64[N], their indices in the source
     lengths: np.ndarray  # int32[N], tokens of each
-    scored: np.ndarray  # int32[N], those of them that are scored
+    scored: np.ndarray  # int32[N], scored tokens of each
     pictures: np.ndarray  # int32[N], pictures of each
     cut: int  # rows that were cut to fit
     cut_tokens: int
@@ -42,7 +42,7 @@ class Survey:
 
     @property
     def share(self) -> float:
-        """Of all tokens, those that are scored."""
+        """Fraction of all tokens that is scored."""
         return self.scored_tokens / self.tokens
 
 
@@ -54,13 +54,20 @@ def survey(
     workers: int = 2,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Survey:
-    """Make an example of each row and keep its counts; the rows are made again when used.
+    """Encodes every row once and keeps its counts; the examples are made again when they are used.
 
-    Of pictures it is seen that they are there, and not what they show.
+    Pictures are checked for existence, not decoded. A row in which nothing is scored is always an
+    error.
 
-    `malformed` rows "fail", or are left out and counted under "skip"; `encoder.too_long` says the
-    same of long ones. A row in which nothing is scored always fails. `progress` is told how many
-    rows have been read.
+    Args:
+      source: Rows to read.
+      encoder: Makes examples of rows; its `too_long` decides on rows that are too long.
+      malformed: "fail" raises the error of a malformed row; "skip" leaves it out and counts it.
+      workers: Threads that encode rows.
+      progress: Called with the number of rows read so far.
+
+    Returns:
+      The rows that can be used, with their counts.
     """
     skipped, long = Skipped(malformed), Skipped("skip" if encoder.too_long == "skip" else "fail")
     kept: list[tuple[int, ...]] = []  # row, tokens, scored, pictures, cut
@@ -88,7 +95,7 @@ def survey(
 def _counted(
     source: Source, encoder: RowEncoder, workers: int, progress: Callable[[int], None]
 ) -> Iterator[Counts | RowError]:
-    """Each row's counts, or what is wrong with it, in the rows' order."""
+    """Yields the counts of each row, or its error, in the order of the rows."""
 
     def read(row: int) -> Counts | RowError:
         try:

@@ -1,4 +1,4 @@
-"""Keeps what a survey found for the next start of the same run: rows are not read again then."""
+"""Stores a survey in a file, so that the next start of the run does not read all rows again."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SKIPPED = ("too_long", "malformed")
 
 
 def cached(file: Path, key: Any, make: Callable[[], Survey]) -> Survey:
-    """The survey that a file holds, if it was made of what the key says; or else a new one."""
+    """Returns the survey stored in a file under this key, or makes and stores one."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     found = _read(file, digest)
     if found is None:

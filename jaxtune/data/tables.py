@@ -1,4 +1,4 @@
-"""Records of Parquet files and of Hugging Face datasets."""
+"""Reads rows of Parquet files and of Hugging Face datasets."""
 
 import threading
 from collections import OrderedDict
@@ -14,7 +14,7 @@ CACHE = 2**30  # bytes of row groups kept in memory
 
 
 class Parquet:
-    """The rows of a Parquet file, whose row groups are read as they are asked for."""
+    """Rows of a Parquet file; row groups are read when they are needed."""
 
     def __init__(self, file: Path, cache: int = CACHE):
         import pyarrow
@@ -46,15 +46,15 @@ class Parquet:
 
     @property
     def identity(self) -> list:
-        """Of the file as it is now."""
+        """Path, size and modification time of the file."""
         return stamp(self.file)
 
     def place(self, index: int) -> str:
-        """Where a record stands: `file:row`, counted from 1."""
+        """Returns the place of a row: `file:row`, counted from 1."""
         return f"{self.file}:{index + 1}"
 
     def _group(self, group: int) -> Any:
-        """A row group; those used longest ago make room for it, though one is always kept."""
+        """Returns a row group, from a cache that drops the least recently used but keeps one."""
         import pyarrow
 
         with self._lock:
@@ -74,7 +74,7 @@ class Parquet:
 
 
 class HuggingFace:
-    """A split of a Hugging Face dataset: one on the Hub, or a directory `save_to_disk` wrote."""
+    """Rows of a split of a Hugging Face dataset, on the Hub or written by `save_to_disk`."""
 
     def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
         self.name, self.split = name, split

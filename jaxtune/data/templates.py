@@ -1,6 +1,6 @@
-"""Chat templates: where a checkpoint keeps its own, and jinja as transformers sets it up.
+"""Finds the chat template of a checkpoint and compiles it with jinja, as transformers does.
 
-Templates are code from strangers, so they run in jinja's sandbox.
+Templates are untrusted code, so they run in jinja's sandbox.
 """
 
 import datetime
@@ -17,7 +17,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template among a tokenizer's files; of several, the one called default."""
+    """Returns the chat template among a tokenizer's files; of several, the one named default."""
     written = directory / "chat_template.jinja"
     if written.is_file():
         return written.read_text("utf-8")
@@ -31,13 +31,13 @@ def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def compiled(text: str, today: str | None = None) -> Callable[..., str]:
-    """A template as a function of its variables; `today`, as in 2026-11-05, is the date it sees."""
+    """Compiles a template into a function of its variables; `today` is the date that it sees."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`: what the assistant writes, put between marks."""
+        """Jinja extension for `{% generation %}`, which puts marks around the assistant's text."""
 
         tags = frozenset({"generation"})
 
@@ -68,7 +68,7 @@ def _json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is; jinja's own filter escapes what HTML would."""
+    """Writes plain JSON; jinja's own filter escapes characters for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

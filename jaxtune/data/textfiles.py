@@ -1,4 +1,4 @@
-"""JSON lines and delimited text: one pass finds where records begin; they are read from there."""
+"""Reads rows of JSON lines and delimited text; one pass over the file finds where they begin."""
 
 import csv
 import json
@@ -22,13 +22,13 @@ LONGEST = 2**31 - 1  # characters in a field; the csv module stops at 131,072 un
 
 
 def stamp(file: Path) -> list:
-    """What changes when a file does: its path, size and time."""
+    """Returns values that change when a file changes: its path, size and modification time."""
     found = file.stat()
     return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 class JsonLines:
-    """One JSON object a line; blank lines are passed over."""
+    """Rows of a file with one JSON object per line; blank lines are skipped."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -60,17 +60,17 @@ class JsonLines:
 
     @property
     def identity(self) -> list:
-        """Of the file as it is now."""
+        """Path, size and modification time of the file."""
         return stamp(self.file)
 
     def place(self, index: int) -> str:
-        """Where a record stands: `file:line`."""
+        """Returns the place of a row: `file:line`."""
         line = index if self._numbers is None else self._numbers[index]
         return f"{self.file}:{line + 1}"
 
 
 class Delimited:
-    """Comma- or tab-separated values under a header; a quoted field may hold line breaks."""
+    """Rows of a CSV or TSV file with a header; a quoted field may contain line breaks."""
 
     def __init__(self, file: Path, delimiter: str):
         self.file, self.delimiter = file, delimiter
@@ -97,11 +97,11 @@ class Delimited:
 
     @property
     def identity(self) -> list:
-        """Of the file as it is now."""
+        """Path, size and modification time of the file."""
         return stamp(self.file)
 
     def place(self, index: int) -> str:
-        """Where a record begins: `file:line`."""
+        """Returns the place where a row begins: `file:line`."""
         return self._at(index + 1)
 
     def _at(self, record: int) -> str:
@@ -118,9 +118,10 @@ class Delimited:
 
 
 class _Text:
-    """The bytes of a file that is there, may be read, and is not empty.
+    """Bytes of a readable file that is not empty.
 
-    They are read and not mapped, or a big file would come to count as the process's memory.
+    The file is read and not memory-mapped, because mapped pages would count as the memory of the
+    process.
     """
 
     def __init__(self, file: Path):
@@ -137,7 +138,7 @@ class _Text:
         self.begin = len(BOM) if head == BOM else 0
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from one offset to before another; threads may read at once."""
+        """Returns the bytes from `start` up to `end`; safe to call from several threads."""
         return os.pread(self._stream.fileno(), int(end) - int(start), int(start))
 
 
@@ -147,7 +148,7 @@ def _some_rows(source: JsonLines | Delimited, expected: str) -> None:
 
 
 def _line_starts(file: Path, begin: int) -> tuple[np.ndarray, list[int]]:
-    """Where each line begins (int64), and which lines begin as a blank one would."""
+    """Returns the offset of each line (int64), and the lines that may be blank."""
     starts, doubtful, lines, offset = [], [0], 0, 0
     begins = True  # whether the next byte begins a line
     with open(file, "rb") as stream:
@@ -164,7 +165,7 @@ def _line_starts(file: Path, begin: int) -> tuple[np.ndarray, list[int]]:
 
 
 def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where each record begins, and on which line, that of the header first (both int64)."""
+    """Returns the offset and line number of each row, the header first (both int64)."""
     starts, numbers = array("q"), array("q")
     with open(file, "rb") as stream:
         lines = _Counted(stream, begin)
@@ -183,7 +184,7 @@ def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, 
 
 
 class _Counted:
-    """The lines of a stream, and how far they have been read."""
+    """Iterator over the lines of a stream that keeps the offset and line number."""
 
     def __init__(self, stream, offset: int):
         stream.seek(offset)
@@ -205,6 +206,6 @@ def _decoded(line: bytes, place: str) -> str:
 
 
 def _hint(text: str) -> str:
-    """What a whole JSON document, taken for lines, needs."""
+    """Returns advice for an error message if a text looks like one whole JSON document."""
     whole = text.strip() in ("[", "{") or text.lstrip().startswith("[")
     return "; write an array or an indented document as JSON lines" if whole else ""

@@ -1,6 +1,6 @@
-"""Text to token ids and back, as a checkpoint's own files say.
+"""Encodes text to token ids and decodes it, as the files of a checkpoint define.
 
-Two choices to know:
+Two decisions:
 
 - **Special tokens in data are plain text.** `<eos>` in a row is encoded as those five characters,
   whatever the file. Only templates, a chat's or a config's, write special tokens; what is put
@@ -29,14 +29,14 @@ ANY_ROWS = 2**31  # an embedding's rows, where there is no model to ask
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens that are scored, or are not."""
+    """Consecutive tokens that are all scored, or all not."""
 
     ids: list[int]
     scored: bool
 
 
 class Tokenizer:
-    """A SentencePiece `.model` or a `tokenizer.json`, with what the files beside it say."""
+    """Tokenizer of a SentencePiece `.model` or a `tokenizer.json`, with the settings beside it."""
 
     def __init__(
         self,
@@ -65,9 +65,10 @@ class Tokenizer:
     def open(
         cls, path: str | Path, *, template: str | None = None, today: str | None = None
     ) -> "Tokenizer":
-        """The tokenizer of a directory or file; `template` stands in for its chat template.
+        """Opens the tokenizer of a directory or file.
 
-        Templates may write the date: `today`, as in 2026-11-05, is the one they are told.
+        `template` replaces its chat template. `today`, such as 2026-11-05, is the date that
+        templates may write.
         """
         path = Path(path).expanduser()
         if not path.exists():
@@ -97,10 +98,10 @@ class Tokenizer:
         return max([self._backend.size, *(number + 1 for number in self._texts)])
 
     def encode(self, text: str, *, continues: bool = False, special: bool = False) -> list[int]:
-        """The ids of a text, with nothing put before or after it.
+        """Returns the ids of a text, without BOS or EOS.
 
-        With `special`, special tokens that the text writes are read as such, except in what was
-        quoted; without, all of it is plain text. The module says what `continues` is for.
+        With `special`, special tokens written in the text become such, except inside quoted parts;
+        without it, all text is plain. `continues` is described at the top of the module.
         """
         if not special:
             return self._plain(text, continues)
@@ -113,9 +114,9 @@ class Tokenizer:
         return list(itertools.chain.from_iterable(ids))
 
     def decode(self, ids: Sequence[int], *, continues: bool = False, special: bool = False) -> str:
-        """The text of ids; special tokens are left out, or with `special` written.
+        """Returns the text of ids, without special tokens unless `special` is set.
 
-        A model that puts a space before every text takes it away here, unless `continues`.
+        Tokenizers that put a space before every text remove it here, unless `continues` is set.
         """
         parts: list[str] = []
         known = [number for number in map(int, ids) if 0 <= number < len(self)]
@@ -127,15 +128,15 @@ class Tokenizer:
         return "".join(parts)
 
     def quote(self, value: Any) -> Any:
-        """Text, or lists and mappings of it, whose special tokens stay text in a template."""
+        """Marks text, also in lists and mappings, so a template keeps special tokens as text."""
         return self.markup.quote(value)
 
     def piece(self, number: int) -> str:
-        """A token as its file writes it, such as `▁blue`."""
+        """Returns a token as the file spells it, such as `▁blue`."""
         return self._texts.get(number) or self._backend.piece(number)
 
     def id(self, token: str) -> int:
-        """The number of a token, such as `<end_of_turn>`."""
+        """Returns the id of a token, such as `<end_of_turn>`."""
         special = self.specials.get(token)
         found = special.id if special else self._backend.id(token)
         if found is None:
@@ -145,10 +146,10 @@ class Tokenizer:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, turns: str = "all", **options: Any
     ) -> list[Span]:
-        """A conversation as the chat template writes it, the assistant's turns scored.
+        """Encodes a conversation with the chat template, with the assistant's turns scored.
 
-        A turn is scored from the end of what asks for it to the token that ends it. `turns` is
-        "all" or "last"; a message with `"weight": 0` is not scored. `options` are the template's.
+        A turn is scored from the end of its header to the token that ends it. `turns` is "all" or
+        "last"; a message with `"weight": 0` is not scored. `options` are passed to the template.
         """
         if self.template is None:
             raise DataError("the tokenizer has no chat template; give one as `template`")
@@ -157,7 +158,7 @@ class Tokenizer:
         return [Span([number for number, _ in run], scored) for scored, run in runs]
 
     def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """A conversation as the chat template writes it, up to where the assistant speaks."""
+        """Encodes a conversation with the chat template, up to the assistant's turn."""
         if self.template is None:
             raise DataError("the tokenizer has no chat template; give one as `template`")
         text = self.template.request(messages, options)
@@ -165,11 +166,11 @@ class Tokenizer:
 
     @property
     def _joins(self) -> bool:
-        """Whether text after a special token is encoded as what continues a text."""
+        """Whether text after a special token is encoded as a continuation."""
         return not self._backend.spaced_after_special
 
     def _tokens(self, text: str, regions: Sequence[Region]) -> Iterator[tuple[int, bool]]:
-        """The ids of what a template wrote, each with whether a region that is scored holds it."""
+        """Returns the ids of a template's text, each with whether it is in a scored region."""
         borders = sorted({border for region in regions for border in region})
         for piece in self.markup.pieces(text):
             for part in _cut(piece, borders):
@@ -179,7 +180,7 @@ class Tokenizer:
                 yield from ((number, scored) for number in ids)
 
     def _plain(self, text: str, continues: bool) -> list[int]:
-        """The ids of plain text, none of them special whatever it says."""
+        """Returns the ids of plain text, none of them special."""
         ids = self._backend.encode(text, continues)
         if self._forbidden.isdisjoint(ids):
             return ids
@@ -194,13 +195,13 @@ class Tokenizer:
 
 
 class _Beside:
-    """The settings beside a tokenizer file, if there are any that concern it."""
+    """Settings in the files beside a tokenizer file that apply to it."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
 
     def json(self, name: str) -> dict[str, Any]:
-        """A file's JSON object; one that is odd is among the problems `tokenizer_facts` finds."""
+        """Returns a file's JSON object; `tokenizer_facts` reports files that are damaged."""
         if self.folder is None or not (self.folder / name).is_file():
             return {}
         try:
@@ -215,7 +216,7 @@ class _Beside:
         return find_template(self.folder, self.json("tokenizer_config.json"))
 
     def names(self, special: Mapping[str, Any]) -> dict[str, str]:
-        """What a template calls the special tokens: `bos_token` and the like."""
+        """Returns the special tokens by their names in templates: `bos_token` and the like."""
         found = {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
         texts = {
             name: token.get("content") if isinstance(token, Mapping) else token
@@ -227,7 +228,7 @@ class _Beside:
 
 
 def _cut(piece: Piece, borders: Sequence[int]) -> Iterator[Piece]:
-    """A run of plain text in parts, cut at the borders within it."""
+    """Splits a run of plain text at the borders within it."""
     if piece.id is not None:
         yield piece
         return
@@ -237,7 +238,7 @@ def _cut(piece: Piece, borders: Sequence[int]) -> Iterator[Piece]:
 
 
 def beside(file: Path) -> Path:
-    """The one tokenizer in a file's folder."""
+    """Returns the only tokenizer in a file's folder; raises DataError if there is not just one."""
     found = sorted(file.parent.glob("*.model"))
     if len(found) != 1:
         among = f"there are {', '.join(each.name for each in found)}" if found else "there is none"

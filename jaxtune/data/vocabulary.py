@@ -1,4 +1,4 @@
-"""What a tokenizer's files say, without loading it: tokens, their roles, and what is missing."""
+"""Reads facts of a tokenizer from its files, without loading it: tokens, roles, problems."""
 
 import contextlib
 import gc
@@ -18,11 +18,16 @@ STANDARD = ("tokenizer.json", "tokenizer.model")  # the names that settings stan
 
 
 def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
-    """What the files beside a parsed `config.json` say of its tokenizer.
+    """Returns the facts that a checkpoint's small files state about its tokenizer.
 
-    The path is their directory, or one tokenizer file; the settings beside a file concern it if
-    it has a standard name. `rows` are those of the embedding. None is what no file says,
-    `problems` what is wrong.
+    Args:
+      path: Directory, or one tokenizer file; the settings beside a file apply to it if it has a
+        standard name.
+      raw: Parsed `config.json`.
+      rows: Rows of the embedding.
+
+    Returns:
+      The facts by name; None where no file states one, and problems under "problems".
     """
     files = _Files(path)
     settings = files.json("tokenizer_config.json")
@@ -48,7 +53,7 @@ def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
 
 
 class _Files:
-    """The small files of a checkpoint; those that are odd leave a problem, not a traceback."""
+    """Small files of a checkpoint; a damaged one becomes a noted problem instead of an error."""
 
     def __init__(self, path: Path):
         self.chosen = None if path.is_dir() else path.name
@@ -56,12 +61,12 @@ class _Files:
         self.problems: list[str] = []
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, and it concerns this tokenizer."""
+        """Returns whether a file exists and applies to this tokenizer."""
         alone = self.chosen is not None and self.chosen not in STANDARD
         return (name == self.chosen or not alone) and (self.directory / name).is_file()
 
     def json(self, name: str) -> dict[str, Any]:
-        """A file's JSON object; nothing where there is no such file, or it is broken."""
+        """Returns a file's JSON object; {} if the file is missing or damaged."""
         if not self.has(name):
             return {}
         with self.noted(name), _uncollected():
@@ -73,7 +78,7 @@ class _Files:
 
     @contextlib.contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Turn what reading an odd file raises into a problem."""
+        """Turns errors of reading a damaged file into noted problems."""
         try:
             yield
         except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -82,7 +87,7 @@ class _Files:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Pause the garbage collector, or Gemma's half a million merges take four times as long."""
+    """Pauses the garbage collector, without which Gemma's merges take four times as long."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -94,7 +99,7 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass
 class _Vocabulary:
-    """The tokens of one file, and what else it says."""
+    """Tokens of one tokenizer file, with its other settings."""
 
     file: str | None = None
     kind: str | None = None
@@ -111,7 +116,7 @@ class _Vocabulary:
 
 
 def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
-    """The tokens of tokenizer.json or a .model, and those that other files add."""
+    """Returns the tokens of tokenizer.json or a .model, with those that other files add."""
     json_first = files.chosen is None or files.chosen.endswith(".json")
     found = (_tokenizer_json(files) if json_first else None) or _sentencepiece(files)
     if found is None or not found.ids:
@@ -172,7 +177,7 @@ def _numbered(tokens: Mapping) -> dict[str, int]:
 def _special(
     role: str, named: Mapping, config: Mapping, vocabulary: _Vocabulary, files: _Files
 ) -> dict[str, Any] | None:
-    """The token of a role and its number; a null in the tokenizer's own files is a no."""
+    """Returns the token of a role and its id; null in the tokenizer's files means there is none."""
     if f"{role}_token" in named:
         token = named[f"{role}_token"]
         token = token.get("content") if isinstance(token, Mapping) else token
@@ -189,7 +194,7 @@ def _special(
 
 
 def _stops(files: _Files, config: Mapping, vocabulary: _Vocabulary) -> list[dict[str, Any]]:
-    """The tokens that end a generated text."""
+    """Returns the tokens that end a generated text."""
     found = files.json("generation_config.json").get("eos_token_id", config.get("eos_token_id"))
     numbers = found if isinstance(found, list) else [found]
     return [vocabulary.entry(number) for number in numbers if type(number) is int]
@@ -198,7 +203,7 @@ def _stops(files: _Files, config: Mapping, vocabulary: _Vocabulary) -> list[dict
 def _adds_bos(
     files: _Files, settings: Mapping, vocabulary: _Vocabulary, bos: Mapping | None
 ) -> bool | None:
-    """Whether encoding a text puts BOS before it, if the files say so."""
+    """Returns whether BOS is put before a text, or None if no file states it."""
     told = settings.get("add_bos_token")
     told = told if isinstance(told, bool) else None
     if vocabulary.processor is None:
