@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_FLAGS", LIGHT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would wait for work at full speed
 os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar for every tiny save
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
+os.environ["COLUMNS"] = "100"  # texts wrap alike in every terminal and in every worker
 
 import functools
 import gc

@@ -77,8 +77,8 @@ def lines(workdir: Path, kind: str) -> list[dict]:
 class At(Quiet):
     """Does something when a step is done: crash, ask to stop."""
 
-    def __init__(self, step: int, what):
-        super().__init__()
+    def __init__(self, step: int, what, verbose: bool = False):
+        super().__init__(verbose=verbose)
         self.step, self.what, self.said = f"step {step}/", what, []
 
     def draw(self, text=""):
@@ -117,7 +117,7 @@ def test_what_a_run_leaves(whole, make):
 
 @pytest.mark.slow
 def test_the_banner_says_what_will_happen(make, tmp_path):
-    said = At(0, None)
+    said = At(0, None, verbose=True)
     fit(make(("steps", 1), ("mesh.fsdp", 1)), tmp_path, progress=said)
     text = "\n".join(said.said)
     assert re.search(r"rows +32 with [\d,]+ tokens, [\d,]+ scored \(\d+%\)", text)
