@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # a SentencePiece proto's normalizer_spec.add_dummy_prefix
-TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # how templates write the tokens of turns
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # sets normalizer_spec.add_dummy_prefix to false
+TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # tokens of turns in templates, such as [INST]
 
 
 @dataclass(frozen=True)
 class Special:
-    """A special token, with whether it removes the whitespace beside it."""
+    """A special token; `lstrip` and `rstrip` tell whether it removes the whitespace beside it."""
 
     id: int
     text: str
@@ -35,7 +35,7 @@ class SentencePiece:
 
         proto = file.read_bytes()
         self._begin = SentencePieceProcessor(model_proto=proto)
-        # Protocol buffers merge what is appended, so this overrides one field of the file.
+        # Protocol buffers merge appended bytes, so this overrides one field of the file.
         self._continue = SentencePieceProcessor(model_proto=proto + NO_DUMMY_PREFIX)
         self.size = self._begin.vocab_size()
         control = self._begin.is_control(list(range(self.size)))
@@ -69,7 +69,7 @@ class TokenizerJson:
         self._begin = self._continue = _bare(Tokenizer.from_file(str(file)))
         self.size = self._begin.get_vocab_size()
         rules = _rules(self._begin)
-        # Some files put a space before a text alone, others before each text between two tokens.
+        # Some files put a space before a whole text, others also before text after a special token.
         self.spaced_after_special = any(map(_spaces_everything, rules))
         if self.spaced_after_special or any(map(_spaces_first, rules)):
             state = _unspaced(json.loads(self._begin.to_str()))
@@ -90,7 +90,7 @@ class TokenizerJson:
         """Returns the text of ids that are not special, without the space before a text."""
         if begins or self._continue is self._begin:
             return self._begin.decode(ids, skip_special_tokens=False)
-        # Decoders drop the space that begins a text, so another text begins here.
+        # Decoders drop a leading space, so the ids are decoded after an "a", which is then removed.
         first = self._begin.encode("a", add_special_tokens=False).ids
         whole = self._begin.decode([*first, *ids], skip_special_tokens=False)
         return whole.removeprefix("a")
@@ -105,7 +105,7 @@ class TokenizerJson:
 
 
 def added_specials(settings: dict[str, Any], added: dict[str, int]) -> list[Special]:
-    """Returns the tokens that tokenizer_config.json and added_tokens.json add to a model's."""
+    """Returns the special tokens that tokenizer_config.json and added_tokens.json add."""
     listed = {
         int(number): entry for number, entry in (settings.get("added_tokens_decoder") or {}).items()
     }
@@ -121,23 +121,23 @@ def added_specials(settings: dict[str, Any], added: dict[str, int]) -> list[Spec
 
 
 def tags(backend: SentencePiece | TokenizerJson, template: str) -> list[Special]:
-    """Returns turn tokens of a chat template that a SentencePiece file would match in text."""
-    if isinstance(backend, TokenizerJson):  # which names them itself
+    """Returns the turn tokens of a chat template that a SentencePiece file would match in text."""
+    if isinstance(backend, TokenizerJson):  # such a file lists its special tokens
         return []
     found = {text: backend.id(text) for text in TAG.findall(template)}
     return [Special(number, text) for text, number in found.items() if number is not None]
 
 
 def _bare(tokenizer: Any) -> Any:
-    """Returns the tokenizer with its own added tokens, truncation and padding turned off."""
-    tokenizer.encode_special_tokens = True  # as text, that is
+    """Returns the tokenizer without matching of special tokens, truncation and padding."""
+    tokenizer.encode_special_tokens = True  # encodes special tokens in a text as plain text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _rules(tokenizer: Any) -> list[dict[str, Any]]:
-    """Returns the steps of its normalizer and pre-tokenizer, as in the file."""
+    """Returns the steps of a tokenizer's normalizer and pre-tokenizer, as in its file."""
     parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     states = [json.loads(part.__getstate__()) for part in parts]
     return [step for state in states for step in _steps(state)]
@@ -162,7 +162,7 @@ def _spaces_first(step: dict[str, Any]) -> bool:
 
 
 def _unspaced(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a tokenizer.json without the space before a text."""
+    """Changes a parsed tokenizer.json so that it puts no space before a text."""
     for part in ("normalizer", "pre_tokenizer"):
         for step in _steps(state[part] or {}):
             if step.get("type") == "Prepend":

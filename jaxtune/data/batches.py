@@ -18,11 +18,11 @@ class Batch:
 
     tokens: Any  # int32[B, T]
     positions: Any  # int32[B, T], from 0 for every example
-    segments: Any  # int32[B, T], from 0 in every line
+    segments: Any  # int32[B, T], index of the example within its line
     valid: Any  # bool[B, T], False at padding
-    causal: Any  # bool[B, T], False in a prefix whose tokens attend to each other; or None
+    causal: Any  # bool[B, T], False in a bidirectional prefix; or None
     where: Any  # int32[B, K], positions whose hidden state predicts a scored token
-    targets: Any  # int32[B, K], the tokens they predict
+    targets: Any  # int32[B, K], the scored tokens themselves
     weights: Any  # float32[B, K], weights of their losses; 0 at padding
     images: Any = None  # float32[B, I, S, S, 3], the pictures of each line in order; or None
 

@@ -8,17 +8,25 @@ from jaxtune.data.errors import known
 from jaxtune.data.markup import Markup
 from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
 
-ASSISTANT = ("assistant", "model")  # the second is Gemma's word
+ASSISTANT = ("assistant", "model")  # the second is Gemma's name for the role
 TURNS = ("all", "last")
 ASK = {"role": "user", "content": "ask"}
 PROBE = "probe"
 
 Message = Mapping[str, Any]
-Region = tuple[int, int]  # from one character to before another
+Region = tuple[int, int]  # (begin, end) in characters; the end is exclusive
 
 
 class ChatTemplate:
-    """A chat template with the tokens that end a turn."""
+    """A chat template with the tokens that end a turn.
+
+    Args:
+      text: Source of the template, in jinja.
+      markup: Finds the special tokens of the tokenizer.
+      names: Special tokens by the names that templates use, such as `bos_token`.
+      stops: Ids that end a text or a turn.
+      today: Date that the template sees, such as "2026-11-05"; None for the current date.
+    """
 
     def __init__(
         self,
@@ -35,7 +43,7 @@ class ChatTemplate:
     def conversation(
         self, messages: Sequence[Message], turns: str, options: Mapping[str, Any]
     ) -> tuple[str, list[Region]]:
-        """Returns the text of a conversation and its scored regions; contents are quoted."""
+        """Returns the text of a conversation, with its messages quoted, and the scored regions."""
         known("turns", turns, TURNS)
         messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
         asked = [n for n, message in enumerate(messages) if message["role"] in ASSISTANT]
@@ -63,7 +71,7 @@ class ChatTemplate:
             return self._render(
                 **{**defaults, **options}, messages=messages, add_generation_prompt=ask
             )
-        except Exception as error:  # a template raises whatever its author did not think of
+        except Exception as error:  # templates can raise anything
             raise ValueError(f"the chat template refuses the conversation: {error}") from None
 
     def _answers(
@@ -94,7 +102,7 @@ class ChatTemplate:
         return regions
 
     def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
-        """Extends blocks that a template marked by the token that ends the turn."""
+        """Extends the marked blocks by the end token of the turn, if it follows them directly."""
         ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
         after = {piece.start: piece.end for piece in ends}
         regions = [(begin, after.get(end, end)) for begin, end in blocks]
@@ -107,10 +115,10 @@ class ChatTemplate:
 
     @functools.cached_property
     def _ends(self) -> frozenset[int]:
-        """Returns stop tokens, and the special token that the template writes after an answer."""
+        """Ids of the stops and of the special token that the template writes after an answer."""
         try:
             text = self.write([ASK, {"role": "assistant", "content": PROBE}], {})
-        except ValueError:  # it wants another conversation; the stops must do
+        except ValueError:  # the template refuses this conversation: only the stops are known
             return frozenset(self._stops)
         after = _blocks(text)[0].rpartition(PROBE)[2] if PROBE in text else ""
         special = [piece.id for piece in self._markup.pieces(after) if piece.id is not None]
@@ -131,7 +139,7 @@ def _checked(messages: Any) -> Sequence[Message]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """Returns a message without the keys whose value is null, as tables fill them."""
+    """Returns a message without null values, which tables put where a message lacks a key."""
     return {key: value for key, value in message.items() if value is not None}
 
 
@@ -148,7 +156,7 @@ def _blocks(text: str) -> tuple[str, list[Region]]:
 
 
 def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list[Region]:
-    """Returns the blocks of the chosen turns, if there is one block per requested turn."""
+    """Returns the blocks of the chosen turns; raises ValueError unless each turn has one block."""
     if len(blocks) != len(asked):
         raise ValueError(
             f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns, so "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 POLICIES = ("fail", "skip")
-FEW = 5  # skipped rows whose places are kept
+FEW = 5  # skipped rows whose errors are kept
 
 
 class DataError(ValueError):
@@ -65,7 +65,7 @@ def known(what: str, value: str, values: Iterable[str]) -> str:
 
 
 def _instead(name: str, names: list[str]) -> str:
-    """Returns text for an error message: the nearest name, and the names there are."""
+    """Returns text for an error message: the nearest name, if any, and all names."""
     folded = {each.casefold(): each for each in names}
     near = difflib.get_close_matches(name.casefold(), folded, 1, cutoff=0.5)
     nearest = f"the nearest is {folded[near[0]]!r}, of " if near else "there are "

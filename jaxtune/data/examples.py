@@ -27,10 +27,10 @@ class Example:
     """A row made into tokens, with the positions that are scored."""
 
     tokens: np.ndarray  # int32[T]
-    scored: np.ndarray  # bool[T]; never the first, as nothing stands before it to predict it
-    causal: np.ndarray | None  # bool[T], False in a prefix whose tokens see each other; or None
+    scored: np.ndarray  # bool[T]; never the first, which no token precedes to predict it
+    causal: np.ndarray | None  # bool[T], False in a bidirectional prefix; or None
     place: str
-    cut: int = 0  # tokens left out to fit
+    cut: int = 0  # tokens removed to fit `max_length`
     images: tuple[Reference, ...] = ()  # the pictures that its placeholders stand for
 
     def __post_init__(self):
@@ -65,7 +65,7 @@ class Template:
 
     prefix: str
     suffix: str
-    end: str | None = None  # the token that ends a suffix; the tokenizer's EOS unless given
+    end: str | None = None  # token that ends a completion; None takes the tokenizer's EOS
 
     def __post_init__(self):
         for text in (self.prefix, self.suffix):
@@ -79,7 +79,7 @@ class Template:
 
     @property
     def asks(self) -> list[str]:
-        """Columns of the prompt that are not part of the completion."""
+        """Columns that the prefix reads."""
         return list(dict.fromkeys(name for _, name, *_ in _fields(self.prefix) if name))
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -100,24 +100,24 @@ class Template:
 
 
 def columns(prefix: str = "prefix", suffix: str = "suffix", end: str | None = None) -> Template:
-    """Returns the template of rows that have prompt and completion in two columns."""
+    """Returns the template for rows whose prompt and completion are each in a column."""
     return Template(f"{{{prefix}}}", f"{{{suffix}}}", end)
 
 
-Writer = Callable[[Mapping[str, Any], str], str]  # of a record and its place
+Writer = Callable[[Mapping[str, Any], str], str]  # (row, place) -> text
 
 
 @dataclass(frozen=True)
 class Written:
     """Prompt and completion written by functions of a row, such as those of a task.
 
-    Their text is plain: it has no special tokens. `columns` lists columns under another name in the
-    file, as (name that the functions read, name in the file).
+    Whatever the functions write is encoded as plain text, never as special tokens. `columns` lists
+    columns that the file names differently: (name that the functions read, name in the file).
     """
 
     prefix: Writer
     suffix: Writer
-    end: str | None = None  # as a template's
+    end: str | None = None  # as in Template
     columns: Sequence[tuple[str, str]] = ()
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -125,7 +125,7 @@ class Written:
         _end(tokenizer, self.end)
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
-        """Returns the tokens of the prompt; a row may have the columns under either name."""
+        """Returns the tokens of the prompt; the row may name its columns either way."""
         renamed = {known: record[theirs] for known, theirs in self.columns if theirs in record}
         text = self.prefix({**record, **renamed}, place)
         return tokenizer.encode(tokenizer.quote(text), special=True)
@@ -143,9 +143,9 @@ class Chat:
     """Chat messages in a column, written by the tokenizer's chat template."""
 
     messages: str = "messages"
-    turns: str = "all"  # the assistant's turns that are scored: all, or the last
-    tools: str | None = None  # a column of tool schemas
-    options: Mapping[str, Any] = field(default_factory=dict)  # the template's own, by name
+    turns: str = "all"  # the assistant's turns that are scored: "all" or "last"
+    tools: str | None = None  # column of tool schemas; None if there is none
+    options: Mapping[str, Any] = field(default_factory=dict)  # variables for the template, by name
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises DataError if the tokenizer has no chat template."""
@@ -170,22 +170,23 @@ class Chat:
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Encodes rows into examples; raises RowError, with the place, for a row that cannot be one.
+    """Encodes rows into examples; a row that cannot be encoded raises RowError.
 
     `too_long` decides on rows of more than `max_length` tokens: "fail" and "skip" raise TooLong,
-    which a survey counts under "skip"; "cut_prefix" keeps BOS and the end of the prompt;
-    "cut_suffix" keeps the prompt, the beginning of the completion and its end token. With
-    `pictures`, their placeholder tokens come first, and count.
+    and a survey leaves the row out under "skip"; "cut_prefix" keeps BOS and the end of the prompt;
+    "cut_suffix" keeps the prompt, the beginning of the last answer and its end token. A row that
+    is still too long after the cut raises TooLong. With `pictures`, each example begins with their
+    placeholder tokens, which count towards `max_length`.
     """
 
     tokenizer: Tokenizer
     form: Form
     max_length: int
     too_long: str = "fail"
-    full_prefix: bool = False  # the prefix's tokens see each other, as PaliGemma's do
-    pictures: Pictures | None = None  # what the model wants of pictures; None: rows have none
-    image: str = "image"  # the column they are in
-    image_root: str = ""  # the folder of relative paths; empty: that of the row's file
+    full_prefix: bool = False  # prefix tokens attend to each other both ways, as in PaliGemma
+    pictures: Pictures | None = None  # picture size and placeholders; None for text alone
+    image: str = "image"  # column of the pictures
+    image_root: str = ""  # folder of relative paths; "" takes that of the row's file
 
     def __post_init__(self):
         known("too_long", self.too_long, TOO_LONG)
@@ -210,7 +211,7 @@ class RowEncoder:
         return Example(tokens, scored, causal, place, cut, shown)
 
     def prompt(self, record: Mapping[str, Any], place: str) -> list[int]:
-        """Returns a prompt's tokens, with picture placeholders and the BOS that it begins with."""
+        """Returns the tokens of a row's prompt, with picture placeholders and BOS."""
         shown = self.pictures_of(record, place)
         try:
             ids = self.form.prompt(record, place, self.tokenizer)
@@ -221,7 +222,7 @@ class RowEncoder:
         return self._joined([Span(ids, False)], len(shown))[0].tolist()
 
     def pictures_of(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
-        """Returns a row's pictures after checking each; () if the model takes none."""
+        """Returns a row's pictures, checked by `images.check`; () if the model takes none."""
         if self.pictures is None:
             return ()
         if self.image not in record:
@@ -247,11 +248,11 @@ class RowEncoder:
         )
 
     def placeholders(self, shown: int) -> int:
-        """Returns the number of placeholder tokens of so many pictures."""
+        """Returns the number of placeholder tokens for `shown` pictures."""
         return shown * self.pictures.tokens if self.pictures else 0
 
     def _joined(self, spans: Sequence[Span], shown: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int32[T] tokens and bool[T] scored positions, BOS included if any."""
+        """Returns int32[T] tokens and bool[T] scored positions, with placeholders and BOS."""
         bos = self.tokenizer.bos
         first = next((span.ids[0] for span in spans if span.ids), None)
         if self.tokenizer.adds_bos and first != bos:
@@ -277,15 +278,15 @@ class RowEncoder:
             return everything
         first, last = np.flatnonzero(scored)[[0, -1]]
         if self.too_long.startswith("cut"):
-            # What follows the last scored token bears on no loss.
+            # Tokens after the last scored one do not affect the loss.
             everything, excess = everything[: last + 1], excess - (len(tokens) - last - 1)
         start, room = 0, 0
         if self.too_long == "cut_prefix":
             start = pictured + int(tokens[pictured] == self.tokenizer.bos)
-            room = first - max(start, 1)  # one token stays, to predict the first that is scored
+            room = first - max(start, 1)  # one token is kept to predict the first scored one
         elif self.too_long == "cut_suffix":
             answer = np.flatnonzero(~scored[: last + 1])[-1] + 1  # where the last answer begins
-            room = last - answer - 1  # its first token and the end token stay
+            room = last - answer - 1  # its first token and the end token are kept
             start = last - max(excess, 0)
         if excess > room:
             raise TooLong(place, self._too_long(len(tokens), first, pictured))

@@ -1,9 +1,9 @@
 """Finds and decodes the pictures of rows, as PaliGemma was trained to see them.
 
 TensorFlow decodes and resizes, as in big_vision's `decode|resize(size, antialias=True)|
-value_range(-1, 1)`, to the bit; it is imported with the first picture and stays on the CPU. As
-there, an alpha channel is dropped, the first frame of a GIF is taken, and 16 bits become 8. Unlike
-there, the EXIF orientation of a JPEG is applied.
+value_range(-1, 1)`, with bit-identical results; it is imported with the first picture and stays on
+the CPU. As in big_vision, an alpha channel is dropped, the first frame of a GIF is taken, and
+16 bits become 8. Unlike there, the EXIF orientation of a JPEG is applied.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ import numpy as np
 from jaxtune.data.errors import RowError, known
 
 Reference = str | bytes  # the absolute path of a picture, or an encoded picture itself
-Steps = Sequence[tuple[str, float]]  # augmentations by name, and how much of each
+Steps = Sequence[tuple[str, float]]  # (name of an augmentation, its strength)
 Chance = np.random.Generator
 
-HEAD = 64  # bytes that tell what a file is
+HEAD = 64  # bytes that suffice to recognise a format
 FORMATS: dict[str, Callable[[bytes], bool]] = {
     "JPEG": lambda head: head.startswith(b"\xff\xd8\xff"),
     "PNG": lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"),
@@ -33,9 +33,9 @@ FORMATS: dict[str, Callable[[bytes], bool]] = {
     "BMP": lambda head: head.startswith(b"BM"),
     "WebP": lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP",
 }
-ANIMATED = 2  # a bit of the flags of an extended WebP
+ANIMATED = 2  # bit for animation in the flags of an extended WebP
 ORIENTATION = 0x0112  # the EXIF tag
-# EXIF orientation -> how uint8[H, W, C] are turned to lie upright.
+# EXIF orientation -> function that turns uint8[H, W, C] upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -52,16 +52,27 @@ BEGINNING = threading.Lock()
 class Pictures:
     """Size and placeholder tokens of the pictures that a model takes."""
 
-    size: int  # pixels of their sides
-    tokens: int  # placeholders in a row for each
-    token: int  # the placeholder, which no text is encoded to
+    size: int  # side of the square they are resized to, in pixels
+    tokens: int  # placeholder tokens for each picture
+    token: int  # id of the placeholder, which no text is encoded to
 
 
 def references(value: Any, name: str, folder: str | Path, place: str) -> tuple[Reference, ...]:
-    """Returns the pictures of a column, which holds one path or bytes value, or a list of these.
+    """Returns the pictures of a column that holds a path, bytes, or a list of these.
 
-    Relative paths start from `folder`. Dictionaries of a path and bytes, as Hugging Face datasets
-    have them, are taken too.
+    A picture may also be a dictionary with "path" and "bytes", as in Hugging Face datasets.
+
+    Args:
+      value: Value of the column.
+      name: Name of the column, for error messages.
+      folder: Folder that relative paths start from.
+      place: Place of the row, for error messages.
+
+    Returns:
+      At least one picture, each as an absolute path or as bytes; files are not opened.
+
+    Raises:
+      RowError: If the column has no picture or a value of another kind.
     """
     listed = value if isinstance(value, list | tuple) else [value]
     if not listed:
@@ -81,16 +92,19 @@ def read(
     augment: Steps | None = None,
     key: Sequence[int] | None = None,
 ) -> np.ndarray:  # float32[size, size, 3], from -1 to 1
-    """Returns the pixels of a picture as float32[size, size, 3], from -1 to 1.
+    """Decodes, augments and resizes a picture.
 
     Args:
       reference: Path or bytes of the picture.
-      size: Side of the square that it is resized to.
+      size: Side of the square that it is resized to, in pixels.
       place: Place of its row, for error messages.
       augment: Random changes: ("crop", smallest share of the area that is kept), ("flip",
         probability of mirroring), ("colour", largest relative change of brightness, contrast and
         saturation).
-      key: Integers from 0 that alone decide on the random changes.
+      key: Non-negative integers that alone determine the random changes.
+
+    Returns:
+      The pixels as float32[size, size, 3], from -1 to 1.
 
     Raises:
       RowError: If the picture cannot be decoded.
@@ -108,13 +122,13 @@ def read(
 
 
 def shown(reference: Reference) -> str:
-    """Returns the name of a picture for messages."""
+    """Returns how messages name a picture: by its path, or by its size in bytes."""
     if isinstance(reference, bytes):
         return f"the picture in the row ({len(reference):,} bytes)"
     return f"picture {reference}"
 
 
-# Where a picture is
+# Locating and reading pictures
 
 
 def _reference(value: Any, name: str, folder: str | Path, place: str) -> Reference:
@@ -140,7 +154,7 @@ def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
             found = file.read(count)
     except FileNotFoundError:
         raise _error(reference, place, "there is no such file") from None
-    except (OSError, ValueError) as error:  # the latter for paths that can be none
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
         reason = getattr(error, "strerror", None) or error
         raise _error(reference, place, f"cannot be read: {reason}") from None
     if not found:
@@ -161,12 +175,12 @@ def _error(reference: Reference, place: str, problem: str) -> RowError:
     return RowError(place or "image", f"{shown(reference)}: {problem}")
 
 
-# From bytes to pixels
+# Decoding and resizing
 
 
 @functools.cache
 def _tensorflow() -> ModuleType:
-    """Imports TensorFlow, on the CPU and without its messages: the accelerator is JAX's."""
+    """Imports TensorFlow without log messages, and on the CPU: the accelerator is left to JAX."""
     with BEGINNING:
         try:
             with _quiet():
@@ -177,11 +191,11 @@ def _tensorflow() -> ModuleType:
                 "pip install tensorflow-cpu"
             ) from None
         tensorflow.get_logger().setLevel("ERROR")
-        # Where a program has used it already, devices and threads are as that program chose.
+        # RuntimeError: the program has used TensorFlow before, and its devices and threads stay.
         with contextlib.suppress(RuntimeError):
             for kind in ("GPU", "TPU"):
                 tensorflow.config.set_visible_devices([], kind)
-            # Pictures are read side by side, each in one thread.
+            # Several pictures are decoded at once, each in one thread.
             tensorflow.config.threading.set_intra_op_parallelism_threads(1)
             tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         return tensorflow
@@ -210,7 +224,7 @@ def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
     if unread:
         raise _error(reference, place, f"{unread}; save it as PNG")
     tensorflow = _tensorflow()
-    channels = 0 if kind == "WebP" else 3  # of a WebP it gives as many as there are, or none
+    channels = 0 if kind == "WebP" else 3  # a WebP decodes only to the channels it has
     try:
         with tensorflow.device("CPU:0"):
             found = tensorflow.io.decode_image(data, channels, expand_animations=False)
@@ -229,7 +243,7 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
 
 
 def _unread_bmp(data: bytes) -> str:
-    """Returns what in a BMP TensorFlow would misread, or nothing."""
+    """Returns the feature of a BMP that TensorFlow would misread, or "" if there is none."""
     bits, packed = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
     if bits not in (8, 24, 32) or packed not in (0, 3):
         return f"is a BMP of {bits} bits a pixel in compression {packed}"
@@ -247,7 +261,7 @@ def _unread_webp(data: bytes) -> str:
     return "is an animated WebP" if animated else ""
 
 
-# Format -> what keeps a file of it from being read, if anything.
+# Format -> function that returns the feature of a file that cannot be decoded right, or "".
 UNREAD: dict[str, Callable[[bytes], str]] = {"BMP": _unread_bmp, "WebP": _unread_webp}
 
 
@@ -260,11 +274,11 @@ def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
 
 
 def _orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a JPEG; 1, upright, if it has none."""
+    """Returns the EXIF orientation of a JPEG, or 1 (upright) for any other file."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[:2] == b"\xff\xd8":
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA or length < 2:  # the picture itself follows
+        if marker == 0xDA or length < 2:  # image data follows
             break
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             return _tagged(data[at + 10 : at + 2 + length])
@@ -273,7 +287,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _tagged(block: bytes) -> int:
-    """Returns the orientation tag of a TIFF header's first directory."""
+    """Returns the orientation from the first directory of an EXIF (TIFF) block, or 1."""
     order = {b"II": "little", b"MM": "big"}.get(block[:2])
     if order is None:
         return 1
@@ -290,7 +304,7 @@ def _tagged(block: bytes) -> int:
 
 
 def _cropped(pixels: np.ndarray, least: float, chance: Chance) -> np.ndarray:  # uint8[H, W, 3]
-    """Crops a random rectangle of random proportions with at least this share of the area."""
+    """Crops a random rectangle that has at least `least` of the area, in random proportions."""
     area, tall = chance.uniform(least, 1), chance.uniform()
     height, width = pixels.shape[:2]
     kept = (int(np.ceil(height * area**tall)), int(np.ceil(width * area ** (1 - tall))))
@@ -303,7 +317,7 @@ def _flipped(pixels: np.ndarray, often: float, chance: Chance) -> np.ndarray:  #
 
 
 def _coloured(pixels: np.ndarray, stray: float, chance: Chance) -> np.ndarray:  # float32[S, S, 3]
-    """Changes brightness, contrast and saturation at random."""
+    """Scales brightness, contrast and saturation, each by a factor in [1 - stray, 1 + stray]."""
     bright, contrast, colour = chance.uniform(1 - stray, 1 + stray, 3).astype(np.float32)
     pixels = pixels * bright
     pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
@@ -311,7 +325,7 @@ def _coloured(pixels: np.ndarray, stray: float, chance: Chance) -> np.ndarray:  
     return np.clip((pixels - grey) * colour + grey, 0, 255)
 
 
-# Name -> whether it comes before resizing, and what it does.
+# Name -> (whether it is applied before resizing, function).
 AUGMENTATIONS: dict[str, tuple[bool, Callable[[np.ndarray, float, Chance], np.ndarray]]] = {
     "crop": (True, _cropped),
     "flip": (False, _flipped),
@@ -324,5 +338,5 @@ def _augmentation(name: str) -> tuple[bool, Callable[[np.ndarray, float, Chance]
 
 
 def _chance(name: str, key: Sequence[int] | None) -> Chance:
-    """Returns a random generator of its own for an augmentation, independent of all others."""
+    """Returns a generator seeded by the augmentation and key, so that none affects another."""
     return np.random.default_rng([zlib.crc32(name.encode()), *(key or ())])

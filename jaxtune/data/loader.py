@@ -27,7 +27,7 @@ class Step:
     places: list[str]  # places of the rows in the share, line after line
     examples: int  # rows of the step, over all processes
     tokens: int  # their tokens, without padding
-    scored: int
+    scored: int  # their scored tokens
 
 
 class Loader:
@@ -39,7 +39,7 @@ class Loader:
     earlier steps run.
 
     Args:
-      source: Rows.
+      source: Rows to read.
       encoder: Makes examples of rows.
       survey: Rows that can be used, with their lengths.
       batch: Lines per micro-batch, over all processes.
@@ -49,11 +49,12 @@ class Loader:
       seed: Seed of packing and shuffling; None keeps the rows in order.
       epochs: Number of epochs; None never ends.
       weighting: Weights of scored tokens, as in `collate`.
-      augment: Augmentation of pictures, which depends on `augment_seed`, epoch and row alone.
+      augment: Random changes of pictures, as in `images.read`; what they do depends only on
+        `augment_seed`, epoch, row and picture.
       augment_seed: Seed of the augmentation.
       process: Index of this process, and the number of processes.
       workers: Threads that prepare batches.
-      ahead: Steps that are prepared in advance at most.
+      ahead: Maximum number of steps prepared in advance.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Loader:
         self.lines = _lines(survey, encoder.max_length, packing, seed)
         self._pictures = _of_lines(survey.pictures, self.lines)
         self._decoders = ThreadPoolExecutor(os.cpu_count())  # threads start when there is work
-        # Lines of this process in a step: the same ones of each micro-batch.
+        # Lines of this process in a step: the same positions of each micro-batch.
         slots = np.arange(accumulate * batch).reshape(accumulate, count, -1)
         self._slots: list[int] = slots[:, index].ravel().tolist()
         longest = encoder.max_length
@@ -156,7 +157,7 @@ class Loader:
     def _seen(
         self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
     ) -> np.ndarray | None:  # float32[lines, I, S, S, 3]
-        """Returns the pictures of a step's lines; I is a power of two, to have few shapes."""
+        """Returns the pictures of a step's lines, or None; I is a power of two, for few shapes."""
         wanted = self._encoder.pictures
         if wanted is None:
             return None

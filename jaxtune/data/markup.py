@@ -1,4 +1,4 @@
-"""Tells special tokens in templates from quoted data, in which they are plain text."""
+"""Distinguishes special tokens in templates from their names in data, which are plain text."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtune.data.backends import Special
 
-# Unicode keeps U+FDD0 to U+FDEF for use inside programs; no text holds them.
+# Unicode reserves U+FDD0 to U+FDEF for use inside programs, so no text contains them.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARKS = re.compile("[\ufdd0-\ufdef]")
 
@@ -18,7 +18,7 @@ class Piece:
 
     text: str
     start: int
-    id: int | None = None  # of a special token
+    id: int | None = None  # only of a special token
 
     @property
     def end(self) -> int:
@@ -31,7 +31,7 @@ class Markup:
     def __init__(self, specials: Mapping[str, Special]):
         self.specials = specials
         longest = sorted(specials, key=len, reverse=True)
-        either = "|".join(map(re.escape, longest)) or "(?!)"  # which matches nothing
+        either = "|".join(map(re.escape, longest)) or "(?!)"  # a pattern that matches nothing
         self._special = re.compile(either)
         self._quoted_or_special = re.compile(f"{OPEN}(?:{either}){CLOSE}|({either})")
 
@@ -49,7 +49,7 @@ class Markup:
 
     def pieces(self, text: str) -> Iterator[Piece]:
         """Splits a text at its special tokens, except quoted ones."""
-        start, eats = 0, False  # `eats`: the token before swallows the spaces after it
+        start, eats = 0, False  # `eats`: the last token removes spaces after it
         found = [match for match in self._quoted_or_special.finditer(text) if match[1]]
         for match in [*found, None]:
             special = self.specials[match[1]] if match else None

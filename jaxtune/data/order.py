@@ -38,7 +38,7 @@ class Order(Generic[T]):
       epochs: Number of epochs; None never ends.
       contents: Checksum of the items, by which `restore` refuses a state of other data.
       workers: Threads that call `make`; 0 calls it in the caller's thread. The order is the same.
-      ahead: Steps that are prepared in advance at most.
+      ahead: Maximum number of steps prepared in advance.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Order(Generic[T]):
         self._identity = {"items": items, "each": each, "seed": told, "contents": contents}
         numbers = MapDataset.range(items)
         if seed is not None:
-            # Grain shuffles epoch n by seed + n: neighbouring seeds would share permutations.
+            # Grain shuffles epoch n with seed + n, so neighbouring seeds would share permutations.
             mixed = np.random.SeedSequence(seed).generate_state(1)[0]
             numbers = numbers.shuffle(seed=int(mixed))
         steps = numbers.batch(each, batch_fn=list).repeat(epochs)

@@ -22,7 +22,7 @@ class Lines:
 
 
 def one_each(lengths: np.ndarray, scored: np.ndarray) -> Lines:  # int32[N] both
-    """Puts every row on a line of its own, as batches without packing need it."""
+    """Returns lines of one row each, for batches without packing."""
     rows = np.arange(len(lengths))
     return Lines(rows, rows + 1, lengths.astype(np.int64), scored.astype(np.int64))
 
@@ -46,11 +46,11 @@ def packed(
         share a line. None keeps their order.
 
     Returns:
-      The lines, with their tokens and scored tokens.
+      The lines, in the order of their windows.
     """
     rows = np.arange(len(lengths))
     if seed is not None:
-        rows = np.random.RandomState(seed).permutation(len(lengths))  # numpy froze this stream
+        rows = np.random.RandomState(seed).permutation(len(lengths))  # NumPy has frozen this stream
     lines: list[list[int]] = []
     for start in range(0, len(rows), window):
         lines += _first_fit(rows[start : start + window], lengths, limit)

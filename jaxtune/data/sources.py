@@ -23,7 +23,10 @@ READERS = {
     ".parquet": Parquet,
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+SAVED = (
+    "state.json",
+    "dataset_dict.json",
+)  # files that only save_to_disk writes
 
 
 class Source(Protocol):
@@ -55,10 +58,10 @@ def open_source(
 
     Args:
       spec: What to open; the suffix tells JSON lines, CSV, TSV and Parquet apart.
-      split: Split of a dataset.
-      revision: Revision of a dataset on the Hub.
-      subset: Configuration of a dataset.
-      limit: Keeps only this many of the first rows.
+      split: Split of a dataset; files have none.
+      revision: Revision of a dataset on the Hub; None for the default branch.
+      subset: Configuration of a dataset on the Hub; None for the default one.
+      limit: Number of rows to keep from the beginning; None keeps all.
 
     Returns:
       The rows, one source after another.
@@ -137,12 +140,12 @@ def first(source: Source, limit: int | None) -> Source:
 
 
 def set_apart(source: Source, count: int) -> tuple[Source, Source]:
-    """Splits a source into (the rest, `count` rows), independently of the seed of the run."""
+    """Splits a source at random into (the rest, `count` rows), the same in every run."""
     if not 0 < count < len(source):
         raise DataError(
             f"{count:,} rows cannot be set apart from {len(source):,}: some must be left of both"
         )
-    order = np.random.RandomState(0).permutation(len(source))  # numpy froze this stream
+    order = np.random.RandomState(0).permutation(len(source))  # NumPy has frozen this stream
     return Chosen(source, np.sort(order[count:])), Chosen(source, np.sort(order[:count]))
 
 

@@ -24,7 +24,7 @@ class Survey:
     scored: np.ndarray  # int32[N], scored tokens of each
     pictures: np.ndarray  # int32[N], pictures of each
     cut: int  # rows that were cut to fit
-    cut_tokens: int
+    cut_tokens: int  # tokens removed from them
     too_long: Skipped
     malformed: Skipped
 
@@ -56,12 +56,13 @@ def survey(
 ) -> Survey:
     """Encodes every row once and keeps its counts; the examples are made again when they are used.
 
-    Pictures are checked for existence, not decoded. A row in which nothing is scored is always an
-    error.
+    Pictures are checked for existence and format, not decoded. A row in which nothing is scored is
+    always an error.
 
     Args:
       source: Rows to read.
-      encoder: Makes examples of rows; its `too_long` decides on rows that are too long.
+      encoder: Makes examples of rows; if its `too_long` is "skip", rows that are too long are left
+        out and counted.
       malformed: "fail" raises the error of a malformed row; "skip" leaves it out and counts it.
       workers: Threads that encode rows.
       progress: Called with the number of rows read so far.

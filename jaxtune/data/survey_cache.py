@@ -18,7 +18,7 @@ SKIPPED = ("too_long", "malformed")
 
 
 def cached(file: Path, key: Any, make: Callable[[], Survey]) -> Survey:
-    """Returns the survey stored in a file under this key, or makes and stores one."""
+    """Returns the survey in a file if it was stored under this key; else makes and stores one."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     found = _read(file, digest)
     if found is None:

@@ -74,7 +74,16 @@ class Parquet:
 
 
 class HuggingFace:
-    """Rows of a split of a Hugging Face dataset, on the Hub or written by `save_to_disk`."""
+    """Rows of a split of a Hugging Face dataset, on the Hub or written by `save_to_disk`.
+
+    Columns that the library would decode, such as pictures, are returned as they are stored.
+
+    Args:
+      name: Id on the Hub, or the directory that `save_to_disk` wrote.
+      split: Name of the split; not used for a saved dataset that has only one, without a name.
+      revision: Revision on the Hub; None for the default branch. Not used for a directory.
+      subset: Configuration on the Hub; None for the default one. Not used for a directory.
+    """
 
     def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
         self.name, self.split = name, split
@@ -94,16 +103,16 @@ class HuggingFace:
 
     @property
     def identity(self) -> list:
-        """Of the dataset, as its library knows it."""
+        """Name, split and fingerprint, which the datasets library computes from the rows."""
         return [self.name, self.split, self._rows._fingerprint]
 
     def place(self, index: int) -> str:
-        """Where a record stands: `name[split]:row`, counted from 1."""
+        """Returns the place of a row: `name[split]:row`, counted from 1."""
         return f"{self.name}[{self.split}]:{index + 1}"
 
 
 def _decodes(rows: Any) -> bool:
-    """Whether the library would decode pictures and the like, which are wanted as stored."""
+    """Returns whether datasets would decode a column, such as pictures, on reading it."""
     from datasets.features.features import require_decoding
 
     return any(map(require_decoding, rows.features.values()))
@@ -114,9 +123,9 @@ def _saved(directory: str, split: str) -> Any:
 
     try:
         found = datasets.load_from_disk(directory)
-    except Exception as error:  # whatever pyarrow, fsspec and datasets raise for odd files
+    except Exception as error:  # pyarrow, fsspec and datasets raise many kinds for bad files
         raise DataError(f"{directory}: not a dataset that save_to_disk wrote: {error}") from None
-    if isinstance(found, datasets.Dataset):  # of one split, which has no name here
+    if isinstance(found, datasets.Dataset):  # a single split is saved without its name
         return found
     if split not in found:
         raise DataError(f"{directory}: has no split {split!r}; there are {sorted(found)}")
@@ -128,7 +137,7 @@ def _hub(name: str, split: str, revision: str | None, subset: str | None) -> Any
 
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # some twenty kinds, from four libraries
+    except Exception as error:  # about twenty kinds, from four libraries
         offline = isinstance(error, ConnectionError) or datasets.config.HF_HUB_OFFLINE
         reason = (
             "it is not in the local cache, and the Hub cannot be reached; load it once while "

@@ -12,12 +12,12 @@ from typing import Any
 
 from jaxtune.data.errors import DataError
 
-BEGIN, END = "\ufdd2", "\ufdd3"  # around what a {% generation %} block writes
+BEGIN, END = "\ufdd2", "\ufdd3"  # put around the output of a {% generation %} block
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """Returns the chat template among a tokenizer's files; of several, the one named default."""
+    """Returns a tokenizer's chat template, or None; of several, the one named "default"."""
     written = directory / "chat_template.jinja"
     if written.is_file():
         return written.read_text("utf-8")
@@ -31,7 +31,10 @@ def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def compiled(text: str, today: str | None = None) -> Callable[..., str]:
-    """Compiles a template into a function of its variables; `today` is the date that it sees."""
+    """Compiles a template into a function of its variables.
+
+    `today`, such as "2026-11-05", is the date that the template sees; None takes the current date.
+    """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

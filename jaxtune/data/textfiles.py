@@ -14,11 +14,11 @@ from jaxtune.data.errors import DataError, RowError
 
 BLOCK = 2**24  # bytes read at a time while looking for lines
 BOM = b"\xef\xbb\xbf"
-WIDE = (b"\xff\xfe", b"\xfe\xff")  # the marks UTF-16 begins with
+WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 NEWLINE = ord("\n")
 SPACES = np.frombuffer(b" \t\r\n\v\f", np.uint8)
 KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-LONGEST = 2**31 - 1  # characters in a field; the csv module stops at 131,072 unless told
+LONGEST = 2**31 - 1  # characters in a CSV field; the default limit of the csv module is 131,072
 
 
 def stamp(file: Path) -> list:
@@ -37,7 +37,7 @@ class JsonLines:
         starts = np.append(starts, self._text.size)
         blank = [n for n in doubtful if not self._text.read(starts[n], starts[n + 1]).strip()]
         kept = np.delete(np.arange(len(starts)), blank) if blank else None
-        # A line's number is not its row's where there are blank lines.
+        # With blank lines, line numbers differ from row indices.
         self._starts, self._numbers = (starts, None) if kept is None else (starts[kept], kept)
         _some_rows(self, "one JSON object a line was expected")
 
@@ -77,7 +77,7 @@ class Delimited:
         self._text = _Text(file)
         csv.field_size_limit(LONGEST)
         starts, self._numbers = _record_starts(file, self._text.begin, delimiter)
-        self._starts = np.append(starts, self._text.size)  # that of the header first
+        self._starts = np.append(starts, self._text.size)  # the header first
         _some_rows(self, "a header and rows under it were expected")
         self.columns = self._fields(0)
         repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
@@ -126,7 +126,7 @@ class _Text:
 
     def __init__(self, file: Path):
         try:
-            self._stream = open(file, "rb")  # noqa: SIM115, read from for as long as this lives
+            self._stream = open(file, "rb")  # noqa: SIM115, open as long as this object
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
         self.size = os.fstat(self._stream.fileno()).st_size
@@ -169,7 +169,7 @@ def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, 
     starts, numbers = array("q"), array("q")
     with open(file, "rb") as stream:
         lines = _Counted(stream, begin)
-        # Latin-1 reads any bytes, and quotes and breaks are the same bytes in UTF-8.
+        # Latin-1 decodes any bytes, and quotes and line breaks are the same bytes in UTF-8.
         reader = csv.reader(lines, delimiter=delimiter)
         try:
             while True:
@@ -184,7 +184,7 @@ def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, 
 
 
 class _Counted:
-    """Iterator over the lines of a stream that keeps the offset and line number."""
+    """Lines of a stream; `offset` and `number` are its position in bytes and lines."""
 
     def __init__(self, stream, offset: int):
         stream.seek(offset)
@@ -206,6 +206,6 @@ def _decoded(line: bytes, place: str) -> str:
 
 
 def _hint(text: str) -> str:
-    """Returns advice for an error message if a text looks like one whole JSON document."""
+    """Returns advice for an error message if a line seems to be part of a whole JSON document."""
     whole = text.strip() in ("[", "{") or text.lstrip().startswith("[")
     return "; write an array or an indented document as JSON lines" if whole else ""

@@ -3,11 +3,12 @@
 Two decisions:
 
 - **Special tokens in data are plain text.** `<eos>` in a row is encoded as those five characters,
-  whatever the file. Only templates, a chat's or a config's, write special tokens; what is put
-  into them goes through `quote`.
-- **Texts that belong together may be encoded apart.** A prompt is encoded alone when generating,
-  so it is when training, and no token spans the border. `continues=True` encodes the second text
-  without the space that some models put before every text: ids joined decode to texts joined.
+  whatever the tokenizer file says. Only chat templates and the templates of a config can write
+  special tokens; the values filled into them are passed through `quote`.
+- **Prompt and completion are encoded separately.** A prompt is encoded alone in generation, so it
+  is in training too, and no token spans the border. `continues=True` encodes the second text
+  without the space that some models put before every text, so that the concatenated ids decode to
+  the concatenated texts.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from jaxtune.data.markup import Markup, Piece, unmarked
 from jaxtune.data.templates import find_template
 from jaxtune.data.vocabulary import ROLES, STANDARD, tokenizer_facts
 
-ANY_ROWS = 2**31  # an embedding's rows, where there is no model to ask
+ANY_ROWS = 2**31  # rows of the embedding, where there is no model to read them from
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tokenizer:
         facts: Mapping[str, Any],
     ):
         self._backend = backend
-        self.specials: dict[str, Special] = {}  # by their text; the first of a text counts
+        self.specials: dict[str, Special] = {}  # by text; the first wins
         for special in specials:
             self.specials.setdefault(special.text, special)
         self.markup = Markup(self.specials)
@@ -53,11 +54,11 @@ class Tokenizer:
         numbers = {role: (facts["special"][role] or {}).get("id") for role in ROLES}
         self.bos, self.eos, self.pad, self.unk = (numbers[role] for role in ROLES)
         stops = {self.eos, *(stop["id"] for stop in facts["stops"])}
-        self.stops = tuple(sorted(stops - {None}))  # that end a text or a turn
-        # SentencePiece files do not say; the makers of those with a BOS begin every text with it.
+        self.stops = tuple(sorted(stops - {None}))  # ids that end a text or a turn
+        # SentencePiece files do not state it; models that have a BOS expect it before every text.
         told = facts["adds_bos"]
         self.adds_bos: bool = self.bos is not None if told is None else told
-        self.problems: list[str] = facts["problems"]  # what is odd about the files
+        self.problems: list[str] = facts["problems"]  # problems found in the files
         self._forbidden = {special.id for special in self.specials.values()} - {self.unk}
         self._texts = {special.id: special.text for special in self.specials.values()}
 
@@ -67,8 +68,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Opens the tokenizer of a directory or file.
 
-        `template` replaces its chat template. `today`, such as 2026-11-05, is the date that
-        templates may write.
+        `template` replaces its chat template. `today`, such as "2026-11-05", is the date that chat
+        templates may write; None takes the current date.
         """
         path = Path(path).expanduser()
         if not path.exists():
@@ -100,7 +101,7 @@ class Tokenizer:
     def encode(self, text: str, *, continues: bool = False, special: bool = False) -> list[int]:
         """Returns the ids of a text, without BOS or EOS.
 
-        With `special`, special tokens written in the text become such, except inside quoted parts;
+        With `special`, special tokens written in the text are encoded as such unless quoted;
         without it, all text is plain. `continues` is described at the top of the module.
         """
         if not special:
@@ -128,7 +129,7 @@ class Tokenizer:
         return "".join(parts)
 
     def quote(self, value: Any) -> Any:
-        """Marks text, also in lists and mappings, so a template keeps special tokens as text."""
+        """Marks the special tokens in text, or in lists and mappings of it, as plain text."""
         return self.markup.quote(value)
 
     def piece(self, number: int) -> str:
@@ -170,7 +171,7 @@ class Tokenizer:
         return not self._backend.spaced_after_special
 
     def _tokens(self, text: str, regions: Sequence[Region]) -> Iterator[tuple[int, bool]]:
-        """Returns the ids of a template's text, each with whether it is in a scored region."""
+        """Yields the ids of a template's text, each with whether it is in a scored region."""
         borders = sorted({border for region in regions for border in region})
         for piece in self.markup.pieces(text):
             for part in _cut(piece, borders):
@@ -184,7 +185,7 @@ class Tokenizer:
         ids = self._backend.encode(text, continues)
         if self._forbidden.isdisjoint(ids):
             return ids
-        # This file matches special tokens in any text: let it see none of them whole.
+        # This file matches special tokens in any text, so the text is split inside each of them.
         parts = enumerate(self.markup.broken(text))
         runs = [self._backend.encode(part, continues or n > 0) for n, part in parts]
         ids = list(itertools.chain.from_iterable(runs))
@@ -195,7 +196,7 @@ class Tokenizer:
 
 
 class _Beside:
-    """Settings in the files beside a tokenizer file that apply to it."""
+    """Settings from the files beside a tokenizer file; there are none if `folder` is None."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder

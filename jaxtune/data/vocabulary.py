@@ -11,10 +11,10 @@ from typing import Any
 
 ROLES = ("bos", "eos", "pad", "unk")
 SETTINGS = ("tokenizer_config.json", "generation_config.json")
-FEW = 4  # tokens without a row that are named
+FEW = 4  # tokens past the embedding's rows that are listed
 
 
-STANDARD = ("tokenizer.json", "tokenizer.model")  # the names that settings stand beside
+STANDARD = ("tokenizer.json", "tokenizer.model")  # these names use the settings beside them
 
 
 def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class _Files:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Pauses the garbage collector, without which Gemma's merges take four times as long."""
+    """Pauses garbage collection, without which Gemma's merges parse four times slower."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -105,7 +105,7 @@ class _Vocabulary:
     kind: str | None = None
     ids: dict[str, int] = field(default_factory=dict)
     special: dict[str, str] = field(default_factory=dict)  # token by role
-    processor: Mapping | None = None  # of tokenizer.json, which alone has one
+    processor: Mapping | None = None  # post_processor; None for other files than tokenizer.json
 
     @cached_property
     def tokens(self) -> dict[int, str]:
@@ -140,7 +140,7 @@ def _tokenizer_json(files: _Files) -> _Vocabulary | None:
     with files.noted(name):
         model = parsed["model"]
         tokens = model["vocab"]
-        if not isinstance(tokens, Mapping):  # Unigram lists pieces with their scores
+        if not isinstance(tokens, Mapping):  # Unigram lists (piece, score) in the order of ids
             tokens = {piece: number for number, (piece, _) in enumerate(tokens)}
         added = {entry["content"]: entry["id"] for entry in parsed.get("added_tokens") or ()}
         special = {"unk": model["unk_token"]} if model.get("unk_token") else {}
