@@ -156,7 +156,7 @@ def _blocks(text: str) -> tuple[str, list[Region]]:
 
 
 def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list[Region]:
-    """Returns the blocks of the chosen turns; raises ValueError unless each turn has one block."""
+    """Returns the blocks of the chosen turns; raises ValueError unless there is one per turn."""
     if len(blocks) != len(asked):
         raise ValueError(
             f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns, so "

@@ -191,7 +191,7 @@ def _tensorflow() -> ModuleType:
                 "pip install tensorflow-cpu"
             ) from None
         tensorflow.get_logger().setLevel("ERROR")
-        # RuntimeError: the program has used TensorFlow before, and its devices and threads stay.
+        # RuntimeError: the program has already used TensorFlow, and its settings stay as they are.
         with contextlib.suppress(RuntimeError):
             for kind in ("GPU", "TPU"):
                 tensorflow.config.set_visible_devices([], kind)
@@ -224,7 +224,7 @@ def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
     if unread:
         raise _error(reference, place, f"{unread}; save it as PNG")
     tensorflow = _tensorflow()
-    channels = 0 if kind == "WebP" else 3  # a WebP decodes only to the channels it has
+    channels = 0 if kind == "WebP" else 3  # a WebP decodes only to its own channels
     try:
         with tensorflow.device("CPU:0"):
             found = tensorflow.io.decode_image(data, channels, expand_animations=False)
@@ -243,7 +243,7 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
 
 
 def _unread_bmp(data: bytes) -> str:
-    """Returns the feature of a BMP that TensorFlow would misread, or "" if there is none."""
+    """Returns why TensorFlow would misread a BMP, or "" if it would not."""
     bits, packed = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
     if bits not in (8, 24, 32) or packed not in (0, 3):
         return f"is a BMP of {bits} bits a pixel in compression {packed}"
@@ -261,7 +261,7 @@ def _unread_webp(data: bytes) -> str:
     return "is an animated WebP" if animated else ""
 
 
-# Format -> function that returns the feature of a file that cannot be decoded right, or "".
+# Format -> function that returns why a file would be decoded wrongly, or "" if it would not.
 UNREAD: dict[str, Callable[[bytes], str]] = {"BMP": _unread_bmp, "WebP": _unread_webp}
 
 

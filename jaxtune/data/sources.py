@@ -23,10 +23,7 @@ READERS = {
     ".parquet": Parquet,
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SAVED = (
-    "state.json",
-    "dataset_dict.json",
-)  # files that only save_to_disk writes
+SAVED = ("state.json", "dataset_dict.json")  # one of them is in a save_to_disk directory
 
 
 class Source(Protocol):
