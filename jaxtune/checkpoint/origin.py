@@ -1,6 +1,5 @@
 """Published checkpoint from which a model was loaded: path, tokenizer and stop tokens."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.data.errors import DataError
 from jaxtune.data.tokenizer import Tokenizer, beside
+from jaxtune.data.vocabulary import stop_ids
 from jaxtune.models.paligemma import Model
 
 NPZ = ".npz"
@@ -60,12 +60,9 @@ class Origin:
         They come from generation_config.json, or else from config.json; for an .npz file, which
         has neither, from its tokenizer. Empty if none of these is there or names any.
         """
-        for name in ("generation_config.json", "config.json"):
-            file = self.path / name
-            found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-            if found is not None:
-                return tuple(found) if isinstance(found, list) else (found,)
+        if not self.is_npz:
+            return stop_ids(self.path)
         try:
-            return self.tokenizer.stops if self.is_npz else ()
+            return self.tokenizer.stops
         except DataError:
             return ()

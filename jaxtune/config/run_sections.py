@@ -97,8 +97,7 @@ class Hub:
     repo: str = about(
         "",
         "repository to push to: owner/name, or a name in the token's account; {name} is "
-        "replaced by "
-        "the run's name with its start time; empty: none",
+        "replaced by the run's name with its start time; empty: none",
         also="hub_model_id push_to_hub",
     )
     private: bool = about(True, "push to a private repository only", also="hub_private_repo")

@@ -143,8 +143,7 @@ class Trainable:
     targets: Literal["all-linear", "attention"] | tuple[Pattern, ...] = about(
         "all-linear",
         "weights that get an adapter: all linear maps of the layers, those of attention, "
-        "or patterns "
-        "over paths",
+        "or patterns over paths",
         needed=True,
         when=LORA,
         also="target_modules",
@@ -228,8 +227,7 @@ class Optim:
     decays: tuple[tuple[Pattern, float], ...] = about(
         (),
         "factors on weight_decay: of the first pattern that matches a leaf, or 0 for norms "
-        "and biases "
-        "and 1 for all others",
+        "and biases and 1 for all others",
         least=0,
     )
 

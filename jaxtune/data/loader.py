@@ -119,7 +119,7 @@ class Loader:
         self._order.restore(state)
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads that prepare steps and decode pictures; steps prepared are dropped."""
         self._order.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 

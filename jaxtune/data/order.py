@@ -96,5 +96,5 @@ class Order(Generic[T]):
         self._steps.set_state({"next_index": int(state["step"])})
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads that prepare steps; no step can be taken afterwards."""
         self._steps.close()

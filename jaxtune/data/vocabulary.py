@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxtune.data.errors import DataError
+
 ROLES = ("bos", "eos", "pad", "unk")
 SETTINGS = ("tokenizer_config.json", "generation_config.json")
 FEW = 4  # tokens past the embedding's rows that are listed
@@ -31,7 +33,7 @@ def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
     files = _Files(path)
     settings = files.json("tokenizer_config.json")
     vocabulary = _vocabulary(files, settings)
-    config = {**(raw.get("text_config") or {}), **raw}
+    config = _flat(raw)
     named = {**files.json("special_tokens_map.json"), **settings}
     special = {role: _special(role, named, config, vocabulary, files) for role in ROLES}
     past = [vocabulary.entry(number) for number in sorted(vocabulary.tokens) if number >= rows]
@@ -43,12 +45,25 @@ def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
         "past_the_rows": len(past),
         "first_past_the_rows": past[:FEW],
         "special": special,
-        "stops": _stops(files, config, vocabulary),
+        "stops": [vocabulary.entry(number) for number in _stops(files, config)],
         "adds_bos": _adds_bos(files, settings, vocabulary, special["bos"]),
         "chat_template": _has_template(files, settings),
         "missing": [name for name in SETTINGS if not files.has(name)],
         "problems": files.problems,
     }
+
+
+def stop_ids(directory: Path) -> tuple[int, ...]:
+    """Returns the ids that end a text by generation_config.json, or else by config.json.
+
+    Raises:
+      DataError: If one of these files is damaged.
+    """
+    files = _Files(directory)
+    found = _stops(files, _flat(files.json("config.json")))
+    if files.problems:
+        raise DataError(f"{directory}: {files.problems[0]}; download the file again")
+    return found
 
 
 class _Files:
@@ -195,11 +210,17 @@ def _special(
     return {"token": token, "id": vocabulary.ids.get(token)}
 
 
-def _stops(files: _Files, config: Mapping, vocabulary: _Vocabulary) -> list[dict[str, Any]]:
-    """Returns the tokens that end a generated text."""
-    found = files.json("generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+def _stops(files: _Files, config: Mapping) -> tuple[int, ...]:
+    """Returns the ids of generation_config.json, or else of the config, that end a text."""
+    told = files.json("generation_config.json").get("eos_token_id")
+    found = config.get("eos_token_id") if told is None else told
     numbers = found if isinstance(found, list) else [found]
-    return [vocabulary.entry(number) for number in numbers if type(number) is int]
+    return tuple(number for number in numbers if type(number) is int)
+
+
+def _flat(raw: Mapping) -> dict[str, Any]:
+    """Returns `config.json` with the fields of its text model beside its own."""
+    return {**(raw.get("text_config") or {}), **raw}
 
 
 def _adds_bos(

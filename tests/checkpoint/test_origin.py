@@ -12,6 +12,7 @@ import jaxtune
 from jaxtune import families
 from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.checkpoint.origin import Origin
+from jaxtune.data.errors import DataError
 from jaxtune.decoding.generate import stops_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -33,12 +34,20 @@ def test_loading_says_where_from(base):
         ({"config.json": {}, "generation_config.json": {"eos_token_id": [1, 106]}}, (1, 106)),
         ({"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": 3}}, (3,)),
         ({"config.json": {}}, ()),
+        ({"config.json": {"text_config": {"eos_token_id": [1, 106]}}}, (1, 106)),
     ],
 )
 def test_stops_are_those_of_the_files(files, stops, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     assert Origin(tmp_path).stops == stops
+
+
+def test_stops_of_a_damaged_file(base, tmp_path):
+    damaged = shutil.copytree(base, tmp_path / "base") / "generation_config.json"
+    damaged.write_text('{"eos_token_id"')
+    with pytest.raises(DataError, match=r"base: generation_config\.json cannot be read"):
+        Origin(damaged.parent).stops  # noqa: B018
 
 
 def test_an_archive_stops_where_the_tokenizer_beside_it_does(tmp_path):

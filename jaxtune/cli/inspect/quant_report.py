@@ -45,7 +45,7 @@ class Error:
 
     @property
     def mean_absolute(self) -> float:
-        """Mean of |error|."""
+        """Mean absolute error of a value."""
         return self.absolute / self.values
 
     @property
