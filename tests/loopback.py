@@ -10,10 +10,30 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
+from huggingface_hub import constants
+
 TOKEN, READER, STRANGER = ("hf_" + name * 5 for name in ("Writes", "Reads", "Others"))
 ACCOUNTS = {TOKEN: ("me", "write"), READER: ("me", "read"), STRANGER: ("stranger", "write")}
 SIGNATURE = "signature=5ecret"  # of an address that takes bytes from whoever knows it
 LARGE = (".safetensors", ".npz")
+
+
+def only_hub(url, tmp_path, monkeypatch, **settings):
+    """Makes huggingface_hub know no Hub but this one, with TOKEN and constants of its own."""
+    for name, value in {
+        "ENDPOINT": url,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
+        **settings,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # nothing leaves this machine
+    huggingface_hub.close_session()  # a new session reads the proxies
 
 
 @dataclass

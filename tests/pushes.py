@@ -9,10 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
-from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from tests.loopback import TOKEN, Loopback
+from tests.loopback import Loopback, only_hub
 
 ROOT = Path(__file__).parents[1]
 ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights" * 99}
@@ -22,21 +21,9 @@ ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"
 def hub_on_this_machine(tmp_path, monkeypatch):
     """A running Hub, huggingface_hub that knows no other one, and a token that may write."""
     running = Loopback()
-    for name, value in {
-        "ENDPOINT": running.url,
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # nothing leaves this machine
     hasty = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
     monkeypatch.setattr(_http, "time", hasty)  # its own pauses before it tries again
-    huggingface_hub.close_session()
+    only_hub(running.url, tmp_path, monkeypatch, HF_HUB_DISABLE_XET=True)
     try:
         yield running
     finally:

@@ -42,6 +42,18 @@ def write_base(directory: Path, **changes) -> Path:
     return directory
 
 
+def settings(base: Path, rows: Path, **changes) -> dict:
+    """Values of a config of four steps; a change replaces a whole section, or `steps`."""
+    values = {
+        "steps": 4,
+        "model": {"path": str(base)},
+        "data": {"source": str(rows), "workers": 0},
+        "trainable": {"rank": 2},
+        "batch": {"rows": 4, "max_length": 64, "packing": True},
+    }
+    return {**values, **changes}
+
+
 def records(count: int) -> list[dict]:
     """Rows of unequal length whose suffix follows from the prefix."""
     return [

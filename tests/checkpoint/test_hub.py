@@ -17,10 +17,10 @@ from huggingface_hub import constants
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.checkpoint.hub import HubError, locate, locate_tokenizer
+from tests.loopback import TOKEN, only_hub
 
 REPO = "maker/model"
 COMMIT = "a" * 40
-TOKEN = "hf_" + "Secret1234567890"
 WANTED = {
     "config.json": b"{}",
     "model.safetensors": b"weights",
@@ -112,22 +112,15 @@ def server(tmp_path, monkeypatch):
     """A running Hub, and huggingface_hub with an empty cache that knows no other one."""
     running = Hub()
     threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-    for name, value in {
-        "ENDPOINT": running.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        "HF_HUB_DISABLE_PROGRESS_BARS": True,
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # nothing leaves this machine
+    only_hub(
+        running.url,
+        tmp_path,
+        monkeypatch,
+        HUGGINGFACE_CO_URL_TEMPLATE=running.url + "/{repo_id}/resolve/{revision}/{filename}",
+        HF_HUB_CACHE=str(tmp_path / "cache"),
+        HF_HUB_DISABLE_PROGRESS_BARS=True,
+    )
     monkeypatch.chdir(tmp_path)
-    huggingface_hub.close_session()  # a new session reads the proxies
     yield running
     running.shutdown()
     running.server_close()

@@ -19,6 +19,7 @@ from jaxtune.metrics.intervals import Figure
 from jaxtune.runs import run
 from jaxtune.runs.loop import Run
 from jaxtune.workdir.checkpoints import Checkpoints
+from tests import tiny
 from tests.runs.test_run import lines
 
 ABOUT = {"seed": 0}
@@ -29,16 +30,13 @@ def make(base, rows):
     """`make(data={…})` is a config of these tests with changes to its sections."""
 
     def make(**changes):
-        values = {
-            "steps": 4,
-            "model": {"path": str(base)},
-            "data": {"source": str(rows), "workers": 0},
-            "trainable": {"rank": 2},
-            "optim": {"lr": 0.03},
-            "batch": {"rows": 4, "max_length": 64, "packing": True},
-            "eval": {"holdout": 8, "every": 1},
-            "generate": {"max_new_tokens": 8, "batch": 2},
-        }
+        values = tiny.settings(
+            base,
+            rows,
+            optim={"lr": 0.03},
+            eval={"holdout": 8, "every": 1},
+            generate={"max_new_tokens": 8, "batch": 2},
+        )
         for section, fields in changes.items():
             values[section] = {**values.get(section, {}), **fields}
         return configs.parse(values)

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 import launch
 from jaxtune.assembly.assemble import Assembly
+from tests import tiny
 from tests.loopback import READER, TOKEN, Trouble
 from tests.pushes import child, hub_on_this_machine
 
@@ -26,16 +27,14 @@ def config(base, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(repo="me/price-{name}", trainable=(("rank", 2),), **hub):
-        values = {
-            "steps": 4,
-            "model": {"path": str(base)},
-            "data": {"source": str(rows), "workers": 0},
-            "trainable": dict(trainable),
-            "batch": {"rows": 4, "max_length": 64, "packing": True},
-            "checkpoint": {"every": 2},
-            "eval": {"holdout": 8, "every": 4},
-            "hub": {"repo": repo, "wait": 20, **hub},
-        }
+        values = tiny.settings(
+            base,
+            rows,
+            trainable=dict(trainable),
+            checkpoint={"every": 2},
+            eval={"holdout": 8, "every": 4},
+            hub={"repo": repo, "wait": 20, **hub},
+        )
         (tmp_path / "x.py").write_text(f"def get_config():\n    return {values!r}\n")
         return "x.py"
 

@@ -10,6 +10,7 @@ import pytest
 import launch
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation import held_out
+from tests import tiny
 from tests.runs.test_run import lines
 
 HELD = 11  # of batches of 4 the last is not full
@@ -17,17 +18,15 @@ HELD = 11  # of batches of 4 the last is not full
 
 @pytest.fixture(scope="module")
 def settings(base, rows):
-    return {
-        "steps": 6,
-        "model": {"path": str(base)},
-        "data": {"source": str(rows), "workers": 0},
-        "trainable": {"rank": 2},
-        "optim": {"lr": 0.03},
-        "batch": {"rows": 4, "max_length": 64, "packing": True},
-        "eval": {"holdout": HELD, "every": 3, "answers": 3},
-        "generate": {"max_new_tokens": 8, "batch": 4},
-        "checkpoint": {"metric": "exact"},
-    }
+    return tiny.settings(
+        base,
+        rows,
+        steps=6,
+        optim={"lr": 0.03},
+        eval={"holdout": HELD, "every": 3, "answers": 3},
+        generate={"max_new_tokens": 8, "batch": 4},
+        checkpoint={"metric": "exact"},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,21 @@ import pytest
 
 import jaxtune
 import launch
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def place(base, rows, tmp_path_factory):
     """A directory with a config and a finished run of it."""
     place = tmp_path_factory.mktemp("exported")
-    settings = {
-        "steps": 4,
-        "model": {"path": str(base)},
-        "data": {"source": str(rows), "workers": 0},
-        "trainable": {"rank": 2},
-        "optim": {"lr": 0.03},
-        "batch": {"rows": 4, "max_length": 64, "packing": True},
-        "eval": {"holdout": 11, "every": 2},
-        "generate": {"max_new_tokens": 4},
-        "checkpoint": {"every": 2},
-    }
+    settings = tiny.settings(
+        base,
+        rows,
+        optim={"lr": 0.03},
+        eval={"holdout": 11, "every": 2},
+        generate={"max_new_tokens": 4},
+        checkpoint={"every": 2},
+    )
     (place / "x.py").write_text(f"def get_config():\n    return {settings!r}\n")
     assert launch.main(["train", *arguments(place, place / "run")]) == 0
     return place
