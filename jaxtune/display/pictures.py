@@ -88,7 +88,7 @@ def framed(image: np.ndarray, frames: Sequence[Frame], name: str) -> str:
     )
 
 
-def attention(seen: np.ndarray, parts: Sequence[Part], name: str = "who sees whom") -> str:
+def attention(seen: np.ndarray, parts: Sequence[Part], name: str = "attention mask") -> str:
     """Returns an SVG of an attention mask, bool[T, T]: tokens in rows attend to those in columns.
 
     Each column has the colour of the part that its token belongs to. Parts of few tokens are drawn

@@ -149,7 +149,7 @@ def bars(
     values = [*sizes, *marks.values(), *reach]
     _check(values)
     if min(values) < 0:
-        raise ValueError(f"an error of {min(values)} to plot: its size, from 0, was expected")
+        raise ValueError(f"cannot plot an error of {min(values)}: expected 0 or more")
     axis = axis_of(values if log else [*values, 0.0], log)
     colours = _colours(items, kinds)
     ranks = Axis(_ranks(len(items)), 0, len(items))
@@ -341,10 +341,10 @@ def _draw_curve(
 
 def _check(values: Sequence[float]) -> None:
     if not values:
-        raise ValueError("there is nothing to plot")
-    odd = [value for value in values if not math.isfinite(value)]
-    if odd:
-        raise ValueError(f"{odd[0]} cannot be plotted: finite numbers were expected")
+        raise ValueError("nothing to plot: expected at least one value")
+    invalid = [value for value in values if not math.isfinite(value)]
+    if invalid:
+        raise ValueError(f"cannot plot {invalid[0]}: expected finite numbers")
 
 
 def _colours(items: Iterable[Point | Bar], kinds: Sequence[str]) -> dict[str, str]:

@@ -114,7 +114,7 @@ def test_axes_reach_over_what_is_to_be_compared():
         for items, reach in (([Bar(3), Bar(5)], (80,)), ([Bar(3), Bar(5), Bar(80)], ()))
     ]
     assert heights[0] == heights[1][:2]
-    with pytest.raises(ValueError, match="nan cannot be plotted"):
+    with pytest.raises(ValueError, match="cannot plot nan"):
         scatter(points, title="Prices", reach=(math.nan,))
 
 
@@ -215,18 +215,18 @@ def test_the_shortest_curves_lie_within_the_field(points):
 def test_what_cannot_be_plotted():
     with pytest.raises(ValueError, match="nothing to plot"):
         curves({"training": []}, title="None")
-    with pytest.raises(ValueError, match="nan cannot be plotted"):
+    with pytest.raises(ValueError, match="cannot plot nan"):
         curves({"training": [(1, math.nan)]}, title="Odd")
     with pytest.raises(ValueError, match="nothing to plot"):
         scatter([], title="None")
     with pytest.raises(ValueError, match="nothing to plot"):
         bars([], title="None", marks={"mean": 1.0})
     for odd in (math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"{odd} cannot be plotted: finite numbers"):
+        with pytest.raises(ValueError, match=f"cannot plot {odd}: expected finite numbers"):
             scatter([Point(1, odd)], title="Odd")
-        with pytest.raises(ValueError, match=f"{odd} cannot be plotted: finite numbers"):
+        with pytest.raises(ValueError, match=f"cannot plot {odd}: expected finite numbers"):
             bars([Bar(1)], title="Odd", marks={"mean": odd})
-    with pytest.raises(ValueError, match="an error of -1 to plot: its size, from 0, was expected"):
+    with pytest.raises(ValueError, match="cannot plot an error of -1: expected 0 or more"):
         bars([Bar(-1)], title="Odd")
 
 
