@@ -71,7 +71,9 @@ def test_unknown_command(capsys):
     message = failure(capsys, "inspekt", "model")
     assert "'inspekt'" in message and "choose from" in message and "inspect" in message
     assert "COMMAND" in failure(capsys)
-    assert "inspect reads no config" in failure(capsys, "inspect", "x", "--config.optim.lr=1")
+    assert "inspect does not read a config" in failure(
+        capsys, "inspect", "x", "--config.optim.lr=1"
+    )
 
 
 def test_train_is_the_command_where_none_is_named(capsys):

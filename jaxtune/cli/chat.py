@@ -69,16 +69,16 @@ def typed_prompt(
       The prompt with its tokens and pixels.
 
     Raises:
-      DataError: If the text is no such row, or a picture is missing or of no use to the model.
+      DataError: If the text is not such a row, or if a picture is missing or not supported.
     """
     encoder, base = assembly.encoder, assembly.config.model.path
     record = recorded(assembly, text, place)
     if image is not None:
         if encoder.pictures is None:
-            raise DataError(f"--image {image}: {base} sees no pictures")
+            raise DataError(f"--image {image}: {base} does not take pictures")
         record = {**record, encoder.image: os.path.abspath(image)}
     elif encoder.pictures and encoder.image not in record:
-        raise DataError(f"{place}: {base} looks at a picture; give it with --image")
+        raise DataError(f"{place}: {base} needs a picture; pass it with --image")
     tokens = encoder.prompt(record, place)
     return TypedPrompt(text, place, tokens, encoder.pixels(record, place))
 
@@ -115,7 +115,7 @@ def answer(
 
 @dataclass
 class Conversation:
-    """Typed prompts and their answers; with chat messages, each prompt is told what came before.
+    """Typed prompts and their answers; with chat messages, each prompt includes what came before.
 
     A prompt that is itself a row as JSON, and every prompt of a config without `data.messages`, is
     answered by itself. The text `/new` begins a new conversation.
@@ -131,45 +131,44 @@ class Conversation:
         column = self.assembly.config.data.messages
         if text.strip() == NEW:
             self.messages.clear()
-            say("a new conversation\n")
+            say("new conversation\n")
             return
         if not column or text.lstrip().startswith("{"):
             prompt = typed_prompt(self.assembly, text, place, self.image)
             answer(self.generator, self.assembly.task, prompt, say)
             return
-        asked = [*self.messages, {"role": "user", "content": text}]
-        row = json.dumps({column: asked})
+        messages = [*self.messages, {"role": "user", "content": text}]
+        row = json.dumps({column: messages})
         prompt = typed_prompt(self.assembly, row, place, self.image)
         found = answer(self.generator, self.assembly.task, prompt, say)
-        self.messages = [*asked, {"role": "assistant", "content": found["answer"]}]
+        self.messages = [*messages, {"role": "assistant", "content": found["answer"]}]
 
 
-def _instead(said: str, shown: Callable[[str, bool], str]) -> str:
+def _instead(text: str, shown: Callable[[str, bool], str]) -> str:
     """Returns the task's form of an answer, to print over its text, or below it if it is long."""
-    short = said.isprintable() and len(said) < shutil.get_terminal_size().columns
-    return (ERASED if short else "\n") + shown(said, True)
+    short = text.isprintable() and len(text) < shutil.get_terminal_size().columns
+    return (ERASED if short else "\n") + shown(text, True)
 
 
 def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:
     """Returns the row that a text stands for: its JSON, or the one column that the prompt needs."""
     if not text.strip():
-        raise DataError(f"{place} is empty: a text to answer was expected")
+        raise DataError(f"{place} is empty: expected a text to answer")
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
         except ValueError as error:
-            raise DataError(f"{place} begins like JSON and is none: {error}") from None
+            raise DataError(f"{place} begins like JSON but is not valid JSON: {error}") from None
     if messages := assembly.config.data.messages:
         return {messages: [{"role": "user", "content": text}]}
     task = assembly.task
     columns = [getattr(task, "ASK", "")] if task else assembly.encoder.form.asks
     if not columns:
-        raise DataError(f"{place}: data.prefix has no column that a text could fill; give {{}}")
+        raise DataError(f"{place}: data.prefix has no column to put a text in; pass {{}} instead")
     if len(columns) != 1 or not columns[0]:
         known = list(task.COLUMNS) if task else columns
         raise DataError(
-            f"{place}: a prompt is made of several columns, so give them as JSON: an object with "
-            f"{', '.join(known)}"
+            f"{place}: the prompt needs several columns; pass a JSON object with {', '.join(known)}"
         )
     return {columns[0]: text}
 

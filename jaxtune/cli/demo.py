@@ -23,9 +23,7 @@ def main() -> None:
     summary = fit(config, WORKDIR)
     result = compare(config, WORKDIR, base=True)
     answered = {who: lines(Path(result[who]["predictions"])) for who in ("base", "tuned")}
-    print(
-        "\nthemes that were held out, what the base and the tuned model answer, and their palette\n"
-    )
+    print("\nheld-out themes: answers of the base and the tuned model, and the reference palette\n")
     for base, tuned in list(zip(*answered.values(), strict=True))[:THEMES]:
         print(base["prompt"].partition("Theme: ")[2].partition("\n")[0])
         for who, text in (
@@ -35,7 +33,7 @@ def main() -> None:
         ):
             print(f"  {who:<11}{palette.shown(text, sys.stdout.isatty())}")
         print()
-    print(f"the adapter, as PEFT reads it too: {summary['exported']}")
+    print(f"adapter, also readable by PEFT: {summary['exported']}")
 
 
 def lines(file: Path) -> list[dict]:

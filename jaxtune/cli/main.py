@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises the message that argparse would have printed before exiting."""
-        raise UsageError(f"{message} ({self.prog} --help says more)")
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def console() -> int:
@@ -59,6 +59,6 @@ def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespa
     rest, changes = overrides(arguments)
     options = root.parse_args(rest)
     if changes and "config" not in options:
-        raise UsageError(f"{changes[0]}: {options.command} reads no config")
+        raise UsageError(f"{changes[0]}: {options.command} does not read a config")
     options.overrides = changes
     return options

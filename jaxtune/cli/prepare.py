@@ -25,7 +25,7 @@ CHUNK = 256  # rows between two reports of progress
 
 @dataclass(frozen=True)
 class Prepared:
-    """A file of rows that was written, and the rows that were left out of it."""
+    """A written file of rows, and the rows that were left out of it."""
 
     file: Path
     rows: int
@@ -86,8 +86,8 @@ def _task(name: str) -> ModuleType:
     ready = [each for each in tasks.names() if hasattr(tasks.find(each), "prepared")]
     if name in tasks.names() and name not in ready:
         raise ValueError(
-            f"task {name!r} reads its data as they are published, with nothing to prepare; those"
-            f" prepared are {', '.join(ready)}"
+            f"task {name!r} reads published data directly, with nothing to prepare; tasks with data"
+            f" to prepare: {', '.join(ready)}"
         )
     return tasks.find(known("task", name, ready))
 
@@ -99,8 +99,8 @@ def _opened(source: str, **options: Any) -> Source:
         if SCRIPT not in str(error) or options["revision"]:
             raise
         raise DataError(
-            f"{source}: this dataset is a script, which the datasets package runs no more; the Hub"
-            f" keeps it as Parquet under another revision: add --revision {CONVERTED}"
+            f"{source}: this dataset is a script, which the datasets package no longer runs; the"
+            f" Hub has it as Parquet under another revision: add --revision {CONVERTED}"
         ) from None
 
 
@@ -136,11 +136,11 @@ def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
 def _refuse(file: Path, overwrite: bool) -> None:
     """Raises ValueError for a wrong suffix, a directory, or a file that must not be replaced."""
     if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{file}: a name ending in {', '.join(SUFFIXES)} was expected")
+        raise ValueError(f"{file}: expected a name ending in {', '.join(SUFFIXES)}")
     if file.is_dir():
-        raise ValueError(f"{file}: is a directory; the name of a file was expected")
+        raise ValueError(f"{file}: is a directory; expected the name of a file")
     if file.exists() and not overwrite:
-        raise ValueError(f"{file}: there is such a file already; --overwrite replaces it")
+        raise ValueError(f"{file}: already exists; --overwrite replaces it")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.columns import FEW, few, grid, labelled
 from jaxtune.export.distance import SAMPLE
 
-COLUMNS = ("tokenizer", "vocabulary", "alone", "after text", "others take", "a word", "a byte")
-SPECIAL = ("tokenizer", "begins", "ends", "fills", "also stops", "adds BOS")
+COLUMNS = ("tokenizer", "vocabulary", "alone", "after text", "others", "per word", "per byte")
+SPECIAL = ("tokenizer", "BOS", "EOS", "padding", "other stops", "adds BOS")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def report(sources: Sequence[str], text: str | os.PathLike | None, up_to: int) -
     counted on a sample of prose, a list and code.
     """
     if up_to < 0:
-        raise ValueError(f"numbers up to {up_to}: an integer from 0 was expected")
+        raise ValueError(f"integers up to {up_to}: expected 0 or more")
     sample, name = (SAMPLE, "the sample text") if text is None else (_read(text), os.fspath(text))
     about = Text(name, len(sample), len(sample.split()), len(sample.encode()))
     return Report(up_to, about, tuple(facts(source, sample, up_to) for source in sources))
@@ -119,8 +119,8 @@ def table(found: Report) -> str:
     text = found.text
     return "\n".join(
         [
-            f"Integers from 0 to {found.up_to:,} that are one token, alone and right after a text;",
-            f"and tokens a word and a byte of {text.name} ({text.bytes:,} bytes).",
+            f"Integers from 0 to {found.up_to:,} that are a single token, alone and after text;",
+            f"and tokens per word and per byte of {text.name} ({text.bytes:,} bytes).",
             "",
             *grid(COLUMNS, cells, COLUMNS[1:]),
             *(line for facts in found.tokenizers for line in _exceptions(facts)),
@@ -135,11 +135,11 @@ def _read(file: str | os.PathLike) -> str:
         with open(os.path.expanduser(file), encoding="utf-8") as stream:
             text = stream.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8 ({error})") from None
+        raise ValueError(f"{file} is not UTF-8 text ({error})") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if not text.strip():
-        raise ValueError(f"{file} is empty: some text to count tokens on was expected")
+        raise ValueError(f"{file} is empty: expected text to count tokens in")
     return text
 
 
@@ -148,9 +148,9 @@ def _opened(source: str) -> Tokenizer:
     try:
         return Tokenizer.open(path)
     except Exception as error:  # the tokenizers package raises plain Exception
-        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        told = told.removeprefix(f"{path}: ")
-        raise ValueError(f"{source}: no tokenizer can be read there: {told}") from None
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        reason = reason.removeprefix(f"{path}: ")
+        raise ValueError(f"{source}: cannot read a tokenizer: {reason}") from None
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -168,9 +168,9 @@ def _cells(facts: Facts, up_to: int) -> dict[str, str]:
         "vocabulary": f"{facts.vocabulary:,}",
         "alone": _share(facts.alone, up_to),
         "after text": _share(facts.after, up_to),
-        "others take": _others(facts.after),
-        "a word": f"{facts.per_word:.2f}",
-        "a byte": f"{facts.per_byte:.3f}",
+        "others": _others(facts.after),
+        "per word": f"{facts.per_word:.2f}",
+        "per byte": f"{facts.per_byte:.3f}",
     }
 
 
@@ -179,35 +179,36 @@ def _share(found: Numbers, up_to: int) -> str:
 
 
 def _others(found: Numbers) -> str:
-    """Returns the range of token counts of the integers that take several, such as `2 to 3`."""
+    """Returns the range of the token counts above 1, such as `2 to 3 tokens`."""
     sizes = [int(size) for size in found.lengths if size != "1"]
     if not sizes:
         return ""
-    return str(sizes[0]) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    size = str(sizes[0]) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return f"{size} tokens"
 
 
 def _exceptions(facts: Facts) -> list[str]:
     """Returns lines with the first integers of several tokens, and the text's unknown tokens."""
-    said = {
+    lines = {
         where: few([f"{each.number} ({' '.join(each.pieces)})" for each in found.first], count)
         for where, found in (("alone", facts.alone), ("after text", facts.after))
         if (count := sum(found.lengths.values()) - found.single)
     }
     if facts.unknown:
-        said["unknown"] = f"{facts.unknown:,} of the {facts.tokens:,} tokens of the text"
-    return ["", f"{facts.tokenizer}, not one token:", *labelled(said)] if said else []
+        lines["unknown"] = f"{facts.unknown:,} of the {facts.tokens:,} tokens of the text"
+    return ["", f"{facts.tokenizer}, not a single token:", *labelled(lines)] if lines else []
 
 
 def _special_cells(facts: Facts) -> dict[str, str]:
     special = facts.special
-    ends = special["eos"]
-    others = [stop for stop in special["stops"] if stop != ends]
+    eos = special["eos"]
+    others = [stop for stop in special["stops"] if stop != eos]
     return {
         "tokenizer": facts.tokenizer,
-        "begins": _entry_text(special["bos"]),
-        "ends": _entry_text(ends),
-        "fills": _entry_text(special["pad"]),
-        "also stops": ", ".join(map(_entry_text, others)) or "none",
+        "BOS": _entry_text(special["bos"]),
+        "EOS": _entry_text(eos),
+        "padding": _entry_text(special["pad"]),
+        "other stops": ", ".join(map(_entry_text, others)) or "none",
         "adds BOS": "yes" if special["adds_bos"] else "no",
     }
 

@@ -68,13 +68,13 @@ def test_what_a_model_sees_of_a_text(text, data, seen, asked):
     "text, data, problem",
     [
         ("  ", {}, r"^line 3 is empty"),
-        ('{"name": ', TEMPLATE, r"^line 3 begins like JSON and is none: .*column"),
-        ("{name} and so on", TEMPLATE, r"^line 3 begins like JSON and is none"),
+        ('{"name": ', TEMPLATE, r"^line 3 begins like JSON but is not valid JSON: .*column"),
+        ("{name} and so on", TEMPLATE, r"^line 3 begins like JSON but is not valid JSON"),
         ('{"nam": "a pen"}', TEMPLATE, r"^line 3: has no column 'name'; the nearest is 'nam'"),
         ("a pen", {"prefix": "{name} {size} ", "suffix": "x"},
-         r"^line 3: .* as JSON: an object with name, size$"),
-        ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .* give \{\}"),
-        ("a table", {"task": "totto"}, r"^line 3: .* as JSON: an object with .*table"),
+         r"^line 3: .*several columns; pass a JSON object with name, size$"),
+        ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .*no column.*; pass \{\}"),
+        ("a table", {"task": "totto"}, r"^line 3: .*columns; pass a JSON object with .*table"),
     ],
 )  # fmt: skip
 def test_texts_that_are_no_prompt(text, data, problem, asked):
@@ -147,7 +147,7 @@ def test_a_conversation_tells_each_prompt_what_came_before(assembly, monkeypatch
     assert first == again == f"<bos>{begin}user\nhi{end}\n{begin}model\n"
     assert second == f"{first}ho{end}\n{begin}user\nwhy?{end}\n{begin}model\n"
     assert row == f"<bos>{begin}user\nx{end}\n{begin}model\n"
-    assert "".join(said).count("ho") == 4 and "a new conversation\n" in said
+    assert "".join(said).count("ho") == 4 and "new conversation\n" in said
 
 
 def test_without_messages_every_prompt_stands_alone(assembly, monkeypatch):

@@ -148,7 +148,7 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
     source = lines(tmp_path / "in.jsonl", [official(0)])
     out = tmp_path / "out.jsonl"
     out.write_text("earlier")
-    with pytest.raises(ValueError, match="there is such a file already; --overwrite replaces it"):
+    with pytest.raises(ValueError, match="already exists; --overwrite replaces it"):
         prepare("totto", str(source), out)
     assert out.read_text() == "earlier"
     assert prepare("totto", str(source), out, overwrite=True).rows == len(rows(out)) == 1
@@ -184,7 +184,7 @@ def test_a_file_that_came_meanwhile_stays(tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(preparing, "_task", lambda name: task(prepared))
-    with pytest.raises(ValueError, match="there is such a file already"):
+    with pytest.raises(ValueError, match="already exists; --overwrite"):
         prepare("totto", str(source), out)
     assert out.read_text() == "another's" and sorted(os.listdir(tmp_path)) == ["in.jsonl", out.name]
 

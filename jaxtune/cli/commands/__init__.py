@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "train": "tune a model as a config describes, or resume the run (the default command)",
-    "preview": "show rows as the step sees them, with the scored part marked, and count all rows",
-    "eval": "answer and score held-out rows with the base, the tuned model, or both",
-    "generate": "answer one prompt, a file of prompts, or what you type",
-    "inspect": "show what a checkpoint holds, from its headers: leaves, sizes and tokenizer",
-    "tokens": "compare tokenizers: numbers that are one token, tokens per word and per byte",
-    "export": "write and verify what a run tuned: its adapter, or a merged checkpoint",
+    "train": "fine-tune a model from a config, or resume the run (the default command)",
+    "preview": "show tokenised rows with their scored tokens marked, and count all rows",
+    "eval": "generate and score answers to held-out rows with the base, the tuned model, or both",
+    "generate": "generate answers to one prompt, a file of prompts, or prompts that you type",
+    "inspect": "show the leaves, sizes and tokenizer of a checkpoint, read from its headers",
+    "tokens": "compare tokenizers: integers that are a single token, tokens per word and per byte",
+    "export": "export a run's adapter or a merged checkpoint, and verify it",
     "push": "push an exported adapter or checkpoint to the Hugging Face Hub",
-    "prepare": "write a published dataset as the JSON lines that a task reads",
-    "config": "list every config field with its default, or print the whole config of a file",
+    "prepare": "convert a published dataset to the JSON lines that a task reads",
+    "config": "list every config field with its default, or print the resolved config of a file",
 }
 DEMO = "--config configs/palette_demo.py"
 # The examples that end a command's --help.
@@ -43,7 +43,7 @@ OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)
 
 
 class UsageError(ValueError):
-    """Command-line arguments that are wrong or do not go together."""
+    """Command-line arguments that are invalid or cannot be combined."""
 
 
 def overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -55,8 +55,15 @@ def overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 def configured(parser: ArgumentParser, usage: str) -> None:
     """Adds the arguments of a command that reads a config; `usage` ends its usage line."""
     parser.usage = f"{parser.prog} --config FILE [--workdir DIR] [--config.key=value …] {usage}"
-    parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/x.py")
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/NAME")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="config file, such as configs/x.py"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the run (default: runs/NAME for configs/NAME.py)",
+    )
 
 
 def config_and_place(options: Namespace) -> tuple[Any, Path]:

@@ -18,7 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="print the whole config of this file as JSON",
+        help="print the resolved config of this file as JSON",
     )
     parser.set_defaults(run=run)
 
@@ -27,13 +27,15 @@ def run(options: Namespace) -> int:
     """Prints the reference of fields, or the resolved config of a file as JSON."""
     if options.config is None:
         if options.overrides:
-            raise UsageError(f"{options.overrides[0]}: give the file it changes as --config FILE")
+            raise UsageError(f"{options.overrides[0]}: add --config FILE, the config to change")
         from jaxtune.config import reference
 
         print(reference.text(options.name or ""))
         return 0
     if options.name:
-        raise UsageError(f"{options.name}: --config FILE prints the whole config of that file")
+        raise UsageError(
+            f"{options.name}: cannot be combined with --config, which prints all sections"
+        )
     from jaxtune.config.load import load, resolved
 
     found = resolved(load(options.config, options.overrides))

@@ -9,12 +9,17 @@ def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     configured(parser, "[--base | --both] [--adapter DIR]")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base", action="store_true", help="the untuned base alone")
-    which.add_argument("--both", action="store_true", help="the base beside what was tuned")
+    which.add_argument("--base", action="store_true", help="evaluate the untuned base only")
+    which.add_argument(
+        "--both",
+        action="store_true",
+        help="evaluate the base and the tuned model, and compare them",
+    )
     parser.add_argument(
         "--adapter",
         metavar="DIR",
-        help="an adapter or merged checkpoint, a directory or Hub repository (default: the run's)",
+        help="adapter or merged checkpoint to evaluate: a directory or Hub repository "
+        "(default: the run's export)",
     )
     parser.set_defaults(run=run)
 
@@ -22,7 +27,9 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Evaluates, or resumes an evaluation that was interrupted."""
     if options.base and options.adapter:
-        raise UsageError("--base asks the untuned base alone, which has no --adapter")
+        raise UsageError(
+            "--base evaluates the untuned base only: it cannot be combined with --adapter"
+        )
     config, workdir = config_and_place(options)
     from jaxtune.evaluation.compare import compare
 

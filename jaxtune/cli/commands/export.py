@@ -15,42 +15,47 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--merged",
         choices=DTYPES,
-        help="the whole model with the adapter in it (default: the adapter alone, or the whole "
-        "model where whole weights were tuned)",
+        help="export the whole model, with the adapter merged in (default: the adapter alone, or "
+        "the whole model if the run has no adapter)",
     )
     parser.add_argument(
-        "--into", choices=INTO, help="what a quantised base is merged into (default: original)"
+        "--into", choices=INTO, help="weights of a quantised base to merge into (default: original)"
     )
     parser.add_argument(
         "--to",
         type=Path,
-        metavar="PLACE",
-        help="a directory, or a file .npz for PaliGemma (default: below the run's export)",
+        metavar="PATH",
+        help="output directory, or .npz file for PaliGemma (default: in the run's export folder)",
     )
     parser.add_argument(
-        "--step", default="best", metavar="N", help="best (the default), last, or a checkpoint's"
+        "--step",
+        default="best",
+        metavar="N",
+        help="checkpoint: best, last or a step number (default: best)",
     )
     parser.add_argument(
-        "--adapter", metavar="DIR", help="merge this one, a directory or Hub repository"
+        "--adapter", metavar="DIR", help="adapter to merge instead: a directory or Hub repository"
     )
     parser.add_argument(
         "--verify",
         choices=("here", "reference"),
         default="here",
-        help="reference: compare with transformers and PEFT, too, which must be installed",
+        help="reference: also compare with transformers and PEFT, which must be installed",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Writes the export, loads it again, and compares it with the model in memory."""
     if options.adapter and not (options.merged and options.to):
-        raise UsageError("--adapter is an adapter already: give --merged DTYPE and --to PLACE")
+        raise UsageError("--adapter can only be exported merged: add --merged DTYPE and --to PATH")
     if options.adapter and options.step != "best":
-        raise UsageError("--step names a checkpoint of the run, and --adapter is of none")
+        raise UsageError(
+            "--step selects a checkpoint of the run: it cannot be combined with --adapter"
+        )
     if options.into and not options.merged:
-        raise UsageError("--into says what an adapter is merged into: give --merged DTYPE")
+        raise UsageError("--into applies only to merged exports: add --merged DTYPE")
     config, workdir = config_and_place(options)
     from jaxtune.export.write import export
 

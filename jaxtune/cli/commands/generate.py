@@ -14,18 +14,18 @@ def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     configured(parser, "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR]")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base", action="store_true", help="ask the untuned base")
+    which.add_argument("--base", action="store_true", help="use the untuned base")
     which.add_argument(
         "--adapter",
         metavar="DIR",
-        help="ask with this adapter or merged checkpoint, a directory or Hub repository "
-        "(default: what the run exported)",
+        help="adapter or merged checkpoint to use: a directory or Hub repository "
+        "(default: the run's export)",
     )
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt, or a row as JSON")
-    prompts.add_argument("--file", type=Path, metavar="FILE", help="a prompt a line")
+    prompts.add_argument("--prompt", metavar="TEXT", help="a prompt, or a row as JSON")
+    prompts.add_argument("--file", type=Path, metavar="FILE", help="file with one prompt per line")
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="the picture that all prompts are about"
+        "--image", type=Path, metavar="FILE", help="picture to use with all prompts"
     )
     parser.set_defaults(run=run)
 
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
             say("\n" if options.file else "")
     finally:
         if found:
-            print(f"written to {write_answers(workdir, found)}", file=sys.stderr)
+            print(f"answers written to {write_answers(workdir, found)}", file=sys.stderr)
     return 0
 
 
@@ -78,10 +78,10 @@ def given(options: Namespace) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
     found = [(f"{file}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ValueError(f"{file} holds no prompt: a line each was expected")
+        raise ValueError(f"{file} contains no prompts: expected one per line")
     return found
 
 

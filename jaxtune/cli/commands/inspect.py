@@ -18,22 +18,33 @@ def arguments(parser: ArgumentParser) -> None:
         "checkpoint",
         nargs="?",  # argparse may have given it to --quant: see `meant`
         metavar="CHECKPOINT",
-        help="a directory, owner/name or owner/name@revision",
+        help="a directory, or owner/name or owner/name@revision on the Hub",
     )
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/inspect/NAME")
-    parser.add_argument("--mesh", metavar="AXES", help="lay leaves over, say, fsdp=8,tensor=2")
-    parser.add_argument("--dtype", default="auto", help="of leaves on the mesh (default: stored)")
-    parser.add_argument("--names", action="store_true", help="show the names in the files too")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="directory for inspect.json (default: runs/inspect/NAME)",
+    )
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="show how a mesh, such as fsdp=8,tensor=2, shards the leaves"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the leaves on the mesh (default: as stored)"
+    )
+    parser.add_argument(
+        "--names", action="store_true", help="also show the names of the tensors in the files"
+    )
     parser.add_argument(
         "--quant",
         nargs="?",
         const="",
         metavar="KINDS",
-        help="what it takes in fewer bits; with kinds, such as --quant=nf4,int8, also what these "
-        "do to weights and predictions, for which the weights are read",
+        help="show the sizes of the quantised model; with kinds, such as --quant=nf4,int8, also "
+        "read the weights and measure the errors in weights and predictions",
     )
-    parser.add_argument("--text", metavar="FILE", help="what to compare predictions on")
-    parser.add_argument("--json", action="store_true", help="print the JSON, not the table")
+    parser.add_argument("--text", metavar="FILE", help="text file to compare predictions on")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
@@ -83,8 +94,8 @@ def meant(checkpoint: str | None, quant: str | None) -> tuple[str, str | None]:
     if quant and ("/" in quant or Path(quant).expanduser().exists()):
         return quant, ""
     raise UsageError(
-        "inspect takes a checkpoint, a directory or owner/name"
-        + (f"; found none but --quant {quant!r}" if quant else "")
+        "inspect: expected a checkpoint, as a directory or owner/name"
+        + (f"; found only --quant {quant!r}" if quant else "")
     )
 
 

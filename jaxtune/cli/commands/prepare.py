@@ -10,14 +10,14 @@ from jaxtune.cli.commands import UsageError
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    parser.add_argument("task", help="whose data these are, such as totto")
+    parser.add_argument("task", help="task that reads the data, such as totto")
     parser.add_argument("source", help="a file, a glob, a saved dataset, or owner/name on the Hub")
-    parser.add_argument("file", type=Path, metavar="OUT.jsonl", help="what is written")
-    parser.add_argument("--split", default="train", help="of a dataset (default: train)")
-    parser.add_argument("--revision", help="of a dataset on the Hub")
-    parser.add_argument("--subset", help="of a dataset on the Hub: one of its configurations")
-    parser.add_argument("--rows", type=int, metavar="N", help="read only the first so many")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("file", type=Path, metavar="OUT.jsonl", help="file to write")
+    parser.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    parser.add_argument("--revision", help="revision of a dataset on the Hub")
+    parser.add_argument("--subset", help="configuration of a dataset on the Hub")
+    parser.add_argument("--rows", type=int, metavar="N", help="read only the first N rows")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=run)
 
 
@@ -44,7 +44,7 @@ def run(options: Namespace) -> int:
         progress.say()
     for line in left_out(found.left_out.count, found.left_out.first):
         print(line)
-    print(f"written to {found.file}: {found.rows:,} rows")
+    print(f"{found.rows:,} rows written to {found.file}")
     return 0
 
 
@@ -53,4 +53,4 @@ def left_out(count: int, first: Sequence[str]) -> list[str]:
     if not count:
         return []
     more = [f"  and {count - len(first):,} more"] if count > len(first) else []
-    return [f"left out, as they cannot be used: {count:,}", *(f"  {row}" for row in first), *more]
+    return [f"unusable rows left out: {count:,}", *(f"  {row}" for row in first), *more]

@@ -10,7 +10,7 @@ from jaxtune.cli.commands import UsageError, config_and_place, configured
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     configured(parser, "[--rows N]")
-    parser.add_argument("--rows", type=int, default=4, help="how many to print (default: 4)")
+    parser.add_argument("--rows", type=int, default=4, help="number of lines to print (default: 4)")
     parser.set_defaults(run=run)
 
 

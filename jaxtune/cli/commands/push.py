@@ -11,13 +11,15 @@ MARKS = ("adapter_config.json", "config.json")  # a directory that may be pushed
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     parser.add_argument(
-        "source", type=Path, help="an adapter's or a model's directory, or an .npz file"
+        "source", type=Path, help="directory of an adapter or a model, or an .npz file"
     )
     parser.add_argument(
         "repo", help="owner/name on the Hub, or a name in the account that HF_TOKEN belongs to"
     )
-    parser.add_argument("--public", action="store_true", help="the repository may be public")
-    parser.add_argument("--message", help="of the commit (default: what is pushed)")
+    parser.add_argument(
+        "--public", action="store_true", help="create a public repository, or push to one"
+    )
+    parser.add_argument("--message", help="commit message (default: the name of the export)")
     parser.set_defaults(run=run)
 
 
@@ -37,12 +39,12 @@ def run(options: Namespace) -> int:
 def checked(source: Path) -> Path:
     """Returns `source` if it is an export; other directories may hold private files."""
     if not source.exists():
-        raise UsageError(f"{source}: there is no such directory or file")
+        raise UsageError(f"{source}: no such file or directory")
     if source.is_dir() and not any((source / mark).is_file() for mark in MARKS):
         raise UsageError(
-            f"{source} holds no {' and no '.join(MARKS)}: expected what a run exported, such as "
-            "runs/x/export/adapter"
+            f"{source} contains no {' or '.join(MARKS)}: expected an exported adapter or model, "
+            "such as runs/x/export/adapter"
         )
     if source.is_file() and source.suffix != ".npz":
-        raise UsageError(f"{source}: expected a directory, or an .npz file")
+        raise UsageError(f"{source}: expected a directory or an .npz file")
     return source

@@ -16,14 +16,23 @@ def arguments(parser: ArgumentParser) -> None:
         "tokenizers",
         nargs="+",
         metavar="TOKENIZER",
-        help="a directory, a tokenizer file, owner/name or owner/name@revision",
+        help="a directory, a tokenizer file, or owner/name or owner/name@revision on the Hub",
     )
-    parser.add_argument("--text", metavar="FILE", help="what to count tokens on")
+    parser.add_argument("--text", metavar="FILE", help="text file to count tokens in")
     parser.add_argument(
-        "--up-to", type=int, default=999, metavar="N", help="integers to try (default: 0 to 999)"
+        "--up-to",
+        type=int,
+        default=999,
+        metavar="N",
+        help="encode the integers from 0 to N (default: 999)",
     )
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="default: runs/tokens")
-    parser.add_argument("--json", action="store_true", help="print the JSON, not the table")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="directory for tokens.json (default: runs/tokens)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 

@@ -16,15 +16,15 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on with a run that was begun under another config",
+        help="resume a run that was started with a different config",
     )
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes that all run this command; on TPU slices and under SLURM "
-        f"each knows which, elsewhere {', '.join(PLACES)} tell it",
+        help="run as one of several processes, each started with this command; on TPU slices and "
+        f"under SLURM they find each other, elsewhere set {', '.join(PLACES)}",
     )
-    parser.add_argument("--verbose", action="store_true", help="list every leaf that trains")
+    parser.add_argument("--verbose", action="store_true", help="list every trained leaf")
     parser.set_defaults(run=run)
 
 

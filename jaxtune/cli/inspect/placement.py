@@ -26,11 +26,11 @@ def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
     unknown = [name for name in axes if name not in sharding.AXES]
     if unknown:
         raise ValueError(
-            f"mesh axis {unknown[0]!r} is not known: expected {', '.join(sharding.AXES)}"
+            f"unknown mesh axis {unknown[0]!r}: expected one of {', '.join(sharding.AXES)}"
         )
     wrong = [f"{name}={size}" for name, size in axes.items() if size < 1]
     if wrong:
-        raise ValueError(f"mesh {wrong[0]}: a size of 1 or more was expected")
+        raise ValueError(f"mesh {wrong[0]}: expected a size of 1 or more")
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 

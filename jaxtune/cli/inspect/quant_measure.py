@@ -104,16 +104,16 @@ def refuse_unmeasurable(described: Described, asked: Sequence[str]) -> None:
     kind = asked[0]
     if described.packed:
         raise CheckpointError(
-            f"{described.directory} is stored in 4 bits already: what {kind} does can be measured "
-            "on the full-precision checkpoint that it was made from"
+            f"{described.directory} is already stored in 4 bits: measure {kind} on the "
+            "full-precision checkpoint that it was made from"
         )
     needed = {described.stored.tensors[piece.theirs].file for piece in described.parts}
     missing = sorted(file.name for file in needed if not file.exists())
     if missing:
         raise CheckpointError(
-            f"measuring {kind} reads the weights, and {few(missing, len(missing))} is not on this "
-            "machine: download the checkpoint first, or leave the kind out to see what it would "
-            "take"
+            f"measuring {kind} reads the weights, but these files are not on this machine: "
+            f"{few(missing, len(missing))}; download the checkpoint first, or give --quant without "
+            "kinds to see sizes only"
         )
 
 
@@ -129,19 +129,19 @@ def compared_tokens(described: Described, text: str | None) -> tuple[list[int], 
     ids = tokenizer.encode(SAMPLE if text is None else text)
     if len(ids) < 2:
         raise ValueError(
-            f"the text is {len(ids)} tokens long: two or more were expected to compare "
-            "predictions on"
+            "the text is too short to compare predictions on: expected 2 or more tokens, found "
+            f"{len(ids)}"
         )
-    most = min(TOKENS, described.model.config.context)
+    limit = min(TOKENS, described.model.config.context)
     start = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
-    taken = [*start, *ids][:most]
+    taken = [*start, *ids][:limit]
     if max(taken) >= described.model.config.vocabulary:
         return [], (
             "not compared: the tokenizer gives ids beyond the embedding's "
             f"{described.model.config.vocabulary:,} rows"
         )
     source = "the sample text" if text is None else "the text"
-    first = f"the first {most} of " if len(taken) < len(start + ids) else ""
+    first = f"the first {limit} of " if len(taken) < len(start + ids) else ""
     return taken, f"{first}{len(start + ids):,} tokens of {source}"
 
 

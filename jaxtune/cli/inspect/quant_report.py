@@ -132,7 +132,7 @@ def check_kinds(asked: Sequence[str], text: str | os.PathLike | None) -> None:
         if kind not in MADE:
             raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
     if text is not None and not asked:
-        raise ValueError("a text is for measuring: say what to quantise to, as in --quant=nf4")
+        raise ValueError("a text is only used to measure kinds: name one, as in --quant=nf4")
 
 
 def read_text(file: str | os.PathLike) -> str:
@@ -140,7 +140,7 @@ def read_text(file: str | os.PathLike) -> str:
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
-        raise ValueError(f"{file} is no text in UTF-8 ({problem})") from None
+        raise ValueError(f"{file} is not UTF-8 text ({problem})") from None
     if not text.strip():
-        raise ValueError(f"{file} is empty: some text to compare predictions on was expected")
+        raise ValueError(f"{file} is empty: expected text to compare predictions on")
     return text

@@ -291,7 +291,7 @@ def _undivided(leaves: Sequence[Leaf]) -> list[str]:
         for reason in leaf.placement.undivided if leaf.placement else ():
             paths.setdefault(reason, []).append(leaf.path)
     return [
-        f"{reason}, so this leaves whole {few(left, len(left))}" for reason, left in paths.items()
+        f"{reason}, so it does not shard {few(left, len(left))}" for reason, left in paths.items()
     ]
 
 
@@ -311,8 +311,8 @@ def _tokenizer_notes(tokenizer: Mapping[str, Any]) -> Iterator[str]:
     if count := tokenizer["past_the_rows"]:
         first = [token_text(entry) for entry in tokenizer["first_past_the_rows"]]
         yield (
-            f"the tokenizer has {count:,} tokens for which the embedding, of "
-            f"{tokenizer['embedding_rows']:,} rows, has none: {few(first, count)}"
+            f"the tokenizer has {count:,} tokens beyond the {tokenizer['embedding_rows']:,} rows "
+            f"of the embedding: {few(first, count)}"
         )
 
 

@@ -33,18 +33,18 @@ def _model_lines(model: Mapping[str, Any]) -> dict[str, str]:
     norms = [
         f"RMS, epsilon {model['norm_epsilon']:g}",
         "1 + scale" if model["norm_offset"] else "",
-        "on queries and keys too" if model["qk_norm"] else "",
-        "after each branch too" if model["post_norms"] else "",
+        "also on queries and keys" if model["qk_norm"] else "",
+        "also after each branch" if model["post_norms"] else "",
     ]
     caps = {"attention": model["attention_softcap"], "logits": model["logit_softcap"]}
-    tied = "the embedding" if model["tied"] else "a matrix of its own"
+    head = "tied to the embedding" if model["tied"] else "a separate matrix"
     return {
         "layers": f"{model['layers']}, {sizes}",
         "attention": f"{heads}; {model['windows']}",
         "rope": "; ".join(_rope_text(rope, model["head_size"]) for rope in model["ropes"]),
         "norms": ", ".join(filter(None, norms)),
         "softcaps": ", ".join(f"{name} {cap:g}" for name, cap in caps.items() if cap),
-        "vocabulary": f"{model['vocabulary']:,}; the head is {tied}",
+        "vocabulary": f"{model['vocabulary']:,}; the head is {head}",
         "context": f"{model['context']:,} tokens",
         "pictures": _pictures_text(model["pictures"]) if model["pictures"] else "",
     }
@@ -64,7 +64,7 @@ def _rope_text(rope: Mapping[str, Any], head_size: int) -> str:
     if rope["scheme"] != "default":
         text += f", {rope['scheme']}"
     if rope["rotated"] < head_size:
-        text += f", {rope['rotated']} features of a head"
+        text += f", {rope['rotated']} rotated features per head"
     return text if rope["layers"] == "all" else f"{rope['layers']} {text}"
 
 
@@ -120,7 +120,7 @@ def _total_lines(report: Report) -> dict[str, str]:
         axes = ", ".join(f"{name}={size}" for name, size in report.mesh.items())
         dtype = "the stored dtype" if report.dtype == "auto" else report.dtype
         lines["mesh"] = (
-            f"{axes}: {math.prod(report.mesh.values()):,} devices, each with "
+            f"{axes}: {math.prod(report.mesh.values()):,} devices, each holding "
             f"{size_text(totals['bytes_per_device'])} in {dtype}"
         )
     return lines
@@ -130,7 +130,11 @@ def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> dict[str, str]:
     if not tokenizer["kind"]:
         return {}
     special = {role: entry for role, entry in tokenizer["special"].items() if entry}
-    bos = {True: "added to every text", False: "not added", None: "added or not: no file says"}
+    bos = {
+        True: "added to every text",
+        False: "not added",
+        None: "no file says whether it is added",
+    }
     lines = [
         f"{role} {token_text(entry)}"
         + (f" ({bos[tokenizer['adds_bos']]})" if role == "bos" else "")
@@ -139,7 +143,7 @@ def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> dict[str, str]:
     return {
         "tokenizer": f"{tokenizer['kind']} in {tokenizer['file']}, {tokenizer['tokens']:,} tokens",
         "special": ", ".join(lines),
-        "stops at": ", ".join(map(token_text, tokenizer["stops"])),
+        "stop tokens": ", ".join(map(token_text, tokenizer["stops"])),
         "chat": "has a template" if tokenizer["chat_template"] else "no template",
         "missing": ", ".join(tokenizer["missing"]),
     }

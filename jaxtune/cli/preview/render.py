@@ -20,17 +20,17 @@ from jaxtune.display import pictures
 
 # Kind of token -> its meaning, its colour on a terminal and its colour on a page.
 KINDS = {
-    "picture": ("where a picture stands, before the text: no loss", "\033[36m", "#bbdefb"),
-    "prefix": ("before the first scored token: no loss", "\033[2m", "#eceff1"),
-    "scored": ("learned: has a loss", "\033[1;32m", "#b9f6ca"),
-    "unscored": ("after a scored token: no loss", "\033[33m", "#ffe0b2"),
-    "padding": ("filler: seen by nothing", "\033[2;35m", "#f3e5f5"),
+    "picture": ("placeholders of a picture, before the text: not scored", "\033[36m", "#bbdefb"),
+    "prefix": ("tokens before the first scored one: not scored", "\033[2m", "#eceff1"),
+    "scored": ("tokens that the loss counts", "\033[1;32m", "#b9f6ca"),
+    "unscored": ("tokens after a scored one: not scored", "\033[33m", "#ffe0b2"),
+    "padding": ("fills up the line: no token attends to it", "\033[2;35m", "#f3e5f5"),
 }
 PLAIN = "\033[0m"
 WIDTH = 100  # columns
 SEEN = (
-    "Beside a line's pictures, who sees whom: each row of the square is a token, coloured where it "
-    "sees the token of that column. Short parts are drawn larger than they are."
+    "The square beside a line's pictures is its attention mask: each row is a token, coloured "
+    "where it attends to the token of that column. Short parts are enlarged."
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #212121 }
@@ -75,7 +75,7 @@ def counts(survey: Survey) -> dict[str, str]:
         "skipped as malformed": f"{survey.malformed.count:,}",
     }
     first = [*survey.malformed.first, *survey.too_long.first]
-    return found | ({"the first skipped": "\n".join(first)} if first else {})
+    return found | ({"first skipped": "\n".join(first)} if first else {})
 
 
 def text(
@@ -137,12 +137,12 @@ def page(
     lines = list(_headed(batch, tokenizer, places, pictures))
     squares = map(_square, lines, seen) if pictures and seen is not None else [""] * len(lines)
     body = "".join(_section(*each) for each in zip(lines, squares, strict=True))
-    told = f"<p>{SEEN}</p>\n" if pictures and seen is not None else ""
+    note = f"<p>{SEEN}</p>\n" if pictures and seen is not None else ""
     style = STYLE + (PICTURED if pictures else "")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n"
-        f"<h1>{html.escape(title)}</h1>\n<table>{rows}</table>\n<table>{legend}</table>\n{told}{body}"
+        f"<h1>{html.escape(title)}</h1>\n<table>{rows}</table>\n<table>{legend}</table>\n{note}{body}"
     )
 
 

@@ -12,5 +12,7 @@ def test_fields_and_files(config, failure, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["optim"]["lr"] == 0.5 and found["steps"] == 2 and "hub" in found
     assert "the nearest is optim.lr" in failure("config", "optim.lrr")
-    assert "give the file it changes as --config FILE" in failure("config", "--config.steps=1")
-    assert "prints the whole config" in failure("config", "optim", "--config", config())
+    assert "--config.steps=1: add --config FILE" in failure("config", "--config.steps=1")
+    assert "optim: cannot be combined with --config" in failure(
+        "config", "optim", "--config", config()
+    )

@@ -271,7 +271,7 @@ def test_a_prompt_without_room_for_its_answer(place, run, failure):
         ([], {"eval": {"holdout": 5}}, "runs/x/export holds no adapter and no merged model: train"),
         (["--base"], {}, "no rows to evaluate on: set eval.source, eval.split or eval.holdout"),
         (["--base", "--both"], {}, "not allowed with argument --base"),
-        (["--base", "--adapter", "a"], {}, "--base asks the untuned base alone, which has no --ad"),
+        (["--base", "--adapter", "a"], {}, "--base evaluates the untuned base only: it cannot be"),
         (["--adapter", "./nowhere"], {"eval": {"holdout": 5}}, "./nowhere"),
     ],
 )

@@ -132,9 +132,12 @@ def test_another_run_or_step_is_refused(run, place, failure):
     "options, problem",
     [
         ([], "runs/x/checkpoints holds no checkpoint: train first, or name the run's --workdir"),
-        (["--adapter", "a"], "--adapter is an adapter already: give --merged DTYPE and --to PLACE"),
-        (["--adapter", "a", "--merged", "float16", "--to", "b", "--step", "2"], "is of none"),
-        (["--into", "original"], "--into says what an adapter is merged into: give --merged"),
+        (
+            ["--adapter", "a"],
+            "--adapter can only be exported merged: add --merged DTYPE and --to PATH",
+        ),
+        (["--adapter", "a", "--merged", "float16", "--to", "b", "--step", "2"], "--step selects a"),
+        (["--into", "original"], "--into applies only to merged exports: add --merged"),
         (["--merged", "int8"], "invalid choice: 'int8'"),
         (["--verify=reference", "--merged", "float16", "--to", "a.npz"], "reads no .npz such as"),
     ],

@@ -65,7 +65,7 @@ def test_prompts_of_each_kind_are_answered_alike(ask, adapter, stdin):
     (first,) = kept
     assert first["prompt"] == "a sea" and first["answer"].strip()
     assert one.out == f"{first['answer']}\n"
-    assert one.err.endswith("written to runs/x/answers.json\n")
+    assert one.err.endswith("answers written to runs/x/answers.json\n")
     Path("prompts.txt").write_text('a sea\n\n{"prefix": "moss"}\n', encoding="utf-8-sig")
     several, kept = ask("--adapter", adapter, "--file", "prompts.txt")
     assert [each["prompt"] for each in kept] == ["a sea", '{"prefix": "moss"}']
@@ -96,13 +96,13 @@ def test_who_answers(ask, adapter, base):
 @pytest.mark.parametrize(
     "options, changes, problem",
     [
-        (["--prompt", ""], {}, "--prompt is empty: a text to answer was expected"),
-        (["--prompt", '{"prefix": 1'], {}, "--prompt begins like JSON and is none: "),
+        (["--prompt", ""], {}, "--prompt is empty: expected a text to answer"),
+        (["--prompt", '{"prefix": 1'], {}, "--prompt begins like JSON but is not valid JSON: "),
         (["--prompt", '{"prefx": "a"}'], {}, "--prompt: has no column 'prefix'; the nearest is"),
-        (["--prompt", "a pen"], {"data": SEVERAL}, "an object with name, size\n"),
-        (["--file", "empty.txt"], {}, "empty.txt holds no prompt: a line each was expected"),
-        (["--file", "bytes.txt"], {}, "bytes.txt is no text in UTF-8: "),
-        (["--file", "prompts.txt"], {}, "prompts.txt:3 begins like JSON and is none: "),
+        (["--prompt", "a pen"], {"data": SEVERAL}, "a JSON object with name, size\n"),
+        (["--file", "empty.txt"], {}, "empty.txt contains no prompts: expected one per line"),
+        (["--file", "bytes.txt"], {}, "bytes.txt is not UTF-8 text: "),
+        (["--file", "prompts.txt"], {}, "prompts.txt:3 begins like JSON but is not valid JSON: "),
         (["--file", "nowhere.txt"], {}, "No such file or directory: 'nowhere.txt'"),
         (["--prompt", "a"], {}, "runs/x/export holds no adapter and no merged model: train first"),
         (["--prompt", "a", "--adapter", "./nowhere"], {}, "./nowhere"),

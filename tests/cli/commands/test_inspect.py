@@ -39,7 +39,7 @@ def test_quant_alone_tells_sizes(base, capsys):
     assert found["quant"]["measured"] == []
     row = next(line for line in printed.splitlines() if line.startswith("nf4-double "))
     assert row.endswith(f"{sizes['nf4-double']['bits']:.2f}")
-    assert "all else is then bfloat16" in " ".join(printed.split())
+    assert "everything else is then in bfloat16" in " ".join(printed.split())
 
 
 def test_quant_before_the_checkpoint_takes_no_kinds_of_it(base, capsys):
@@ -51,11 +51,14 @@ def test_quant_before_the_checkpoint_takes_no_kinds_of_it(base, capsys):
 
 @pytest.mark.parametrize(
     "options, found",
-    [([], ""), (["--quant"], ""), (["--quant", "nf4"], "found none but --quant '")],
+    [([], ""), (["--quant"], ""), (["--quant", "nf4"], "found only --quant '")],
 )
 def test_without_a_checkpoint(options, found, failure):
     message = failure("inspect", *options)
-    assert "inspect takes a checkpoint, a directory or owner/name" in message and found in message
+    assert (
+        "inspect: expected a checkpoint, as a directory or owner/name" in message
+        and found in message
+    )
 
 
 def test_without_quant_there_is_none(base, capsys):
@@ -87,8 +90,8 @@ def test_quant_with_a_kind_measures_it(base, capsys):
     [
         (["--quant=nf5"], "quant 'nf5': expected one of nf4, nf4-double, int4, int8"),
         (["--quant=nf4,"], "quant '': expected one of"),
-        (["--text", "text.txt"], "say what to quantise to, as in --quant=nf4"),
-        (["--quant", "--text", "text.txt"], "say what to quantise to, as in --quant=nf4"),
+        (["--text", "text.txt"], "used to measure kinds: name one, as in --quant=nf4"),
+        (["--quant", "--text", "text.txt"], "used to measure kinds: name one, as in --quant=nf4"),
         (["--quant=nf4", "--text", "text.txt"], "text.txt is empty"),
         (["--quant=nf4", "--text", "none.txt"], "No such file or directory: 'none.txt'"),
     ],

@@ -34,7 +34,7 @@ def test_a_table_and_its_numbers(tokenizers, capsys):
     assert re.search(rf"^llama +{llama['vocabulary']} +all +all ", printed, re.MULTILINE)
     row = rf"^phi/tokenizer.json +{phi['vocabulary']} +0 of 10 +all +{phi['per_word']:.2f} "
     assert re.search(row, printed, re.MULTILINE)
-    assert "phi/tokenizer.json, not one token:\nalone       0 (▁ 0), 1 (▁ 1)," in printed
+    assert "phi/tokenizer.json, not a single token:\nalone       0 (▁ 0), 1 (▁ 1)," in printed
     assert re.search(r"^llama +<\|begin_of_text\|> 0 +<\|end_of_text\|> 1 +none", printed, re.M)
 
 
@@ -49,14 +49,14 @@ def test_json_is_what_is_written(tokenizers, capsys):
     "arguments, message",
     [
         (["./nowhere"], "'./nowhere': no such directory or file, and it is no repository id"),
-        (["llama", "empty"], "empty: no tokenizer can be read there: no tokenizer: tokenizer.json"),
-        (["llama", "broken"], "broken: no tokenizer can be read there: "),
-        (["llama", "odd"], "odd: no tokenizer can be read there: "),
-        (["llama", "text.txt"], "text.txt: no tokenizer can be read there: "),
+        (["llama", "empty"], "empty: cannot read a tokenizer: no tokenizer: tokenizer.json"),
+        (["llama", "broken"], "broken: cannot read a tokenizer: "),
+        (["llama", "odd"], "odd: cannot read a tokenizer: "),
+        (["llama", "text.txt"], "text.txt: cannot read a tokenizer: "),
         (["maker/model"], "maker/model: HF_HUB_OFFLINE is set, and it is not in the cache"),
-        (["llama", "--text", "text.txt"], "text.txt is empty: some text to count tokens on"),
+        (["llama", "--text", "text.txt"], "text.txt is empty: expected text to count tokens in"),
         (["llama", "--text", "none.txt"], "none.txt cannot be read: No such file or directory"),
-        (["llama", "--text", "bytes.txt"], "bytes.txt is no text in UTF-8"),
+        (["llama", "--text", "bytes.txt"], "bytes.txt is not UTF-8 text"),
         (["llama", "--up-to", "-1"], "--up-to -1: expected 0 or more"),
         ([], "the following arguments are required: TOKENIZER"),
     ],

@@ -43,7 +43,7 @@ def test_a_mesh_of_devices_that_are_not_there(made):
     assert placed["embed/w"].axes == (None, "fsdp")
     assert placed["embed/w"].undivided == ("tensor=2 does not divide 211",)
     assert placed["embed/w"].bytes_per_device == 211 * 6 * 4
-    assert report.notes[0] == "tensor=2 does not divide 211, so this leaves whole embed/w, head/w"
+    assert report.notes[0] == "tensor=2 does not divide 211, so it does not shard embed/w, head/w"
     total = sum(placement.bytes_per_device for placement in placed.values())
     assert report.totals["bytes_per_device"] == total
     assert report.mesh == {"fsdp": 8, "tensor": 2}
@@ -60,8 +60,8 @@ def test_what_a_device_holds_depends_on_the_dtype(made):
 @pytest.mark.parametrize(
     ("axes", "dtype", "problem"),
     [
-        ({"fdsp": 8}, "auto", "'fdsp' is not known: expected data, fsdp, tensor"),
-        ({"fsdp": 0}, "auto", "fsdp=0: a size of 1 or more"),
+        ({"fdsp": 8}, "auto", "unknown mesh axis 'fdsp': expected one of data, fsdp, tensor"),
+        ({"fsdp": 0}, "auto", "fsdp=0: expected a size of 1 or more"),
         ({"fsdp": 8}, "int8", "dtype 'int8': expected one of auto, float32"),
     ],
 )

@@ -83,7 +83,7 @@ def test_sizes_need_no_weights(base, monkeypatch):
 def test_what_is_asked_for_must_exist(base, tmp_path):
     with pytest.raises(ValueError, match="'nf5': expected one of nf4, nf4-double, int4, int8"):
         inspect(base, quant=["nf4", "nf5"])
-    with pytest.raises(ValueError, match="say what to quantise to, as in --quant=nf4"):
+    with pytest.raises(ValueError, match="used to measure kinds: name one, as in --quant=nf4"):
         inspect(base, quant=[], text="text.txt")
     with pytest.raises(FileNotFoundError):
         inspect(base, quant=["nf4"], text=tmp_path / "none")

@@ -141,7 +141,7 @@ def test_a_checkpoint_stored_in_4_bits(saved):
 def test_what_is_stored_in_4_bits_is_not_quantised_again(saved):
     _, plain, packed = saved
     assert inspect(packed, quant=[]).quant.sizes == inspect(plain, quant=[]).quant.sizes
-    with pytest.raises(CheckpointError, match="is stored in 4 bits already: what int8 does can be"):
+    with pytest.raises(CheckpointError, match="is already stored in 4 bits: measure int8 on the"):
         inspect(packed, quant=["int8"])
 
 

@@ -102,7 +102,7 @@ def test_more_tokens_than_rows(llama):
     report = inspect(llama)
     assert (report.tokenizer["tokens"], report.tokenizer["past_the_rows"]) == (13, 5)
     assert report.notes == (
-        "the tokenizer has 5 tokens for which the embedding, of 211 rows, has none: "
+        "the tokenizer has 5 tokens beyond the 211 rows of the embedding: "
         "<image> 211, <212> 212, <213> 213, <214> 214 and 1 more",
     )
 
