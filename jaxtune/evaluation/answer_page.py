@@ -18,7 +18,7 @@ from jaxtune.metrics.boxes import Box
 
 PAGE = "answers.html"
 FIRST = 32  # maximum number of rows on the page
-BOXES = "Boxes: whole lines are answered, broken ones expected."
+BOXES = "Solid boxes are from the answer, dashed boxes from the references."
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #212121 }
 section { display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: 1.5rem 0 }
@@ -56,7 +56,8 @@ def write(directory: Path, rows: Sequence[EvalRow], task: ModuleType | None) -> 
         directory / PAGE,
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{title}</h1>\n"
-        f"<p>{len(shown):,} of {len(rows):,} rows, pictures as the model sees them.</p>\n"
+        f"<p>The first {len(shown):,} of {len(rows):,} rows, with pictures as the model sees them."
+        "</p>\n"
         f"{drawn}{body}",
     )
     return directory / PAGE

@@ -31,7 +31,7 @@ from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.directory import begun, locked_directory
 
-LESS = "tuned less base"
+LESS = "tuned - base"
 EVAL = "eval"  # subdirectory of the workdir with the answers and results of each evaluation
 LARGEST = math.log(sys.float_info.max)  # largest loss with a finite perplexity
 HASH = re.compile("[0-9a-f]{64}")
@@ -107,12 +107,12 @@ def compare(
     about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
     with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
-            progress.draw(f"{candidate.name}: held-out loss")
+            progress.draw(f"{candidate.name}: computing the held-out loss")
             loader = assembly.evaluating(rows, placer.share)
             loss = held_out.loss(candidate.model, candidate.variables, loader, placer)
             loader.close()
             where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"
-            progress.draw(f"{candidate.name}: answers")
+            progress.draw(f"{candidate.name}: generating answers")
             generator = assembly.generator(candidate.model, candidate.variables)
             figures, predictions = held_out.evaluate(
                 generator, eval_rows, task, assembly.metrics, where, progress, candidate.about
@@ -150,8 +150,8 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
         if (workdir / "export" / name).exists():
             return workdir / "export" / name
     raise ValueError(
-        f"{workdir / 'export'} holds no adapter and no merged model: train first, name the run's"
-        " --workdir or an --adapter, or take --base alone"
+        f"{workdir / 'export'} contains no adapter or merged model: train first, pass the run's"
+        " --workdir or an --adapter, or use --base"
     )
 
 
@@ -254,8 +254,10 @@ def _told(
         if plots[name]:
             progress.say(f"plots of {name}: {', '.join(map(str, plots[name]))}")
         if found[name].page:
-            progress.say(f"answers of {name} beside their pictures: {found[name].page}")
-    progress.say(f"written to {latest}, and to stay to {kept}; predictions beside it")
+            progress.say(f"answers of {name} with their pictures: {found[name].page}")
+    progress.say(f"results written to {latest}, with a permanent copy in {kept}")
+    predictions = (str(result.directory / held_out.WHOLE) for result in found.values())
+    progress.say(f"predictions written to {', '.join(predictions)}")
     return content
 
 

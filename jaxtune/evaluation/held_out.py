@@ -75,7 +75,7 @@ def eval_rows(
             if (data.too_long if long else data.bad_rows) != "skip":
                 raise
     if not found:
-        raise ValueError("there is no row to answer")
+        raise ValueError("no held-out rows to answer")
     return found
 
 
@@ -164,7 +164,9 @@ def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
     """Returns the predictions already in a directory by row number; drops a torn last line."""
     held = directory / "about.json"
     if held.is_file() and json.loads(held.read_text()) != about:
-        raise ValueError(f"{directory} holds answers of another model or other settings")
+        raise ValueError(
+            f"{directory} contains answers of another model or other settings; remove it first"
+        )
     write_json(held, about)
     file = directory / (WHOLE if (directory / WHOLE).is_file() else PARTIAL)
     text = file.read_bytes() if file.is_file() else b""

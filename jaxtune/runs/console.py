@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,10 +21,10 @@ from jaxtune.training.optim import Optimizer
 
 def of_rows(max_length: int, train: Rows, held: Rows | None) -> list[str]:
     """Returns lines with the counts of rows, tokens and scored tokens, and of rows left out."""
-    lines = {"rows": _rows(train, max_length) + (f"; {_rows(held, max_length)}" if held else "")}
-    for rows in filter(None, (train, held)):
-        lines |= _losses(rows)
-    return labelled(lines)
+    named = [("training", train), *([("held-out", held)] if held else [])]
+    lines = [(name, _rows(rows, max_length)) for name, rows in named]
+    lines += [line for name, rows in named for line in _losses(name, rows)]
+    return [part for label, text in lines for part in labelled({label: text})]
 
 
 def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[str]:
@@ -43,16 +43,18 @@ def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[s
     kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
     devices = placer.mesh.size
     lines = {
-        "batch": f"{batch.rows} {kind} = {parts} × {batch.rows // parts}"
+        "batch": f"{batch.rows} {kind}"
+        + (f" in {parts} micro-batches of {batch.rows // parts}" if parts > 1 else "")
         + (f", over {devices} devices" if devices > 1 else ""),
-        "steps": f"{total:,} of {loader.steps_per_epoch:,} an epoch"
-        + f" ({total / loader.steps_per_epoch:.3g} epochs)",
+        "steps": f"{total:,} ({total / loader.steps_per_epoch:.3g} epochs of "
+        f"{loader.steps_per_epoch:,} steps)",
     }
     if not placer.divided:
         lines["note"] = (
             f"{placer.rows} rows cannot be divided among "
             f"{placer.mesh.shape['data']} × {placer.mesh.shape['fsdp']} devices, so each computes "
-            "all of them; make batch.rows / batch.accumulate a multiple"
+            "all of them; make batch.rows / batch.accumulate a multiple of "
+            f"{placer.mesh.shape['data'] * placer.mesh.shape['fsdp']}"
         )
     return labelled(lines)
 
@@ -75,7 +77,7 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
     lines = {
         "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%}), in "
         f"{len(paths)} leaves: {few(paths, len(paths))}",
-        "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} {optimizer.schedule}, "
+        "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} ({optimizer.schedule} schedule), "
         f"warm-up {hyper['warmup_steps']:,} steps, weight decay {hyper['weight_decay']:g}, "
         f"clip norm {hyper['clip_norm']:g}, seed {seed}",
         "memory": _held(start),
@@ -91,7 +93,7 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
     )
     if unsplit:
         lines["note"] = (
-            f"every device holds {few(unsplit, len(unsplit))} whole: no mesh axis divides "
+            f"every device holds all of {few(unsplit, len(unsplit))}: no mesh axis divides "
             + ("it" if len(unsplit) == 1 else "them")
         )
     return labelled(lines)
@@ -109,13 +111,13 @@ def ending(summary: Mapping[str, Any]) -> str:
     lines = {
         "done": f"{summary['steps']:,} steps in {duration(summary['seconds'])}, "
         f"{summary['tokens_per_second']:,.0f} tokens/s"
-        + (" (stopped early: no better for a while)" if summary["stopped_early"] else ""),
-        "memory": f"{size_text(summary['memory']['bytes'])} at most ({summary['memory']['of']})",
+        + (" (stopped early: no recent improvement)" if summary["stopped_early"] else ""),
+        "memory": f"peak {size_text(summary['memory']['bytes'])} ({summary['memory']['of']})",
     }
     if summary["eval_loss"] is not None:
         lines["held-out"] = (
             f"loss {summary['eval_loss_before']:.4f} before training, "
-            f"{summary['eval_loss']:.4f} at best, after step {summary['eval_step']:,}"
+            f"best {summary['eval_loss']:.4f} after step {summary['eval_step']:,}"
         )
     lines["exported"] = summary["exported"]
     return "\n".join(labelled(lines))
@@ -131,27 +133,26 @@ def memory() -> dict[str, Any]:
     if peaks:
         return {"bytes": max(peaks), "of": "the fullest device"}
     unit = 1 if sys.platform == "darwin" else 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"bytes": most, "of": "this process"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"bytes": peak, "of": "this process"}
 
 
 def _rows(rows: Rows, max_length: int) -> str:
     found = rows.survey
     return (
-        f"{len(found.rows):,} with {found.tokens:,} tokens, {found.scored_tokens:,} scored "
-        f"({found.share:.0%}); the longest {found.longest:,} of {max_length:,}"
+        f"{len(found.rows):,} rows with {found.tokens:,} tokens, {found.scored_tokens:,} scored "
+        f"({found.share:.0%}); longest row {found.longest:,} of {max_length:,} tokens"
     )
 
 
-def _losses(rows: Rows) -> dict[str, str]:
-    """Returns the counts of rows that were left out or cut, by label; {} if there are none."""
-    found, lines = rows.survey, {}
-    for name, left in (("malformed", found.malformed), ("too long", found.too_long)):
+def _losses(name: str, rows: Rows) -> Iterator[tuple[str, str]]:
+    """Yields labels and counts of rows that were left out or cut; `name` says which rows."""
+    found = rows.survey
+    for reason, left in (("malformed", found.malformed), ("too long", found.too_long)):
         if left.count:
-            lines["left out"] = f"{left.count:,} {name}: {'; '.join(left.first)}"
+            yield "left out", f"{left.count:,} {name} rows, {reason}: {'; '.join(left.first)}"
     if found.cut:
-        lines["cut"] = f"{found.cut:,} rows, {found.cut_tokens:,} tokens"
-    return lines
+        yield "cut", f"{found.cut:,} {name} rows, by {found.cut_tokens:,} tokens"
 
 
 def _held(start: Start) -> str:
@@ -162,7 +163,7 @@ def _held(start: Start) -> str:
         "optimiser": _bytes(start.shapes.opt_state),
     }
     return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()) + (
-        " in all, before activations"
+        "; over all devices, without activations"
     )
 
 

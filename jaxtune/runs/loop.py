@@ -264,14 +264,14 @@ class Run:
         good = self.checkpoints.steps[-1:]
         more = len(step.places) - NAMED
         rows = ", ".join(step.places[:NAMED]) + (f" and {more} more" if more > 0 else "")
-        kept = f"{self.checkpoints.directory}/{good[0]}" if good else "there is none yet"
+        kept = f"{self.checkpoints.directory}/{good[0]}" if good else "none yet"
         return (
-            f"step {step.number + 1:,}: the run is lost: the loss is {loss:.4g}, the gradient's "
-            f"norm {norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
-            f"  the rows of this step: {rows}\n"
-            f"  the last good checkpoint: {kept}\n"
-            f"  a lower optim.lr than {self.config.optim.lr:g} may help, or a longer "
-            "schedule.warmup, or a look at these rows"
+            f"step {step.number + 1:,}: training diverged: loss {loss:.4g}, gradient norm "
+            f"{norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
+            f"  rows of this step: {rows}\n"
+            f"  last good checkpoint: {kept}\n"
+            f"  try an optim.lr below {self.config.optim.lr:g} or a longer schedule.warmup, or "
+            "check these rows"
         )
 
     def _log(self, log: Journal | Silent, norm: float) -> None:
@@ -300,7 +300,7 @@ class Run:
 
     def _status(self, step: int, loss: float) -> str:
         return (
-            f"step {step:,}/{self.total:,}  loss {loss:.4f}  rate {self._rate(step):.3g}  "
+            f"step {step:,}/{self.total:,}  loss {loss:.4f}  lr {self._rate(step):.3g}  "
             f"{self.speed.tokens:,.0f} tokens/s  "
             f"{duration((self.total - step) * self.speed.seconds)} left"
         )
@@ -326,8 +326,8 @@ class Run:
         )
         figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
         log.write(self.done, "answers", figures, {})
-        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.say(f"step {self.done:,}: {len(self.answered):,} rows answered: {told}")
+        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.say(f"step {self.done:,}: answers to {len(self.answered):,} rows: {text}")
         return figures
 
     def _score(self, loss: float, figures: Mapping[str, float]) -> float:
@@ -344,7 +344,7 @@ class Run:
         tally, best = self.tally, self.tally.best_loss
         better = tally.best_score is None or score < tally.best_score
         by = self.config.checkpoint.metric and f" by {self.config.checkpoint.metric}"
-        note = f"; the best{by} was {best:.4f} at step {tally.best_step:,}" if best else ""
+        note = f"; previous best{by} {best:.4f} at step {tally.best_step:,}" if best else ""
         self.progress.say(f"step {self.done:,}: held-out loss {loss:.4f}{note}")
         if better:
             tally.best_loss, tally.best_score, tally.best_step = loss, score, self.done
@@ -373,8 +373,8 @@ class Run:
         raise Stopped(
             number,
             f"stopped by {signal.Signals(number).name} after step {self.done:,} of "
-            f"{self.total:,}, which {self.checkpoints.directory}/{self.done} holds; "
-            "the same command goes on from there",
+            f"{self.total:,}, saved as {self.checkpoints.directory}/{self.done}; run the same "
+            "command again to resume",
         )
 
     def _export(self) -> Exported:

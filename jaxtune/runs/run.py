@@ -168,11 +168,13 @@ def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
         return []
     if jax.process_count() > 1:
         raise ValueError(
-            f"eval.answers is {count}, and {jax.process_count()} processes run this: "
-            "one process answers; set eval.answers to 0, and after the run take the eval command"
+            f"eval.answers is {count}, but {jax.process_count()} processes run this, and answering "
+            "needs a single one: set eval.answers to 0, and use the eval command after the run"
         )
     if held_out is None:
-        raise ValueError("eval.answers: there are no rows to answer; set eval.source or its like")
+        raise ValueError(
+            "eval.answers: no held-out rows to answer; set eval.source, eval.split or eval.holdout"
+        )
     return eval_rows(config.data, first(held_out.source, count), assembly.encoder, assembly.task)
 
 
@@ -190,8 +192,8 @@ def _begun(
     if not checkpoints.steps:
         return start.state(), 0, Tally()
     found = checkpoints.restore(start.shapes)
-    _tell(progress, [f"damaged, and put aside: {each}" for each in found.damaged])
-    progress.say(f"going on from step {found.step:,}, as {checkpoints.directory} has it")
+    _tell(progress, [f"damaged checkpoint moved aside: {each}" for each in found.damaged])
+    progress.say(f"resuming from step {found.step:,} in {checkpoints.directory}")
     loader.restore(found.position["loader"])
     return start.restored(found.state), found.step, Tally(**found.position["tally"])
 
@@ -212,7 +214,9 @@ def _delivered(
     If several processes hold the model, the export is written but not verified.
     """
     if jax.process_count() > 1:
-        progress.say("not verified, as several processes hold the model: the export command does")
+        progress.say(
+            "export not verified, because several processes hold the model: run the export command"
+        )
         save(tuned, wanted, target)
         write_card(tuned, wanted)
         return Exported(target, {})
@@ -259,7 +263,7 @@ def _advice(batch: Batch) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunError(
-            f"the devices' memory does not suffice for {batch.rows // batch.accumulate} rows of up "
-            f"to {batch.max_length:,} tokens at once: make batch.accumulate a larger divisor of "
-            f"batch.rows ({batch.rows}), or batch.max_length smaller\n  {str(error)[:300]}"
+            f"not enough device memory for {batch.rows // batch.accumulate} rows of up to "
+            f"{batch.max_length:,} tokens at once: set batch.accumulate to a larger divisor of "
+            f"batch.rows ({batch.rows}), or reduce batch.max_length\n  {str(error)[:300]}"
         ) from error

@@ -62,7 +62,9 @@ def test_rows_that_change_are_other_rows(about, rows, tmp_path):
 
 
 def test_where_the_tuned_weights_are(tmp_path):
-    with pytest.raises(ValueError, match=r"export holds no adapter and no merged model: train f"):
+    with pytest.raises(
+        ValueError, match=r"export contains no adapter or merged model: train first"
+    ):
         compare.tuned_at(tmp_path, None)
     (tmp_path / "export/merged").mkdir(parents=True)
     assert compare.tuned_at(tmp_path, None) == tmp_path / "export/merged"
@@ -73,7 +75,7 @@ def test_where_the_tuned_weights_are(tmp_path):
 
 def test_what_is_missing_is_said_before_anything_is_read(base, rows, tmp_path):
     config = configs.parse({"model": {"path": str(base)}, "data": {"source": str(rows)}})
-    with pytest.raises(ValueError, match="export holds no adapter"):
+    with pytest.raises(ValueError, match="export contains no adapter"):
         compare.compare(config, tmp_path, progress=Quiet())
     with pytest.raises(ValueError, match=r"no rows to evaluate on: set eval.source, eval.split or"):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
@@ -92,7 +94,7 @@ def test_the_table(tmp_path):
     }
     lines = compare._table((EXACT,), found, paired([EXACT], first, second))
     header, _, loss, perplexity = (line.split() for line in lines)
-    assert header == ["base", "tuned", "tuned", "less", "base"]
+    assert header == ["base", "tuned", "tuned", "-", "base"]
     assert loss == ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"]
     assert perplexity == ["perplexity", "12.18", "3.49", "-8.692", "lower", "is", "better"]
     exact = lines[1]

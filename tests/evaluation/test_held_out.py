@@ -129,7 +129,7 @@ def test_rows_that_a_survey_leaves_out_are_not_asked(eval_rows, tmp_path):
         eval_rows(tmp_path, records, data={"too_long": "skip"})
     with pytest.raises(NothingScored):
         eval_rows(tmp_path, [{"prefix": "a", "suffix": ""}], data=skip)
-    with pytest.raises(ValueError, match="there is no row to answer"):
+    with pytest.raises(ValueError, match="no held-out rows to answer"):
         eval_rows(tmp_path, [ODD], data=skip)
 
 
@@ -226,7 +226,9 @@ def test_answers_of_something_else_are_not_gone_on_with(eval_rows, make, base, t
     rows, where = eval_rows(tmp_path, RECORDS), tmp_path / "e"
     evaluate(Told(base), rows, where, ABOUT)
     before = (where / "predictions.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="e holds answers of another model or other settings"):
+    with pytest.raises(
+        ValueError, match="e contains answers of another model or other settings; remove"
+    ):
         evaluate(Told(base), rows, where, {"seed": 1})
     assert (where / "predictions.jsonl").read_bytes() == before
     generator = Told(base, "anew")  # in training nothing is said of what they depend on
@@ -244,14 +246,14 @@ def test_a_metric_that_is_none_is_refused_before_training(make, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint.metric 'bleu': expected one of exact"):
         run.fit(config, tmp_path, progress=Quiet())
     config = make(eval={"answers": 2, "holdout": 0})
-    with pytest.raises(ValueError, match=r"eval.answers: there are no rows to answer"):
+    with pytest.raises(ValueError, match=r"eval.answers: no held-out rows to answer; set eval"):
         run.fit(config, tmp_path / "other", progress=Quiet())
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_several_processes_do_not_answer(make, monkeypatch):
     monkeypatch.setattr(run.jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"eval.answers is 3, and 2 processes run this"):
+    with pytest.raises(ValueError, match=r"eval.answers is 3, but 2 processes run this"):
         run._answered(Assembly(make(eval={"answers": 3}), Path(), ""), SimpleNamespace())
     assert run._answered(Assembly(make(), Path(), ""), SimpleNamespace()) == []
 

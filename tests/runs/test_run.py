@@ -120,8 +120,8 @@ def test_the_banner_says_what_will_happen(make, tmp_path):
     said = At(0, None, verbose=True)
     fit(make(("steps", 1), ("mesh.fsdp", 1)), tmp_path, progress=said)
     text = "\n".join(said.said)
-    assert re.search(r"rows +32 with [\d,]+ tokens, [\d,]+ scored \(\d+%\)", text)
-    assert re.search(r"batch +4 lines of 64 tokens = 2 × 2", text)
+    assert re.search(r"training +32 rows with [\d,]+ tokens, [\d,]+ scored \(\d+%\)", text)
+    assert re.search(r"batch +4 lines of 64 tokens in 2 micro-batches of 2", text)
     assert re.search(r"trains +3,360 of 52,554 parameters \(6\.39%\)", text)
     assert re.search(r"lora/layers/mlp/up/w/b +3 × 2 × 48 +288", text)
     assert "memory      frozen 192" in text and "held-out" in text
@@ -135,7 +135,7 @@ def test_a_run_that_crashes_goes_on_to_the_bit(step, make, whole, tmp_path):
         fit(make(), workdir, progress=At(step, crash))
     after = At(0, None)
     fit(make(), workdir, progress=after)
-    assert any("going on from step" in text for text in after.said) == (step > 3)
+    assert any("resuming from step" in text for text in after.said) == (step > 3)
     assert contents(workdir) == contents(whole[0])
 
 
@@ -175,7 +175,8 @@ def test_a_damaged_checkpoint_is_put_aside(make, whole, tmp_path):
     damage(tmp_path / f"checkpoints/{newest}")
     after = At(0, None)
     fit(make(), tmp_path, progress=after)
-    assert any(f"damaged, and put aside: {tmp_path}/checkpoints/{newest}" in t for t in after.said)
+    line = f"damaged checkpoint moved aside: {tmp_path}/checkpoints/{newest}"
+    assert any(line in text for text in after.said)
     assert (tmp_path / f"damaged/{newest}").is_dir()
     assert contents(tmp_path) == contents(whole[0])
 
@@ -220,7 +221,7 @@ def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
     with pytest.raises(RunError) as error:
         fit(wild, tmp_path, progress=Quiet())
     message = str(error.value)
-    assert "the run is lost: the loss is" in message and "rows.jsonl:" in message
+    assert "training diverged: loss" in message and "rows.jsonl:" in message
     step = int(re.search(r"step (\d+):", message)[1])
     kept = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
     assert all(each < step for each in kept)
@@ -351,4 +352,4 @@ def test_two_processes_run_as_one_does(base, rows, tmp_path):
     shutil.rmtree(tmp_path / "two/checkpoints/6")
     after = At(0, None)
     fit(config, tmp_path / "two", progress=after)
-    assert any("going on from step 3" in text for text in after.said)
+    assert any("resuming from step 3" in text for text in after.said)

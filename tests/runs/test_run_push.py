@@ -101,7 +101,7 @@ def test_a_hub_that_fails_never_stops_a_run(config, server, capsys):
     server.troubles.append(Trouble("/commit/", 10**6))
     assert launch.main(["--config", config(every="save", wait=1)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("(will be tried again)") == 1 and "to push it by hand: " in printed
+    assert printed.count("(will retry)") == 1 and "to push it yourself: " in printed
     assert json.loads(Path("runs/x/summary.json").read_text())["pushed"] is None
     nothing_secret(printed)
 
@@ -141,7 +141,7 @@ def test_a_hub_that_is_not_reached_stops_a_run_before_it_begins(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert launch.main(["--config", config()]) == 2
     error = capsys.readouterr().err
-    assert "ConnectError" in error and "To train without: --config.hub.repo=" in error
+    assert "ConnectError" in error and "To train without pushing, add --config.hub.repo=" in error
     assert not Path("runs").exists()
 
 

@@ -162,11 +162,12 @@ def test_nothing_is_answered_twice(evaluate, run, answered):
     before = contents(run)
     printed = evaluate("--both")
     assert contents(run) == before and not answered
-    header, exact, loss, perplexity, written = printed.splitlines()
-    assert header.split() == ["base", "tuned", "tuned", "less", "base"]
+    header, exact, loss, perplexity, written, predicted = printed.splitlines()
+    assert header.split() == ["base", "tuned", "tuned", "-", "base"]
     assert exact.startswith("exact ") and exact.count("[") == 3
     assert loss.startswith("held-out loss ") and perplexity.startswith("perplexity ")
     assert str(run / "eval.json") in written
+    assert predicted.count("/predictions.jsonl") == 2
     (only,) = [line for line in evaluate("--base").splitlines() if line.startswith("exact")]
     assert only.count("[") == 1 and not answered
     # How many are answered at once changes no answer, so those that are there stand.
@@ -268,7 +269,7 @@ def test_a_prompt_without_room_for_its_answer(place, run, failure):
 @pytest.mark.parametrize(
     "options, changes, problem",
     [
-        ([], {"eval": {"holdout": 5}}, "runs/x/export holds no adapter and no merged model: train"),
+        ([], {"eval": {"holdout": 5}}, "runs/x/export contains no adapter or merged model: train"),
         (["--base"], {}, "no rows to evaluate on: set eval.source, eval.split or eval.holdout"),
         (["--base", "--both"], {}, "not allowed with argument --base"),
         (["--base", "--adapter", "a"], {}, "--base evaluates the untuned base only: it cannot be"),

@@ -104,7 +104,7 @@ def test_who_answers(ask, adapter, base):
         (["--file", "bytes.txt"], {}, "bytes.txt is not UTF-8 text: "),
         (["--file", "prompts.txt"], {}, "prompts.txt:3 begins like JSON but is not valid JSON: "),
         (["--file", "nowhere.txt"], {}, "No such file or directory: 'nowhere.txt'"),
-        (["--prompt", "a"], {}, "runs/x/export holds no adapter and no merged model: train first"),
+        (["--prompt", "a"], {}, "runs/x/export contains no adapter or merged model: train first"),
         (["--prompt", "a", "--adapter", "./nowhere"], {}, "./nowhere"),
         (["--prompt", "a", "--file", "b"], {}, "not allowed with argument --prompt"),
     ],
