@@ -26,7 +26,7 @@ from jaxtune.files import write_text
 
 # The mark holds a digest of the card. If they do not match, the card was edited; it is then kept.
 MARK = re.compile(r"---\n# jaxtune ([0-9a-f]{16}): [^\n]*\n")
-MARKED = "---\n# jaxtune {}: an edited card is left as it is\n"
+MARKED = "---\n# jaxtune {}: if you edit this card, jaxtune no longer replaces it\n"
 SECRET = re.compile(r"\b(hf_)[A-Za-z0-9]{20,}")  # a Hub token in any text of the card
 
 

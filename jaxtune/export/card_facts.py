@@ -54,8 +54,8 @@ class CardBase:
         """License fields of the base: from its card, or else from its config."""
         if self.directory is None or not self.directory.is_dir():
             return {}
-        said = {**read_json(self.directory / "config.json"), **metadata(self.directory / README)}
-        return {name: said[name] for name in LICENCE if isinstance(said.get(name), str)}
+        fields = {**read_json(self.directory / "config.json"), **metadata(self.directory / README)}
+        return {name: fields[name] for name in LICENCE if isinstance(fields.get(name), str)}
 
     @property
     def text(self) -> str:
@@ -115,10 +115,10 @@ def answered_by(subject: CardSubject, tuned: Mapping[str, Any]) -> str | None:
     files = read_json(about).get("tuned", ())
     weights = subject.workdir / "export" / Path(tuned["weights"]).name
     if same_files(subject.target, files):
-        return " by this"
+        return " by this model"
     of_one_step = read_report(weights).get("step") == subject.report.get("step")
     if subject.kind != "adapter" and of_one_step and same_files(weights, files):
-        return " by the adapter beside its base, before it was merged"
+        return " by the adapter on its base, before merging"
     return None
 
 
@@ -146,7 +146,7 @@ def loss_curve(workdir: Path) -> str | None:
     """Returns an SVG plot of training and held-out loss by step, or None if there are none."""
     named = (("training", "train"), ("held-out", "eval"))
     series = {name: _thinned(losses_of(workdir, kind)) for name, kind in named}
-    return plots.curves(series, title="Loss of a scored token") if any(series.values()) else None
+    return plots.curves(series, title="Loss per scored token") if any(series.values()) else None
 
 
 def losses_of(workdir: Path, kind: str) -> list[tuple[int, float]]:
@@ -204,4 +204,4 @@ def read_json(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): move it away, or make it anew") from None
+        raise ValueError(f"{file} is not valid JSON ({error}): repair or remove it") from None

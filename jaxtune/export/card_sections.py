@@ -26,26 +26,26 @@ from jaxtune.workdir.directory import FREE, begun
 
 TOLD = ("model.path", "data.source", "eval.source")  # shown in other sections
 FILES = ("data.tokenizer", "data.image_root")  # settings that may hold local paths
-OUTSIDE = "under transformers, and PEFT where it is an adapter"
-MERGING = {"merged": "what merging changed"}
+OUTSIDE = "loaded in transformers (with PEFT for an adapter)"
+MERGING = {"merged": "merging"}
 VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 MERGED = {
     "lora": "with adapters of rank {rank} merged in",
-    "attention": "with its attention tuned",
+    "attention": "with its attention weights tuned",
     "full": "with all weights tuned",
-    "rules": "with those weights tuned that its rules name",
+    "rules": "with the weights selected by its rules tuned",
 }
 
 
 def body(subject: CardSubject, curve: str | None) -> str:
     """Returns the card below its front matter; `curve` is the file name of the loss plot."""
     sections = {
-        "Load it": _loading(subject),
+        "Loading": _loading(subject),
         "Results": _results(subject, curve),
         "Data": _data(subject),
         "Settings": _settings(subject.config),
-        "Verified": _verified(subject),
-        "The run": _run(subject),
+        "Verification": _verified(subject),
+        "Training run": _run(subject),
     }
     parts = [f"# {subject.workdir.resolve().name}", _summary(subject)]
     parts += [part for title, told in sections.items() if told for part in (f"## {title}", *told)]
@@ -62,8 +62,8 @@ def _summary(subject: CardSubject) -> str:
         how = MERGED[trainable.kind].format(rank=trainable.rank)
         what = f"{subject.base.text}, {how}"
     quant = subject.config.model.quant
-    held = f" In training the base was held in {_kinds(quant)}." if quant else ""
-    return f"{what}; tuned with jaxtune.{held}"
+    held = f" During training, the base was held in {_kinds(quant)}." if quant else ""
+    return f"{what}, tuned with jaxtune.{held}"
 
 
 def _kinds(quant: Any) -> str:
@@ -115,9 +115,9 @@ def _loading(subject: CardSubject) -> list[str]:
 def _stands(subject: CardSubject) -> str:
     """Returns a sentence that explains the placeholder names in the loading code."""
     here = f"`{subject.name}` stands for this "
-    here += "file" if subject.kind == "npz" else "directory, or its repository on the Hub"
+    here += "file" if subject.kind == "npz" else "directory or its repository on the Hub"
     local = subject.kind == "adapter" and not subject.base.hub
-    return f"{here}{f'; `{subject.base.name}` for the base' if local else ''}."
+    return f"{here}{f', and `{subject.base.name}` for the base' if local else ''}."
 
 
 def _auto(directory: Path | None) -> str:
@@ -139,7 +139,7 @@ def _results(subject: CardSubject, curve: str | None) -> list[str]:
     told, found = [], dict(losses_of(subject.workdir, "eval"))
     if subject.step in found and 0 in found:
         told.append(
-            f"Held-out loss, a scored token: {found[0]:.4f} before training, "
+            f"Held-out loss per scored token: {found[0]:.4f} before training, "
             f"**{found[subject.step]:.4f}** after step {subject.step:,}."
         )
     if curve:
@@ -165,8 +165,8 @@ def _answers(subject: CardSubject) -> list[str]:
         [what, *(number_text(found[name].get(key)) for name in names), *([""] if less else [])]
         for what, key in (("held-out loss", "loss"), ("perplexity", "perplexity"))
     ]
-    heads = ["", *names, *(["tuned less base"] if less else [])]
-    told = f"{tuned['rows']:,} held-out rows answered{asked}, with 95% bootstrap intervals:"
+    heads = ["", *names, *(["tuned - base"] if less else [])]
+    told = f"{tuned['rows']:,} held-out rows, answered{asked}, with 95% bootstrap intervals:"
     return [told, table(heads, rows), *map(public, found.get("remarks", ()))]
 
 
@@ -175,8 +175,8 @@ def _data(subject: CardSubject) -> list[str]:
     lines = [f"- training: {_rows(subject, data.source, data.split, '.train.npz')}"]
     if held.source or held.split or held.holdout:
         source, split = held.source or data.source, held.split or data.split
-        apart = ", set apart from these" if held.holdout else ""
-        lines.append(f"- held out: {_rows(subject, source, split, '.eval.npz')}{apart}")
+        apart = "; split off from the training rows" if held.holdout else ""
+        lines.append(f"- held-out: {_rows(subject, source, split, '.eval.npz')}{apart}")
     return ["\n".join(lines)]
 
 
@@ -198,7 +198,7 @@ def _counts(survey: Path) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     share = scored.sum() / lengths.sum()
-    return f"; {len(lengths):,} rows of {lengths.sum():,} tokens, {share:.0%} of them scored"
+    return f"; {len(lengths):,} rows with {lengths.sum():,} tokens, {share:.0%} of them scored"
 
 
 def _settings(config: Config) -> list[str]:
@@ -208,7 +208,7 @@ def _settings(config: Config) -> list[str]:
         key for key in SCHEMA.given(config, *FIELDS) if key not in TOLD and not key.startswith(FREE)
     ]
     rows = [[as_code(key), as_code(_setting(key, values[key]))] for key in given]
-    told = "What differs from the defaults; the whole is the run's `config.json`."
+    told = "Settings that differ from the defaults; the run's `config.json` has all of them."
     return [told, table(["setting", "value"], rows)] if rows else []
 
 
@@ -219,25 +219,32 @@ def _setting(key: str, value: Any) -> Any:
 def _verified(subject: CardSubject) -> list[str]:
     """Returns a table of the comparisons between the written files and the model in memory."""
     found = subject.report
-    compared = {"loaded afresh": found.get("comparison"), OUTSIDE: found.get("reference")}
+    compared = {"reloaded from disk": found.get("comparison"), OUTSIDE: found.get("reference")}
     for into, change in (found.get("merging") or {}).items():
         compared[MERGING.get(into, f"merging into the {into} weights")] = change
     rows = [[what, *_comparison(each)] for what, each in compared.items() if each]
     if not rows:
         return []
     asked = found["rows"]
-    told = f"Once written, it was compared on {asked['count']:,} rows ({asked['from']}):"
-    heads = ["", "logits, over their deviation", "KL, nats", "same likeliest token", "answers"]
+    told = f"The written files were compared with the model in memory on {asked['count']:,} rows"
+    told += f" ({asked['from']}):"
+    heads = [
+        "",
+        "logits (standard deviations)",
+        "KL (nats)",
+        "same likeliest token",
+        "identical answers",
+    ]
     return [told, table(heads, rows)]
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:
     """Formats a comparison of two models as table cells."""
     return [
-        f"{found['logits']:.1e}" + (f" (up to {found['limit']:.0e})" if "limit" in found else ""),
+        f"{found['logits']:.1e}" + (f" (limit {found['limit']:.0e})" if "limit" in found else ""),
         f"{found['kl']:.1e}",
         f"{found['agreement']:.2%} of {found['positions']:,}",
-        f"{found['alike']} of {found['answers']} alike",
+        f"{found['alike']} of {found['answers']}",
     ]
 
 
@@ -250,11 +257,13 @@ def _run(subject: CardSubject) -> list[str]:
             f"{found['examples']:,} rows, {found['tokens']:,} tokens",
             f"{found['trained_parameters']:,} of {found['parameters']:,} parameters trained",
             f"{found['devices']}: {duration(found['seconds'])}, "
-            f"{found['tokens_per_second']:,.0f} tokens a second, "
-            f"{size_text(found['memory']['bytes'])} at most ({found['memory']['of']})",
+            f"{found['tokens_per_second']:,.0f} tokens/s, "
+            f"peak memory {size_text(found['memory']['bytes'])} ({found['memory']['of']})",
         ]
     today = datetime.date.today().isoformat()
-    lines.append(f"jaxtune {jaxtune.__version__}; begun {begun(subject.workdir)}, card of {today}")
+    lines.append(
+        f"jaxtune {jaxtune.__version__}; run started {begun(subject.workdir)}, card written {today}"
+    )
     return ["\n".join(f"- {line}" for line in lines)]
 
 

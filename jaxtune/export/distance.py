@@ -44,12 +44,12 @@ def distance(reference: jax.Array, other: jax.Array) -> Distance:  # [..., V] ea
     """Returns the distance of logits from those of a reference, computed in float32."""
     if reference.shape != other.shape:
         raise ValueError(
-            f"logits of shapes {reference.shape} and {other.shape} cannot be compared: the same "
-            "tokens and vocabulary were expected"
+            f"logits of shapes {reference.shape} and {other.shape} cannot be compared: expected "
+            "the same tokens and vocabulary"
         )
     *figures, finite = map(float, _figures(jnp.asarray(reference), jnp.asarray(other)))
     if not finite:
-        raise ValueError("logits that are infinite or no numbers cannot be compared")
+        raise ValueError("logits with infinities or NaNs cannot be compared")
     return Distance(*figures, positions=reference.size // reference.shape[-1])
 
 

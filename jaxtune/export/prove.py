@@ -57,7 +57,9 @@ def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
         new = assembly.config.generate.max_new_tokens
         return verify.rows(source, encoder, model, about, new)
     except (ValueError, OSError) as error:
-        progress.say(f"compared on random tokens, as the config's rows cannot be read: {error}")
+        progress.say(
+            f"comparing on random tokens, because the config's rows cannot be read: {error}"
+        )
         return None
 
 
@@ -121,9 +123,9 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
     problem = ""
     if change.kl > MOVED[into]:
         problem = (
-            f"merged{f' into the {into} weights' if into else ''} as {wanted.dtype}, it predicts "
-            f"something else than the adapter beside its base: KL {change.kl:.2g} nats, where "
-            f"{MOVED[into]} at most was expected"
+            f"merging{f' into the {into} weights' if into else ''} as {wanted.dtype} changed the "
+            f"predictions too much: KL {change.kl:.2g} nats from the unmerged model, expected at "
+            f"most {MOVED[into]}"
         )
 
     def load() -> tuple[Model, dict]:
@@ -163,12 +165,12 @@ def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | 
     try:
         found = compared(check.expected, observed(*check.load(), rows), check.limit)
     except ValueError as error:
-        return f"loaded afresh, it cannot be compared: {error}", None
-    return check.problem or ("" if found.kept else _too_far(found)), found
+        return f"the written files cannot be loaded and compared: {error}", None
+    return check.problem or ("" if found.kept else f"reloaded from disk, {_too_far(found)}"), found
 
 
 def _too_far(found: Comparison) -> str:
-    return f"loaded afresh: {found}; within {found.limit:.1e} and all alike was expected"
+    return f"{found}; expected at most {found.limit:.1e} and identical answers"
 
 
 def compare_outside(
@@ -197,7 +199,7 @@ def compare_outside(
     adapter = None if wanted.merged else staged
     found = reference.observed(directory, adapter, pictured, rows, expected.answers)
     apart = compared(expected, found, LIMITS["float32"])
-    problem = "" if apart.kept else f"under transformers, {_too_far(apart)}"
+    problem = "" if apart.kept else f"loaded in transformers, {_too_far(apart)}"
     return problem, apart.told()
 
 

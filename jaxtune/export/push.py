@@ -87,7 +87,7 @@ class Pushes:
         except PassingError as error:
             if not _begun(self._workdir.path):
                 raise
-            self._fail("to find the repository", error)
+            self._fail("finding the repository", error)
         self.tell()
         threading.Thread(target=self._work, name="push", daemon=True).start()
 
@@ -204,9 +204,9 @@ class Pushes:
             self._repo = f"{hub.account()}/{self._repo}"
         new = hub.claim(self._repo, self._config.private)
         self._claimed = True
-        kind = "a new repository" if new else "on top of what is there"
+        kind = "a new repository" if new else "an existing repository"
         when = "at every save" if self._config.every == "save" else "at the end"
-        self._told.append(f"pushed {when} to {hub.address(self._repo)}, {kind}")
+        self._told.append(f"will push {when} to {hub.address(self._repo)}, {kind}")
 
     def _rest(self, failures: int) -> None:
         """Pauses between attempts; ends at once if the run begins to wait, or stops."""
@@ -222,7 +222,7 @@ class Pushes:
         """Logs a failure, and reports it if it is the first since the last success."""
         self._log({"failed": caption, "why": str(error)})
         if not self._failing:
-            again = "will be tried again" if isinstance(error, PassingError) else "the run goes on"
+            again = "will retry" if isinstance(error, PassingError) else "the run continues"
             self._told.append(f"{error} ({again})")
         self._failing = str(error)
 
@@ -240,8 +240,8 @@ class Pushes:
     def _by_hand(self, exported: Path) -> str:
         public = [] if self._config.private else ["--public"]
         command = shlex.join(["push", str(exported), self._repo, *public])
-        why = self._failing or f"the Hub took longer than hub.wait, {self._config.wait} seconds"
-        return f"not pushed: {why}\nto push it by hand: python launch.py {command}"
+        why = self._failing or f"the Hub took longer than hub.wait ({self._config.wait} seconds)"
+        return f"not pushed: {why}\nto push it yourself: python launch.py {command}"
 
 
 def sign_in(config: Hub, workdir: Path) -> None:
@@ -257,8 +257,8 @@ def sign_in(config: Hub, workdir: Path) -> None:
         if isinstance(error, PassingError) and _begun(workdir):
             return
         raise type(error)(
-            f"hub.repo is {config.repo!r}: {error}\n  To train without: --config.hub.repo= "
-            "and afterwards python launch.py push DIRECTORY REPOSITORY"
+            f"hub.repo is {config.repo!r}: {error}\n  To train without pushing, add "
+            "--config.hub.repo= and afterwards run: python launch.py push DIRECTORY REPOSITORY"
         ) from None
 
 

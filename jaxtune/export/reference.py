@@ -26,12 +26,13 @@ def check(target: Path | None) -> None:
     """Raises if a library is missing, or the target is an .npz file, which they cannot read."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ValueError(
-            f"--verify=reference compares with transformers and PEFT, and {', '.join(missing)} "
-            f"cannot be imported here: pip install {' '.join(missing)}"
+            f"--verify=reference needs transformers and PEFT, but {', '.join(missing)} cannot be "
+            f"imported: pip install {' '.join(missing)}"
         )
     if target is not None and target.suffix == ".npz":
         raise ValueError(
-            f"--verify=reference: transformers reads no .npz such as {target}; export a directory"
+            f"--verify=reference: transformers cannot read .npz files such as {target}; export "
+            "a directory"
         )
 
 
@@ -106,7 +107,7 @@ def _run(place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise ValueError(f"transformers and PEFT cannot run what was written: {last}")
+        raise ValueError(f"transformers and PEFT cannot run the written files: {last}")
 
 
 def main(place: Path) -> None:

@@ -78,7 +78,7 @@ def refuse_what_is_there(wanted: Wanted) -> None:
         return
     if target.exists() and not wanted.overwrite:
         raise ValueError(
-            f"{target} is there already: --overwrite replaces it, --to names another place"
+            f"{target} already exists: --overwrite replaces it, --to chooses another path"
         )
     if target.suffix != NPZ:
         refuse_existing(target, wanted.overwrite, wanted.mark)

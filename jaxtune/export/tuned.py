@@ -44,14 +44,14 @@ def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
     found = Checkpoints(workdir / "checkpoints")
     if not found.steps:
         raise ValueError(
-            f"{found.directory} holds no checkpoint: train first, or name the run's --workdir"
+            f"{found.directory} contains no checkpoint: train first, or pass the run's --workdir"
         )
     before = json.loads((workdir / CONFIG).read_bytes())
     changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:
         raise WorkdirError(
-            "\n  ".join([f"{workdir} holds a run of another config; what differs:", *changes])
-            + "\nGive the config it was run with"
+            "\n  ".join([f"{workdir} contains a run of another config; differences:", *changes])
+            + "\nPass the config that it was run with"
         )
     return found
 
@@ -65,8 +65,8 @@ def step_of(checkpoints: Checkpoints, step: str) -> int:
     if step not in ("best", "last"):
         if not step.isdecimal() or int(step) not in steps:
             raise ValueError(
-                f"--step {step}: expected best, last, or one of those that {checkpoints.directory} "
-                f"holds: {', '.join(map(str, steps))}"
+                f"--step {step}: expected best, last, or a checkpoint in "
+                f"{checkpoints.directory}: {', '.join(map(str, steps))}"
             )
         return int(step)
     position = checkpoints.position() or {"tally": {}}

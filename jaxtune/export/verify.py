@@ -79,9 +79,9 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"logits within {self.logits:.1e} of their deviation, KL {self.kl:.1e} nats, "
-            f"likeliest token the same at {self.agreement:.2%} of {self.positions} places, "
-            f"{self.alike} of {self.answers} answers alike"
+            f"logits differ by at most {self.logits:.1e} standard deviations, KL {self.kl:.1e} "
+            f"nats, same likeliest token at {self.agreement:.2%} of {self.positions} positions, "
+            f"{self.alike} of {self.answers} answers identical"
         )
 
     def told(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def rows(
         if len(found) == count:
             break
     if not found:
-        raise ValueError(f"{about}: there is no row to compare on")
+        raise ValueError(f"{about}: no usable rows to compare on")
     side = encoder.pictures.size if encoder.pictures else 0
     beside = encoder.pictures.tokens * max(len(each.images) for each in found) if side else 0
     longest = min(LENGTH + beside, model.config.context - new)

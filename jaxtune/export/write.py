@@ -63,8 +63,8 @@ class Exported:
         """Raises `Unverified` if verification failed."""
         if self.problem:
             raise Unverified(
-                f"what was written is not the model in memory: {self.problem}\n  it stays, for a "
-                f"look at it, as {self.path}; nothing else was touched"
+                f"the written files do not match the model in memory: {self.problem}\n  they are "
+                f"kept for inspection as {self.path}; nothing else was changed"
             )
 
 
@@ -235,13 +235,13 @@ def _files(path: Path, name: str) -> dict[str, dict[str, Any]]:
 def _lines(report: dict, found: Comparison | None, check: Check, final: Path) -> Iterator[str]:
     size = sum(each["bytes"] for each in report["files"].values())
     if report["kept"]:
-        yield f"verified: loaded afresh, {found}, on {report['rows']['from']}"
+        yield f"verified: reloaded from disk and compared on {report['rows']['from']}: {found}"
     for into, each in check.merging.items():
         base = "" if into == "merged" else f" into the {into} weights"
-        yield f"merging{base} as {report['dtype']} changed: {each}"
+        yield f"effect of merging{base} as {report['dtype']}: {each}"
     if apart := report["reference"]:
-        yield f"under transformers: {_comparison(apart)}"
-    yield f"written to {final}, {size:,} bytes; what was measured is in {report_file(final)}"
+        yield f"loaded in transformers: {_comparison(apart)}"
+    yield f"export written to {final} ({size:,} bytes); measurements in {report_file(final)}"
 
 
 def _comparison(told: dict[str, Any]) -> Comparison:

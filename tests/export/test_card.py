@@ -44,7 +44,7 @@ def test_the_front_matter_has_what_is_known(workdir, tmp_path):
     assert f"[Maker/Base-1](https://huggingface.co/Maker/Base-1) at `{'0a' * 20}`" in text
     assert 'from_pretrained("Maker/Base-1", revision="v2")' in text
     assert 'jaxtune.load("Maker/Base-1@v2", quant="nf4")' in text
-    assert "In training the base was held in nf4." in text
+    assert "During training, the base was held in nf4." in text
     assert "[maker/held](https://huggingface.co/datasets/maker/held), split `test`" in text
 
 
@@ -93,6 +93,6 @@ def test_kinds_are_told(tmp_path):
     with pytest.raises(ValueError, match="kind 'gguf': expected one of adapter, merged, npz"):
         card.write(tmp_path, tmp_path, config("base"), kind="gguf")
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(ValueError, match=r"summary\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"summary\.json is not valid JSON"):
         card.write(tmp_path, tmp_path, config("base"), kind="adapter")
     assert os.listdir(tmp_path) == ["summary.json"]

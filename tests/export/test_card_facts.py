@@ -28,8 +28,8 @@ def test_an_evaluation_of_other_weights_is_left_out(workdir):
         kind = "merged" if target == merged else "adapter"
         return card.write(target, workdir, config("base"), kind=kind).read_text()
 
-    assert "answered by this, with" in told(adapter)
-    assert "answered by the adapter beside its base, before it was merged, with" in told(merged)
+    assert "answered by this model, with" in told(adapter)
+    assert "answered by the adapter on its base, before merging, with" in told(merged)
     rewrite(merged / "export.json", step=4)
     assert "rows answered" not in told(merged)
     (adapter / "adapter_model.safetensors").write_bytes(b"others")

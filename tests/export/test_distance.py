@@ -72,7 +72,7 @@ def test_logits_of_other_tokens_are_refused():
 def test_what_is_no_number_is_refused(value):
     logits = jnp.zeros((1, 3, 8))
     for pair in [(logits.at[0, 1, 2].set(value), logits), (logits, logits.at[0, 0, 0].set(value))]:
-        with pytest.raises(ValueError, match="infinite or no numbers"):
+        with pytest.raises(ValueError, match="logits with infinities or NaNs"):
             distance(*pair)
 
 

@@ -84,7 +84,7 @@ def test_at_the_end_alone(begin, server, tmp_path):
     assert found == {"repository": "me/new", "pushed": url}
     assert server.repositories["me/new"].commits == ["step 2, loss 1.5"]
     assert said == [
-        f"pushed at the end to {server.url}/me/new, a new repository",
+        f"will push at the end to {server.url}/me/new, a new repository",
         f"pushed step 2, loss 1.5: {url}",
     ]
     assert exported.is_dir()
@@ -97,7 +97,7 @@ def test_failures_are_told_once_and_tried_again(begin, server, tmp_path):
     until(lambda: server.repositories["me/new"].commits == ["step 1"])
     until(lambda: len(log(tmp_path)) == 4)
     pushes.tell()
-    assert len(said) == 3 and said[1].endswith("(will be tried again)") and "500" in said[1]
+    assert len(said) == 3 and said[1].endswith("(will retry)") and "500" in said[1]
     assert [list(line)[1] for line in log(tmp_path)] == ["failed"] * 3 + ["pushed"]
     assert TOKEN not in (tmp_path / "run/pushes.jsonl").read_text()
 
@@ -129,7 +129,7 @@ def test_what_cannot_pass_waits_for_the_next_save(begin, server, tmp_path):
     save(pushes, 1)
     until(lambda: len(log(tmp_path)) == 1)
     pushes.tell()
-    assert said[-1].endswith("(the run goes on)")
+    assert said[-1].endswith("(the run continues)")
     save(pushes, 2)
     until(lambda: server.repositories["me/new"].commits == ["step 2"])
 
@@ -141,7 +141,7 @@ def test_a_save_that_cannot_be_written(begin, server, tmp_path):
     pushes, said = begin(every="save")
     pushes.saved(full, 1, "step 1")
     pushes.tell()
-    assert "No space left on device (the run goes on)" in said[-1]
+    assert "No space left on device (the run continues)" in said[-1]
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_run_that_ends_waits_so_long_and_says_what_to_do(begin, server, tmp_pa
     exported = written(tmp_path / "export")
     assert pushes.ended(exported, "step 2") == {"repository": "me/new", "pushed": None}
     assert "not pushed: " in said[-1] and "500" in said[-1]
-    command = said[-1].splitlines()[-1].removeprefix("to push it by hand: python launch.py ")
+    command = said[-1].splitlines()[-1].removeprefix("to push it yourself: python launch.py ")
     server.troubles.clear()
     assert launch.main(command.split()) == 0
     assert server.repositories["me/new"].files == ADAPTER
@@ -170,7 +170,7 @@ def test_a_hub_that_is_away_stops_only_a_new_run(begin, server, tmp_path):
         begin()
     (tmp_path / "run/checkpoints").mkdir()
     pushes, said = begin()
-    assert "503" in said[0] and said[0].endswith("(will be tried again)")
+    assert "503" in said[0] and said[0].endswith("(will retry)")
     assert pushes.ended(written(tmp_path / "export"), "step 2")["pushed"]
     assert server.repositories["me/new"].private
 

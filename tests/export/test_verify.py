@@ -63,7 +63,7 @@ def test_one_changed_matrix_is_seen(loaded, given, seen):
 
 def test_logits_that_are_no_numbers_are_an_error(seen):
     other = replace(seen, logits=np.full_like(seen.logits, np.nan))
-    with pytest.raises(ValueError, match="infinite or no numbers"):
+    with pytest.raises(ValueError, match="logits with infinities or NaNs"):
         compared(seen, other, 1.0)
 
 

@@ -68,15 +68,15 @@ def test_what_is_there_is_verified_anew(run, exported, failure, place):
     file = run / "export/adapter/adapter_model.safetensors"
     written = file.stat().st_mtime_ns
     printed = exported()
-    assert "verified: loaded afresh" in printed and "on held-out rows" in printed
+    assert "verified: reloaded from disk and compared on held-out rows: " in printed
     assert file.stat().st_mtime_ns == written
     exported("--overwrite")
     assert file.stat().st_mtime_ns > written
     file.write_bytes(file.read_bytes()[:-4])
     message = failure("export", *arguments(place, run))
-    assert "what was written is not the model in memory" in message
+    assert "the written files do not match the model in memory" in message
     assert [each.name for each in (run / "export").glob("adapter*")] == ["adapter.failed"]
-    assert "verified: loaded afresh" in exported() and file.is_file()
+    assert "verified: reloaded from disk" in exported() and file.is_file()
 
 
 @pytest.mark.slow
@@ -123,15 +123,17 @@ def test_training_goes_on_from_an_adapter(run, place, tmp_path, failure):
 def test_another_run_or_step_is_refused(run, place, failure):
     command = ["export", *arguments(place, run)]
     message = failure(*command, "--step", "3")
-    assert "--step 3: expected best, last, or one of those that" in message and "2, 4" in message
+    assert "--step 3: expected best, last, or a checkpoint in" in message and "2, 4" in message
     message = failure(*command, "--config.trainable.alpha=8")
-    assert "holds a run of another config" in message and "trainable.alpha: 16.0 -> 8.0" in message
+    assert (
+        "contains a run of another config" in message and "trainable.alpha: 16.0 -> 8.0" in message
+    )
 
 
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ([], "runs/x/checkpoints holds no checkpoint: train first, or name the run's --workdir"),
+        ([], "runs/x/checkpoints contains no checkpoint: train first, or pass the run's --work"),
         (
             ["--adapter", "a"],
             "--adapter can only be exported merged: add --merged DTYPE and --to PATH",
@@ -139,7 +141,10 @@ def test_another_run_or_step_is_refused(run, place, failure):
         (["--adapter", "a", "--merged", "float16", "--to", "b", "--step", "2"], "--step selects a"),
         (["--into", "original"], "--into applies only to merged exports: add --merged"),
         (["--merged", "int8"], "invalid choice: 'int8'"),
-        (["--verify=reference", "--merged", "float16", "--to", "a.npz"], "reads no .npz such as"),
+        (
+            ["--verify=reference", "--merged", "float16", "--to", "a.npz"],
+            "cannot read .npz files such as a.npz",
+        ),
     ],
 )
 def test_what_cannot_be_exported(options, problem, config, failure):
