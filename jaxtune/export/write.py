@@ -168,7 +168,7 @@ def write_verified(
         give_name(staged, final, wanted)
     if not problem:
         write_card(tuned, wanted)
-    for line in _lines(report, found, check, final):
+    for line in _lines(report, found, check, final, wanted.there):
         progress.say(line)
     return Exported(final, report, problem)
 
@@ -232,7 +232,9 @@ def _files(path: Path, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _lines(report: dict, found: Comparison | None, check: Check, final: Path) -> Iterator[str]:
+def _lines(
+    report: dict, found: Comparison | None, check: Check, final: Path, there: bool
+) -> Iterator[str]:
     size = sum(each["bytes"] for each in report["files"].values())
     if report["kept"]:
         yield f"verified: reloaded from disk and compared on {report['rows']['from']}: {found}"
@@ -241,7 +243,8 @@ def _lines(report: dict, found: Comparison | None, check: Check, final: Path) ->
         yield f"effect of merging{base} as {report['dtype']}: {each}"
     if apart := report["reference"]:
         yield f"loaded in transformers: {_comparison(apart)}"
-    yield f"export written to {final} ({size:,} bytes); measurements in {report_file(final)}"
+    state = "unchanged in" if there and report["kept"] else "written to"
+    yield f"export {state} {final} ({size:,} bytes); measurements in {report_file(final)}"
 
 
 def _comparison(told: dict[str, Any]) -> Comparison:

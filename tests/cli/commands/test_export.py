@@ -96,7 +96,7 @@ def test_anyones_adapter_is_merged(run, exported, tmp_path):
     adapter = shutil.copytree(run / "export/adapter", tmp_path / "theirs")
     shutil.rmtree(run / "checkpoints")
     printed = exported("--adapter", adapter, "--merged", "float32", "--to", tmp_path / "out")
-    assert "merging as float32 changed" in printed
+    assert "effect of merging as float32: logits" in printed
     found = report(tmp_path / "out")
     assert found["adapter"] == str(adapter) and found["step"] is None
     assert found["merging"]["merged"]["logits"] < 1e-4

@@ -72,12 +72,12 @@ def test_quant_with_a_kind_measures_it(base, capsys):
     printed, found = report(capsys, base, "--quant=nf4", "--text", "text.txt")
     [measured] = found["quant"]["measured"]
     assert (measured["kind"], len(measured["leaves"])) == ("nf4", 7)
-    assert f"KL divergence from full precision is {measured['predictions']['kl']:.3g}" in " ".join(
+    assert f"KL divergence from full precision {measured['predictions']['kl']:.3g}" in " ".join(
         printed.split()
     )
     said = " ".join(printed.split())
     rules = [tuple(rule) for rule in measured["advice"]["quant"]]
-    assert f"as `quant`: {rules}" in said
+    assert f"set `quant` to: {rules}" in said
     for leaf in measured["leaves"]:
         line = next(
             each for each in printed.split("nf4  ")[-1].splitlines() if leaf["path"] in each
