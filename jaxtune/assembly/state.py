@@ -67,7 +67,6 @@ class Start:
       frozen: The frozen leaves; only their shapes, dtypes and shardings after `release`.
       selected: Shapes, dtypes and shardings of the leaves that train.
       shapes: Shapes, dtypes and shardings of the train state.
-      dtype: Data type of the base's embedding.
     """
 
     def __init__(
@@ -81,8 +80,6 @@ class Start:
         rules = trainable_rules(given)
         unused = "error" if given.kind == "rules" else "allow"
         self.mesh = mesh
-        base = lora.embedding(quant.by_path(variables["params"]))
-        self.dtype = str(base.dtype)  # dtype in which the base is held
         self._given, self.frozen = split(variables, rules, unused)
         self._static = (tuple(map(tuple, rules)), optimizer, mesh)
         self._numbers = (dict(optimizer.hyper), jax.random.key(seed))

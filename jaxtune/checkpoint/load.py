@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxtune import families, sharding, tree
+from jaxtune.adapters import lora
 from jaxtune.checkpoint import placing
+from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
@@ -27,13 +30,12 @@ from jaxtune.models.attention import IMPLEMENTATIONS
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
 
-DTYPES = ("float32", "bfloat16", "float16")
 COMPUTE = ("auto", "float32", "bfloat16")  # no float16: Gemma's activations overflow it
 
 
 def load(
     source: str | os.PathLike,
-    dtype: str = "float32",
+    dtype: DTypeLike = AUTO,
     quant: str | tree.Rules | None = None,
     *,
     mesh: Mesh | None = None,
@@ -47,7 +49,7 @@ def load(
       source: checkpoint directory, Hub repository (`owner/name` or `owner/name@revision`), or an
         .npz file of big_vision.
       dtype: dtype of the weights that are not quantised: "float32", "bfloat16", "float16", or
-        "auto" for the stored dtype of each leaf, the widest if its layers differ.
+        "auto" for that in which the checkpoint stores each leaf.
       quant: weights to quantise as they are read, all of them linear maps of the decoder's layers.
         Either one kind for all of these ("nf4", "nf4-double", "int4" or "int8"), or rules
         (pattern → kind or None). Must be None for checkpoints that are stored in 4 bits, which
@@ -63,7 +65,7 @@ def load(
     Returns:
       The model, whose `origin` is the checkpoint, and its variables, `{"params": …}`.
     """
-    dtype = known_dtype(dtype)
+    dtype = dtype_name(dtype)
     if attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
     if compute not in COMPUTE:
@@ -85,14 +87,6 @@ def load(
         }
     placing.trim()
     return model, {"params": tree.unflatten(params)}
-
-
-def known_dtype(dtype: Any) -> str:
-    """Returns the name of a dtype, "auto" included; raises if weights cannot be loaded in it."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
-    if name not in (*DTYPES, "auto"):
-        raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or auto")
-    return name
 
 
 @dataclass(frozen=True)
@@ -140,8 +134,21 @@ class Described:
             for path, shape in self.shapes.items()
         }
 
+    def written(self, dtype: DTypeLike, leaves: Mapping[str, Any]) -> dict[str, np.dtype]:
+        """Returns the dtype in which each leaf of a model of this checkpoint is written, by path.
+
+        With dtype "auto", a leaf that is stored in 4 bits gets the dtype of the embedding, and if
+        the checkpoint has no weights, each leaf keeps its own.
+        """
+        name = dtype_name(dtype)
+        if name != AUTO:
+            return dict.fromkeys(leaves, jnp.dtype(name))
+        held = self.held(AUTO) if self.stored.tensors else leaves
+        plain = lora.embedding(held).dtype
+        return {path: plain if is_quantized(held[path]) else held[path].dtype for path in leaves}
+
     def _dtype(self, pieces: Sequence[Piece], dtype: str) -> np.dtype:
-        if dtype != "auto":
+        if dtype != AUTO:
             return jnp.dtype(dtype)
         stored = (self.stored.tensors[piece.theirs].dtype for piece in pieces)
         return reduce(jnp.promote_types, stored)

@@ -1,6 +1,5 @@
 """Writes a model and its variables as a checkpoint in the layout of its publisher."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtune import families
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import one_layer
+from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb, npz
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import (
@@ -30,7 +30,7 @@ from jaxtune.checkpoint.formats.safetensors import (
 )
 from jaxtune.checkpoint.formats.tensors import Tensors
 from jaxtune.checkpoint.hub import COMPANIONS
-from jaxtune.checkpoint.load import DTYPES, leaf_shapes, read_config, table_of
+from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
@@ -49,7 +49,7 @@ def save_merged(
     model: Model,
     variables: Mapping,
     directory: str | os.PathLike,
-    dtype: DTypeLike | None = "float16",
+    dtype: DTypeLike = AUTO,
     *,
     into: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -66,7 +66,8 @@ def save_merged(
       variables: all its variables as `jaxtune.load` returns them, with or without adapters.
       directory: directory to write in Hugging Face's layout, or for PaliGemma also a file name that
         ends in .npz, to write big_vision's layout.
-      dtype: dtype of the weights that are written; None keeps that of each leaf.
+      dtype: dtype of the weights that are written: "float32", "bfloat16", "float16", or "auto" for
+        that in which the model's origin stores each of them.
       into: what to merge into where weights are quantised: "original" for the full-precision
         weights of the model's origin, or "dequantised" for the values of the codes. None means
         "original" if the origin has full-precision weights, else "dequantised".
@@ -78,26 +79,25 @@ def save_merged(
     """
     target = Path(directory).expanduser()
     with in_step():
-        kind = written_dtype(dtype)
-        origin = Origin.of(model).path
-        raw, family, described = read_config(origin)
-        _check_config(model, described, origin)
+        dtype = dtype_name(dtype)
+        base = described_origin(model)
+        _check_config(model, base.model, base.directory)
         leaves = _fitting(variables, leaf_shapes(model))
-        stored = stored_at(origin, raw)
-        theirs = table_of(family, model, stored)
-        weights = _Weights.of(leaves, lora.adapters(variables), stored, theirs, into)
-        table = _table_to_write(target, theirs, family, model, stored)
-        writer = _Writer(weights, table, family.other, kind)
-        config = _described(raw, writer.dtype, described.config.tied, model.config.tied)
+        theirs = table_of(base.family, model, base.stored)
+        dtypes = dataclasses.replace(base, model=model).written(dtype, leaves)
+        weights = _Weights.of(leaves, lora.adapters(variables), base.stored, theirs, into, dtypes)
+        table = _table_to_write(target, theirs, base.family, model, base.stored)
+        writer = _Writer(weights, table, base.family.other, None if dtype == AUTO else dtype)
+        config = _described(base.raw, writer.dtype, base.model.config.tied, model.config.tied)
         if jax.process_index() == 0:
             refuse_existing(target, overwrite)
-    with stored, in_step():
+    with base.stored, in_step():
         try:
             if jax.process_index() == 0 and target.suffix == NPZ:
                 npz.write(target, writer.plan, writer.blocks, overwrite)
             elif jax.process_index() == 0:
                 with new_directory(target, overwrite=overwrite) as partial:
-                    _write_companions(partial, origin, config)
+                    _write_companions(partial, base.directory, config)
                     write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
         finally:
             writer.gather_rest()
@@ -131,6 +131,7 @@ class _Weights:
     stored: Tensors  # those of the model's origin
     origin: Mapping[tuple[str, int | None], Piece]  # in `stored`, by leaf and layer
     original: bool  # whether the origin's weights replace quantised ones
+    dtypes: Mapping[str, np.dtype]  # to write, by the path of the leaf
 
     @classmethod
     def of(
@@ -140,6 +141,7 @@ class _Weights:
         stored: Tensors,
         table: names.Table,
         into: str | None,
+        dtypes: Mapping[str, np.dtype],
     ) -> "_Weights":
         """Checks `into` (see `save_merged`), and chooses it if it is None.
 
@@ -149,6 +151,7 @@ class _Weights:
           stored: tensors of the model's origin; there may be none.
           table: names of the tensors in `stored`.
           into: "original", "dequantised" or None.
+          dtypes: dtype in which to write each leaf, by path.
 
         Returns:
           The weights to write.
@@ -164,21 +167,7 @@ class _Weights:
             )
         parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
         origin = {(piece.path, piece.layer): piece for piece in parts}
-        return cls(leaves, adapters, stored, origin, full and into != "dequantised")
-
-    def dtype(self, piece: Piece) -> np.dtype:
-        """Returns the dtype of a piece, or of the weight that replaces it if it is quantised."""
-        leaf = self.leaves[piece.path]
-        if not is_quantized(leaf):
-            return leaf.dtype
-        if not self.original:
-            return self.plain
-        return self.stored.tensors[self.origin[piece.path, piece.layer].theirs].dtype
-
-    @property
-    def plain(self) -> np.dtype:
-        """Dtype of the weights that are not quantised: that of the embedding."""
-        return lora.embedding(self.leaves).dtype
+        return cls(leaves, adapters, stored, origin, full and into != "dequantised", dtypes)
 
     def piece(self, piece: Piece) -> np.ndarray:
         """Returns a leaf, or one layer of it, with its adapter merged."""
@@ -188,7 +177,8 @@ class _Weights:
         else:
             weight = jax.tree.map(gathered, weight)
         if piece.path not in self.adapters:
-            return np.asarray(weight.astype(self.dtype(piece)))
+            whole = is_quantized(weight)
+            return np.asarray(weight.astype(self.dtypes[piece.path]) if whole else weight)
         adapter = jax.tree.map(gathered, one_layer(self.adapters[piece.path], piece.layer))
         return np.asarray(lora.merged(weight, adapter, np.float32))
 
@@ -204,20 +194,21 @@ class _Writer:
         weights: _Weights,
         table: names.Table,
         other: Sequence[str],  # patterns of tensors to copy from the origin
-        kind: np.dtype | None,  # dtype to write; None: that of each leaf
+        kind: str | None,  # dtype of copied tensors; None: the stored one
     ):
         held = weights.stored.tensors
         self.weights = weights
-        self.dtype = str(kind or weights.plain)
+        self.dtype = str(lora.embedding(weights.dtypes))  # named by config.json
         parts = names.pieces(table, {path: leaf.shape for path, leaf in weights.leaves.items()})
         self.tensors = names.by_tensor(parts)
         plan: Plan = {
-            name: (pieces[0].shape, kind or weights.dtype(pieces[0]))
+            name: (pieces[0].shape, weights.dtypes[pieces[0].path])
             for name, pieces in self.tensors.items()
         }
         for name in names.matching(other, held):
             info = held[name]
-            plan[name] = (info.shape, kind if kind and floating(info.dtype) else info.dtype)
+            changes = kind is not None and floating(info.dtype)
+            plan[name] = (info.shape, jnp.dtype(kind) if changes else info.dtype)
         # Tensors are written, and gathered by every process, in this order: widest dtype first.
         self.plan = dict(sorted(plan.items(), key=lambda item: -item[1][1].itemsize))
         self._not_gathered = [name for name in self.plan if name in self.tensors]
@@ -250,21 +241,6 @@ class _Writer:
         for _, layer in groupby(pieces, key=lambda piece: piece.layer):
             rows = [piece.foreign(self.weights.piece(piece)) for piece in layer]
             yield np.concatenate(rows) if len(rows) > 1 else rows[0]
-
-
-def written_dtype(dtype: DTypeLike | None) -> np.dtype | None:
-    """Returns the dtype to write, or None to keep each leaf's own.
-
-    Raises for any dtype that `load` does not accept: writing weights in it would ruin them.
-    """
-    if dtype is None:
-        return None
-    with contextlib.suppress(TypeError, ValueError):  # NumPy knows no such dtype
-        if (name := jnp.dtype(dtype).name) in DTYPES:
-            return jnp.dtype(name)
-    raise CheckpointError(
-        f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}, or None to keep each leaf's own"
-    )
 
 
 def _check_config(model: Model, described: Model, origin: Path) -> None:
@@ -330,6 +306,13 @@ def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
         for path, adapter in lora.adapters(variables).items()
         if path not in wanted or not adapter.stands_on(wanted[path])
     ]
+
+
+def described_origin(model: Model) -> Described:
+    """Describes the checkpoint that a model was loaded from, whose weights may be missing."""
+    origin = Origin.of(model).path
+    raw, family, described = read_config(origin)
+    return Described(origin, raw, family, described, stored_at(origin, raw))
 
 
 def stored_at(origin: Path, raw: Mapping) -> Tensors:

@@ -1,22 +1,24 @@
 """Merges adapters into plain weights, from plain or quantised bases, and measures the effect."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
+from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.load import load
 from jaxtune.checkpoint.origin import Origin
-from jaxtune.checkpoint.save import INTO
+from jaxtune.checkpoint.save import INTO, described_origin
 from jaxtune.export.distance import Distance, distance
 from jaxtune.models.paligemma import Model
 
 
 def merged(
-    model: Model, variables: dict, into: str, dtype: Any = "float16", *, take: bool = False
+    model: Model, variables: dict, into: str, dtype: DTypeLike = AUTO, *, take: bool = False
 ) -> dict:
     """Merges the adapters of a model, as `save_merged(…, into=…)` does.
 
@@ -25,7 +27,8 @@ def merged(
       variables: Its variables, with or without adapters.
       into: What replaces quantised weights: "original" for the full-precision weights of the
         model's origin, or "dequantised" for the values of the codes.
-      dtype: Data type of all leaves of the result.
+      dtype: Data type of the result; "auto" takes for each leaf that in which the model's origin
+        stores it.
       take: Empties `variables`. Unless they are referenced elsewhere, the memory of each leaf is
         then freed as soon as its merged form exists.
 
@@ -40,11 +43,14 @@ def merged(
     if into == "original" and any(map(quant.is_quantized, base.values())):
         full = quant.by_path(load(Origin.of(model).path, "auto")[1]["params"])
         base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
+    with (origin := described_origin(model)).stored:
+        dtypes = dataclasses.replace(origin, model=model).written(dtype, base)
     whole = {}
     for path in list(base):
         leaf = base.pop(path)
-        with_it = path in adapters
-        whole[path] = lora.merged(leaf, adapters[path], dtype) if with_it else leaf.astype(dtype)
+        dtype = dtypes[path]
+        adapted = path in adapters
+        whole[path] = lora.merged(leaf, adapters[path], dtype) if adapted else leaf.astype(dtype)
     return {"params": tree.unflatten(whole)}
 
 
@@ -52,7 +58,7 @@ def differences(
     model: Model,
     variables: Mapping,
     tokens: jax.Array,  # int32[B, T]
-    dtype: Any = "float16",
+    dtype: DTypeLike = AUTO,
 ) -> dict[str, Distance]:
     """Measures how far merging moves the predictions of a model on a quantised base.
 

@@ -13,12 +13,11 @@ from jaxtune import quant
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.load import read_config
-from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
-from jaxtune.checkpoint.save import INTO, stored_at
+from jaxtune.checkpoint.save import INTO, described_origin
 from jaxtune.display.progress import Progress
 from jaxtune.export import merging, reference, verify
-from jaxtune.export.targets import Wanted
+from jaxtune.export.targets import Wanted, in_dtype
 from jaxtune.export.tuned import Tuned
 from jaxtune.export.verify import (
     LIMITS,
@@ -123,9 +122,9 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
     problem = ""
     if change.kl > MOVED[into]:
         problem = (
-            f"merging{f' into the {into} weights' if into else ''} as {wanted.dtype} changed the "
-            f"predictions too much: KL {change.kl:.2g} nats from the unmerged model, expected at "
-            f"most {MOVED[into]}"
+            f"merging{f' into the {into} weights' if into else ''} {in_dtype(wanted.dtype)} "
+            f"changed the predictions too much: KL {change.kl:.2g} nats from the unmerged model, "
+            f"expected at most {MOVED[into]}"
         )
 
     def load() -> tuple[Model, dict]:
@@ -140,8 +139,7 @@ def _ways(model: Model, variables: dict) -> tuple[str, ...]:
     """Returns the possible values of `into`, the default first; () if no weight is quantised."""
     if not any(map(quant.is_quantized, quant.by_path(variables["params"]).values())):
         return ()
-    origin = Origin.of(model).path
-    with stored_at(origin, read_config(origin)[0]) as stored:
+    with described_origin(model).stored as stored:
         return INTO if stored.tensors and not bnb.packed(stored) else INTO[1:]
 
 

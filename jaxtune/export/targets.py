@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.formats.writing import publish, refuse_existing
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME
 from jaxtune.checkpoint.peft.load_adapter import REPORT
@@ -17,7 +18,7 @@ class Wanted:
 
     target: Path
     merged: bool = False  # the whole model instead of the adapter alone
-    dtype: str = "float32"
+    dtype: str = AUTO  # of a merged model
     into: str | None = None  # what replaces quantised weights, as in `merging.merged`
     overwrite: bool = False
     outside: bool = False  # compare with transformers and PEFT too
@@ -28,15 +29,25 @@ class Wanted:
         """Name of the file that identifies a directory of this kind."""
         return "config.json" if self.merged else CONFIG_NAME
 
+    @property
+    def written_dtype(self) -> str:
+        """The dtype that the report names: adapters are always written in float32."""
+        return self.dtype if self.merged else "float32"
 
-def default_name(whole: bool, base: str | Path, *details: str | None) -> str:
-    """Returns the default name of an export, such as `adapter` or `merged-float16.npz`.
 
-    The export at the end of training has no `details`; None among them is skipped. Merged models
-    whose base is an .npz file are .npz files too.
+def default_name(whole: bool, base: str | Path, step: int | None = None) -> str:
+    """Returns the default name of an export: `adapter`, `merged`, or with a step `adapter-step-9`.
+
+    A merged model whose base is an .npz file is an .npz file too.
     """
-    parts = ["merged" if whole else "adapter", *filter(None, details)]
-    return "-".join(parts) + (NPZ if whole and Path(base).suffix == NPZ else "")
+    name = "merged" if whole else "adapter"
+    named = name if step is None else f"{name}-step-{step}"
+    return named + (NPZ if whole and Path(base).suffix == NPZ else "")
+
+
+def in_dtype(dtype: str) -> str:
+    """Returns a phrase that names the dtype of a merged model in a message."""
+    return "in the dtype of the base" if dtype == AUTO else f"in {dtype}"
 
 
 def beside(target: Path, state: str) -> Path:
@@ -85,13 +96,10 @@ def refuse_what_is_there(wanted: Wanted) -> None:
 
 
 def is_there(wanted: Wanted, step: int | None) -> bool:
-    """Returns whether the target exists with the same step, dtype and `into`, by its report.
-
-    A wanted dtype of float32, the default, matches any dtype.
-    """
+    """Returns whether the target exists with the same step, dtype and `into`, by its report."""
     try:
         report = json.loads(report_file(wanted.target).read_bytes())
     except (OSError, ValueError):
         return False
-    dtype = wanted.dtype in (report.get("dtype"), "float32")
-    return dtype and (report.get("step"), report.get("into")) == (step, wanted.into)
+    settings = (step, wanted.into, wanted.written_dtype)
+    return settings == tuple(map(report.get, ("step", "into", "dtype")))

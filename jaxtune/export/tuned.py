@@ -25,7 +25,6 @@ class Tuned:
     assembly: Assembly
     model: Model
     variables: dict
-    dtype: str  # data type in which the base is held
     step: int | None = None
     workdir: Path | None = None  # directory of the run that tuned it
     adapter: str | None = None  # source of its adapter, if it is not from a run of this config
@@ -81,11 +80,11 @@ def restored(assembly: Assembly, checkpoints: Checkpoints, step: int) -> Tuned:
     del variables  # the leaves that train come from the checkpoint
     state = start.restored(checkpoints.restore(start.shapes, step).state)
     checkpoints.close()
-    return Tuned(assembly, model, state.variables, start.dtype, step)
+    return Tuned(assembly, model, state.variables, step)
 
 
 def adapted(assembly: Assembly, adapter: str) -> Tuned:
     """Loads any adapter on the config's base."""
     model, base = assembly.base()
     variables = load_adapter(model, base, adapter)
-    return Tuned(assembly, model, variables, assembly.config.model.dtype, adapter=adapter)
+    return Tuned(assembly, model, variables, adapter=adapter)

@@ -14,6 +14,7 @@ import jax
 
 import jaxtune
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.peft.load_adapter import REPORT
 from jaxtune.checkpoint.peft.save_adapter import save_adapter
 from jaxtune.checkpoint.save import NPZ, save_merged
@@ -37,6 +38,7 @@ from jaxtune.export.targets import (
     default_name,
     free_name,
     give_name,
+    in_dtype,
     is_there,
     refuse_what_is_there,
     report_file,
@@ -85,8 +87,8 @@ def export(
 
     Args:
       config, workdir: Config and directory of the run.
-      merged: Data type in which to export a merged model. With None, LoRA runs export the adapter,
-        and other runs the whole model in the data type of the base.
+      merged: Data type in which to export a merged model, or "auto" for that in which the base is
+        stored. With None, LoRA runs export the adapter, and other runs the whole model as "auto".
       into: What replaces quantised weights in a merged model: "original" or "dequantised". None
         takes "original" where the origin has full-precision weights.
       to: Path of the export. By default it is a name under `workdir/export`.
@@ -106,11 +108,11 @@ def export(
     checkpoints = None if adapter else run_checkpoints(resolved(config), workdir)
     number = None if checkpoints is None else step_of(checkpoints, step)
     whole = merged is not None or config.trainable.kind != "lora"
-    details = merged, into, None if step == "best" else f"step-{number}"
+    name = default_name(whole, config.model.path, None if step == "best" else number)
     wanted = Wanted(
-        to or workdir / "export" / default_name(whole, config.model.path, *details),
+        to or workdir / "export" / name,
         whole,
-        merged or "float32",
+        merged or AUTO,
         into,
         overwrite,
         outside,
@@ -126,8 +128,6 @@ def export(
         else:
             tuned = restored(assembly, checkpoints, number)
             tuned.workdir = workdir
-        if wanted.merged and merged is None:
-            wanted = replace(wanted, dtype=tuned.dtype)
         return write_verified(tuned, wanted, given or verify.random_rows(tuned.model), progress)
 
 
@@ -208,7 +208,7 @@ def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows) -> dict[str, Any]
         "base": given.path,
         "step": tuned.step,
         "adapter": tuned.adapter,
-        "dtype": wanted.dtype,
+        "dtype": wanted.written_dtype,
         "into": wanted.into,
         "quant": given.quant,
         "compute": compute_of(tuned.model),
@@ -240,7 +240,7 @@ def _lines(
         yield f"verified: reloaded from disk and compared on {report['rows']['from']}: {found}"
     for into, each in check.merging.items():
         base = "" if into == "merged" else f" into the {into} weights"
-        yield f"effect of merging{base} as {report['dtype']}: {each}"
+        yield f"effect of merging{base} {in_dtype(report['dtype'])}: {each}"
     if apart := report["reference"]:
         yield f"loaded in transformers: {_comparison(apart)}"
     state = "unchanged in" if there and report["kept"] else "written to"

@@ -107,7 +107,7 @@ def _prepared(
         state, done, tally = _begun(checkpoints, start, rows.loader, progress)
 
         def tuned(variables: dict, folder: Path, step: int | None = None):
-            found = Tuned(assembly, model, variables, start.dtype, step, workdir.path)
+            found = Tuned(assembly, model, variables, step, workdir.path)
             return _wanted(found, folder)
 
         yield Run(
@@ -202,8 +202,7 @@ def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
     """Returns what to export and where: a run's adapter, or the whole model if it has none."""
     whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
     target = folder / default_name(whole, base)
-    dtype = tuned.dtype if whole else "float32"
-    return tuned, Wanted(target, whole, dtype, overwrite=True), target
+    return tuned, Wanted(target, whole, overwrite=True), target
 
 
 def _delivered(

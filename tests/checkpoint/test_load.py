@@ -213,7 +213,7 @@ def test_each_process_reads_only_what_its_devices_need(pair, tmp_path):
         gate = [shape for shape in taken if sorted(shape) == [24, 72]]
         assert len(gate) == 9, taken  # gate, up and down of three layers: half the width each
         assert not [shape for shape in taken if sorted(shape) == [48, 72]]
-        jaxtune.save_merged(model, variables, {str(tmp_path / "written")!r}, dtype=None)
+        jaxtune.save_merged(model, variables, {str(tmp_path / "written")!r}, dtype="auto")
         print("done", rank)
     """
     port = str(free_port())
@@ -300,7 +300,7 @@ def test_a_tied_config_whose_file_holds_another_head(copied):
     tokens = reference.tokens(reference.CASES[NAME])
     got = np.asarray(model.apply(variables, tokens))
     np.testing.assert_allclose(got, reference.logits(live, tokens), atol=1e-4)
-    jaxtune.save_merged(model, variables, copied.parent / "written", dtype=None)
+    jaxtune.save_merged(model, variables, copied.parent / "written", dtype="auto")
     written = json.loads((copied.parent / "written" / "config.json").read_text())
     assert written["tie_word_embeddings"] is False
 

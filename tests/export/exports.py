@@ -32,7 +32,7 @@ def tuned(directory, adapted=True, **changes) -> Tuned:
     made = lora.adapters(variables)
     made = {path: learnt(each, number) for number, (path, each) in enumerate(made.items())}
     variables |= {"lora": tree.unflatten(made)} if made else {}
-    return Tuned(assembly, model, variables, "float32", step=7)
+    return Tuned(assembly, model, variables, step=7)
 
 
 def names(directory):

@@ -69,8 +69,8 @@ def test_npz_to_hugging_face_and_back(seen, archive, tmp_path, name, dtype):
     file = archive(name, dtype)
     model, variables = jaxtune.load(file, "auto")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {dtype}
-    jaxtune.save_merged(model, variables, tmp_path / "hf", None)
-    again = jaxtune.save_merged(*jaxtune.load(tmp_path / "hf", "auto"), tmp_path / "b.npz", None)
+    jaxtune.save_merged(model, variables, tmp_path / "hf")
+    again = jaxtune.save_merged(*jaxtune.load(tmp_path / "hf"), tmp_path / "b.npz")
     first, second = np.load(file), np.load(again)
     assert set(first.files) == set(second.files)
     for key in first.files:

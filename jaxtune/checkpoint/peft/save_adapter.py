@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats.safetensors import PYTORCH, write_sharded
 from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.checkpoint.formats.writing import new_directory, refuse_existing
@@ -23,7 +25,6 @@ from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
 from jaxtune.checkpoint.processes import gathered, in_step
-from jaxtune.checkpoint.save import written_dtype
 
 
 def save_adapter(
@@ -32,7 +33,7 @@ def save_adapter(
     base: str | os.PathLike,
     *,
     initial: Mapping | None = None,
-    dtype: DTypeLike | None = "float32",
+    dtype: DTypeLike = "float32",
     rslora: bool = False,
     name: str | None = None,
     overwrite: bool = False,
@@ -47,7 +48,7 @@ def save_adapter(
       base: checkpoint that the adapters were trained on, a directory or Hub repository.
       initial: the variables right after `add_lora`, needed if that changed the base (PiSSA). The
         adapters written are then the difference from these, of twice the rank.
-      dtype: dtype of the tensors that are written; None keeps that of the adapters.
+      dtype: dtype of the tensors that are written; "auto" keeps that of the adapters.
       rslora: whether the config expresses the scales as lora_alpha / √rank, and not as
         lora_alpha / rank; the scales themselves are the same.
       name: what the adapter's config calls the base, if not `base`.
@@ -58,7 +59,7 @@ def save_adapter(
     """
     target = Path(directory).expanduser()
     with in_step():
-        kind = written_dtype(dtype)
+        kind = dtype_name(dtype)
         params = params_of(variables)
         standing = Base.at(base, params)
         adapters = _fitting(variables, standing, "the variables")
@@ -172,7 +173,7 @@ class _Written:
             | (fingerprint.note if fingerprint else {}),
         )
 
-    def write(self, directory: Path, kind: np.dtype | None, rslora: bool, named: Mapping) -> None:
+    def write(self, directory: Path, kind: str, rslora: bool, named: Mapping) -> None:
         """Writes the config and the weight file that PEFT reads."""
         config = adapter_config.described(
             ranks={module: len(adapter.a) for module, adapter in self.modules.items()},
@@ -184,7 +185,10 @@ class _Written:
         text = json.dumps(dict(sorted(config.items())), indent=2, ensure_ascii=False)
         (directory / adapter_config.CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
         arrays = stacking.tensors(self.modules)
-        plan = {name: (array.shape, kind or array.dtype) for name, array in arrays.items()}
+        plan = {
+            name: (array.shape, array.dtype if kind == AUTO else jnp.dtype(kind))
+            for name, array in arrays.items()
+        }
         [file] = write_sharded(
             directory,
             plan,

@@ -5,18 +5,22 @@ from pathlib import Path
 
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("auto", "float16", "bfloat16", "float32")
 INTO = ("original", "dequantised")
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--merged DTYPE] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
+    configured(parser, "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
     parser.add_argument(
         "--merged",
+        nargs="?",
+        const=DTYPES[0],
         choices=DTYPES,
-        help="export the whole model, with the adapter merged in (default: the adapter alone, or "
-        "the whole model if the run has no adapter)",
+        metavar="DTYPE",
+        help="export the whole model, with the adapter merged in, as float16, bfloat16, float32 or "
+        "auto, the dtype of the base (default: auto). Without --merged, the adapter alone is "
+        "exported, or the whole model if the run has no adapter",
     )
     parser.add_argument(
         "--into", choices=INTO, help="weights of a quantised base to merge into (default: original)"
@@ -49,13 +53,13 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Writes the export, loads it again, and compares it with the model in memory."""
     if options.adapter and not (options.merged and options.to):
-        raise UsageError("--adapter can only be exported merged: add --merged DTYPE and --to PATH")
+        raise UsageError("--adapter can only be exported merged: add --merged and --to PATH")
     if options.adapter and options.step != "best":
         raise UsageError(
             "--step selects a checkpoint of the run: it cannot be combined with --adapter"
         )
     if options.into and not options.merged:
-        raise UsageError("--into applies only to merged exports: add --merged DTYPE")
+        raise UsageError("--into applies only to merged exports: add --merged")
     config, workdir = config_and_place(options)
     from jaxtune.export.write import export
 

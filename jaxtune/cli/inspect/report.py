@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from jaxtune.checkpoint import hub, load
+from jaxtune.checkpoint import dtypes, hub, load
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import TensorInfo
 from jaxtune.checkpoint.load import Described
@@ -28,7 +28,7 @@ from jaxtune.display.columns import few
 from jaxtune.families import names
 from jaxtune.models.decoder import LayerKind
 
-DTYPES = ("auto", *load.DTYPES)
+DTYPES = (dtypes.AUTO, *dtypes.DTYPES)
 ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # leaves not counted as "non-embedding"
 
 

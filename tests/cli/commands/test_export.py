@@ -80,12 +80,19 @@ def test_what_is_there_is_verified_anew(run, exported, failure, place):
 
 
 @pytest.mark.slow
-def test_every_step_and_dtype_has_a_place(run, exported, tmp_path):
+def test_every_kind_and_step_has_a_place(run, exported, place, failure, tmp_path):
     exported("--step", "2")
     assert report(run / "export/adapter-step-2")["step"] == 2
-    exported("--merged", "float16")
+    assert "effect of merging in the dtype of the base: logits" in exported("--merged")
+    assert "export unchanged in" in exported("--merged")
+    assert report(run / "export/merged")["dtype"] == "auto"
+    merged = run / "export/merged"
+    assert f"{merged} already exists" in failure(
+        "export", *arguments(place, run), "--merged=float16"
+    )
+    exported("--merged", "float16", "--overwrite")
     exported("--merged", "bfloat16", "--step", "last", "--to", tmp_path / "out")
-    assert report(run / "export/merged-float16")["dtype"] == "float16"
+    assert report(run / "export/merged")["dtype"] == "float16"
     assert report(tmp_path / "out")["merging"]["merged"]["kl"] < 1e-3
     _, variables = jaxtune.load(tmp_path / "out", "auto")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"bfloat16"}
@@ -96,7 +103,7 @@ def test_anyones_adapter_is_merged(run, exported, tmp_path):
     adapter = shutil.copytree(run / "export/adapter", tmp_path / "theirs")
     shutil.rmtree(run / "checkpoints")
     printed = exported("--adapter", adapter, "--merged", "float32", "--to", tmp_path / "out")
-    assert "effect of merging as float32: logits" in printed
+    assert "effect of merging in float32: logits" in printed
     found = report(tmp_path / "out")
     assert found["adapter"] == str(adapter) and found["step"] is None
     assert found["merging"]["merged"]["logits"] < 1e-4
@@ -136,7 +143,7 @@ def test_another_run_or_step_is_refused(run, place, failure):
         ([], "runs/x/checkpoints contains no checkpoint: train first, or pass the run's --work"),
         (
             ["--adapter", "a"],
-            "--adapter can only be exported merged: add --merged DTYPE and --to PATH",
+            "--adapter can only be exported merged: add --merged and --to PATH",
         ),
         (["--adapter", "a", "--merged", "float16", "--to", "b", "--step", "2"], "--step selects a"),
         (["--into", "original"], "--into applies only to merged exports: add --merged"),

@@ -1,0 +1,25 @@
+"""The dtypes that weights are loaded and written in, and the meaning of "auto".
+
+"auto" is the default wherever a dtype of weights can be given: in Python, in a config and on the
+command line. It stands for the dtype in which the checkpoint stores a leaf, the widest one if its
+layers differ.
+"""
+
+import contextlib
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+AUTO = "auto"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def dtype_name(dtype: DTypeLike) -> str:
+    """Returns the name of a dtype, or "auto"; raises unless weights can be held in it."""
+    name = dtype
+    if not isinstance(dtype, str):
+        with contextlib.suppress(TypeError, ValueError):  # NumPy knows no such dtype
+            name = jnp.dtype(dtype).name
+    if name not in (AUTO, *DTYPES):
+        raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or {AUTO}")
+    return name
