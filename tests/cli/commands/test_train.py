@@ -51,7 +51,7 @@ def test_rows_that_cannot_be_trained_on(content, data, problem, config, failure)
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        (["--config.optim.lrr=1"], "optim.lrr (command line): no such field; the nearest is"),
+        (["--config.optim.lrr=1"], "optim.lrr (command line): no such field; did you mean"),
         (["--config.optim.lr=fast"], "optim.lr (command line): found 'fast', expected number"),
         (["--config.data.task=pallette"], "data.task 'pallette' is not one of 'caption',"),
         (["--config.model.path=./nowhere"], "'./nowhere': no such directory or file"),
