@@ -47,7 +47,7 @@ def test_rows_without_a_list_of_colours(given, problem):
 def test_the_prompt_states_the_task_and_the_theme():
     text = palette.prefix({"description": " a calm sea "}, PLACE)
     assert "JSON array of four" in text and text.endswith("Theme: a calm sea\nColors:")
-    with pytest.raises(RowError, match="has no column 'description'; the nearest is 'Description'"):
+    with pytest.raises(RowError, match="no column 'description'; did you mean 'Description'\?"):
         palette.prefix({"Description": "x"}, PLACE)
 
 

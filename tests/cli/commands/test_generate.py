@@ -98,7 +98,7 @@ def test_who_answers(ask, adapter, base):
     [
         (["--prompt", ""], {}, "--prompt is empty: a text to answer was expected"),
         (["--prompt", '{"prefix": 1'], {}, "--prompt begins like JSON and is none: "),
-        (["--prompt", '{"prefx": "a"}'], {}, "--prompt: has no column 'prefix'; the nearest is"),
+        (["--prompt", '{"prefx": "a"}'], {}, "--prompt: no column 'prefix'; did you mean"),
         (["--prompt", "a pen"], {"data": SEVERAL}, "an object with name, size\n"),
         (["--file", "empty.txt"], {}, "empty.txt holds no prompt: a line each was expected"),
         (["--file", "bytes.txt"], {}, "bytes.txt is no text in UTF-8: "),
