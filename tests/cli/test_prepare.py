@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_places(tmp_path):
     assert [row["target"].split()[3] for row in rows(found.file)] == ["0", "9"]
     assert (found.rows, found.left_out.count) == (2, 6)
     problems = (
-        "do not fit each other",
+        "do not match",
         "no sentence",
         "no cell is highlighted",
         "not valid JSON",

@@ -22,7 +22,7 @@ def test_what_is_written_and_left_out(source, capsys):
     assert launch.main(["prepare", "totto", "in.jsonl", "data/out.jsonl"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "left out, as they cannot be used: 7"
-    assert printed[1] == "  in.jsonl:4: no cell is highlighted, so there is nothing to tell"
+    assert printed[1] == "  in.jsonl:4: no cell is highlighted, so there is nothing to describe"
     assert printed[6:] == ["  and 2 more", "written to data/out.jsonl: 3 rows"]
     assert len(rows(Path("data/out.jsonl"))) == 3
     again = ["prepare", "totto", "in.jsonl", "data/out.jsonl", "--rows=2", "--overwrite"]
