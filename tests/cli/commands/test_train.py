@@ -79,7 +79,7 @@ def test_a_run_of_another_config(config, failure):
     assert launch.main(["--config", config(), "--workdir", "here"]) == 0
     before = Path("here/metrics.jsonl").read_bytes(), Path("here/config.json").read_bytes()
     message = failure("--config", config(optim={"lr": 1.0}), "--workdir", "here")
-    assert "here holds a run of another config; what differs:\n  optim.lr: 0.0001 -> 1.0" in message
+    assert "here holds a run of another config; differences:\n  optim.lr: 0.0001 -> 1.0" in message
     assert (
         Path("here/metrics.jsonl").read_bytes(),
         Path("here/config.json").read_bytes(),
