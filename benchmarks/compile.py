@@ -1,9 +1,9 @@
-"""How long the forward pass of a deep model takes to compile, beside one of six layers.
+"""Measures the compile time of a deep model's forward pass, relative to one of six layers.
 
     python benchmarks/compile.py [--repeat 5]
 
-The shape is that of Gemma 3 4B (34 layers, 5 local to 1 global); no weights are needed. The two are
-compiled in turn, afresh each time.
+The shape is that of Gemma 3 4B (34 layers, 5 local to 1 global); no weights are needed. The two
+models are compiled alternately, from scratch each time.
 """
 
 import argparse
@@ -32,9 +32,9 @@ SHALLOW, BOUND = 6, 1.5
 
 
 def main() -> None:
-    """Compile both in turn and print the ratio of their median times."""
+    """Compiles both alternately and prints the ratio of their median times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=5, help="timed rounds (default: 5)")
     repeat = parser.parse_args().repeat
     deep = families.find(GEMMA_3_4B).decoder(GEMMA_3_4B)
     configs = (replace(deep, layers=deep.layers[:SHALLOW]), deep)
@@ -42,12 +42,12 @@ def main() -> None:
     shallow, whole = (statistics.median(each) for each in zip(*times, strict=True))
     print(f"{datetime.date.today()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
     print(f"{SHALLOW} layers {shallow:.2f} s, {len(deep.layers)} layers {whole:.2f} s", end=", ")
-    print(f"ratio {whole / shallow:.2f} (bound {BOUND})")
+    print(f"ratio {whole / shallow:.2f} (limit {BOUND})")
     sys.exit(whole / shallow > BOUND)
 
 
 def compile_time(config: DecoderConfig) -> float:
-    """Seconds to trace, lower and compile a forward pass over 512 tokens."""
+    """Returns the seconds to trace, lower and compile a forward pass over 512 tokens."""
     model = Decoder(config)
     tokens = jax.ShapeDtypeStruct((1, 512), jnp.int32)
     variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), tokens)

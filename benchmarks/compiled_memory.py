@@ -1,4 +1,4 @@
-"""The memory a training step takes on hardware that need not be here, from its own compiler.
+"""Reports the memory of training steps on TPUs and GPUs, compiled without the hardware.
 
     pip install libtpu
     python benchmarks/compiled_memory.py [--target v5e] [--case NAME]
@@ -6,9 +6,9 @@
     pip install 'jax-cuda12-plugin[with-cuda]'
     python benchmarks/compiled_memory.py --target a100  # or t4
 
-Nothing is loaded or run: the step of a job at its model's true shape is compiled for one chip, and
-the compiler says what it will hold at most, arguments included. Activations are bfloat16, but
-float32 on a T4, which has no bfloat16.
+No weights are loaded and nothing is run: the training step of a job, at its model's full size, is
+compiled for one chip, and the compiler reports its peak memory, arguments included. Activations are
+bfloat16, or float32 on a T4, which does not support bfloat16.
 """
 
 import argparse
@@ -34,46 +34,46 @@ GiB = 2**30
 
 @dataclass(frozen=True)
 class Case:
-    """A step, and the memory it may take."""
+    """A training step, and the limit on its peak memory."""
 
     title: str
     shape: Mapping
-    rank: int | None  # of adapters; None has none
+    rank: int | None  # rank of the adapters; None for no adapters
     batch: tuple[int, ...]  # [B, T] or [A, B, T]
-    scored: int  # positions of a row
-    bound: float  # GiB
+    scored: int  # scored tokens per row
+    bound: float  # maximum peak memory, in GiB
     packed: bool = False
     quant: str | None = "nf4-double"
     dropout: float = 0.05
-    more: Mapping = field(default_factory=dict)  # of the model
-    dtype: str = "bfloat16"  # of weights that are not quantised and do not train
-    trainable: Sequence = ()  # rules; none: the adapters train
+    more: Mapping = field(default_factory=dict)  # further fields of the model
+    dtype: str = "bfloat16"  # of frozen weights that are not quantised
+    trainable: Sequence = ()  # rules; empty: the adapters are trained
     optimizer: str = "adamw"
-    pictures: int = 0  # of a row, which sees them and its prefix in full
-    on_card: Mapping = field(default_factory=dict)  # XLA's options for one of NVIDIA
+    pictures: int = 0  # pictures per row; they and the prefix attend in both directions
+    on_card: Mapping = field(default_factory=dict)  # XLA options for NVIDIA GPUs
 
 
 PICTURED = dict(
     batch=(8, 256 + 128),
     scored=64,
     pictures=1,
-    # Without a card to try tiles on, XLA takes some that do not fit the tower's heads, 72 wide.
+    # Without a GPU to autotune on, XLA picks tiles that do not fit the vision tower's heads of 72.
     on_card={"xla_gpu_enable_triton_gemm": False},
 )
 CASES = {
     "qlora_8b": Case(
         "Llama 3.1 8B, nf4 with double quantisation, LoRA r=16 all-linear, 2 × 1 × 2048 packed, "
-        "every position scored (torchtune publishes 7.4 GB)",
+        "every token scored (torchtune publishes 7.4 GB)",
         LLAMA_3_8B,
         rank=16,
-        batch=(2, 1, 2048),  # both rows at once take 8.04 GiB
+        batch=(2, 1, 2048),  # without accumulation it takes 8.04 GiB
         scored=2048,
         bound=7.4,
         packed=True,
         dropout=0.0,
     ),
     "totto": Case(
-        "Gemma 3 270M, nf4, LoRA r=8 all-linear, 16 × 1 × 1024, every position scored",
+        "Gemma 3 270M, nf4, LoRA r=8 all-linear, 16 × 1 × 1024, every token scored",
         GEMMA_3_270M,
         rank=8,
         batch=(16, 1, 1024),
@@ -82,7 +82,7 @@ CASES = {
         quant="nf4",
     ),
     "paligemma": Case(
-        "PaliGemma 3B at 224 pixels, the decoder's attention alone by SGD, the rest in float16, "
+        "PaliGemma 3B at 224 pixels, only the decoder's attention by SGD, the rest in float16, "
         "8 × (256 + 128)",
         PALIGEMMA_3B,
         rank=None,
@@ -94,7 +94,7 @@ CASES = {
         **PICTURED,
     ),
     "paligemma_qlora": Case(
-        "PaliGemma 3B at 224 pixels, nf4, LoRA r=8 all-linear of the decoder, the rest in "
+        "PaliGemma 3B at 224 pixels, nf4, LoRA r=8 on all linear maps of the decoder, the rest in "
         "float16, 8 × (256 + 128)",
         PALIGEMMA_3B,
         rank=8,
@@ -104,7 +104,7 @@ CASES = {
         **PICTURED,
     ),
 }
-# What XLA must know of an NVIDIA card to compile for it.
+# Descriptions of NVIDIA GPUs that XLA needs to compile for them.
 CARDS = {
     "a100": """
 gpu_device_info {
@@ -138,10 +138,14 @@ runtime_version { major: 12 minor: 9 patch: 0 }
 
 
 def main() -> None:
-    """Compile every case and print a table."""
+    """Compiles the cases and prints their peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="v5e", help="v5e, v4, v5p, v6e, a100 or t4")
-    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument(
+        "--target", default="v5e", help="v5e, v4, v5p, v6e, a100 or t4 (default: v5e)"
+    )
+    parser.add_argument(
+        "--case", choices=CASES, action="append", help="case to compile, repeatable (default: all)"
+    )
     options = parser.parse_args()
     [device, *_] = devices(options.target)
     print(f"{datetime.date.today()}, compiled for one {device.device_kind or options.target}")
@@ -150,7 +154,7 @@ def main() -> None:
 
 
 def devices(target: str) -> list:
-    """Descriptions of chips, from the compiler that makes programs for them."""
+    """Returns device descriptions from the target's compiler; exits with 2 if there is none."""
     from jax.experimental import topologies
 
     try:
@@ -163,13 +167,13 @@ def devices(target: str) -> list:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as problem:
         needed = "jax-cuda12-plugin[with-cuda]" if target in CARDS else "libtpu"
-        print(f"no compiler for {target}: pip install '{needed}'\n  {problem}")
+        print(f"no compiler for {target}; run: pip install '{needed}'\n  {problem}")
         sys.exit(2)
     return topology.devices
 
 
 def report(case: Case, device: Any, target: str) -> bool:
-    """Compile a case, print what it takes, and say whether that is within its bound."""
+    """Compiles a case, prints its memory, and returns whether the peak is within its limit."""
     begun = time.perf_counter()
     lowered = step(case, device, "float32" if target == "t4" else "bfloat16")
     compiled = lowered.compile(case.on_card if target in CARDS else None)
@@ -179,12 +183,12 @@ def report(case: Case, device: Any, target: str) -> bool:
     print(f"{case.title}\n  arguments {used.argument_size_in_bytes / GiB:.2f} GiB, ", end="")
     print(f"temporaries {used.temp_size_in_bytes / GiB:.2f} GiB, compiled in {seconds:.0f} s")
     kept = peak <= case.bound
-    print(f"  peak {peak:.2f} GiB, at most {case.bound}: {'kept' if kept else 'BROKEN'}")
+    print(f"  peak {peak:.2f} GiB, limit {case.bound}: {'kept' if kept else 'BROKEN'}")
     return kept
 
 
 def step(case: Case, device: Any, compute: str = "bfloat16"):
-    """A case's training step, lowered for a device, from shapes alone."""
+    """Lowers a case's training step for a device, from shapes alone."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -206,8 +210,8 @@ def step(case: Case, device: Any, compute: str = "bfloat16"):
         else jax.ShapeDtypeStruct(shape, case.dtype)
         for path, shape in shapes.items()
     }
-    numbers = dict(lr=2e-4, clip_norm=1.0, total_steps=1000)
-    optimizer = jaxtune.optimizer(case.optimizer, "cosine", **numbers)
+    settings = dict(lr=2e-4, clip_norm=1.0, total_steps=1000)
+    optimizer = jaxtune.optimizer(case.optimizer, "cosine", **settings)
 
     def state(params):
         variables = {"params": params}
@@ -228,7 +232,7 @@ def step(case: Case, device: Any, compute: str = "bfloat16"):
 
 
 def batch(case: Case, model: Any):
-    """The shapes of a case's rows."""
+    """Returns the batch of a case as shapes."""
     import jax
     import jax.numpy as jnp
 

@@ -1,12 +1,12 @@
-"""New tokens a second beside transformers, and the memory that decoding takes.
+"""Compares decoding speed (new tokens per second) and peak memory with transformers.
 
     python benchmarks/decode.py [--rounds 5] [--directory DIR]
 
-The model has Gemma 3 270M's true shape and random weights, written to DIR (by default a temporary
-directory, 0.5 GB). A round is prompts of 66 tokens answered with the 38 likeliest tokens each, in
-float32, one prompt at a time and eight together; prompts are read within the time. Each runs in a
-process of its own and they take turns, on the same prompts. What memory it takes with weights held
-in fewer bits, for one prompt at a time, is measured after that. Let nothing else run.
+The model has Gemma 3 270M's full size and random weights, which are written to DIR (by default a
+temporary directory, 0.5 GB). In each round every decoder generates 38 tokens greedily for prompts
+of 66 tokens, in float32, one prompt at a time and eight together; the time includes prefill. Each
+decoder runs in its own process, and they take turns on the same prompts. Afterwards the peak memory
+with bfloat16 and quantised weights is measured, one prompt at a time. Run nothing else meanwhile.
 """
 
 import datetime
@@ -22,14 +22,14 @@ import turns
 from shapes import GEMMA_3_270M, cpu, write_checkpoint
 
 PROMPT, NEW = 66, 38  # tokens
-FASTER = {1: 1.3, 8: 1.3}  # what is claimed: times transformers' tokens a second, by batch
+FASTER = {1: 1.3, 8: 1.3}  # claimed minimum speed-up over transformers, by batch size
 HELD = {"nf4-double": ("auto", "nf4-double"), "bfloat16": ("bfloat16", None)}
-MEMORY = {"nf4-double": 1.0e9}  # and bytes at most, for one prompt, weights held so
+MEMORY = {"nf4-double": 1.0e9}  # claimed maximum peak memory in bytes, by type of the weights
 THREADS = 2
 
 
 def main() -> None:
-    """Let the decoders take turns, then report; a child process is one of them."""
+    """Lets the decoders take turns, then reports; a child process runs one of them."""
     options = turns.parse(__doc__.splitlines()[0])
     if options.child == turns.CHECKPOINT:
         write_checkpoint(options.directory, GEMMA_3_270M)
@@ -47,25 +47,25 @@ def main() -> None:
 
 
 def decoders() -> dict:
-    """What takes turns: either side, at every batch."""
+    """Returns the decoders that take turns by name: both libraries, at each batch size."""
     sides = {"jaxtune": run_jaxtune, "transformers": run_transformers}
     return {f"{name} {batch}": partial(sides[name], batch) for batch in FASTER for name in sides}
 
 
 def holders() -> dict:
-    """What runs alone, for its memory."""
+    """Returns the decoders that run alone, to measure their memory, by type of the weights."""
     return {name: partial(run_jaxtune, 1, held=held) for name, held in HELD.items()}
 
 
 def prompts(batch: int, step: int) -> np.ndarray:
-    """A round's prompts, int64[batch, PROMPT]."""
+    """Returns a round's prompts, int64[batch, PROMPT]."""
     return np.random.default_rng(step).integers(3, GEMMA_3_270M["vocab_size"], (batch, PROMPT))
 
 
 def run_jaxtune(
     batch: int, directory: Path, steps: int, held: tuple[str, str | None] = ("float32", None)
 ) -> None:
-    """Decode under jaxtune."""
+    """Decodes with jaxtune."""
     import jaxtune
 
     model, variables = jaxtune.load(directory, *held)
@@ -78,7 +78,7 @@ def run_jaxtune(
 
 
 def run_transformers(batch: int, directory: Path, steps: int) -> None:
-    """Decode under transformers."""
+    """Decodes with transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,56 +98,57 @@ def run_transformers(batch: int, directory: Path, steps: int) -> None:
 
 
 def report(found: dict[str, turns.Run], held: dict[str, turns.Run], options) -> None:
-    """The figures, and the bounds that ours keep to."""
-    busy = f"of which {options.busy:.1f} were busy"
+    """Prints the measurements and checks them against the claims."""
+    busy = f"load average {options.busy:.1f}"
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores, {busy}")
-    print("| | new tokens a second | from | to | peak memory |")
+    print("| | new tokens per second | min | max | peak memory |")
     print("| --- | --- | --- | --- | --- |")
     for name, run in held.items():
         print(f"| jaxtune 1, {name} | | | | {run['peak'] / 1e9:.2f} GB |")
     for name, run in found.items():
         rates = sorted(all_rates(name, run))
-        figures = " | ".join(f"{each:.1f}" for each in (middle(name, run), rates[0], rates[-1]))
+        figures = " | ".join(f"{each:.1f}" for each in (median(name, run), rates[0], rates[-1]))
         print(f"| {name} | {figures} | {run['peak'] / 1e9:.2f} GB |")
     turns.compare(claims(found) | memory(held))
 
 
 def claims(found: dict[str, turns.Run]) -> dict[str, bool]:
-    """Whether each batch is as much faster as is claimed, with the same answers."""
+    """Returns whether each batch size reaches the claimed speed-up, with the same answers."""
     kept = {}
     for batch, least in FASTER.items():
         ours, theirs = f"jaxtune {batch}", f"transformers {batch}"
-        faster = middle(ours, found[ours]) / middle(theirs, found[theirs])
+        faster = median(ours, found[ours]) / median(theirs, found[theirs])
         same, count = agreement(found[ours], found[theirs])
-        kept[f"batch {batch}: {faster:.2f} times transformers, at least {least}"] = faster >= least
-        kept[f"batch {batch}: {same} of {count} answers the same"] = same == count
+        claim = f"batch {batch}: {faster:.2f} times the speed of transformers, minimum {least}"
+        kept[claim] = faster >= least
+        kept[f"batch {batch}: {same} of {count} answers identical"] = same == count
     return kept
 
 
 def memory(held: dict[str, turns.Run]) -> dict[str, bool]:
-    """Whether weights held in fewer bits take as little as is claimed."""
+    """Returns whether the peak memory with quantised weights is within the claimed limit."""
     kept = {}
     for name, most in MEMORY.items():
         peak = held[name]["peak"]
-        kept[f"peak {peak / 1e9:.2f} GB with {name}, at most {most / 1e9}"] = peak <= most
+        kept[f"peak {peak / 1e9:.2f} GB with {name}, limit {most / 1e9}"] = peak <= most
     return kept
 
 
 def agreement(one: turns.Run, other: turns.Run) -> tuple[int, int]:
-    """Answers that are the same to the last token, and all."""
+    """Returns the number of identical answers, and the number of all answers."""
     pairs = zip(one["steps"], other["steps"], strict=True)
     same = [a == b for x, y in pairs for a, b in zip(x["tokens"], y["tokens"], strict=True)]
     return sum(same), len(same)
 
 
 def all_rates(name: str, run: turns.Run) -> list[float]:
-    """New tokens a second in each round after the first, which compiles."""
+    """Returns the new tokens per second in each round after the first, which compiles."""
     batch = int(name.split()[-1])
     return [batch * NEW / step["seconds"] for step in run["steps"][1:]]
 
 
-def middle(name: str, run: turns.Run) -> float:
-    """The median of them."""
+def median(name: str, run: turns.Run) -> float:
+    """Returns the median of the new tokens per second."""
     return statistics.median(all_rates(name, run))
 
 

@@ -1,17 +1,17 @@
-"""How long a checkpoint takes to load, and how much memory at its worst, beside transformers.
+"""Compares the loading time and peak memory of a checkpoint with transformers.
 
     python benchmarks/load.py [--directory DIR] [--repeat 3] [--dtype float32] [--quant nf4]
 
-A random checkpoint of Llama-3.2-1B's shape, in bfloat16, is written to DIR (a temporary directory
-by default, 2.5 GB) unless it is there already. Each loader runs in processes of its own, in turn.
-Under `--quant` linear maps are quantised as they are read; of transformers, bitsandbytes does it,
-which makes the nf4 kinds alone.
+A random checkpoint of Llama-3.2-1B's size, in bfloat16, is written to DIR (a temporary directory by
+default, 2.5 GB) unless it exists already. Each load runs in its own process, and the loaders take
+turns. With `--quant`, linear maps are quantised while they are read; transformers does so with
+bitsandbytes, which supports only the nf4 kinds.
 
     python benchmarks/load.py --archive stored --dtype float16
 
-loads PaliGemma 3B's shape from big_vision's .npz instead, which transformers does not read, with
-the arrays as they are or "deflated". They are zeros: the file takes no place on disk, and tells
-nothing of how long inflating takes.
+loads PaliGemma 3B's shapes from an .npz in big_vision's layout, which transformers cannot read,
+with the arrays uncompressed ("stored") or compressed ("deflated"). The arrays are zeros, so the
+file takes no space on disk, and the time to decompress it is not representative.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from pathlib import Path
 from shapes import LLAMA_3_1B, PALIGEMMA_3B, cpu, write_archive, write_checkpoint
 
 LOADERS = ("jaxtune", "transformers")
-CHECKPOINT = "checkpoint"  # the child that writes it: one begins with its parent's peak memory
+CHECKPOINT = "checkpoint"  # child that writes it: a process inherits its parent's peak memory
 KINDS = ("nf4", "nf4-double", "int4", "int8")
 ARCHIVES = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
 
 
 def main() -> None:
-    """Measure every loader and print a table."""
+    """Measures every loader and prints a table."""
     options = parse()
     if options.child == CHECKPOINT:
         print(json.dumps(prepared(options)))
@@ -56,19 +56,21 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--quant", choices=KINDS)
-    parser.add_argument("--archive", choices=ARCHIVES)
+    add = parser.add_argument
+    add("--directory", type=Path, help="where to write the checkpoint (default: temporary)")
+    add("--repeat", type=int, default=3, help="timed loads per loader (default: 3)")
+    dtypes = ("bfloat16", "float16", "float32")
+    add("--dtype", choices=dtypes, default="bfloat16", help="dtype to load (default: bfloat16)")
+    add("--quant", choices=KINDS, help="quantise the linear maps while loading")
+    add("--archive", choices=ARCHIVES, help="load an .npz of PaliGemma 3B's shapes instead")
     parser.add_argument("--child", choices=(*LOADERS, CHECKPOINT), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def in_process(child: str, options: argparse.Namespace) -> dict:
-    """What a process of its own finds."""
+    """Runs a child in a new process and returns its measurements."""
     command = [sys.executable, __file__, "--child", child, "--dtype", options.dtype]
     command += ["--directory", str(options.directory)]
     command += ["--quant", options.quant] if options.quant else []
@@ -78,9 +80,9 @@ def in_process(child: str, options: argparse.Namespace) -> dict:
 
 
 def prepared(options: argparse.Namespace) -> dict[str, int]:
-    """Write the checkpoint; bytes of all leaves as they are held, and of the largest as it is made.
+    """Writes the checkpoint; returns the bytes of all loaded leaves, and of the largest array read.
 
-    One that is quantised is made in float32.
+    An array that is quantised is read as float32.
     """
     from jaxtune import quant
     from jaxtune.checkpoint.load import describe
@@ -101,13 +103,13 @@ def prepared(options: argparse.Namespace) -> dict[str, int]:
 
 
 def source(options: argparse.Namespace) -> Path:
-    """The directory or file that is loaded."""
+    """Returns the directory or file to load."""
     name = f"{options.archive}.npz" if options.archive else ""
     return options.directory / name
 
 
 def measure(loader: str, options: argparse.Namespace) -> dict:
-    """Seconds for one load, and the most memory the process ever held, imports included."""
+    """Returns the seconds of one load, and the peak memory of the process, imports included."""
     load = with_jaxtune if loader == "jaxtune" else with_transformers
     seconds = load(options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -115,7 +117,7 @@ def measure(loader: str, options: argparse.Namespace) -> dict:
 
 
 def with_jaxtune(options: argparse.Namespace) -> float:
-    """Seconds."""
+    """Returns the seconds that jaxtune takes to load."""
     import jax
 
     import jaxtune
@@ -127,7 +129,7 @@ def with_jaxtune(options: argparse.Namespace) -> float:
 
 
 def with_transformers(options: argparse.Namespace) -> float:
-    """Seconds."""
+    """Returns the seconds that transformers takes to load."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -148,11 +150,11 @@ def with_transformers(options: argparse.Namespace) -> float:
 
 
 def report(runs: dict, sizes: dict[str, int], options: argparse.Namespace) -> None:
-    """The figures, and the bound that ours keep to."""
+    """Prints the measurements and checks jaxtune's peak memory against its limit."""
     held, largest = sizes["held"], sizes["largest"]
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
     name = f"{options.quant} and {options.dtype}" if options.quant else options.dtype
-    stacked = f"largest array at once{', as float32' if options.quant else ''}"
+    stacked = f"largest array read{', as float32' if options.quant else ''}"
     print(f"{name}: parameters {held / 1e9:.2f} GB, {stacked} {largest / 1e9:.2f} GB")
     for loader, found in runs.items():
         seconds = [each["seconds"] for each in found[1:]]
@@ -163,7 +165,7 @@ def report(runs: dict, sizes: dict[str, int], options: argparse.Namespace) -> No
         )
     bound = held + largest + 400e6
     peak = max(each["peak"] for each in runs["jaxtune"])
-    print(f"bound: parameters + largest array + 0.4 GB = {bound / 1e9:.2f} GB", end=" ")
+    print(f"limit: parameters + largest array + 0.4 GB = {bound / 1e9:.2f} GB:", end=" ")
     print("kept" if peak <= bound else "BROKEN")
     sys.exit(peak > bound)
 

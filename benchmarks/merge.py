@@ -1,12 +1,12 @@
-"""How much memory merging takes: adapters on a quantised base into a checkpoint in float16.
+"""Measures the peak memory of merging adapters on a quantised base into a float16 checkpoint.
 
     python benchmarks/merge.py [--directory DIR] [--layers 4]
 
-The base has Llama 3.1 8B's width and vocabulary and random weights of so many of its 32 layers,
-written to DIR (a temporary directory by default; 3.9 GB with 4). It is held as nf4-double, gets
-adapters of rank 32 that are not idle, and is merged into the original weights, which are read a
-tensor at a time. What is held does not count: merging is to need a few leaves besides, however many
-layers there are.
+The base has Llama 3.1 8B's width and vocabulary, the given number of its 32 layers and random
+weights, which are written to DIR (a temporary directory by default; 3.9 GB with 4 layers). It is
+loaded as nf4-double with non-zero adapters of rank 32, which are merged into the original weights,
+read one tensor at a time. The claim is about the memory on top of the loaded model: a few times the
+largest leaf, however many layers there are.
 """
 
 import argparse
@@ -22,14 +22,16 @@ from pathlib import Path
 
 from shapes import LLAMA_3_8B, cpu, write_checkpoint
 
-LEAVES = 3  # of the largest, above what is held: what is claimed
+LEAVES = 3  # claimed maximum of the additional memory, in multiples of the largest leaf
 
 
 def main() -> None:
-    """Write the base in a process of its own, merge, and say what that took."""
+    """Writes the base in its own process, merges, and reports the peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument(
+        "--directory", type=Path, help="where to write the base (default: temporary)"
+    )
+    parser.add_argument("--layers", type=int, default=4, help="layers of the base (default: 4)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = LLAMA_3_8B | dict(num_hidden_layers=options.layers)
@@ -44,7 +46,7 @@ def main() -> None:
 
 
 def merge(base: Path, target: Path, shape: dict) -> None:
-    """Load, merge, report; exit with 1 if it took more than is claimed."""
+    """Loads, merges and reports; exits with 1 if the claim does not hold."""
     import jax
 
     import jaxtune
@@ -70,27 +72,27 @@ def merge(base: Path, target: Path, shape: dict) -> None:
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
     print(
         f"{shape['num_hidden_layers']} layers, {written / 1e9:.2f} GB written in {seconds:.0f} s; "
-        f"{held / 1e9:.2f} GB held, {above / 1e9:.2f} more at most; the largest leaf, the "
-        f"embedding, takes {leaf / 1e9:.2f} GB in 16 bits"
+        f"{held / 1e9:.2f} GB before merging, peak {above / 1e9:.2f} GB above that; the largest "
+        f"leaf, the embedding, takes {leaf / 1e9:.2f} GB in 16 bits"
     )
     kept = above <= LEAVES * leaf
-    print(f"above what is held: {above / leaf:.1f} of that, at most {LEAVES}: {verdict(kept)}")
+    print(f"additional peak: {above / leaf:.1f} × largest leaf, limit {LEAVES}: {verdict(kept)}")
     sys.exit(not kept)
 
 
 def verdict(kept: bool) -> str:
-    """What is said of a bound."""
+    """Returns the printed result of a check."""
     return "kept" if kept else "BROKEN"
 
 
 def resident() -> int:
-    """Bytes of this process that are its own: what it has mapped of files can go at any time."""
+    """Returns the anonymous resident memory in bytes: mapped file pages can be evicted anytime."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
 
 def watched(peaks: list[int], done: threading.Event) -> None:
-    """Note what is resident, a hundred times a second."""
+    """Records the resident memory a hundred times per second."""
     while not done.wait(0.01):
         peaks.append(resident())
 

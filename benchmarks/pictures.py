@@ -1,7 +1,7 @@
-"""How long steps wait for pictures: decoded ahead in threads, while both cores compute.
+"""Measures how long steps wait for pictures, which threads decode ahead while all cores compute.
 
-A step here is matrix products of about `--step` seconds on every core, as a real one is on a CPU;
-on an accelerator the cores have nothing else to do.
+A step here is about `--step` seconds of matrix products on every core, like a real step on a CPU;
+with an accelerator the cores would be free to decode.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from jaxtune.data.tokenizer import Tokenizer
 
 BATCH, STEPS, SIDES = 8, 12, (480, 640)
 TOKENIZER = Path(__file__).parent.parent / "configs" / "tiny" / "base"
-MOST = 0.02  # of a step's time, spent waiting
+LIMIT = 0.02  # claimed maximum of the waiting time, as a share of a step's time
 
 
 def main() -> None:
-    """Take steps, and say how long each waited for its batch."""
+    """Takes steps, and reports how long they waited for their batches."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--step", type=float, default=0.5, help="seconds of a step")
-    parser.add_argument("--augment", action="store_true", help="crop, flip and change colours")
+    parser.add_argument("--step", type=float, default=0.5, help="seconds per step (default: 0.5)")
+    parser.add_argument("--augment", action="store_true", help="also crop, flip and recolour")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = write_rows(Path(scratch))
@@ -43,24 +43,24 @@ def main() -> None:
         next(loader)  # TensorFlow is imported with the first picture
         waits, spent = timed(loader, calibrated(options.step))
         loader.close()
-    middle, step = statistics.median(waits), statistics.median(spent)
+    wait, step = statistics.median(waits), statistics.median(spent)
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
     print(
-        f"batches of {BATCH} JPEGs of {SIDES[1]} × {SIDES[0]}, at 224: a step of {step:.2f} s "
-        f"waits {1e3 * middle:.1f} ms, {1e3 * max(waits):.1f} at most"
+        f"batches of {BATCH} JPEGs of {SIDES[1]} × {SIDES[0]}, resized to 224: a step of "
+        f"{step:.2f} s waits {1e3 * wait:.1f} ms (median), {1e3 * max(waits):.1f} ms (maximum)"
     )
-    kept = middle <= MOST * step
-    print(f"the median waits {middle / step:.2%} of a step, at most {MOST:.0%}: {verdict(kept)}")
+    kept = wait <= LIMIT * step
+    print(f"median wait {wait / step:.2%} of a step, limit {LIMIT:.0%}: {verdict(kept)}")
     sys.exit(not kept)
 
 
 def verdict(kept: bool) -> str:
-    """What is said of a bound."""
+    """Returns the printed result of a check."""
     return "kept" if kept else "BROKEN"
 
 
 def write_rows(directory: Path) -> Path:
-    """Photograph-like pictures, and a row for each."""
+    """Writes photograph-like pictures and a file with a row for each; returns the file."""
     import tensorflow as tf
 
     random, records = np.random.default_rng(0), []
@@ -76,18 +76,18 @@ def write_rows(directory: Path) -> Path:
 
 
 def batches(rows: Path, augment: bool) -> Loader:
-    """The steps of a run on these rows, as `train` makes them."""
+    """Returns a loader of these rows, as `train` makes it."""
     tokenizer = Tokenizer.open(TOKENIZER)
     source = open_source(str(rows), split="train", subset=None, revision=None)
-    wants = Pictures(size=224, tokens=256, token=257_152)
-    encoder = RowEncoder(tokenizer, columns(), 512, full_prefix=True, pictures=wants)
+    pictures = Pictures(size=224, tokens=256, token=257_152)
+    encoder = RowEncoder(tokenizer, columns(), 512, full_prefix=True, pictures=pictures)
     found = survey(source, encoder, malformed="fail", workers=1)
     steps = (("crop", 0.8), ("flip", 0.5), ("colour", 0.2)) if augment else ()
     return Loader(source, encoder, found, batch=BATCH, seed=0, epochs=None, augment=steps)
 
 
 def calibrated(seconds: float):
-    """A computation on all cores that takes about so long."""
+    """Returns a computation on all cores that takes about this many seconds."""
     matrix = jnp.ones((1024, 1024))
 
     @jax.jit
@@ -102,7 +102,7 @@ def calibrated(seconds: float):
 
 
 def timed(loader: Loader, step) -> tuple[list[float], list[float]]:
-    """What each step waited for its batch, and took."""
+    """Returns the seconds that each step waited for its batch, and that it took."""
     waits, spent = [], []
     for _ in range(STEPS):
         begun = time.monotonic()

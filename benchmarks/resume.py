@@ -1,7 +1,10 @@
-"""Runs that are killed and gone on with, beside one that is not: `python benchmarks/resume.py`.
+"""Kills and resumes runs, and compares them with an uninterrupted one.
 
-Each run is killed at random moments until it ends, saves included. At the end its last checkpoint
-(parameters, optimiser state, position) and its metrics.jsonl must be the other's, byte for byte.
+    python benchmarks/resume.py [--runs 20]
+
+Each run is killed at random moments, also during saves, and resumed until it completes. Its last
+checkpoint (parameters, optimiser state, position) and its metrics.jsonl must then equal those of
+the uninterrupted run, byte for byte.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import jax
 from jaxtune.workdir.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # one that is kept, if there is any
+PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # persistent compilation cache, if any
 CONFIG = """
 def get_config():
     return dict(
@@ -40,25 +43,27 @@ def get_config():
 
 
 def main() -> None:
-    """Compare so many killed runs with one that was left alone."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=24, help="of a run")
-    parser.add_argument("--stops", type=int, default=6, help="of a run at most")
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
-    parser.add_argument("--seed", type=int, default=0)
+    """Compares killed and resumed runs with an uninterrupted one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--runs", type=int, default=20, help="number of runs to kill (default: 20)")
+    add("--steps", type=int, default=24, help="steps per run (default: 24)")
+    add("--stops", type=int, default=6, help="maximum number of kills per run (default: 6)")
+    signals = ("KILL", "TERM")
+    add("--signal", choices=signals, default="KILL", help="signal to send (default: KILL)")
+    add("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         killed = compare(Path(place), options)
     print(
         f"{options.runs} runs, stopped {killed['times']} times by SIG{options.signal} "
-        f"({killed['saving']} of them while a checkpoint was being written): parameters, "
-        "optimiser state and metrics.jsonl are those of one run that was left alone, to the bit"
+        f"({killed['saving']} of them while a checkpoint was being written): parameters, optimiser "
+        "state and metrics.jsonl are identical to those of an uninterrupted run, bit for bit"
     )
 
 
 def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
-    """Exit with 1 at the first run that differs; how often runs were stopped."""
+    """Returns how often runs were stopped; exits with 1 at the first run that differs."""
     config, randomly = prepared(place, options.steps), random.Random(options.seed)
     finished(launch(config, place / "whole"))
     whole = contents(place / "whole")
@@ -70,15 +75,18 @@ def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
         workdir = place / f"run-{number}"
         times = until_done(config, workdir, options, longest, randomly, counts)
         if contents(workdir) != whole:
-            print(f"run {number}, stopped {times} times, differs from the one left alone")
+            print(
+                f"run {number + 1} of {options.runs}: stopped {times} times, differs from the "
+                "uninterrupted run"
+            )
             sys.exit(1)
-        print(f"run {number + 1} of {options.runs}: stopped {times} times, the same", flush=True)
+        print(f"run {number + 1} of {options.runs}: stopped {times} times, identical", flush=True)
         shutil.rmtree(workdir)
     return counts
 
 
 def until_done(config, workdir, options, longest, randomly, counts) -> int:
-    """Start a run again and again, stopping it at random moments, until it ends by itself."""
+    """Restarts a run, stopping it at random moments, until it completes; returns the stops."""
     for times in range(1000):
         process = launch(config, workdir)
         try:
@@ -93,18 +101,18 @@ def until_done(config, workdir, options, longest, randomly, counts) -> int:
             continue
         finished(process)
         return times
-    raise AssertionError("never ended")
+    raise AssertionError("the run did not complete within 1000 starts")
 
 
 def finished(process: subprocess.Popen) -> None:
-    """Wait for a run; one that fails ends all."""
-    said, _ = process.communicate()
+    """Waits for a run; exits with its output if it failed."""
+    output, _ = process.communicate()
     if process.returncode:
-        sys.exit(f"a run ended with exit code {process.returncode}:\n{said}")
+        sys.exit(f"a run failed with exit code {process.returncode}:\n{output}")
 
 
 def launch(config: Path, workdir: Path) -> subprocess.Popen:
-    """A run as a user starts it."""
+    """Starts a run through the command line, as a user would."""
     command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config)]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -121,7 +129,7 @@ def launch(config: Path, workdir: Path) -> subprocess.Popen:
 
 
 def contents(workdir: Path) -> tuple:
-    """All that must be the same."""
+    """Returns everything in a workdir that must be identical between runs."""
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.steps[-1]
     arrays, position = checkpoints.arrays(step)
@@ -133,7 +141,7 @@ def contents(workdir: Path) -> tuple:
 
 
 def prepared(place: Path, steps: int) -> Path:
-    """A tiny checkpoint, rows and a config."""
+    """Writes rows and a config for the bundled tiny base; returns the config's path."""
     rows = place / "rows.jsonl"
     words = ("sea", "sand", "dusk", "moss", "rust", "snow", "night", "clay")
     rows.write_text(

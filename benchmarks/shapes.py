@@ -1,4 +1,4 @@
-"""Published models' shapes, and checkpoints of random weights in them."""
+"""Configs of published models, and checkpoints of their shapes with random weights."""
 
 import json
 import os
@@ -95,9 +95,9 @@ PALIGEMMA_3B = dict(  # for pictures of 224 pixels
 
 
 def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
-    """A random checkpoint in bfloat16, unless it is there.
+    """Writes a random bfloat16 checkpoint, unless it exists.
 
-    Returns the parameters of its largest stacked leaf, and of all.
+    Returns the number of parameters in its largest stacked leaf, and in all leaves.
     """
     from jaxtune import families
     from jaxtune.checkpoint.formats.safetensors import write_sharded
@@ -123,10 +123,10 @@ def write_checkpoint(directory: Path, shape: Mapping) -> tuple[int, int]:
 
 
 def write_archive(path: Path, shape: Mapping, method: int) -> int:
-    """PaliGemma as big_vision keeps it, float16 zeros that take no place on disk, if not there.
+    """Writes PaliGemma in big_vision's layout as sparse float16 zeros, unless the file exists.
 
-    `method` is zipfile's. Returns the elements of the largest array that is read at once: one of
-    ours, or where they are compressed one of theirs.
+    `method` is a compression method of zipfile. Returns the number of elements of the largest array
+    that is read at once: a leaf of the model, or for compressed archives an array of the file.
     """
     from jaxtune import families
     from jaxtune.checkpoint.load import leaf_shapes
@@ -147,7 +147,7 @@ def write_archive(path: Path, shape: Mapping, method: int) -> int:
 
 
 def _write_zeros(member: IO[bytes], size: tuple[int, ...]) -> None:
-    """A float16 array, a megabyte at a time."""
+    """Writes a float16 array of zeros, a megabyte at a time."""
     described = {"descr": "<f2", "fortran_order": False, "shape": size}
     np.lib.format.write_array_header_1_0(member, described)
     left = 2 * int(np.prod(size))
@@ -156,13 +156,13 @@ def _write_zeros(member: IO[bytes], size: tuple[int, ...]) -> None:
 
 
 class Sparse:
-    """A file that passes over blocks of zeros, so that they become holes."""
+    """A file that seeks over blocks of zeros instead of writing them, which leaves holes."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
 
     def write(self, data: bytes) -> int:
-        """Write, or pass over what a file holds anyway where nothing was written."""
+        """Writes the data, or seeks over it if it is all zeros."""
         if data.count(0) < len(data):
             return self.file.write(data)
         self.file.seek(len(data), os.SEEK_CUR)
@@ -173,7 +173,7 @@ class Sparse:
 
 
 def cpu() -> str:
-    """The processor's name, where the system tells it."""
+    """Returns the processor's model name, as far as the system reports one."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

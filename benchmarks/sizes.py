@@ -1,11 +1,11 @@
-"""How large results are: an adapter and a merged model of Gemma 3 270M's shape, beside PEFT's.
+"""Compares the file sizes of an adapter and a merged model of Gemma 3 270M's shape with PEFT's.
 
     python benchmarks/sizes.py [--directory DIR]
 
 A base of that shape with random weights is written to DIR (a temporary directory by default; 0.5
-GB). Adapters of rank 8 on all linear maps are written alone, and merged into float16. PEFT and
-transformers, in a process of their own, then read that adapter, write it and the merged model anew,
-and compare the merged weights of both.
+GB). Adapters of rank 8 on all linear maps are saved, and merged into a float16 model. PEFT and
+transformers, in a separate process, then load that adapter, save it and the merged model again, and
+compare the merged weights of both.
 """
 
 import argparse
@@ -19,13 +19,15 @@ from pathlib import Path
 
 from shapes import GEMMA_3_270M, cpu, write_checkpoint
 
-MEGABYTES = {"adapter": 7.6, "merged": 536}  # at most, rounded as they are printed: what is claimed
+MEGABYTES = {"adapter": 7.6, "merged": 536}  # claimed maximum sizes, after rounding
 
 
 def main() -> None:
-    """Write both, let the peer do the same, and say how large they are."""
+    """Writes both with jaxtune and with PEFT, and reports their sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", type=Path)
+    parser.add_argument(
+        "--directory", type=Path, help="where to write the base (default: temporary)"
+    )
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -41,7 +43,7 @@ def main() -> None:
 
 
 def ours(base: Path, place: Path) -> None:
-    """The adapter and the merged model, as jaxtune writes them."""
+    """Writes the base, and the adapter and the merged model with jaxtune."""
     import jax
 
     import jaxtune
@@ -56,7 +58,7 @@ def ours(base: Path, place: Path) -> None:
 
 
 def peer(base: Path, place: Path) -> None:
-    """The same as PEFT writes them; prints the largest difference of a merged weight."""
+    """Writes both with PEFT; prints the largest difference between merged weights as JSON."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -74,21 +76,21 @@ def peer(base: Path, place: Path) -> None:
 
 
 def report(place: Path, apart: float) -> None:
-    """Print the sizes; exit with 1 if they are not what is claimed."""
+    """Prints the sizes; exits with 1 if one exceeds its limit."""
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
     kept = True
     for what, most in MEGABYTES.items():
         size, beside = (megabytes(place / name) for name in (what, f"peft-{what}"))
         within = round(size, 1 if most < 10 else 0) <= most
         kept &= within
-        word = "kept" if within else "not kept"
-        print(f"{what}: {size:.2f} MB, PEFT's {beside:.2f} MB; at most {most}: {word}")
-    print(f"merged weights, the largest difference from PEFT's: {apart:.1e}")
+        word = "kept" if within else "BROKEN"
+        print(f"{what}: {size:.2f} MB, PEFT's {beside:.2f} MB; limit {most} MB: {word}")
+    print(f"largest difference between merged weights and PEFT's: {apart:.1e}")
     sys.exit(not kept)
 
 
 def megabytes(directory: Path) -> float:
-    """Of its weights."""
+    """Returns the size of a directory's safetensors files, in MB."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
 
 

@@ -1,15 +1,15 @@
-"""What one LoRA step of the palette job takes, in time and memory, beside TRL with PEFT.
+"""Compares the time and memory of a LoRA step of the palette job with TRL and PEFT.
 
     pip install trl
     python benchmarks/train_palette.py [--rounds 7] [--directory DIR]
 
-The model has Gemma 3 270M's true shape and random weights, written to DIR (by default a temporary
-directory, 0.5 GB). A step is 16 rows of a prompt and a palette, about 105 tokens a row of which
-about 42 are scored: float32, LoRA r=16 beside all seven linear maps, dropout 0.05, AdamW, the norm
-clipped. Each trainer lives in a process of its own and the processes take turns, a step each, on
-the same rows; about 12 GB of memory hold them all. The peer runs with 16 rows at once and with one
-row accumulated 16 times, neither with gradient checkpointing, which would only slow it down. Let
-nothing else run: a trainer that has to wait for a core loses more than its share of the time.
+The model has Gemma 3 270M's full size and random weights, which are written to DIR (by default a
+temporary directory, 0.5 GB). A step is 16 rows of a prompt and a palette, about 105 tokens per row,
+of which about 42 are scored: float32, LoRA r=16 on all seven linear maps, dropout 0.05, AdamW,
+gradient clipping. Each trainer runs in its own process, and the processes take turns, one step
+each, on the same rows; together they need about 12 GB of memory. TRL runs with 16 rows at once and
+with one row accumulated 16 times, both without gradient checkpointing, which would only slow it
+down. Run nothing else meanwhile: waiting for a core slows a trainer disproportionately.
 """
 
 import argparse
@@ -22,15 +22,15 @@ import numpy as np
 import turns
 from shapes import GEMMA_3_270M
 
-ROWS, LENGTH, SCORED = 16, 120, 48  # of a step; tokens and scored tokens that a row has room for
-PARTS, REMAT = 4, "dots"  # of our step: micro-batches, and what is kept of each (see Decoder)
+ROWS, LENGTH, SCORED = 16, 120, 48  # rows per step; maximum tokens and scored tokens per row
+PARTS, REMAT = 4, "dots"  # jaxtune's micro-batches per step, and its rematerialisation
 RANK, ALPHA, DROPOUT = 16, 32, 0.05
 OPTIMIZER = dict(lr=5e-5, weight_decay=0.01, clip_norm=1.0)
-FASTER, MEMORY = 2.0, 2.5e9  # what is claimed: times the peer's tokens a second, and bytes
+FASTER, MEMORY = 2.0, 2.5e9  # claimed minimum speed-up over TRL, and maximum peak memory in bytes
 
 
 def main() -> None:
-    """Let the trainers take turns and print a table."""
+    """Lets the trainers take turns and prints a table."""
     trainers = {
         "jaxtune": run_jaxtune,
         "TRL, 1 x 16": partial(run_trl, batch=1),
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def rows(step: int) -> turns.Rows:
-    """A step's rows."""
+    """Returns the rows of a step."""
     random = np.random.default_rng(step)
     made = []
     for _ in range(ROWS):
@@ -50,7 +50,7 @@ def rows(step: int) -> turns.Rows:
 
 
 def run_jaxtune(directory: Path, steps: int) -> None:
-    """Train under jaxtune."""
+    """Trains with jaxtune."""
     import jax
 
     import jaxtune
@@ -65,7 +65,7 @@ def run_jaxtune(directory: Path, steps: int) -> None:
 
 
 def batch(step: int):
-    """A step's rows as jaxtune takes them, one a line."""
+    """Returns the batch of a step for jaxtune, one row per line."""
     from jaxtune.data.batches import collate, split
 
     lines = [[example] for example in turns.examples(rows(step))]
@@ -73,7 +73,7 @@ def batch(step: int):
 
 
 def run_trl(directory: Path, steps: int, batch: int) -> None:
-    """Train under TRL."""
+    """Trains with TRL."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,16 +98,16 @@ def run_trl(directory: Path, steps: int, batch: int) -> None:
 
 
 def report(found: dict[str, turns.Run], options: argparse.Namespace) -> None:
-    """The figures, and the bounds that ours keep to."""
+    """Prints the measurements and checks them against the claims."""
     rates = {name: turns.rate(run, rows) for name, run in found.items()}
     turns.table(found, rates, ROWS, options)
     ours, *peers = rates.values()
     faster, peak = ours / max(peers), found["jaxtune"]["peak"]
     turns.compare(
         {
-            f"{faster:.2f} times the peer's better rate, at least {FASTER}": faster >= FASTER,
-            f"peak {peak / 1e9:.2f} GB, at most {MEMORY / 1e9}": peak <= MEMORY,
-            "the same first loss": turns.same_first_loss(found.values()),
+            f"{faster:.2f} times TRL's better rate, minimum {FASTER}": faster >= FASTER,
+            f"peak {peak / 1e9:.2f} GB, limit {MEMORY / 1e9}": peak <= MEMORY,
+            "same first loss": turns.same_first_loss(found.values()),
         }
     )
 

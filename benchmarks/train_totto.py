@@ -1,18 +1,18 @@
-"""What one QLoRA step of the ToTTo job takes, beside TRL with PEFT and bitsandbytes.
+"""Compares the time and memory of a QLoRA step of the ToTTo job with TRL, PEFT and bitsandbytes.
 
     pip install trl
     python benchmarks/train_totto.py [--rounds 7] [--directory DIR]
 
-The model has Gemma 3 270M's true shape and random weights, written to DIR (by default a temporary
-directory, 0.5 GB), and is held in NF4 with double quantisation. A step is 16 rows of a linearised
-table and a sentence: 60 to 240 tokens, and 15 to 40 that are scored. LoRA r=8 beside all seven
-linear maps, dropout 0.05, AdamW, the norm clipped. Each trainer lives in a process of its own and
-the processes take turns, a step each, on the same rows; about 14 GB of memory hold them all. Ours
-packs the rows on lines. The peer takes them one by one, as the job has it, and by fours, without
-gradient checkpointing, which would only slow it down; more at once would take it more memory and
-padding. All compute in float32, and their first losses are the same; the peer's last form computes
-in bfloat16 instead, and what is claimed does not count it. Let nothing else run: a trainer that
-has to wait for a core loses more than its share of the time.
+The model has Gemma 3 270M's full size and random weights, which are written to DIR (by default a
+temporary directory, 0.5 GB), and is quantised to NF4 with double quantisation. A step is 16 rows of
+a linearised table (60 to 240 tokens) and a sentence (15 to 40 scored tokens): LoRA r=8 on all seven
+linear maps, dropout 0.05, AdamW, gradient clipping. Each trainer runs in its own process, and the
+processes take turns, one step each, on the same rows; together they need about 14 GB of memory.
+jaxtune packs the rows. TRL takes them one at a time, as the job is configured, and four at a time,
+without gradient checkpointing, which would only slow it down; larger batches would need more memory
+and padding. All compute in float32 and start from the same loss, except one variant of TRL that
+computes in bfloat16, which the claims do not cover. Run nothing else meanwhile: a trainer that has
+to wait for a core is slowed disproportionately.
 """
 
 import argparse
@@ -25,18 +25,18 @@ import numpy as np
 import turns
 from shapes import GEMMA_3_270M
 
-ROWS = 16  # of a step
-LINES, LENGTH, SCORED = 8, 384, 96  # that they are packed on; tokens and scored tokens of each
-PARTS, REMAT = 8, "full"  # of our step: micro-batches, and what is kept of each (see Decoder)
+ROWS = 16  # per step
+LINES, LENGTH, SCORED = 8, 384, 96  # packed lines per step; tokens and scored tokens per line
+PARTS, REMAT = 8, "full"  # jaxtune's micro-batches per step, and its rematerialisation
 KIND = "nf4-double"
 RANK, ALPHA, DROPOUT = 8, 16, 0.05
 OPTIMIZER = dict(lr=5e-5, weight_decay=0.0, clip_norm=1.0)
-FASTER, SMALLER = 2.0, 0.6  # what is claimed: times the peer's tokens a second, of its memory
+FASTER, SMALLER = 2.0, 0.6  # claimed minimum speed-up over TRL, and maximum share of its memory
 OURS, HALF = "jaxtune", "TRL, 1 x 16, bfloat16"
 
 
 def main() -> None:
-    """Let the trainers take turns and print a table."""
+    """Lets the trainers take turns and prints a table."""
     trainers = {
         OURS: run_jaxtune,
         "TRL, 1 x 16": partial(run_trl, batch=1),
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def rows(step: int) -> turns.Rows:
-    """A step's rows; prompts are as long in every step, in another order."""
+    """Returns the rows of a step; every step has the same prompt lengths in another order."""
     random = np.random.default_rng(step)
     prompts = random.permutation(np.linspace(60, 240, ROWS, dtype=int)).tolist()
     return [
@@ -57,12 +57,12 @@ def rows(step: int) -> turns.Rows:
 
 
 def run_jaxtune(directory: Path, steps: int) -> None:
-    """Train under jaxtune."""
+    """Trains with jaxtune."""
     import jax
 
     import jaxtune
 
-    # As it is stored, in bfloat16, the embedding is what it is in float32.
+    # The embedding stays in bfloat16, as stored, which loses nothing compared with float32.
     model, variables = jaxtune.load(directory, "auto", KIND, compute="float32")
     model = dataclasses.replace(model, remat=REMAT)
     variables = jaxtune.add_lora(
@@ -73,7 +73,7 @@ def run_jaxtune(directory: Path, steps: int) -> None:
 
 
 def batch(step: int):
-    """A step's rows as jaxtune takes them, packed."""
+    """Returns the batch of a step for jaxtune, packed."""
     from jaxtune.data.batches import collate, split
     from jaxtune.data.packing import packed
 
@@ -87,7 +87,7 @@ def batch(step: int):
 
 
 def run_trl(directory: Path, steps: int, batch: int, half: bool = False) -> None:
-    """Train under TRL, which computes in float32 unless `half`."""
+    """Trains with TRL, in bfloat16 if `half`, else in float32."""
     with tempfile.TemporaryDirectory() as scratch:
         trainer = turns.trl(
             quantised(directory, half),
@@ -104,14 +104,14 @@ def run_trl(directory: Path, steps: int, batch: int, half: bool = False) -> None
             bf16=half,
         )
         for weight in trainer.model.parameters():
-            if weight.requires_grad and not half:  # TRL has made it bfloat16
+            if weight.requires_grad and not half:  # TRL has converted it to bfloat16
                 weight.data = weight.data.float()
         turns.tell(ready=True)
         trainer.train()
 
 
 def quantised(directory: Path, half: bool):
-    """The base as bitsandbytes holds it."""
+    """Returns the base, quantised by bitsandbytes."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -128,17 +128,17 @@ def quantised(directory: Path, half: bool):
 
 
 def report(found: dict[str, turns.Run], options: argparse.Namespace) -> None:
-    """The figures, and the bounds that ours keep to."""
+    """Prints the measurements and checks them against the claims."""
     rates = {name: turns.rate(run, rows) for name, run in found.items()}
     turns.table(found, rates, ROWS, options)
     peer = max(found.keys() - {OURS, HALF}, key=rates.get)
     faster, smaller = rates[OURS] / rates[peer], found[OURS]["peak"] / found[peer]["peak"]
-    print(f"beside {HALF}: {rates[OURS] / rates[HALF]:.2f} times its rate")
+    print(f"{rates[OURS] / rates[HALF]:.2f} times the rate of {HALF}")
     turns.compare(
         {
-            f"{faster:.2f} times the rate of {peer}, at least {FASTER}": faster >= FASTER,
-            f"{smaller:.2f} of its peak memory, at most {SMALLER}": smaller <= SMALLER,
-            "the same first loss in float32": turns.same_first_loss(
+            f"{faster:.2f} times the rate of {peer}, minimum {FASTER}": faster >= FASTER,
+            f"{smaller:.2f} of its peak memory, limit {SMALLER}": smaller <= SMALLER,
+            "same first loss in float32": turns.same_first_loss(
                 run for name, run in found.items() if name != HALF
             ),
         }

@@ -1,4 +1,4 @@
-"""Trainers that take turns, a step each, in processes of their own."""
+"""Runs trainers in separate processes that take turns, one step each, and reports on them."""
 
 import argparse
 import datetime
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from shapes import cpu, write_checkpoint
 
-Rows = list[tuple[np.ndarray, int]]  # of a step: tokens, and how many of them are the prompt
-Run = dict[str, Any]  # the steps of a trainer, and the most memory that it held
-MARK = "measured "  # before the lines that the parent process reads
-CHECKPOINT = "checkpoint"  # the child that writes it, so that the parent stays small
-SAME = 1e-4  # relative: losses of the first step, before any weight differs
+Rows = list[tuple[np.ndarray, int]]  # rows of a step: tokens, and the length of their prompt
+Run = dict[str, Any]  # a trainer's measurements: "steps", and "peak" memory in bytes
+MARK = "measured "  # prefix of the lines that the parent process reads
+CHECKPOINT = "checkpoint"  # name of the child that writes it, so that the parent stays small
+SAME = 1e-4  # relative tolerance for losses of the first step, before any weight differs
 
 
 def main(
@@ -30,9 +30,9 @@ def main(
     trainers: Mapping[str, Callable[[Path, int], None]],
     report: Callable[[dict[str, Run], argparse.Namespace], None],
 ) -> None:
-    """Let trainers take turns and report; a child process is one of them.
+    """Lets trainers take turns and reports; a child process runs one of them.
 
-    Each takes the checkpoint's directory and how many steps to do.
+    Each trainer is called with the checkpoint's directory and the number of steps.
     """
     options = parse(description)
     if options.child == CHECKPOINT:
@@ -40,7 +40,7 @@ def main(
     elif options.child:
         trainers[options.child](options.directory, options.rounds + 1)
     elif importlib.util.find_spec("trl") is None:
-        print("TRL is the trainer to compare with, and is not installed: pip install trl")
+        print("this benchmark compares with TRL, which is not installed; run: pip install trl")
         sys.exit(2)
     else:
         with tempfile.TemporaryDirectory() as scratch:
@@ -51,16 +51,18 @@ def main(
 
 
 def parse(description: str) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--directory", type=Path, help="where to write the checkpoint (default: temporary)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def command(name: str, options: argparse.Namespace) -> list[str]:
-    """The command of a child process."""
+    """Returns the command line of a child process."""
     line = [sys.executable, sys.argv[0], "--child", name, "--directory", str(options.directory)]
     return [*line, "--rounds", str(options.rounds)]
 
@@ -69,12 +71,12 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def measure(names: Iterable[str], options: argparse.Namespace) -> dict[str, Run]:
-    """Every trainer's losses and seconds, step by step in turn, and its peak memory."""
+    """Runs the trainers in turn; returns the results of their steps and their peak memory."""
     running = {name: start(name, options) for name in names}
     found = {name: dict(steps=[]) for name in running}
-    for _ in range(options.rounds + 1):  # the first step compiles, and warms up
+    for _ in range(options.rounds + 1):  # the first step compiles and warms up
         for name, process in running.items():
-            found[name]["steps"].append(taken(process))
+            found[name]["steps"].append(take_step(process))
     for name, process in running.items():
         process.stdin.close()
         process.stdout.close()
@@ -84,52 +86,52 @@ def measure(names: Iterable[str], options: argparse.Namespace) -> dict[str, Run]
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
-    """A trainer's process, ready for its first step."""
+    """Starts a trainer's process; returns when it is ready for its first step."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command(name, options), env=environment, text=True, **pipes)
-    told(process)
+    receive(process)
     return process
 
 
-def taken(process: subprocess.Popen) -> dict:
-    """One step of a trainer that waits for its turn."""
+def take_step(process: subprocess.Popen) -> dict:
+    """Lets a waiting trainer take one step; returns its measurements."""
     process.stdin.write("go\n")
     process.stdin.flush()
-    return told(process)
+    return receive(process)
 
 
-def told(process: subprocess.Popen) -> dict:
-    """The next thing that a child says; what its libraries print is passed over."""
+def receive(process: subprocess.Popen) -> dict:
+    """Returns the next measurements of a child, ignoring other lines that it prints."""
     for line in process.stdout:
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
-    raise RuntimeError(f"{' '.join(process.args)} ended early: run it alone to see why")
+    raise RuntimeError(f"child process ended early; run it by itself: {' '.join(process.args)}")
 
 
 # The children
 
 
 def tell(**values) -> None:
-    """The parent's next `told`."""
+    """Sends values to the parent, which reads them with `receive`."""
     print(MARK + json.dumps(values), flush=True)
 
 
 def turn() -> tuple[float, float]:
-    """Wait for the parent's word; the clock, and the processor time of this process, then."""
+    """Waits for the parent's go; returns the clock and this process's CPU time, in seconds."""
     if not sys.stdin.readline():
-        sys.exit("the benchmark that this process served has ended")
+        sys.exit("the parent process has ended")
     return time.perf_counter(), time.process_time()
 
 
 def spent(begun: tuple[float, float]) -> dict[str, float]:
-    """What has passed since a turn began."""
+    """Returns the seconds of wall-clock and CPU time since a turn began."""
     clock, processor = begun
     return dict(seconds=time.perf_counter() - clock, processor=time.process_time() - processor)
 
 
 def train(model, variables, optimizer, batches: Iterable) -> None:
-    """Train under jaxtune, a step whenever the parent says so."""
+    """Trains with jaxtune, one step per turn."""
     import jax
 
     import jaxtune
@@ -144,7 +146,7 @@ def train(model, variables, optimizer, batches: Iterable) -> None:
 
 
 def examples(rows: Rows) -> list:
-    """A step's rows as jaxtune's batches are made of them."""
+    """Returns the rows of a step as examples for jaxtune's batches."""
     from jaxtune.data.examples import Example
 
     return [
@@ -154,7 +156,7 @@ def examples(rows: Rows) -> list:
 
 
 def trl(model, adapter: Mapping, rows: Iterable[Rows], **settings):
-    """A trainer of TRL's, which stops before every step until the parent says go on."""
+    """Returns a TRL trainer that waits for its turn before every step."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -188,7 +190,7 @@ def trl(model, adapter: Mapping, rows: Iterable[Rows], **settings):
 
 
 def tokenizer():
-    """One that knows the special tokens alone: the rows are numbers already."""
+    """Returns a tokenizer of special tokens only, as the rows are token ids already."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -199,7 +201,7 @@ def tokenizer():
 
 
 def turns():
-    """The callback by which TRL's steps are timed and wait for their turn."""
+    """Returns the callback that times TRL's steps and lets them wait for their turn."""
     from transformers import TrainerCallback
 
     class Turns(TrainerCallback):
@@ -220,18 +222,18 @@ def turns():
 
 
 def table(found: Mapping[str, Run], rates: Mapping[str, float], rows: int, options) -> None:
-    """The figures of every trainer."""
+    """Prints the measurements of every trainer as a table."""
     print(
         f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores, "
-        f"of which {options.busy:.1f} were busy"
+        f"load average {options.busy:.1f} before the start"
     )
-    print(f"median of {options.rounds} steps each; {rows} rows a step, tokens without padding")
+    print(f"median of {options.rounds} steps; {rows} rows per step; tokens exclude padding")
     losses = (f"{name} {first_loss(run):.5f}" for name, run in found.items())
     print("first losses:", ", ".join(losses))
-    print("| | tokens a second | a step | of one core | peak memory |")
+    print("| | tokens per second | time per step | CPU time per step | peak memory |")
     print("| --- | --- | --- | --- | --- |")
     for name, run in found.items():
-        seconds, processor = (middle(run, what) for what in ("seconds", "processor"))
+        seconds, processor = (median(run, what) for what in ("seconds", "processor"))
         figures = (
             f"{rates[name]:.0f} | {seconds:.1f} s | {processor:.1f} s | {run['peak'] / 1e9:.2f} GB"
         )
@@ -239,34 +241,34 @@ def table(found: Mapping[str, Run], rates: Mapping[str, float], rows: int, optio
 
 
 def compare(kept: Mapping[str, bool]) -> None:
-    """Say which claims hold; exit with 1 unless all do."""
+    """Prints which claims hold; exits with 1 unless all do."""
     for claim, holds in kept.items():
         print(f"{claim}: {'kept' if holds else 'BROKEN'}")
     sys.exit(not all(kept.values()))
 
 
-def middle(run: Run, what: str) -> float:
-    """The median over the steps after the first."""
+def median(run: Run, what: str) -> float:
+    """Returns the median of a measurement over the steps after the first."""
     return statistics.median(step[what] for step in run["steps"][1:])
 
 
 def rate(run: Run, rows: Callable[[int], Rows]) -> float:
-    """Tokens a second without padding, the median over the steps after the first."""
+    """Returns the median tokens per second, without padding, over the steps after the first."""
     steps = list(enumerate(run["steps"]))[1:]
     return statistics.median(real_tokens(rows(number)) / step["seconds"] for number, step in steps)
 
 
 def real_tokens(rows: Rows) -> int:
-    """Tokens of a step's rows, padding left out."""
+    """Returns the number of tokens in the rows of a step, without padding."""
     return sum(len(tokens) for tokens, _ in rows)
 
 
 def first_loss(run: Run) -> float:
-    """The loss of the untrained adapter."""
+    """Returns the loss of the untrained adapter."""
     return run["steps"][0]["loss"]
 
 
 def same_first_loss(runs: Iterable[Run]) -> bool:
-    """Whether trainers began with the same loss."""
+    """Returns whether all trainers started with the same loss."""
     losses = [first_loss(run) for run in runs]
     return max(losses) - min(losses) <= SAME * min(losses)

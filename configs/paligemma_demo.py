@@ -1,4 +1,4 @@
-"""PaliGemma on the bundled tiny base: a picture -> all of it in one sentence, in minutes."""
+"""PaliGemma on the bundled tiny base: a picture -> a sentence that describes it, in minutes."""
 
 from ml_collections import ConfigDict
 

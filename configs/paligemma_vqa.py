@@ -1,11 +1,11 @@
-"""PaliGemma 3B: a picture and a question -> the answer; `paligemma_vqa.py:qlora` in less memory.
+"""PaliGemma 3B: a picture and a question -> the answer; `paligemma_vqa.py:qlora` needs less memory.
 
-Rows have a question and the answers that people gave to it, as those of VQAv2.
+Rows have a question and the answers that people gave to it, as in VQAv2.
 """
 
 from ml_collections import ConfigDict
 
-WAYS = dict(
+METHODS = dict(
     attention=dict(
         model=dict(dtype="float16"),
         trainable=dict(kind="attention"),
@@ -19,7 +19,7 @@ WAYS = dict(
 )
 
 
-def get_config(way: str = "attention") -> ConfigDict:
+def get_config(method: str = "attention") -> ConfigDict:
     config = ConfigDict(
         dict(
             model=dict(path="data/paligemma-3b-pt-224.f16.npz"),
@@ -36,5 +36,5 @@ def get_config(way: str = "attention") -> ConfigDict:
             log=dict(every=10),
         )
     )
-    config.update(WAYS[way])
+    config.update(METHODS[method])
     return config

@@ -1,4 +1,4 @@
-"""Price on the bundled tiny base: what a product costs, in minutes."""
+"""Price on the bundled tiny base: a product description -> its price, in minutes."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""Price: what a product costs, with Llama 3.1 8B, from two thousand examples."""
+"""Price: a product description -> its price, with Llama 3.1 8B and two thousand examples."""
 
 from ml_collections import ConfigDict
 

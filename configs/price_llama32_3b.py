@@ -1,6 +1,7 @@
-"""Price: what a product costs, with Llama 3.2 3B; `price_llama32_3b.py:full` tunes all of it.
+"""Price: a product description -> its price, with Llama 3.2 3B.
 
-With `--config.hub.repo='price-{name}' --config.hub.every=save` the adapter goes to a private
+`price_llama32_3b.py:full` trains larger adapters, on all linear maps, with the full dataset. With
+`--config.hub.repo='price-{name}' --config.hub.every=save` the adapter is pushed to a private
 repository at every save.
 """
 

@@ -1,6 +1,6 @@
 """ToTTo: a table with highlighted cells -> a sentence, with Gemma 3 270M.
 
-The data are the files of the ToTTo release, or those of `GEM/totto` written as JSON lines.
+The data files are those of the ToTTo release, or `GEM/totto` written as JSON lines.
 """
 
 from ml_collections import ConfigDict

@@ -15,19 +15,21 @@ def _length(config: Config) -> Conflicts:
     """Checks that only one of steps and epochs is set, and that warmup and decay fit in the run."""
     steps, schedule = config.steps, config.schedule
     if steps is not None and config.epochs is not None:
-        yield ("steps", "epochs"), "both say how long to train; leave one out, or set it to None"
+        yield ("steps", "epochs"), "both set how long to train; remove one, or set it to None"
     parts = {"schedule.warmup": schedule.warmup}
     if schedule.name == "wsd":
         parts["schedule.decay"] = schedule.decay
     if steps is not None:
         taken = sum(counted(part, steps) for part in parts.values())
         if taken > steps:
+            phases = " and ".join(key.removeprefix("schedule.") for key in parts)
             yield (
                 (*parts, "steps"),
-                f"found {taken} steps for this, and only {steps} in all; lower it, or train longer",
+                f"found {taken} steps of {phases}, but the run has only {steps}; lower them, or "
+                "train longer",
             )
     elif sum(part for part in parts.values() if isinstance(part, float)) > 1:
-        yield tuple(parts), "together these shares are above 1, which is all steps; lower one"
+        yield tuple(parts), "together these shares exceed 1, the whole run; lower one"
 
 
 def _batch(config: Config) -> Conflicts:
@@ -36,16 +38,19 @@ def _batch(config: Config) -> Conflicts:
     if batch.rows % batch.accumulate:
         yield (
             ("batch.rows", "batch.accumulate"),
-            f"{batch.rows} rows make no {batch.accumulate} equal parts; "
-            "expected rows to be a multiple of accumulate",
+            f"{batch.rows} rows cannot be split into {batch.accumulate} equal micro-batches; "
+            "make rows a multiple of accumulate",
         )
     if list(batch.buckets) != sorted(set(batch.buckets)):
-        yield ("batch.buckets",), f"found {list(batch.buckets)}, expected each above the last"
+        yield (
+            ("batch.buckets",),
+            f"found {list(batch.buckets)}, expected strictly ascending lengths",
+        )
     elif batch.buckets and batch.buckets[-1] != batch.max_length:
         yield (
             ("batch.buckets", "batch.max_length"),
-            f"the last bucket is {batch.buckets[-1]} and the longest row {batch.max_length}; "
-            "make them the same",
+            f"the last bucket is {batch.buckets[-1]}, but max_length is {batch.max_length}; "
+            "make them equal",
         )
 
 
@@ -60,13 +65,13 @@ def _quantised(config: Config) -> Conflicts:
     if config.trainable.kind in ("full", "attention"):
         yield (
             ("model.quant", "trainable.kind"),
-            "quantised weights do not train; train adapters (lora), or leave model.quant out",
+            "quantised weights cannot be trained; train adapters (lora), or remove model.quant",
         )
     if SCHEMA.given(config, "trainable.init"):
         yield (
             ("model.quant", "trainable.init"),
-            "pissa takes its start out of the weights, and quantised ones stay as they are; "
-            "leave one of these out",
+            "pissa subtracts the adapters' initial values from the base weights, which is not "
+            "possible once they are quantised; remove one of these",
         )
 
 
@@ -75,7 +80,7 @@ def _continued(config: Config) -> Conflicts:
     if config.trainable.adapter and SCHEMA.given(config, "trainable.init"):
         yield (
             ("trainable.adapter", "trainable.init"),
-            "an adapter that is there begins as it is; leave one of these out",
+            "an existing adapter is loaded, not initialised; remove one of these",
         )
 
 
@@ -84,9 +89,9 @@ def _mesh(config: Config) -> Conflicts:
     axes = {f"mesh.{name}": size for name, size in vars(config.mesh).items()}
     filling = tuple(key for key, size in axes.items() if size == -1)
     if len(filling) > 1:
-        yield filling, "only one axis can take all devices left; give the others numbers"
+        yield filling, "only one axis can take all remaining devices; give the others a size"
     for key in (key for key, size in axes.items() if size == 0):
-        yield (key,), "found 0, expected 1 or more, or -1 for all devices left"
+        yield (key,), "found 0, expected 1 or more, or -1 for all remaining devices"
 
 
 def _text_of_rows(config: Config) -> Conflicts:
@@ -97,10 +102,10 @@ def _text_of_rows(config: Config) -> Conflicts:
         SCHEMA.given(config, "data.task"),
     ]
     if sum(map(bool, ways)) > 1:
-        yield sum(ways, ()), "each says how a row becomes text; expected one of these ways"
+        yield sum(ways, ()), "each defines how a row becomes text; choose one of these ways"
     for key, other in (("data.turns", "data.messages"), ("data.columns", "data.task")):
         if SCHEMA.given(config, key) and not SCHEMA.given(config, other):
-            yield (key, other), f"{key} is read only with {other}; set that, or leave {key} out"
+            yield (key, other), f"{key} is used only with {other}; set {other}, or remove {key}"
 
 
 def _pictures(config: Config) -> Conflicts:
@@ -108,15 +113,15 @@ def _pictures(config: Config) -> Conflicts:
     data = config.data
     if not data.image:
         for key in SCHEMA.given(config, "data.image_root", "data.augment"):
-            problem = f"no pictures are read; name their column, or leave out {key}"
+            problem = f"no pictures are read without data.image; set it, or remove {key}"
             yield (key, "data.image"), problem
     names = [name for name, _ in data.augment]
     if len(set(names)) < len(names):
-        yield ("data.augment",), f"found {', '.join(names)}; expected each once"
+        yield ("data.augment",), f"found {', '.join(names)}; expected each augmentation once"
     for name, amount in data.augment:
         if amount > 1 or (name == "crop" and not amount):
-            least = "above" if name == "crop" else "from"
-            yield ("data.augment",), f"found {amount} for {name}, expected a share {least} 0 to 1"
+            limits = "above 0 and at most 1" if name == "crop" else "from 0 to 1"
+            yield ("data.augment",), f"found {amount} for {name}, expected a share {limits}"
 
 
 def _evaluation(config: Config) -> Conflicts:
@@ -129,30 +134,36 @@ def _evaluation(config: Config) -> Conflicts:
     if named and held:
         yield (
             (*named, *held),
-            "rows to evaluate come either from elsewhere or out of the training rows; keep one",
+            "held-out rows come either from their own source or split, or out of the training "
+            "rows; set only one of these",
         )
     if config.checkpoint.metric and not config.eval.answers:
         yield (
             ("checkpoint.metric", "eval.answers"),
-            "a metric of answers needs some: set eval.answers to a number of rows",
+            "this metric scores answers, but none are generated; set eval.answers to a number of "
+            "rows",
         )
     if named and (config.eval.source or train[0], config.eval.split or train[1]) == train:
-        yield named, "these are the rows to train on; name others, or set eval.holdout instead"
+        yield named, "these are the training rows; name others, or set eval.holdout instead"
     elif not named and not held:
         for key in SCHEMA.given(config, "eval.rows", "eval.patience"):
-            yield (key,), "no rows to evaluate; set eval.source, eval.split or eval.holdout"
+            yield (key,), "there are no held-out rows; set eval.source, eval.split or eval.holdout"
 
 
 def _answers(config: Config) -> Conflicts:
     """Checks that no stop is empty, and that sampling filters have a temperature above 0."""
     given = config.generate
     if "" in given.stops:
-        yield ("generate.stops",), "found an empty text, which would end every answer at once"
+        yield (
+            ("generate.stops",),
+            "found an empty string, which would end every answer at once; remove it",
+        )
     drawn = SCHEMA.given(config, "generate.top_k", "generate.top_p", "generate.min_p")
     if drawn and not given.temperature:
         yield (
             (*drawn, "generate.temperature"),
-            "nothing is drawn by chance at a temperature of 0; raise it, or leave these out",
+            "a temperature of 0 means greedy decoding, without sampling; raise it, or remove the "
+            "sampling filters",
         )
 
 
@@ -162,8 +173,8 @@ def _repository(config: Config) -> Conflicts:
     if repo and not REPOSITORY.fullmatch(repo.replace("{name}", "name")):
         yield (
             ("hub.repo",),
-            f"found {repo!r}, expected owner/name or a name alone, of letters, digits, and ., _ or "
-            "- between them, such as 'me/price-{name}'",
+            f"found {repo!r}, expected owner/name or just a name, of letters and digits with ., _ "
+            "or - between them, such as 'me/price-{name}'",
         )
 
 

@@ -86,7 +86,7 @@ def _pattern(value: Any) -> str:
     try:
         return re.compile(_text(value)).pattern
     except re.error as error:
-        raise Misfit(f"{value!r} is no regular expression: {error}") from None
+        raise Misfit(f"{value!r} is not a valid regular expression: {error}") from None
 
 
 def _exactly(*known: Any) -> Callable[[Any], Any]:
@@ -295,10 +295,10 @@ class Schema:
         if key in self.sections:
             inner = next(each for each in self.fields if each.startswith(f"{key}."))
             raise Misfit(
-                f"found {shown(value)} for a section, expected its fields, such as {inner}"
+                f"found {shown(value)}, but this is a section; set its fields, such as {inner}"
             )
         if key not in self.fields:
-            raise Misfit(f"no such field; the nearest is {self._nearest(key)}")
+            raise Misfit(f"no such field; did you mean {self._nearest(key)}?")
         if setting.typed and value is None:
             raise Misfit(f"found no value, expected --config.{key}=VALUE")
         known = self.fields[key]
@@ -333,7 +333,7 @@ class Schema:
     def _missing(self, config: Any) -> Conflicts:
         for key, known in self.fields.items():
             if "needed" in known.metadata and not at(config, key) and self._counts(config, key):
-                yield (key,), f"is empty, and a run needs it: {known.metadata['meaning']}"
+                yield (key,), f"is required, but empty: {known.metadata['meaning']}"
 
     def _idle(self, config: Any) -> Conflicts:
         for key in self.given(config, *self.fields):
@@ -342,8 +342,8 @@ class Schema:
                 name, wanted = key.split(".")[-1], " or ".join(map(repr, values))
                 yield (
                     (key, _beside(key, other)),
-                    f"{name} is read only where {other} is {wanted}, and {other} is "
-                    f"{at(config, _beside(key, other))!r}; leave out {name} or change {other}",
+                    f"{name} is used only when {other} is {wanted}, but {other} is "
+                    f"{at(config, _beside(key, other))!r}; remove {name} or change {other}",
                 )
 
 
@@ -382,7 +382,9 @@ def shown(value: Any) -> str:
 
 
 def _described(key: str, known: dataclasses.Field) -> str:
-    default = repr(known.default) if known.default or "needed" not in known.metadata else "(needed)"
+    default = (
+        repr(known.default) if known.default or "needed" not in known.metadata else "(required)"
+    )
     kind = expected(known)
     if "when" in known.metadata:
         name, values = known.metadata["when"]

@@ -1,7 +1,7 @@
 """Reads a config file and command-line overrides into a `Config`.
 
-A config file is Python with a `get_config()` that returns what differs from the defaults, as a
-`ConfigDict` or a dictionary.
+A config file is a Python file with a `get_config()` that returns the settings that differ from the
+defaults, as a `ConfigDict` or a dictionary.
 """
 
 import dataclasses

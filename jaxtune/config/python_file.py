@@ -58,7 +58,7 @@ def _source(file: Path) -> bytes:
     except FileNotFoundError:
         there = [each.name for each in file.parent.glob("*.py")]
         near = difflib.get_close_matches(file.name, there, 1)
-        hint = f"; the nearest there is {file.parent / near[0]}" if near else ""
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
         raise ConfigError(f"{file}: no such file{hint}") from None
     except OSError as error:
         raise ConfigError(
@@ -69,8 +69,8 @@ def _source(file: Path) -> bytes:
 def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None:
     if not callable(get_config):
         raise ConfigError(
-            f"{file} has no get_config(), expected a function of that name that returns what "
-            "differs from the defaults, as a ConfigDict or a dictionary"
+            f"{file} has no get_config(); define a function of that name that returns the settings "
+            "that differ from the defaults, as a ConfigDict or a dictionary"
         )
     takes = inspect.signature(get_config)
     try:
@@ -79,8 +79,8 @@ def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None
         given = repr(arguments[0]) if arguments else "no argument"
         takes = takes.replace(return_annotation=takes.empty)
         raise ConfigError(
-            f"{file}: found {given} for get_config{takes}; what it is called with stands behind a "
-            f"colon: --config={file}:ARGUMENT"
+            f"{file}: get_config{takes} cannot be called with {given}; its argument, if any, "
+            f"follows a colon: --config={file}:ARGUMENT"
         ) from None
 
 
@@ -139,5 +139,5 @@ def _report(error: Exception, file: Path, sections: Collection[str]) -> str:
     where = str(file.parent / Path(name).name) + (f", line {number}" if number else "")
     section = message.strip("'\"")
     if isinstance(error, AttributeError) and section in sections:
-        message += f"; a section is made before its fields are set: config.{section} = dict(…)"
+        message += f"; create the section before you set its fields: config.{section} = dict(…)"
     return f"{where}: {type(error).__name__}: {message}" + (f"\n  {line.strip()}" if line else "")

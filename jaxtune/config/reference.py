@@ -14,12 +14,13 @@ from jaxtune.config.schema import FIELDS, SECTIONS, Config
 PAGE = """\
 # Config fields
 
-A config file is Python with a `get_config()` that returns what differs from the defaults below, as
-a `ConfigDict` or a dictionary. Every field can be overridden at the terminal, for example
-`--config.optim.lr=3e-4`. `python launch.py config` prints this list, `python launch.py config
-optim` one section of it, and `python launch.py config --config FILE` the whole config of a file.
+A config file is a Python file with a `get_config()` that returns the settings that differ from the
+defaults below, as a `ConfigDict` or a dictionary. Every field can be overridden on the command
+line, for example `--config.optim.lr=3e-4`. `python launch.py config` prints this list, `python
+launch.py config optim` prints one section of it, and `python launch.py config --config FILE` prints
+the complete config of a file.
 
-This page is made from the schema by `python -m jaxtune.config.reference > docs/configs.md`.
+This page is generated from the schema by `python -m jaxtune.config.reference > docs/configs.md`.
 """
 
 
@@ -44,9 +45,9 @@ def text(name: str = "") -> str:
                 lines.append(line)
         return "\n".join(lines)
     close = difflib.get_close_matches(name, [*sections, *FIELDS], 1)
-    hint = f"; the nearest is {close[0]}" if close else ""
+    hint = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigError(
-        f"{name!r} is no section and no field of a config{hint}; the sections are "
+        f"{name!r} is not a section or field of a config{hint}; the sections are "
         f"{', '.join(sections)}"
     )
 
@@ -70,7 +71,7 @@ def _sections() -> Iterator[str]:
 def _row(key: str, field: dataclasses.Field) -> str:
     """Returns a table row, with bars inside cells escaped as GitHub's Markdown requires."""
     needed = not field.default and "needed" in field.metadata
-    default = "needed" if needed else f"`{field.default!r}`"
+    default = "required" if needed else f"`{field.default!r}`"
     meaning = field.metadata["meaning"]
     if "when" in field.metadata:
         name, values = field.metadata["when"]

@@ -8,17 +8,20 @@ from jaxtune.config.fields import about
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluation on held-out rows; there are none unless source, split or holdout is set."""
+    """Evaluation on held-out rows; off unless source, split or holdout is set."""
 
     source: tuple[str, ...] | str = about(
-        "", "held-out rows, as data.source; empty: data.source itself"
+        "", "source of the held-out rows, in the form of data.source; empty: data.source itself"
     )
     split: str = about("", "split of the held-out rows; empty: data.split")
     holdout: int | float = about(
         0, "number or share of the training rows to hold out", least=0, share=True
     )
     rows: int | None = about(
-        None, "use only the first rows, at most this many; None: all", least=1, also="val_size"
+        None,
+        "maximum number of held-out rows to use, from the start; None: all",
+        least=1,
+        also="val_size",
     )
     every: int | None = about(
         100, "steps between evaluations; None: only at the end", least=1, also="eval_steps"
@@ -31,7 +34,7 @@ class Eval:
     )
     answers: int = about(
         0,
-        "also answer this many of the held-out rows at each evaluation, and score the answers",
+        "number of held-out rows to answer at each evaluation; the answers are scored by metrics",
         least=0,
     )
 
@@ -42,9 +45,9 @@ class Generate:
 
     max_new_tokens: int = about(64, "maximum number of tokens per answer", least=1)
     temperature: float = about(0.0, "sampling temperature; 0 is greedy decoding", least=0)
-    top_k: int | None = about(None, "sample among this many most likely tokens", least=1)
+    top_k: int | None = about(None, "sample among the k most likely tokens", least=1)
     top_p: float | None = about(
-        None, "sample among the most likely tokens whose probabilities sum to this", above=0
+        None, "sample among the most likely tokens, up to this total probability", above=0
     )
     min_p: float | None = about(
         None, "sample among tokens with at least this share of the highest probability", least=0
@@ -55,8 +58,8 @@ class Generate:
         above=0,
         also="repetition_penalty",
     )
-    stops: tuple[str, ...] = about((), "texts that end an answer, in addition to the end tokens")
-    batch: int = about(8, "rows decoded together", least=1)
+    stops: tuple[str, ...] = about((), "strings that end an answer, in addition to the end tokens")
+    batch: int = about(8, "number of rows decoded together", least=1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Checkpoint:
     )
     metric: str = about(
         "",
-        "metric of answers that selects the best checkpoint; empty: the held-out loss",
+        "answer metric that selects the best checkpoint; empty: the held-out loss",
         also="metric_for_best_model",
     )
 
@@ -86,7 +89,7 @@ class Log:
     every: int = about(10, "steps between log lines", least=1, also="logging_steps")
     tensorboard: bool = about(False, "write TensorBoard event files")
     wandb: str = about(
-        "", "Weights & Biases project to log to; empty: none", also="project report_to"
+        "", "Weights & Biases project to log to; empty: off", also="project report_to"
     )
 
 
@@ -97,21 +100,25 @@ class Hub:
     repo: str = about(
         "",
         "repository to push to: owner/name, or a name in the token's account; {name} is "
-        "replaced by the run's name with its start time; empty: none",
+        "replaced by the run's name with its start time; empty: do not push",
         also="hub_model_id push_to_hub",
     )
     private: bool = about(True, "push to a private repository only", also="hub_private_repo")
     every: Literal["end", "save"] = about(
         "end", "push the export at the end, or also at every checkpoint", also="hub_strategy"
     )
-    wait: int = about(600, "seconds to wait for the last push at the end of a run", least=0)
+    wait: int = about(
+        600, "seconds to wait at the end of a run for the last push to finish", least=0
+    )
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Number of devices along each mesh axis; -1 takes all remaining devices."""
 
-    data: int = about(1, "devices that split the batch and each hold all weights", least=-1)
+    data: int = about(
+        1, "devices that split the batch, each with a full copy of the weights", least=-1
+    )
     fsdp: int = about(-1, "devices that split the batch and the weights", least=-1)
     tensor: int = about(
         1, "devices that split heads and hidden features", least=-1, also="tp model"

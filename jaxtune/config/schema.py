@@ -13,15 +13,15 @@ class Config:
     """Settings of one fine-tuning run."""
 
     steps: int | None = about(
-        None, "number of optimiser steps; None: as many as epochs gives", least=1, also="max_steps"
+        None, "number of optimiser steps; None: derived from epochs", least=1, also="max_steps"
     )
     epochs: float | None = about(
         None,
-        "passes over the training rows; None, with no steps either: one",
+        "passes over the training rows; None: 1, unless steps is set",
         above=0,
         also="num_train_epochs",
     )
-    seed: int = about(0, "seed of the row order, of new adapters and of dropout", least=0)
+    seed: int = about(0, "random seed of row order, adapter initialisation and dropout", least=0)
     model: Model = Model()
     data: Data = Data()
     trainable: Trainable = Trainable()

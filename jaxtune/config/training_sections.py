@@ -12,7 +12,7 @@ ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
 
 @dataclass(frozen=True)
 class Model:
-    """The checkpoint to fine-tune, and how its weights are held and computed with."""
+    """The checkpoint to fine-tune, and the storage and compute types of its weights."""
 
     path: str = about(
         "",
@@ -27,23 +27,22 @@ class Model:
         Literal["nf4", "nf4-double", "int4", "int8"] | tuple[tuple[Pattern, str | None], ...] | None
     ) = about(
         None,
-        "hold the layers' linear maps in 4 or 8 bits; rules (pattern, kind) choose leaf by leaf",
+        "quantise the layers' linear maps to 4 or 8 bits; rules (pattern, kind) select the leaves",
         also="load_in_4bit load_in_8bit quantization bnb_4bit_quant_type",
     )
     compute: Literal["auto", "float32", "bfloat16"] = about(
         "auto",
-        "dtype of activations; auto is float32 where any weight is float32 and on CPUs, and "
-        "otherwise bfloat16",
+        "dtype of activations; auto is float32 on CPUs or if any weight is float32, otherwise "
+        "bfloat16",
         also="bf16 fp16 mixed_precision",
     )
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(
-        "auto", "attention kernel; auto takes the fused one of the device wherever it can be used"
+        "auto", "attention kernel; auto uses the device's fused kernel wherever possible"
     )
     remat: Literal["full", "dots", "none"] = about(
         "full",
         "what the backward pass recomputes to save memory: whole layers, all but their "
-        "linear maps, "
-        "or nothing",
+        "linear maps, or nothing",
         also="gradient_checkpointing activation_checkpointing",
     )
 
@@ -58,14 +57,14 @@ class Data:
         needed=True,
         also="train path dataset dataset_name train_file",
     )
-    split: str = about("train", "split of a dataset; files have none")
-    subset: str = about("", "configuration of a dataset", also="dataset_config_name")
+    split: str = about("train", "split of the dataset; not used for files")
+    subset: str = about("", "configuration of the dataset", also="dataset_config_name")
     revision: str = about(
-        "", "branch, tag or commit of a dataset on the Hub; empty: the default branch"
+        "", "branch, tag or commit of the dataset on the Hub; empty: the default branch"
     )
     rows: int | None = about(
         None,
-        "use only the first rows, at most this many; None: all",
+        "maximum number of rows to use, from the start; None: all",
         least=1,
         also="train_size limit",
     )
@@ -78,24 +77,24 @@ class Data:
     end: str = about("", "end token of completions; empty: the tokenizer's EOS")
     messages: str = about(
         "",
-        "instead of prefix and suffix: column of chat messages, written by the chat template",
+        "instead of prefix and suffix: column of chat messages, formatted by the chat template",
     )
-    turns: Literal["all", "last"] = about("all", "assistant turns that are scored")
+    turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: str = about(
         "",
         "instead of prefix and suffix: module of jaxtune/tasks that writes prompt and completion",
     )
     columns: tuple[tuple[str, str], ...] = about(
-        (), "columns under other names in the file, as a dictionary {task's name: file's name}"
+        (), "columns named differently in the file, as a dictionary {name in task: name in file}"
     )
     image: str = about(
         "image",
-        "for models that see: column with a row's picture, a path or bytes, or a list of them; "
-        "empty: text alone",
+        "for vision models: column with the row's picture (a path or bytes) or a list of pictures; "
+        "empty: text only",
         also="image_column images",
     )
     image_root: str = about(
-        "", "folder of relative picture paths; empty: the folder of the row's file"
+        "", "folder that relative picture paths start from; empty: the folder of the data file"
     )
     augment: tuple[tuple[Literal["crop", "flip", "colour"], float], ...] = about(
         (),
@@ -103,31 +102,31 @@ class Data:
         "mirroring), (colour, largest relative change of brightness and colours)",
         least=0,
     )
-    tokenizer: str = about("", "directory or file of the tokenizer; empty: the checkpoint's")
+    tokenizer: str = about("", "tokenizer directory or file; empty: the checkpoint's")
     bad_rows: Literal["fail", "skip"] = about(
-        "fail", "a row that cannot be used stops the run, or is skipped and counted"
+        "fail", "malformed rows: stop the run, or skip and count them"
     )
     too_long: Literal["fail", "skip", "cut_prefix", "cut_suffix"] = about(
         "fail",
-        "a row longer than batch.max_length stops the run, is skipped, or loses the start of its "
-        "prompt or the end of its completion; all are counted",
+        "rows longer than batch.max_length: stop the run, skip them, or cut the start of the "
+        "prompt or the end of the completion; skipped and cut rows are counted",
         also="truncation",
     )
-    shuffle: bool = about(True, "shuffle the rows anew each epoch")
+    shuffle: bool = about(True, "reshuffle the rows each epoch")
     workers: int = about(2, "threads that prepare batches in advance", least=0, also="num_workers")
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which weights are trained, and whether directly or by adapters."""
+    """Which weights are trained, and whether directly or through adapters."""
 
     kind: Literal["lora", "attention", "full", "rules"] = about(
-        "lora", "train adapters, the attention weights, all weights, or those that rules select"
+        "lora", "train adapters, the attention weights, all weights, or those selected by rules"
     )
     rank: int = about(8, "rank of the adapters", least=1, when=LORA, also="r lora_r")
     alpha: float = about(
         16.0,
-        "adapters are scaled by alpha / rank; with rslora by alpha / √rank",
+        "adapters are scaled by alpha / rank, or with rslora by alpha / √rank",
         above=0,
         when=LORA,
         also="lora_alpha",
@@ -142,8 +141,8 @@ class Trainable:
     )
     targets: Literal["all-linear", "attention"] | tuple[Pattern, ...] = about(
         "all-linear",
-        "weights that get an adapter: all linear maps of the layers, those of attention, "
-        "or patterns over paths",
+        "weights that get an adapter: all linear maps of the layers, only those of attention, or "
+        "those whose paths match a pattern",
         needed=True,
         when=LORA,
         also="target_modules",
@@ -159,21 +158,21 @@ class Trainable:
     )
     adapter: str = about(
         "",
-        "adapter to continue training, a directory or Hub repository; rank, alpha, targets and "
-        "variant, if set, must be the adapter's own",
+        "adapter to continue training: a directory or Hub repository; rank, alpha, targets and "
+        "variant, if set, must match it",
         when=LORA,
         also="adapter_name_or_path resume_adapter",
     )
     lora_plus: float = about(
         1.0,
-        "learning rate of the adapters' b as a multiple of that of a (LoRA+)",
+        "LoRA+: learning rate of the adapters' matrix b, as a multiple of that of a",
         above=0,
         when=LORA,
         also="loraplus_lr_ratio",
     )
     rules: tuple[tuple[Pattern, bool], ...] = about(
         (),
-        "whether a leaf trains: the value of the first pattern that matches its path",
+        "whether a leaf trains, decided by the first pattern that matches its path",
         needed=True,
         when=("kind", ("rules",)),
     )
@@ -185,7 +184,7 @@ class Optim:
 
     name: Literal["adamw", "adamw8bit", "sgd", "adafactor", "lion"] = about(
         "adamw",
-        "optimiser; adamw8bit holds the moments in a quarter of the memory",
+        "optimiser; adamw8bit stores the moments in a quarter of the memory",
         also="optimizer",
     )
     lr: float = about(1e-4, "peak learning rate", least=0, also="learning_rate")
@@ -217,34 +216,34 @@ class Optim:
     momentum: float = about(0.0, "momentum of SGD", least=0, below=1, when=("name", ("sgd",)))
     clip_norm: float | None = about(
         1.0,
-        "largest global gradient norm; longer gradients are scaled down; None: no clipping",
+        "maximum global gradient norm; larger gradients are scaled down; None: no clipping",
         above=0,
         also="max_grad_norm",
     )
     rates: tuple[tuple[Pattern, float], ...] = about(
-        (), "factors on the learning rate: of the first pattern that matches a leaf, or 1", least=0
+        (), "learning rate factor of each leaf: that of the first matching pattern, or 1", least=0
     )
     decays: tuple[tuple[Pattern, float], ...] = about(
         (),
-        "factors on weight_decay: of the first pattern that matches a leaf, or 0 for norms "
-        "and biases and 1 for all others",
+        "weight decay factor of each leaf: that of the first matching pattern, or 0 for norms and "
+        "biases and 1 for all others",
         least=0,
     )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate schedule: warmup, and how the rate falls afterwards."""
+    """The learning rate schedule: warmup, and the decay after it."""
 
     name: Literal["constant", "linear", "cosine", "wsd"] = about(
         "linear",
-        "after the warm-up: constant, linear or cosine decay to 0, or constant with a decay at the "
-        "end (wsd)",
+        "after warmup: constant, linear or cosine decay to 0, or constant with a decay at the end "
+        "(wsd)",
         also="scheduler lr_scheduler lr_scheduler_type",
     )
     warmup: int | float = about(
         0,
-        "warm-up from 0: number of steps, or share of all steps",
+        "linear warmup from 0: number of steps, or share of all steps",
         least=0,
         share=True,
         also="warmup_steps warmup_ratio",
@@ -260,7 +259,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batch:
-    """How rows are batched for a step: number, lengths, packing and weights in the loss."""
+    """How rows are batched for a step: number, lengths, packing and loss weighting."""
 
     rows: int = about(
         16,
@@ -285,10 +284,10 @@ class Batch:
     )
     buckets: tuple[int, ...] = about(
         (),
-        "lengths that rows are padded to, ascending; empty: a few chosen from the data",
+        "ascending lengths that rows are padded to; empty: a few lengths up to max_length",
         least=1,
         when=("packing", (False,)),
     )
     weighting: Literal["token", "example"] = about(
-        "token", "what has equal weight in the loss of a step: each scored token, or each row"
+        "token", "what has equal weight in a step's loss: each scored token, or each row"
     )

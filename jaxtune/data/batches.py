@@ -45,7 +45,7 @@ def fitting(length: int, among: Sequence[int]) -> int:
     for size in among:
         if size >= length:
             return size
-    raise ValueError(f"{length:,} tokens do not fit the largest size, {among[-1]:,}")
+    raise ValueError(f"{length:,} tokens exceed the largest size, {among[-1]:,}")
 
 
 def collate(
@@ -85,7 +85,9 @@ def split(batch: Batch, accumulate: int) -> Batch:
 
     def divided(array: np.ndarray) -> np.ndarray:
         if len(array) % accumulate:
-            raise ValueError(f"{len(array)} lines cannot be {accumulate} micro-batches of one size")
+            raise ValueError(
+                f"{len(array)} lines cannot be split into {accumulate} equal micro-batches"
+            )
         return array.reshape(accumulate, -1, *array.shape[1:])
 
     return jax.tree.map(divided, batch)
@@ -119,7 +121,7 @@ def _place(
     at = slice(start, start + len(example.tokens))
     if at.stop > batch.tokens.shape[1]:
         raise ValueError(
-            f"{example.place}: {at.stop:,} tokens on a line of {batch.tokens.shape[1]:,}"
+            f"{example.place}: {at.stop:,} tokens do not fit on a line of {batch.tokens.shape[1]:,}"
         )
     batch.tokens[row, at] = example.tokens
     batch.positions[row, at] = np.arange(len(example.tokens))

@@ -72,7 +72,7 @@ class ChatTemplate:
                 **{**defaults, **options}, messages=messages, add_generation_prompt=ask
             )
         except Exception as error:  # templates can raise anything
-            raise ValueError(f"the chat template refuses the conversation: {error}") from None
+            raise ValueError(f"the chat template rejects the conversation: {error}") from None
 
     def _answers(
         self,
@@ -88,16 +88,19 @@ class ChatTemplate:
             turn = f"message {number + 1}"
             before = self.write(messages[:number], options, ask=True)
             if regions and len(before) < regions[-1][1]:
-                raise ValueError(f"the chat template writes no token that ends what {turn} follows")
+                raise ValueError(
+                    f"the chat template writes no end token between {turn} and the assistant turn "
+                    "before it"
+                )
             if not text.startswith(before):
                 raise ValueError(
-                    f"the chat template writes what comes before {turn} otherwise once that turn "
-                    'is there; score the last turn alone (turns="last"), or give a template that '
-                    "marks what the assistant writes by {% generation %}"
+                    f"the chat template renders the text before {turn} differently once that turn "
+                    'is included; score only the last turn (turns="last"), or use a template that '
+                    "marks the assistant's text with {% generation %}"
                 )
             end = next((piece.end for piece in ends if piece.start >= len(before)), None)
             if end is None:
-                raise ValueError(f"the chat template writes no token that ends {turn}")
+                raise ValueError(f"the chat template writes no end token after {turn}")
             regions.append((len(before), end))
         return regions
 
@@ -109,7 +112,7 @@ class ChatTemplate:
         for begin, end in regions:
             if not any(begin <= piece.start < end for piece in ends):
                 raise ValueError(
-                    f"the chat template writes no token that ends {text[begin:end][:40]!r}"
+                    f"the chat template writes no end token after {text[begin:end][:40]!r}"
                 )
         return regions
 
@@ -128,7 +131,7 @@ class ChatTemplate:
 def _checked(messages: Any) -> Sequence[Message]:
     """Returns messages after checking that they are a list of mappings with roles."""
     if not isinstance(messages, list | tuple) or not messages:
-        raise ValueError("a list of messages was expected, each with a role and a content")
+        raise ValueError("expected a list of messages, each with a role and a content")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {number} has no role: {str(message)[:80]}")
@@ -159,7 +162,7 @@ def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list
     """Returns the blocks of the chosen turns; raises ValueError unless there is one per turn."""
     if len(blocks) != len(asked):
         raise ValueError(
-            f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns, so "
-            "which of them are not to be scored is unknown"
+            f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns; "
+            "scoring only some of the turns needs one block per turn"
         )
     return [block for number, block in zip(asked, blocks, strict=True) if number in chosen]

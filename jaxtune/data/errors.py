@@ -28,7 +28,7 @@ class NothingScored(DataError):
     """A row without scored tokens, which stops the run under every policy."""
 
     def __init__(self, place: str, problem: str):
-        super().__init__(f"{place}: nothing is scored: {problem}")
+        super().__init__(f"{place}: no token is scored: {problem}")
 
 
 class Skipped:
@@ -51,7 +51,7 @@ class Skipped:
 def column(record: Mapping[str, Any], name: str, place: str) -> Any:
     """Returns the value of a column; raises RowError if the row has none."""
     if name not in record:
-        raise RowError(place, f"has no column {name!r}; {_instead(name, list(record))}")
+        raise RowError(place, f"no column {name!r}; {_instead(name, list(record))}")
     if record[name] is None:
         raise RowError(place, f"column {name!r} is empty (null)")
     return record[name]
@@ -68,5 +68,7 @@ def _instead(name: str, names: list[str]) -> str:
     """Returns text for an error message: the nearest name, if any, and all names."""
     folded = {each.casefold(): each for each in names}
     near = difflib.get_close_matches(name.casefold(), folded, 1, cutoff=0.5)
-    nearest = f"the nearest is {folded[near[0]]!r}, of " if near else "there are "
-    return nearest + (", ".join(map(repr, names)) or "none")
+    if not names:
+        return "the row has no columns"
+    hint = f"did you mean {folded[near[0]]!r}? The" if near else "the"
+    return f"{hint} columns are {', '.join(map(repr, names))}"

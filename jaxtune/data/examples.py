@@ -35,7 +35,7 @@ class Example:
 
     def __post_init__(self):
         if self.scored[0]:
-            raise ValueError(f"{self.place}: the first token is scored, which nothing predicts")
+            raise ValueError(f"{self.place}: the first token is scored, but no token precedes it")
 
 
 class Form(Protocol):
@@ -150,19 +150,24 @@ class Chat:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises DataError if the tokenizer has no chat template."""
         if tokenizer.template is None:
-            raise DataError("the tokenizer has no chat template; give one, or use a template form")
+            raise DataError(
+                "the tokenizer has no chat template; pass one, or use prefix and suffix templates"
+            )
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """Returns the conversation up to where the assistant's turn begins."""
         messages = column(record, self.messages, place)
-        return tokenizer.ask(messages, **self._told(record, place, tokenizer))
+        return tokenizer.ask(messages, **self._options(record, place, tokenizer))
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """Returns the conversation, with the assistant's turns scored."""
         messages = column(record, self.messages, place)
-        return tokenizer.chat(messages, turns=self.turns, **self._told(record, place, tokenizer))
+        options = self._options(record, place, tokenizer)
+        return tokenizer.chat(messages, turns=self.turns, **options)
 
-    def _told(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    def _options(
+        self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
         """Returns the options of the chat template for a row."""
         tools = {"tools": tokenizer.quote(column(record, self.tools, place))} if self.tools else {}
         return {**self.options, **tools}
@@ -191,7 +196,7 @@ class RowEncoder:
     def __post_init__(self):
         known("too_long", self.too_long, TOO_LONG)
         if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; 2 tokens at least were expected")
+            raise ValueError(f"max_length is {self.max_length}; expected at least 2 tokens")
         self.form.check(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], place: str) -> Example:
@@ -204,7 +209,7 @@ class RowEncoder:
             raise RowError(place, str(error)) from None
         tokens, scored = self._joined(spans, len(shown))
         if not scored.any():
-            raise NothingScored(place, "the row has no answer to learn")
+            raise NothingScored(place, "the row has no completion to learn")
         keep = self._fitting(tokens, scored, self.placeholders(len(shown)), place)
         tokens, scored, cut = tokens[keep], scored[keep], len(tokens) - len(keep)
         causal = np.arange(len(tokens)) >= np.argmax(scored) if self.full_prefix else None
@@ -228,8 +233,9 @@ class RowEncoder:
         if self.image not in record:
             raise RowError(
                 place,
-                f"has no column {self.image!r}, where its picture was expected; there are "
-                f"{', '.join(map(repr, record))}; data.image names it, or is empty for text alone",
+                f"no picture column {self.image!r}; the columns are "
+                f"{', '.join(map(repr, record))}; set data.image to one of them, or to '' for text "
+                "only",
             )
         start = os.path.expanduser(self.image_root) or folder(place)
         value = column(record, self.image, place)
@@ -260,7 +266,7 @@ class RowEncoder:
         tokens = np.array([number for span in spans for number in span.ids], np.int32)
         scored = np.repeat([span.scored for span in spans], [len(span.ids) for span in spans])
         if len(tokens) > 1 and bos is not None and tokens[0] == tokens[1] == bos:
-            raise DataError("the template writes BOS twice; once is what the model knows")
+            raise DataError("the template writes BOS twice; the model expects it once")
         if shown:
             before = (self.placeholders(shown), 0)
             tokens = np.pad(tokens, before, constant_values=self.pictures.token)
@@ -293,16 +299,16 @@ class RowEncoder:
         return np.delete(everything, slice(start, start + max(excess, 0)))
 
     def _too_long(self, length: int, prefix: int, pictured: int) -> str:
-        told = {
-            "fail": '; raise max_length, or let too_long be "skip" or "cut_prefix"',
+        advice = {
+            "fail": '; raise max_length, or set too_long to "skip" or "cut_prefix"',
             "skip": "",
-            "cut_prefix": "; cutting the prefix does not suffice",
-            "cut_suffix": "; cutting the last answer does not suffice",
+            "cut_prefix": "; cutting the prefix is not enough",
+            "cut_suffix": "; cutting the last answer is not enough",
         }[self.too_long]
         shown = f"pictures {pictured:,}, " if pictured else ""
         return (
-            f"the row is {length:,} tokens long ({shown}prefix {prefix - pictured:,}, from the "
-            f"first scored token {length - prefix:,}) and the sequence {self.max_length:,}{told}"
+            f"the row has {length:,} tokens ({shown}prefix {prefix - pictured:,}, remainder "
+            f"{length - prefix:,}), but max_length is {self.max_length:,}{advice}"
         )
 
 
@@ -321,7 +327,7 @@ def _pair(
 def _end(tokenizer: Tokenizer, name: str | None) -> int:
     found = tokenizer.eos if name is None else tokenizer.id(name)
     if found is None:
-        raise DataError("the tokenizer names no end token (EOS); give one as `end`")
+        raise DataError("the tokenizer defines no end token (EOS); specify one as `end`")
     return found
 
 
@@ -331,10 +337,10 @@ def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(
-            f"template {template!r}: {error}; double the braces that are meant"
+            f"template {template!r}: {error}; double braces that are meant literally"
         ) from None
     if any(name == "" for _, name, *_ in fields):
-        raise ValueError(f"template {template!r}: braces with no column's name in them")
+        raise ValueError(f"template {template!r}: found braces without a column name")
     return fields
 
 
@@ -356,4 +362,4 @@ def _written(value: Any, form: str, name: str, place: str) -> str:
             return json.dumps(value, ensure_ascii=False)
         return format(value, form)
     except (TypeError, ValueError) as error:
-        raise RowError(place, f"column {name!r} is {value!r}: {error}") from None
+        raise RowError(place, f"column {name!r}: cannot format {value!r}: {error}") from None

@@ -76,7 +76,7 @@ def references(value: Any, name: str, folder: str | Path, place: str) -> tuple[R
     """
     listed = value if isinstance(value, list | tuple) else [value]
     if not listed:
-        raise RowError(place, f"column {name!r} is an empty list; a picture was expected")
+        raise RowError(place, f"column {name!r} is an empty list; expected a picture")
     return tuple(_reference(each, name, folder, place) for each in listed)
 
 
@@ -141,7 +141,7 @@ def _reference(value: Any, name: str, folder: str | Path, place: str) -> Referen
     found = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:59]}…"
     raise RowError(
         place,
-        f"column {name!r} is {found}; a picture's path, its bytes or a list of these was expected",
+        f"column {name!r} is {found}; expected a picture's path, its bytes or a list of these",
     )
 
 
@@ -153,7 +153,7 @@ def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
         with open(reference, "rb") as file:
             found = file.read(count)
     except FileNotFoundError:
-        raise _error(reference, place, "there is no such file") from None
+        raise _error(reference, place, "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: the path has a null byte
         reason = getattr(error, "strerror", None) or error
         raise _error(reference, place, f"cannot be read: {reason}") from None
@@ -167,8 +167,8 @@ def _format(head: bytes, reference: Reference, place: str) -> str:
     for name, begins in FORMATS.items():
         if begins(head):
             return name
-    start = f"it begins with {head[:8]!r}"
-    raise _error(reference, place, f"is none of {', '.join(FORMATS)}: {start}")
+    problem = f"unknown format: it begins with {head[:8]!r}; expected {', '.join(FORMATS)}"
+    raise _error(reference, place, problem)
 
 
 def _error(reference: Reference, place: str, problem: str) -> RowError:
@@ -222,7 +222,7 @@ def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
     kind = _format(data[:HEAD], reference, place)
     unread = UNREAD[kind](data) if kind in UNREAD else ""
     if unread:
-        raise _error(reference, place, f"{unread}; save it as PNG")
+        raise _error(reference, place, f"{unread}, which is not supported; save it as PNG")
     tensorflow = _tensorflow()
     channels = 0 if kind == "WebP" else 3  # a WebP decodes only to its own channels
     try:
@@ -231,7 +231,7 @@ def _decoded(data: bytes, reference: Reference, place: str) -> np.ndarray:
         return found.numpy()[..., :3]
     except tensorflow.errors.OpError as error:
         reason = error.message.rpartition("}} ")[2].partition(" [Op:")[0]
-        raise _error(reference, place, f"is damaged or cut short: {reason}") from None
+        raise _error(reference, place, f"is damaged or truncated: {reason}") from None
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:  # uint8[H, W, 3]
@@ -246,7 +246,7 @@ def _unread_bmp(data: bytes) -> str:
     """Returns why TensorFlow would misread a BMP, or "" if it would not."""
     bits, packed = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
     if bits not in (8, 24, 32) or packed not in (0, 3):
-        return f"is a BMP of {bits} bits a pixel in compression {packed}"
+        return f"is a BMP with {bits} bits per pixel and compression {packed}"
     if bits == 8:
         start = 14 + int.from_bytes(data[14:18], "little")
         palette = np.frombuffer(data[start : int.from_bytes(data[10:14], "little")], np.uint8)

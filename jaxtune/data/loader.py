@@ -78,7 +78,9 @@ class Loader:
     ):
         index, count = process
         if batch % count:
-            raise ValueError(f"a batch of {batch} lines cannot be shared by {count} processes")
+            raise ValueError(
+                f"a batch of {batch} lines cannot be split evenly among {count} processes"
+            )
         self._source, self._encoder, self._rows = source, encoder, survey.rows
         self._accumulate, self._weighting = accumulate, weighting
         self._augment, self._augment_seed = augment, augment_seed
@@ -140,7 +142,7 @@ class Loader:
             weighting=self._weighting,
             full_prefix=self._encoder.full_prefix,
         )
-        batch = batch.replace(images=self._seen(turn, chosen, examples))
+        batch = batch.replace(images=self._images(turn, chosen, examples))
         return Step(
             number=turn.step,
             epoch=turn.epoch,
@@ -154,16 +156,16 @@ class Loader:
     def _example(self, row: int) -> Example:
         return self._encoder(self._source[row], self._source.place(row))
 
-    def _seen(
+    def _images(
         self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
     ) -> np.ndarray | None:  # float32[lines, I, S, S, 3]
         """Returns the pictures of a step's lines, or None; I is a power of two, for few shapes."""
         wanted = self._encoder.pictures
         if wanted is None:
             return None
-        most = int(self._pictures[turn.items].max())
-        depth = 1 << (most - 1).bit_length()
-        seen = np.zeros((len(lines), depth, wanted.size, wanted.size, 3), np.float32)
+        largest = int(self._pictures[turn.items].max())
+        depth = 1 << (largest - 1).bit_length()
+        found = np.zeros((len(lines), depth, wanted.size, wanted.size, 3), np.float32)
         work = [
             (number, example, (self._augment_seed, turn.epoch, row, picture))
             for number, line in enumerate(zip(lines, rows, strict=True))
@@ -172,9 +174,9 @@ class Loader:
         ]
         filled = [0] * len(lines)
         for (line, *_), pixels in zip(work, self._decoders.map(self._read, work), strict=True):
-            seen[line, filled[line]] = pixels
+            found[line, filled[line]] = pixels
             filled[line] += 1
-        return seen
+        return found
 
     def _read(self, work: tuple[int, Example, tuple[int, ...]]) -> np.ndarray:
         """Reads one picture of an example as float32[S, S, 3]."""

@@ -39,7 +39,9 @@ class Markup:
         """Marks text, or lists and mappings of it, so that its special tokens stay text."""
         if isinstance(value, str):
             if MARKS.search(value):
-                raise ValueError("holds a Unicode noncharacter (U+FDD0 to U+FDEF); remove it")
+                raise ValueError(
+                    "the text contains a Unicode noncharacter (U+FDD0 to U+FDEF); remove it"
+                )
             return self._special.sub(f"{OPEN}\\g<0>{CLOSE}", value)
         if isinstance(value, Mapping):
             return {key: self.quote(each) for key, each in value.items()}

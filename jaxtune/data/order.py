@@ -57,8 +57,8 @@ class Order(Generic[T]):
 
         self.steps_per_epoch = -(-items // each)
         self.steps = None if epochs is None else epochs * self.steps_per_epoch
-        told = UNSHUFFLED if seed is None else seed
-        self._identity = {"items": items, "each": each, "seed": told, "contents": contents}
+        shuffled = UNSHUFFLED if seed is None else seed
+        self._identity = {"items": items, "each": each, "seed": shuffled, "contents": contents}
         numbers = MapDataset.range(items)
         if seed is not None:
             # Grain shuffles epoch n with seed + n, so neighbouring seeds would share permutations.
@@ -85,14 +85,18 @@ class Order(Generic[T]):
     def restore(self, state: dict[str, int]) -> None:
         """Continues from a state; raises DataError for one of other data or another batch size."""
         changed = [
-            f"{name} was {state.get(name)} and is {now}"
+            f"{name} was {state.get(name)} and is now {now}"
             for name, now in self._identity.items()
             if state.get(name) != now
         ]
         if changed:
-            raise DataError(f"the data's order is not the one to go on with: {'; '.join(changed)}")
+            raise DataError(
+                f"cannot resume, because the data or its order changed: {'; '.join(changed)}"
+            )
         if self.steps is not None and not 0 <= state["step"] <= self.steps:
-            raise DataError(f"the order has {self.steps:,} steps, so none after {state['step']:,}")
+            raise DataError(
+                f"cannot resume after step {state['step']:,}: there are only {self.steps:,} steps"
+            )
         self._steps.set_state({"next_index": int(state["step"])})
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def open_source(
     """
     specs = [spec] if isinstance(spec, str | Path) else list(spec)
     if not specs:
-        raise DataError("no data: a file, a glob or a dataset was expected, found an empty list")
+        raise DataError("no data: expected a file, a glob or a dataset, found an empty list")
     try:
         found = [each for one in specs for each in _opened(str(one), split, revision, subset)]
     except OSError as error:
@@ -132,7 +132,7 @@ def first(source: Source, limit: int | None) -> Source:
     if limit is None or limit >= len(source):
         return source
     if limit < 1:
-        raise ValueError(f"limit is {limit}; a number of records from 1 was expected")
+        raise ValueError(f"limit is {limit}; expected 1 row or more")
     return Chosen(source, range(limit))
 
 
@@ -140,7 +140,7 @@ def set_apart(source: Source, count: int) -> tuple[Source, Source]:
     """Splits a source at random into (the rest, `count` rows), the same in every run."""
     if not 0 < count < len(source):
         raise DataError(
-            f"{count:,} rows cannot be set apart from {len(source):,}: some must be left of both"
+            f"cannot hold out {count:,} of {len(source):,} rows: both parts need at least one row"
         )
     order = np.random.RandomState(0).permutation(len(source))  # NumPy has frozen this stream
     return Chosen(source, np.sort(order[count:])), Chosen(source, np.sort(order[:count]))
@@ -172,18 +172,18 @@ def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> 
 
 def _file(path: Path) -> Source:
     if not path.exists():
-        raise DataError(f"{path}: there is no such file{_similar(path)}")
+        raise DataError(f"{path}: no such file{_similar(path)}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: a file ending in {', '.join(READERS)} was expected")
+        raise DataError(f"{path}: unknown file type; expected one of {', '.join(READERS)}")
     return reader(path)
 
 
 def _saved(directory: Path, split: str) -> Source:
     if not any((directory / name).exists() for name in SAVED):
         raise DataError(
-            f"{directory}: a directory, and not one that save_to_disk wrote; "
-            f"give its files as {directory}/*.jsonl or the like"
+            f"{directory}: a directory, but not a dataset saved by save_to_disk; "
+            f"name the files in it, for example {directory}/*.jsonl"
         )
     return HuggingFace(str(directory), split, None, None)
 
@@ -194,4 +194,4 @@ def _similar(path: Path) -> str:
     if not folder.is_dir():
         return f", nor a directory {folder}"
     near = difflib.get_close_matches(path.name, [each.name for each in folder.iterdir()], 1)
-    return f"; the nearest is {folder / near[0]}" if near else ""
+    return f"; did you mean {folder / near[0]}?" if near else ""

@@ -79,7 +79,7 @@ def survey(
             kept.append((row, *found))
     if not kept:
         first = [*skipped.first, *long.first][0]
-        raise DataError(f"none of the {len(source):,} rows can be used; the first: {first}")
+        raise DataError(f"none of the {len(source):,} rows can be used; the first error: {first}")
     rows, lengths, scored, pictures, cut = np.array(kept, np.int64).T
     return Survey(
         rows=rows,

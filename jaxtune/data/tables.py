@@ -26,7 +26,7 @@ class Parquet:
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
         except pyarrow.ArrowException as error:
-            raise DataError(f"{file}: is not a Parquet file: {error}") from None
+            raise DataError(f"{file}: not a Parquet file: {error}") from None
         about = self._parquet.metadata
         rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._ends = np.cumsum(rows, dtype=np.int64)
@@ -124,11 +124,11 @@ def _saved(directory: str, split: str) -> Any:
     try:
         found = datasets.load_from_disk(directory)
     except Exception as error:  # pyarrow, fsspec and datasets raise many kinds for bad files
-        raise DataError(f"{directory}: not a dataset that save_to_disk wrote: {error}") from None
+        raise DataError(f"{directory}: not a dataset saved by save_to_disk: {error}") from None
     if isinstance(found, datasets.Dataset):  # a single split is saved without its name
         return found
     if split not in found:
-        raise DataError(f"{directory}: has no split {split!r}; there are {sorted(found)}")
+        raise DataError(f"{directory}: no split {split!r}; the splits are {sorted(found)}")
     return found[split]
 
 
@@ -141,9 +141,9 @@ def _hub(name: str, split: str, revision: str | None, subset: str | None) -> Any
         offline = isinstance(error, ConnectionError) or datasets.config.HF_HUB_OFFLINE
         reason = (
             "it is not in the local cache, and the Hub cannot be reached; load it once while "
-            "online, or give a directory that save_to_disk wrote"
+            "online, or name a directory written by save_to_disk"
             if offline
             else f"{type(error).__name__}: {error}"
         )
-        problem = f"neither a file here nor a dataset that can be loaded from the Hub: {reason}"
+        problem = f"neither a local file nor a dataset that can be loaded from the Hub: {reason}"
         raise DataError(f"{name}: {problem}") from error

@@ -39,7 +39,7 @@ class JsonLines:
         kept = np.delete(np.arange(len(starts)), blank) if blank else None
         # With blank lines, line numbers differ from row indices.
         self._starts, self._numbers = (starts, None) if kept is None else (starts[kept], kept)
-        _some_rows(self, "one JSON object a line was expected")
+        _some_rows(self, "expected one JSON object per line")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -51,10 +51,10 @@ class JsonLines:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise RowError(self.place(index), f"is not JSON: {error}{_hint(text)}") from None
+            raise RowError(self.place(index), f"not valid JSON: {error}{_hint(text)}") from None
         if not isinstance(record, dict):
             kind = KINDS.get(type(record), "number")
-            problem = f"is a JSON {kind}; one object a line was expected{_hint(text)}"
+            problem = f"found a JSON {kind}, expected one object per line{_hint(text)}"
             raise RowError(self.place(index), problem)
         return record
 
@@ -78,11 +78,11 @@ class Delimited:
         csv.field_size_limit(LONGEST)
         starts, self._numbers = _record_starts(file, self._text.begin, delimiter)
         self._starts = np.append(starts, self._text.size)  # the header first
-        _some_rows(self, "a header and rows under it were expected")
+        _some_rows(self, "expected a header followed by rows")
         self.columns = self._fields(0)
         repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if repeated:
-            raise DataError(f"{self._at(0)}: the header names {repeated} more than once")
+            raise DataError(f"{self._at(0)}: the header has {repeated} more than once")
 
     def __len__(self) -> int:
         return max(0, len(self._numbers) - 1)
@@ -91,7 +91,7 @@ class Delimited:
         index = range(len(self))[index]
         fields = self._fields(index + 1)
         if len(fields) != len(self.columns):
-            problem = f"has {len(fields)} fields where the header has {len(self.columns)}"
+            problem = f"found {len(fields)} fields, but the header has {len(self.columns)}"
             raise RowError(self.place(index), problem)
         return dict(zip(self.columns, fields, strict=True))
 
@@ -202,10 +202,10 @@ def _decoded(line: bytes, place: str) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
-        raise RowError(place, f"is not UTF-8: {byte}; save the file as UTF-8") from None
+        raise RowError(place, f"not valid UTF-8: {byte}; save the file as UTF-8") from None
 
 
 def _hint(text: str) -> str:
     """Returns advice for an error message if a line seems to be part of a whole JSON document."""
     whole = text.strip() in ("[", "{") or text.lstrip().startswith("[")
-    return "; write an array or an indented document as JSON lines" if whole else ""
+    return "; convert an array or an indented document to JSON lines" if whole else ""

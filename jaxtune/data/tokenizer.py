@@ -56,8 +56,8 @@ class Tokenizer:
         stops = {self.eos, *(stop["id"] for stop in facts["stops"])}
         self.stops = tuple(sorted(stops - {None}))  # ids that end a text or a turn
         # SentencePiece files do not state it; models that have a BOS expect it before every text.
-        told = facts["adds_bos"]
-        self.adds_bos: bool = self.bos is not None if told is None else told
+        declared = facts["adds_bos"]
+        self.adds_bos: bool = self.bos is not None if declared is None else declared
         self.problems: list[str] = facts["problems"]  # problems found in the files
         self._forbidden = {special.id for special in self.specials.values()} - {self.unk}
         self._texts = {special.id: special.text for special in self.specials.values()}
@@ -73,7 +73,7 @@ class Tokenizer:
         """
         path = Path(path).expanduser()
         if not path.exists():
-            raise DataError(f"{path}: there is no such tokenizer file or directory")
+            raise DataError(f"{path}: no such tokenizer file or directory")
         folder = path if path.is_dir() else path.parent
         beside = _Beside(folder if path.is_dir() or path.name in STANDARD else None)
         facts = tokenizer_facts(path, beside.json("config.json"), ANY_ROWS)
@@ -141,7 +141,7 @@ class Tokenizer:
         special = self.specials.get(token)
         found = special.id if special else self._backend.id(token)
         if found is None:
-            raise DataError(f"{token!r} is no token of this vocabulary")
+            raise DataError(f"{token!r} is not a token of this vocabulary")
         return found
 
     def chat(
@@ -153,7 +153,7 @@ class Tokenizer:
         "last"; a message with `"weight": 0` is not scored. `options` are passed to the template.
         """
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; give one as `template`")
+            raise DataError("the tokenizer has no chat template; pass one as `template`")
         text, regions = self.template.conversation(messages, turns, options)
         runs = itertools.groupby(self._tokens(text, regions), lambda token: token[1])
         return [Span([number for number, _ in run], scored) for scored, run in runs]
@@ -161,7 +161,7 @@ class Tokenizer:
     def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Encodes a conversation with the chat template, up to the assistant's turn."""
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; give one as `template`")
+            raise DataError("the tokenizer has no chat template; pass one as `template`")
         text = self.template.request(messages, options)
         return [number for number, _ in self._tokens(text, [])]
 
@@ -191,7 +191,9 @@ class Tokenizer:
         ids = list(itertools.chain.from_iterable(runs))
         if not self._forbidden.isdisjoint(ids):
             found = [self.piece(number) for number in self._forbidden.intersection(ids)]
-            raise ValueError(f"holds {found} as text, which this tokenizer cannot tell from tokens")
+            raise ValueError(
+                f"the text contains {found}, which this tokenizer can encode only as special tokens"
+            )
         return ids
 
 
@@ -242,9 +244,9 @@ def beside(file: Path) -> Path:
     """Returns the only tokenizer in a file's folder; raises DataError if there is not just one."""
     found = sorted(file.parent.glob("*.model"))
     if len(found) != 1:
-        among = f"there are {', '.join(each.name for each in found)}" if found else "there is none"
+        among = ", ".join(each.name for each in found) or "none"
         raise DataError(
-            f"{file}: one tokenizer, such as paligemma_tokenizer.model, was expected beside it, "
-            f"and {among}: name it by data.tokenizer"
+            f"{file}: expected one tokenizer, such as paligemma_tokenizer.model, beside it, but "
+            f"found {among}; name it as data.tokenizer"
         )
     return found[0]

@@ -86,7 +86,7 @@ class _Files:
         with self.noted(name), _uncollected():
             parsed = json.loads((self.directory / name).read_bytes())
             if not isinstance(parsed, dict):
-                raise TypeError(f"a JSON {type(parsed).__name__}, where an object was expected")
+                raise TypeError(f"expected a JSON object, found a {type(parsed).__name__}")
             return parsed
         return {}
 
@@ -138,7 +138,7 @@ def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
     found = (_tokenizer_json(files) if json_first else None) or _sentencepiece(files)
     if found is None or not found.ids:
         files.problems.append(
-            "no tokenizer: tokenizer.json or a SentencePiece .model was expected beside config.json"
+            "no tokenizer: expected tokenizer.json or a SentencePiece .model beside config.json"
         )
         return _Vocabulary()
     with files.noted("added_tokens.json"):
@@ -163,7 +163,7 @@ def _tokenizer_json(files: _Files) -> _Vocabulary | None:
         special = {"unk": model["unk_token"]} if model.get("unk_token") else {}
         return _Vocabulary(
             file=name,
-            kind=model.get("type") or "a kind it does not name",
+            kind=model.get("type") or "unspecified type",
             ids=_numbered({**tokens, **added}),
             special=special,
             processor=parsed.get("post_processor") or {},
@@ -212,8 +212,8 @@ def _special(
 
 def _stops(files: _Files, config: Mapping) -> tuple[int, ...]:
     """Returns the ids of generation_config.json, or else of the config, that end a text."""
-    told = files.json("generation_config.json").get("eos_token_id")
-    found = config.get("eos_token_id") if told is None else told
+    generation = files.json("generation_config.json").get("eos_token_id")
+    found = config.get("eos_token_id") if generation is None else generation
     numbers = found if isinstance(found, list) else [found]
     return tuple(number for number in numbers if type(number) is int)
 
@@ -227,20 +227,21 @@ def _adds_bos(
     files: _Files, settings: Mapping, vocabulary: _Vocabulary, bos: Mapping | None
 ) -> bool | None:
     """Returns whether BOS is put before a text, or None if no file states it."""
-    told = settings.get("add_bos_token")
-    told = told if isinstance(told, bool) else None
+    declared = settings.get("add_bos_token")
+    declared = declared if isinstance(declared, bool) else None
     if vocabulary.processor is None:
-        return told
+        return declared
     found = False
     with files.noted("tokenizer.json"):
         steps = vocabulary.processor.get("processors") or [vocabulary.processor]
         starts = [step["single"][0] for step in steps if step.get("type") == "TemplateProcessing"]
         tokens = [start["SpecialToken"]["id"] for start in starts if "SpecialToken" in start]
         found = bos is not None and bos["token"] in tokens
-    if told not in (None, found):
+    if declared not in (None, found):
         files.problems.append(
-            f"add_bos_token is {json.dumps(told)} in tokenizer_config.json, but the post_processor "
-            "of tokenizer.json decides, as in transformers, and does otherwise"
+            f"add_bos_token is {json.dumps(declared)} in tokenizer_config.json, but the "
+            "post_processor of tokenizer.json takes precedence, as in transformers, and does the "
+            "opposite"
         )
     return found
 

@@ -96,8 +96,8 @@ def _expected(row: Prediction, reference: str) -> list[str]:
     colours = palette(reference)
     if colours is None:
         raise ValueError(
-            f"{named(row)} has the reference {reference[:60]!r}; a JSON array of four hex colours "
-            "was expected"
+            f"{named(row)} has the reference {reference[:60]!r}; expected a JSON array of four hex "
+            "colours"
         )
     return colours
 

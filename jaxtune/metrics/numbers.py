@@ -60,7 +60,7 @@ def truth(row: Prediction) -> float:
     number = first(references(row)[0])
     if number is None:
         raise ValueError(
-            f"{named(row)} has the reference {row.references[0][:60]!r}, which holds no number"
+            f"{named(row)} has the reference {row.references[0][:60]!r}, which contains no number"
         )
     return number
 

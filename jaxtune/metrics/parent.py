@@ -49,9 +49,9 @@ def parent(
 
     def score(row: Prediction) -> float:
         known = {word for words in _values(table_of(row.record)) for word in words}
-        told = _values((told_of or table_of)(row.record))
+        wanted = _values((told_of or table_of)(row.record))
         answer = _words(row.answer)
-        return max(_f(answer, _words(each), known, told, weight) for each in references(row))
+        return max(_f(answer, _words(each), known, wanted, weight) for each in references(row))
 
     return mean("parent", score)
 
@@ -65,12 +65,12 @@ def _values(table: Table) -> Values:
 
 
 def _f(
-    answer: list[str], expected: list[str], known: set[str], told: Values, weight: float | None
+    answer: list[str], expected: list[str], known: set[str], wanted: Values, weight: float | None
 ) -> float:
     precision = _geometric([_precision(answer, expected, known, order) for order in ORDERS], 0.0)
     recalls = [_recall(answer, expected, known, order) for order in ORDERS]
-    share = 1 - _mentioned(expected, told) if weight is None else weight
-    table = _mentioned(answer, told) or SMALL
+    share = 1 - _mentioned(expected, wanted) if weight is None else weight
+    table = _mentioned(answer, wanted) or SMALL
     recall = _geometric(recalls, SMALL) ** (1 - share) * table**share
     return 2 * precision * recall / (precision + recall + GUARD)
 
@@ -99,9 +99,9 @@ def _entailed(ngram: Iterable[str], known: set[str]) -> float:
     return sum(found) / len(found)
 
 
-def _mentioned(text: list[str], told: Values) -> float:
+def _mentioned(text: list[str], wanted: Values) -> float:
     """Returns the mean share of each value's words found in a text; 1 if there are no values."""
-    shares = [longest_common(value, text) / len(value) for value in told]
+    shares = [longest_common(value, text) / len(value) for value in wanted]
     return sum(shares) / len(shares) if shares else 1.0
 
 

@@ -59,7 +59,7 @@ def texts(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
     listed = [] if found is None else [found] if isinstance(found, str) else found
     if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
         raise RowError(
-            place, f"column {name!r} is {short(found)}; a text or a list of texts was expected"
+            place, f"column {name!r} is {short(found)}; expected a text or a list of texts"
         )
     return tuple(each.strip() for each in listed if each.strip())
 

@@ -11,10 +11,10 @@ from jaxtune.tasks import texts
 
 PREFIX = "caption en"
 COLUMNS = {
-    "prefix": f"what to do; {PREFIX!r} where it is left out",
+    "prefix": f"the instruction; {PREFIX!r} by default",
     "suffix": "the caption",
     "caption": "instead of suffix: the caption, or a list of captions",
-    "captions": "all captions that would do, the first learnt where there is no other column",
+    "captions": "all acceptable captions; the first is learnt if there is no other column",
 }
 METRICS = (CIDER, BLEU4, ROUGE_L)
 ASK = "prefix"
@@ -23,8 +23,8 @@ CAPTIONS = ("suffix", "caption", "captions")
 
 def prefix(record: Mapping[str, Any], place: str) -> str:
     """Returns the instruction on a line of its own."""
-    asked = texts(record, "prefix", place) or (PREFIX,)
-    return f"{asked[0]}\n"
+    instruction = texts(record, "prefix", place) or (PREFIX,)
+    return f"{instruction[0]}\n"
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
@@ -41,5 +41,5 @@ def _first_of(names: tuple[str, ...], record: Mapping[str, Any], place: str) -> 
     """Returns the texts of the first column that has any; raises `RowError` if none has."""
     found = [texts(record, name, place) for name in names]
     if not any(found):
-        raise RowError(place, f"has no caption in {', '.join(map(repr, CAPTIONS))}")
+        raise RowError(place, f"no caption in {', '.join(map(repr, CAPTIONS))}")
     return next(filter(None, found))

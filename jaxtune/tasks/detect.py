@@ -16,12 +16,13 @@ from jaxtune.metrics.boxes import F1, IOU, MALFORMED, SEPARATOR, Box, parsed, wr
 from jaxtune.tasks import short, texts
 
 COLUMNS = {
-    "objects": "what to look for, a text or a list; each label once where it is left out",
-    "labels": "what each box holds, a list of texts",
-    "boxes": "[x_min, y_min, x_max, y_max] each: pixels, or shares of the sides without the next",
-    "width": "the picture's, in pixels, which boxes in pixels need",
-    "height": "likewise",
-    "suffix": "instead of labels and boxes: these as PaliGemma writes them",
+    "objects": "the objects to detect, a text or a list; each label once by default",
+    "labels": "the label of each box, a list of texts",
+    "boxes": "[x_min, y_min, x_max, y_max] each, in pixels, or in shares of the sides if there is "
+    "no width and height",
+    "width": "width of the picture in pixels, if boxes are in pixels",
+    "height": "height of the picture in pixels, if boxes are in pixels",
+    "suffix": "instead of labels and boxes: the boxes in PaliGemma's format",
 }
 METRICS = (F1, IOU, MALFORMED)
 ASK = "objects"
@@ -54,13 +55,13 @@ def shown(answer: str, colour: bool) -> str:
     A last line counts the parts of the answer that are malformed. With `colour`, a line begins with
     a patch in the colour of its label.
     """
-    boxes, torn = parsed(answer)
+    boxes, malformed = parsed(answer)
     if not boxes:
         return f"no box: {short(answer.strip())}"
     colours = dict.fromkeys(box.label for box in boxes)
     colours = {label: COLOURS[at % len(COLOURS)] for at, label in enumerate(colours)}
     lines = [_line(box, colours[box.label] if colour else "") for box in boxes]
-    return "\n".join([*lines, *([f"and {torn} that cannot be read"] if torn else [])])
+    return "\n".join([*lines, *([f"malformed boxes: {malformed}"] if malformed else [])])
 
 
 def _line(box: Box, colour: str) -> str:
@@ -76,16 +77,16 @@ def _boxes(record: Mapping[str, Any], place: str) -> list[Box]:
     """Returns the boxes of a record, from `suffix` or from `labels` and `boxes`."""
     ready = texts(record, "suffix", place)
     if ready:
-        boxes, torn = parsed(ready[0])
-        if torn or not boxes:
-            raise RowError(place, f"column 'suffix' is {short(ready[0])}; boxes were expected")
+        boxes, malformed = parsed(ready[0])
+        if malformed or not boxes:
+            raise RowError(place, f"column 'suffix' is {short(ready[0])}; expected boxes")
         return boxes
     labels, given = texts(record, "labels", place), column(record, "boxes", place)
     if not isinstance(given, list | tuple) or len(given) != len(labels):
         raise RowError(
             place,
-            f"column 'boxes' is {short(given)}; a list of as many boxes as 'labels' has names, "
-            f"{len(labels)}, was expected",
+            f"column 'boxes' is {short(given)}; expected a list of {len(labels)} boxes, one for "
+            "each of 'labels'",
         )
     sides = _size(record, place)
     return [_box(label, box, sides, place) for label, box in zip(labels, given, strict=True)]
@@ -97,7 +98,7 @@ def _box(label: str, given: Any, size: tuple[float, float], place: str) -> Box:
     `given` is [x_min, y_min, x_max, y_max], and `size` the picture's width and height in its unit.
     """
     if MARKS & set(label):
-        raise RowError(place, f"the label {short(label)} holds one of < > ; or a line break")
+        raise RowError(place, f"the label {short(label)} contains <, >, ; or a line break")
     numbers = isinstance(given, list | tuple) and len(given) == 4 and all(map(_number, given))
     left, top, right, bottom = given if numbers else (math.nan,) * 4
     width, height = size
@@ -107,9 +108,9 @@ def _box(label: str, given: Any, size: tuple[float, float], place: str) -> Box:
     if not numbers or max(shares) > 2 or not parsed(written([box]))[0]:
         raise RowError(
             place,
-            f"a box is {short(given)} in a picture of {width:g} x {height:g}; x_min, y_min, x_max "
-            "and y_max of a part of it were expected, in pixels where there are columns 'width' "
-            "and 'height', else in shares of the sides",
+            f"a box is {short(given)} in a picture of {width:g} x {height:g}; expected [x_min, "
+            "y_min, x_max, y_max] within the picture, in pixels if there are columns 'width' and "
+            "'height', otherwise in shares of the sides",
         )
     return box
 
@@ -121,7 +122,7 @@ def _size(record: Mapping[str, Any], place: str) -> tuple[float, float]:
         return 1.0, 1.0
     if not all(_number(each) and each > 0 for each in given):
         raise RowError(
-            place, f"'width' and 'height' are {given[0]!r} and {given[1]!r}; pixels were expected"
+            place, f"'width' and 'height' are {given[0]!r} and {given[1]!r}; expected pixels"
         )
     return given[0], given[1]
 

@@ -11,7 +11,10 @@ from jaxtune.tasks import short
 
 METRICS = (VALID, DISTANCE)  # a palette equal to its reference has distance 0
 ASK = "description"
-COLUMNS = {"description": "a theme in words", "colors": "its colours, a list or one as text"}
+COLUMNS = {
+    "description": "a theme in words",
+    "colors": "its colours, a list or a text that holds one",
+}
 COUNT = 4
 FILLING = "#000000"
 COLOUR = re.compile(r"#?([0-9a-fA-F]{6})|#([0-9a-fA-F]{3})")
@@ -37,7 +40,7 @@ def shown(answer: str, colour: bool) -> str:
     """Returns the four colours as hex, after patches in these colours if `colour` is true."""
     colours = palette(answer)
     if colours is None:
-        return f"no palette of four: {short(answer.strip())}"
+        return f"not a palette of four: {short(answer.strip())}"
     swatches = f"{''.join(map(_swatch, colours))}  " if colour else ""
     return f"{swatches}{' '.join(colours)}"
 
@@ -58,7 +61,7 @@ def _listed(given: Any, place: str) -> list[Any]:
     if not isinstance(found, list | tuple) or not any(found):
         raise RowError(
             place,
-            f"column 'colors' is {short(given)}; a list of colours was expected, such as "
+            f"column 'colors' is {short(given)}; expected a list of colours, such as "
             "['#1f2a44', '#e8dcc5']",
         )
     return list(found)
@@ -69,7 +72,7 @@ def _normal(colour: Any, place: str) -> str:
     digits = COLOUR.fullmatch(colour.strip()) if isinstance(colour, str) else None
     if digits is None:
         raise RowError(
-            place, f"column 'colors' holds {short(colour)}, which is no hex colour such as #1f2a44"
+            place, f"column 'colors' has {short(colour)}; expected hex colours such as #1f2a44"
         )
     wide = digits[1] or "".join(each * 2 for each in digits[2])
     return f"#{wide.lower()}"

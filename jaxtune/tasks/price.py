@@ -11,7 +11,7 @@ from jaxtune.metrics import Prediction
 from jaxtune.metrics.numbers import NEAR, SHARE, WEIGHTED, WRITTEN, by_digits, first, truth, written
 from jaxtune.tasks import short
 
-COLUMNS = {"prompt": "the product and what to tell of it", "completion": "the price"}
+COLUMNS = {"prompt": "the product, and the question about its price", "completion": "the price"}
 METRICS = (*WRITTEN, *WEIGHTED)
 ASK = "prompt"
 NEXT = 100
@@ -22,8 +22,8 @@ KINDS = tuple(
 )
 EDGE = 100  # times the highest price; guesses beyond it are drawn at that limit
 BY_DIGITS = (
-    "no weighted metrics: this tokenizer writes numbers a digit at a time, so the likeliest first "
-    "tokens are digits and no prices"
+    "no weighted metrics: this tokenizer splits numbers into single digits, so the likeliest first "
+    "tokens are digits, not prices"
 )
 
 
@@ -41,7 +41,7 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     """Returns the completion as the only reference; raises `RowError` if it has no number."""
     price = suffix(record, place).strip()
     if first(price) is None:
-        raise RowError(place, f"column 'completion' is {short(price)}; a price was expected")
+        raise RowError(place, f"column 'completion' is {short(price)}; expected a price")
     return (price,)
 
 
@@ -57,7 +57,7 @@ def plots(answered: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, s
     together = [point for each in points.values() for point in each]
     values = [value for point in together for value in (point.truth, point.guess)]
     errors = [_error(point) for point in together]
-    cut = f", guesses of at most {_dollars(edge)}" if edge in map(abs, values) else ""
+    cut = f", guesses clipped at {_dollars(edge)}" if edge in map(abs, values) else ""
     return {
         name: {
             "prices.svg": _prices(name, each, values, cut),
@@ -83,7 +83,7 @@ def _errors(name: str, points: Sequence[Point], reach: Sequence[float], cut: str
     errors = [_error(point) for point in points]
     return bars(
         [Bar(_error(point), point.kind, point.label) for point in points],
-        title=f"Error of every item: {name}{cut}",
+        title=f"Error of each item: {name}{cut}",
         marks={"mean": sum(errors) / len(errors), "median": median(errors)},
         kinds=KINDS,
         reach=reach,
@@ -111,5 +111,5 @@ def _dollars(value: float) -> str:
 def _written(record: Mapping[str, Any], name: str, place: str) -> str:
     value = column(record, name, place)
     if isinstance(value, bool) or not isinstance(value, str | Number):
-        raise RowError(place, f"column {name!r} is {short(value)}; a text or a number was expected")
+        raise RowError(place, f"column {name!r} is {short(value)}; expected a text or a number")
     return str(value)

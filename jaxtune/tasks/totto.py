@@ -11,13 +11,13 @@ from jaxtune.metrics.rouge import ROUGE_L
 from jaxtune.tasks import texts
 
 COLUMNS = {
-    "table_page_title": "of the page that the table is on",
-    "table_section_title": "of the section",
-    "table_section_text": "which stands before the table; PARENT alone reads it",
+    "table_page_title": "title of the page that the table is on",
+    "table_section_title": "title of the section that the table is in",
+    "table_section_text": "text of that section before the table; only PARENT uses it",
     "table": "rows of cells: value, is_header, column_span, row_span",
-    "highlighted_cells": "pairs of row and column",
-    "target": "the sentence; or else sentence_annotations, whose first final_sentence it is",
-    "references": "all sentences that would do; or else every final_sentence, or the target",
+    "highlighted_cells": "[row, column] of each highlighted cell",
+    "target": "the sentence; the first final_sentence of sentence_annotations by default",
+    "references": "all acceptable sentences; by default every final_sentence, or the target",
 }
 PREFIX = "Describe the highlighted cells in one sentence.\n{table}\nSentence:"
 
@@ -65,11 +65,11 @@ def linearised(record: Mapping[str, Any], place: str) -> str:
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
         raise RowError(
             place,
-            f"table and highlighted_cells do not fit each other ({type(error).__name__}: {error}); "
-            "rows of cells and pairs of row and column were expected",
+            f"'table' and 'highlighted_cells' do not match ({type(error).__name__}: {error}); "
+            "expected rows of cells, and pairs of row and column in them",
         ) from None
     if not lines:
-        raise RowError(place, "no cell is highlighted, so there is nothing to tell")
+        raise RowError(place, "no cell is highlighted, so there is nothing to describe")
     titles = [
         f"{name}: {record[key]}"
         for name, key in (("Page", "table_page_title"), ("Section", "table_section_title"))
@@ -81,15 +81,15 @@ def linearised(record: Mapping[str, Any], place: str) -> str:
 def _whole(record: Mapping[str, Any]) -> Table:
     """Returns all that an answer may mention: all cells, the titles and the section's text."""
     cells = [cell for row in record["table"] for cell in row]
-    return _told(record, cells) + _titles(record, "table_section_text")
+    return _cells(record, cells) + _titles(record, "table_section_text")
 
 
 def _highlighted(record: Mapping[str, Any]) -> Table:
     """Returns what an answer should mention: the highlighted cells and the titles."""
-    return _told(record, [record["table"][row][cell] for row, cell in record["highlighted_cells"]])
+    return _cells(record, [record["table"][row][cell] for row, cell in record["highlighted_cells"]])
 
 
-def _told(record: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
+def _cells(record: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
     values = [("cell", _unbarred(cell.get("value", ""))) for cell in cells]
     return values + _titles(record, "table_page_title", "table_section_title")
 
@@ -142,7 +142,7 @@ def _sentence(record: Mapping[str, Any], place: str) -> str:
         return record["target"]
     first = next(iter(_annotated(record)), None)
     if first is None:
-        raise RowError(place, "has no sentence in 'target' nor in 'sentence_annotations'")
+        raise RowError(place, "no sentence in 'target' or 'sentence_annotations'")
     return first
 
 

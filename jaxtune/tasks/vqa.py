@@ -11,8 +11,8 @@ from jaxtune.tasks import short, texts
 
 COLUMNS = {
     "question": "the question",
-    "answers": "those of several people, a list of texts or of records with an `answer`",
-    "answer": "instead of answers: the one there is",
+    "answers": "answers of several people, a list of texts or of records with an `answer`",
+    "answer": "instead of answers: the only answer",
 }
 METRICS = (VQA, EXACT)
 ASK = "question"
@@ -23,7 +23,7 @@ def prefix(record: Mapping[str, Any], place: str) -> str:
     """Returns the instruction and the question, as one line."""
     question = column(record, "question", place)
     if not isinstance(question, str) or not question.strip():
-        raise RowError(place, f"column 'question' is {short(question)}; a question was expected")
+        raise RowError(place, f"column 'question' is {short(question)}; expected a question")
     return PREFIX.format(question=question.strip())
 
 
@@ -38,7 +38,7 @@ def references(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     given = {**record, "answers": _plain(record.get("answers"))}
     found = texts(given, "answers", place) or texts(record, "answer", place)
     if not found:
-        raise RowError(place, "has no answer in 'answers' nor in 'answer'")
+        raise RowError(place, "no answer in 'answers' or 'answer'")
     return found
 
 

@@ -137,7 +137,7 @@ class Checkpoints:
             return Restored(each, state, position, tuple(damaged.values()))
         raise WorkdirError(
             "\n  ".join([f"no checkpoint in {self.directory} can be read:", *damaged.values()])
-            + "\nMove the directory away to begin anew"
+            + "\nMove the directory away to start from step 0"
         )
 
     def position(self) -> dict[str, Any] | None:
@@ -177,7 +177,7 @@ class Checkpoints:
             if checksums({path: leaves[path]})[path] != expected
         ]
         if wrong:
-            raise ValueError(f"{wrong[0]} does not hold what was saved")
+            raise ValueError(f"{wrong[0]} does not match its checksum")
         return _rebuilt(like, leaves), position
 
     def _position(self, step: int) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Checkpoints:
         held = args.Composite(position=args.JsonRestore())
         found = self._manager.restore(step, args=held)["position"]
         if found["checksum"] != _checksum(found["content"]):
-            raise ValueError("its position does not hold what was saved")
+            raise ValueError("its position does not match its checksum")
         return found["content"]
 
     def _check_leaves(self, step: int, saved: Mapping[str, list], wanted: Mapping) -> None:
@@ -194,7 +194,7 @@ class Checkpoints:
         described = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in wanted.items()}
         differing = [
             f"{path}: the checkpoint has {_shape(saved.get(path))}, "
-            f"the config makes {_shape(described.get(path))}"
+            f"the config needs {_shape(described.get(path))}"
             for path in saved | described
             if saved.get(path) != described.get(path)
         ]
@@ -203,7 +203,7 @@ class Checkpoints:
             raise WorkdirError(
                 "\n  ".join(
                     [
-                        f"{self.directory / str(step)} is a checkpoint of another config:",
+                        f"{self.directory / str(step)} was saved with another config:",
                         *differing[:8],
                         *more,
                     ]
@@ -227,10 +227,10 @@ class Checkpoints:
 
     def _unwritten(self, error: Exception) -> WorkdirError:
         whole = [step for step in self.steps if step != self._saving]
-        left = f"the newest whole one is that of step {whole[-1]:,}" if whole else "there is none"
+        last = f"the last complete one is that of step {whole[-1]:,}" if whole else "none is left"
         problem = WorkdirError(
             f"the checkpoint of step {self._saving:,} could not be written to {self.directory}: "
-            f"{_short(error)}; {left}"
+            f"{_short(error)}; {last}"
         )
         self._saving = None
         return problem

@@ -73,11 +73,11 @@ def run_directory(
     path = path.expanduser()
     with locked_directory(path, "run", take=jax.process_index() == 0):
         changes = _changes(path, settings)
-        told = [line for line in changes if not line.startswith(FREE)]
-        if told and not accept_changes:
+        differing = [line for line in changes if not line.startswith(FREE)]
+        if differing and not accept_changes:
             raise WorkdirError(
-                "\n  ".join([f"{path} holds a run of another config; what differs:", *told])
-                + "\nGo on with the new one by --accept-changes, or name another --workdir"
+                "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
+                + "\nPass --accept-changes to continue with the new one, or name another --workdir"
             )
         about = _read(path / RUN) or _new(path)
         found = Workdir(path, about["started"], about["name"], tuple(changes))
@@ -100,7 +100,7 @@ def _take(lock: TextIO, path: Path, what: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkdirError(
-            f"another {what} is at work in {path}; wait for it, or name another --workdir"
+            f"another {what} is using {path}; wait for it to end, or name another --workdir"
         ) from None
 
 
@@ -118,11 +118,11 @@ def _read(file: Path) -> dict[str, Any] | None:
         raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise WorkdirError(
-            f"{file} is no JSON ({error}); this directory's run cannot be known: name another "
-            "--workdir, or move it away"
+            f"{file} is not valid JSON ({error}), so its run cannot be identified; name another "
+            "--workdir, or move this one away"
         ) from None
     if not isinstance(found, dict):
-        raise WorkdirError(f"{file} holds no JSON object; name another --workdir, or move it away")
+        raise WorkdirError(f"{file} is not a JSON object; name another --workdir, or move it away")
     return found
 
 

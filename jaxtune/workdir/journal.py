@@ -81,7 +81,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise ValueError(
-                f"log.wandb is {project!r}, and wandb is not installed: "
+                f"log.wandb is {project!r}, but wandb is not installed: "
                 "pip install wandb, or leave log.wandb empty"
             ) from None
         try:

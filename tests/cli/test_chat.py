@@ -70,7 +70,7 @@ def test_what_a_model_sees_of_a_text(text, data, seen, asked):
         ("  ", {}, r"^line 3 is empty"),
         ('{"name": ', TEMPLATE, r"^line 3 begins like JSON but is not valid JSON: .*column"),
         ("{name} and so on", TEMPLATE, r"^line 3 begins like JSON but is not valid JSON"),
-        ('{"nam": "a pen"}', TEMPLATE, r"^line 3: has no column 'name'; the nearest is 'nam'"),
+        ('{"nam": "a pen"}', TEMPLATE, r"^line 3: no column 'name'; did you mean 'nam'\?"),
         ("a pen", {"prefix": "{name} {size} ", "suffix": "x"},
          r"^line 3: .*several columns; pass a JSON object with name, size$"),
         ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .*no column.*; pass \{\}"),

@@ -124,10 +124,10 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_places(tmp_path):
     assert [row["target"].split()[3] for row in rows(found.file)] == ["0", "9"]
     assert (found.rows, found.left_out.count) == (2, 6)
     problems = (
-        "do not fit each other",
+        "do not match",
         "no sentence",
         "no cell is highlighted",
-        "is not JSON",
+        "not valid JSON",
         "cannot be written as JSON: 'utf-8' codec",
     )
     for number, (said, problem) in enumerate(zip(found.left_out.first, problems, strict=True)):
@@ -227,5 +227,5 @@ def test_a_dataset_that_is_a_script(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with pytest.raises(DataError, match=r"GEM/totto: .*add --revision refs/convert/parquet"):
         prepare("totto", "GEM/totto", tmp_path / "out.jsonl")
-    with pytest.raises(DataError, match="neither a file here nor a dataset"):
+    with pytest.raises(DataError, match="neither a local file nor a dataset"):
         prepare("totto", "GEM/totto", tmp_path / "out.jsonl", revision="main")

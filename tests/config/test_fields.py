@@ -65,7 +65,7 @@ def test_overrides_are_read_by_the_type_of_their_field(least):
     ],
 )
 def test_an_unknown_key_stops_with_the_nearest(key, nearest):
-    problem = f"no such field; the nearest is {nearest}"
+    problem = f"no such field; did you mean {nearest}?"
     assert problems({}, f"--config.{key}=1") == [f"{key} (command line): {problem}"]
     section, _, name = key.rpartition(".")
     if section in schema.SECTIONS:
@@ -131,8 +131,8 @@ def test_a_value_of_another_type_or_range_stops(key, value, expected):
         ("data.shuffle=1", "found '1', expected True | False"),
         ("data.shuffle", "found no value, expected --config.data.shuffle=VALUE"),
         ("model.dtype=null", "found 'null', expected auto | float32 | bfloat16 | float16"),
-        ("=3", "no such field; the nearest is optim.lr"),
-        ("optim=sgd", "found 'sgd' for a section, expected its fields, such as optim.name"),
+        ("=3", "no such field; did you mean optim.lr?"),
+        ("optim=sgd", "found 'sgd', but this is a section; set its fields, such as optim.name"),
     ],
 )
 def test_an_override_that_cannot_be_read_stops(override, problem):
@@ -142,7 +142,7 @@ def test_an_override_that_cannot_be_read_stops(override, problem):
 
 def test_a_pattern_that_is_none_is_explained():
     (line,) = problems(dict(trainable=dict(targets=["q/w", "("])))
-    assert "'(' is no regular expression: missing )" in line
+    assert "'(' is not a valid regular expression: missing )" in line
     assert line.endswith("expected all-linear | attention | [pattern, …]")
 
 
@@ -155,19 +155,19 @@ def test_all_problems_are_listed_with_where_they_come_from():
     more = dict(optim=dict(lr="x", lrr=1), batch=3, steps=5, epochs=1)
     assert problems(more, "--config.steps=6", "--config.seed=-1", "--config.mesh.tensor=0") == [
         "optim.lr (run.py): found 'x', expected number ≥ 0",
-        "optim.lrr (run.py): no such field; the nearest is optim.lr",
-        "batch (run.py): found 3 for a section, expected its fields, such as batch.rows",
+        "optim.lrr (run.py): no such field; did you mean optim.lr?",
+        "batch (run.py): found 3, but this is a section; set its fields, such as batch.rows",
         "seed (command line): found '-1', expected whole number ≥ 0",
-        "steps (command line), epochs (run.py): both say how long to train; leave one out, or set "
-        "it to None",
-        "mesh.tensor (command line): found 0, expected 1 or more, or -1 for all devices left",
+        "steps (command line), epochs (run.py): both set how long to train; remove one, or set it "
+        "to None",
+        "mesh.tensor (command line): found 0, expected 1 or more, or -1 for all remaining devices",
     ]
 
 
 def test_what_a_run_needs_is_asked_for():
     found = refusal(parse, {})
-    assert "the config has 2 problems:\n  model.path (default): is empty, and a run" in found
-    assert "\n  data.source (default): is empty" in found
+    assert "the config has 2 problems:\n  model.path (default): is required, but empty" in found
+    assert "\n  data.source (default): is required, but empty" in found
     assert problems(dict(trainable=dict(kind="rules")))[0].startswith("trainable.rules (default)")
     assert problems(dict(trainable=dict(targets=[])))[0].startswith("trainable.targets (run.py)")
 

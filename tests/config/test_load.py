@@ -101,7 +101,7 @@ def test_describe_has_every_field_with_its_default():
             if field.metadata:
                 key = f"{name}.{field.name}" if name else field.name
                 needed = key in ("model.path", "data.source", "trainable.rules")
-                shown = "(needed)" if needed else repr(field.default)
+                shown = "(required)" if needed else repr(field.default)
                 assert f"\n  {key} = {shown} " in text
                 assert field.metadata["meaning"].split("; ")[0][:60] in text
     assert "number ≥ 0 and < 1; only with name adamw/adamw8bit/lion\n" in text

@@ -15,12 +15,12 @@ def test_an_argument_after_a_colon_is_handed_on(write):
     assert load(f"{file}:7").seed == 7
     assert "run.py, line 2: ValueError: invalid literal" in refusal(load, f"{file}:large")
     write("def get_config(size): return {}\n")
-    assert "found no argument for get_config(size); " in refusal(load, file)
+    assert "get_config(size) cannot be called with no argument; " in refusal(load, file)
     assert "--config=run.py:ARGUMENT" in refusal(load, file)
     write("def get_config(): return {}\n")
-    assert "found 'large' for get_config(); " in refusal(load, f"{file}:large")
+    assert "get_config() cannot be called with 'large'; " in refusal(load, f"{file}:large")
     write(PALETTE)  # whose get_config says what it returns
-    assert "found 'large' for get_config(); " in refusal(load, f"{file}:large")
+    assert "get_config() cannot be called with 'large'; " in refusal(load, f"{file}:large")
     assert load(write(PALETTE, "run.py:large")).trainable.rank == 16
 
 
@@ -40,7 +40,7 @@ def test_an_argument_after_a_colon_is_handed_on(write):
         (
             "from ml_collections import ConfigDict\n"
             "def get_config():\n    config = ConfigDict()\n    config.optim.lr = 1.0\n",
-            "run.py, line 4: AttributeError: \"'optim'\"; a section is made before its fields",
+            "run.py, line 4: AttributeError: \"'optim'\"; create the section before you set its",
         ),
         (
             "from ml_collections import ConfigDict, config_dict\n"
@@ -51,8 +51,8 @@ def test_an_argument_after_a_colon_is_handed_on(write):
         ("def get_config():\n    return get_config()\n", "run.py, line 2: RecursionError"),
         (b"x = '\xff'\n", "run.py, line 1: SyntaxError: (unicode error) 'utf-8' codec"),
         (b"x = '\x00'\n", "run.py: SyntaxError: source code string cannot contain null bytes"),
-        ("", "run.py has no get_config(), expected a function"),
-        ("get_config = {}\n", "run.py has no get_config(), expected a function"),
+        ("", "run.py has no get_config(); define a function"),
+        ("get_config = {}\n", "run.py has no get_config(); define a function"),
         ("def get_config(): return 3\n", "run.py: get_config() returned 3, expected a ConfigDict"),
     ],
 )
@@ -62,9 +62,8 @@ def test_an_error_in_the_file_is_reported_with_its_line(write, text, expected):
 
 def test_a_file_that_is_not_there_is_named_with_the_nearest(write):
     write(PALETTE, "palette_demo.py")
-    assert refusal(load, "paletdemo.py") == "paletdemo.py: no such file; the nearest there is " + (
-        "palette_demo.py"
-    )
+    problem = "paletdemo.py: no such file; did you mean palette_demo.py?"
+    assert refusal(load, "paletdemo.py") == problem
     assert refusal(load, "away/x.py") == "away/x.py: no such file"
     assert ". cannot be read (Is a directory); expected a Python file" in refusal(load, ".")
 

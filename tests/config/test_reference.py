@@ -32,5 +32,7 @@ def test_parts_of_it():
         part = reference.text(key)
         assert part.startswith(f"  {key} = ") and part in whole
         assert sum(f"  {other} = " in f"\n{part}" for other in FIELDS) == 1
-    with pytest.raises(ConfigError, match=r"'optm' is no section .* the nearest is optim; the sec"):
+    with pytest.raises(
+        ConfigError, match=r"'optm' is not a section .* \(did you mean optim\?\); the sec"
+    ):
         reference.text("optm")

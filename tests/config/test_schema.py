@@ -25,7 +25,7 @@ def test_every_default_is_of_its_type():
 def test_what_can_be_chosen_is_what_there_is():
     from jaxtune import sharding
     from jaxtune.adapters import lora
-    from jaxtune.checkpoint import load as checkpoint
+    from jaxtune.checkpoint import dtypes
     from jaxtune.data import batches, chat, errors, examples, images
     from jaxtune.models import attention
     from jaxtune.training import optim
@@ -41,7 +41,7 @@ def test_what_can_be_chosen_is_what_there_is():
     assert choices("optim.name") == set(optim.DIRECTIONS)
     assert choices("schedule.name") == set(optim.SCHEDULES)
     assert choices("model.attention") == set(attention.IMPLEMENTATIONS)
-    assert choices("model.dtype") == {"auto", *checkpoint.DTYPES}
+    assert choices("model.dtype") == {"auto", *dtypes.DTYPES}
     assert tuple(vars(schema.Mesh())) == sharding.AXES
     assert choices("data.bad_rows") == set(errors.POLICIES)
     assert choices("data.too_long") == set(examples.TOO_LONG)

@@ -179,13 +179,13 @@ def test_micro_batches_are_the_lines_in_order():
         array = getattr(batch, name)
         assert (getattr(parts, name).reshape(array.shape) == array).all()
     assert parts.valid[2, :2].any() and not parts.valid[2, 2:].any()
-    with pytest.raises(ValueError, match="12 lines cannot be 5 micro-batches"):
+    with pytest.raises(ValueError, match="12 lines cannot be split into 5 equal micro-batches"):
         split(batch, 5)
 
 
 def test_a_row_that_does_not_fit_is_named():
     found = examples(3, 1)
-    with pytest.raises(ValueError, match=r"a.jsonl:\d+: \d+ tokens on a line of 4"):
+    with pytest.raises(ValueError, match=r"a.jsonl:\d+: \d+ tokens do not fit on a line of 4"):
         collate([found], shape=(1, 4, 4))
 
 
@@ -202,5 +202,5 @@ def test_sizes_are_few_and_close(longest):
 
 def test_sizes_and_what_does_not_fit_them():
     assert sizes(256) == (32, 48, 64, 96, 128, 192, 256)
-    with pytest.raises(ValueError, match="300 tokens do not fit the largest size, 256"):
+    with pytest.raises(ValueError, match="300 tokens exceed the largest size, 256"):
         fitting(300, sizes(256))

@@ -203,9 +203,9 @@ def test_keys_that_a_table_leaves_null_are_not_there(tokenizer, reference):
 @pytest.mark.parametrize(
     "messages, message",
     [
-        ([{"role": "assistant", "content": "a"}], "refuses the conversation: user and assistant"),
-        ([], "a list of messages was expected"),
-        ("hello", "a list of messages was expected"),
+        ([{"role": "assistant", "content": "a"}], "rejects the conversation: user and assistant"),
+        ([], "expected a list of messages"),
+        ("hello", "expected a list of messages"),
         ([{"content": "a"}], "message 1 has no role: {'content': 'a'}"),
         ([{"role": "user", "text": "a"}], "message 1 has no content; its keys are role, text"),
     ],
@@ -228,19 +228,22 @@ TURNS = [
     [
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-            "no token that ends",
+            "no end token after message",
         ),
         (
             "{% for m in messages %}"
             "{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}",
-            "no token that ends 'a'",
+            "no end token after 'a'",
         ),
         (
             "{% for m in messages %}{{ m.content }}"
             "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
-            "no token that ends what message 4 follows",
+            "no end token between message 4 and the assistant turn before it",
         ),
-        ("{{ messages | length }}{{ messages[-1].content }}{{ eos_token }}", "what comes before"),
+        (
+            "{{ messages | length }}{{ messages[-1].content }}{{ eos_token }}",
+            "renders the text before",
+        ),
     ],
 )
 def test_templates_that_cannot_be_trained_on(checkpoint, template, message):
@@ -252,7 +255,7 @@ def test_templates_that_cannot_be_trained_on(checkpoint, template, message):
 def test_templates_that_are_broken_or_missing(checkpoint, tokenizer):
     with pytest.raises(DataError, match=r"chat template, line 2: .*endfor"):
         Tokenizer.open(checkpoint("gemma"), template="\n{% for m in messages %}{% endif %}")
-    with pytest.raises(DataError, match="has no chat template; give one"):
+    with pytest.raises(DataError, match="has no chat template; pass one"):
         tokenizer("sentencepiece_gemma").chat(TURNS)
 
 

@@ -66,7 +66,7 @@ def test_another_end_token(tokenizer):
     turn = gemma.id("<end_of_turn>")
     assert example.tokens[-1] == turn and example.scored[-1]
     assert example.tokens.tolist().count(turn) == 2 and gemma.eos not in example.tokens
-    with pytest.raises(DataError, match="'<end>' is no token of this vocabulary"):
+    with pytest.raises(DataError, match="'<end>' is not a token of this vocabulary"):
         make(gemma, Template("a", "b", end="<end>"))
 
 
@@ -91,10 +91,10 @@ def test_values_are_written_as_people_would(tokenizer):
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"Description": "a", "colors": "b"}, "a.jsonl:7: has no column 'description'; "
-         "the nearest is 'Description', of 'Description', 'colors'"),
-        ({"x": 1}, "no column 'description'; there are 'x'"),
-        ({}, "no column 'description'; there are none"),
+        ({"Description": "a", "colors": "b"}, "a.jsonl:7: no column 'description'; "
+         "did you mean 'Description'\\? The columns are 'Description', 'colors'"),
+        ({"x": 1}, "no column 'description'; the columns are 'x'"),
+        ({}, "no column 'description'; the row has no columns"),
         ({"description": None, "colors": "b"}, "column 'description' is empty"),
     ],
 )  # fmt: skip
@@ -104,13 +104,17 @@ def test_missing_columns(tokenizer, record, message):
 
 
 def test_a_value_that_cannot_be_formatted(tokenizer):
-    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is 'many': Unknown format code"):
+    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n': cannot format 'many': Unknown f"):
         make(tokenizer("gemma"), Template("{n:.2f}", "b"))({"n": "many"}, PLACE)
-    with pytest.raises(RowError, match=r"a.jsonl:7: column 'n' is .*not JSON serializable"):
+    with pytest.raises(
+        RowError, match=r"a.jsonl:7: column 'n': cannot format .*not JSON serializable"
+    ):
         make(tokenizer("gemma"), Template("{n}", "b"))({"n": [b"bytes"]}, PLACE)
 
 
-@pytest.mark.parametrize("text, message", [("{", "double the braces"), ("{}", "no column's name")])
+@pytest.mark.parametrize(
+    "text, message", [("{", "double braces that are meant"), ("{}", "without a column name")]
+)
 def test_templates_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
         Template(text, "{b}")
@@ -118,10 +122,10 @@ def test_templates_that_are_none(text, message):
 
 def test_a_row_with_nothing_scored_is_named(tokenizer):
     gemma = tokenizer("gemma")
-    with pytest.raises(NothingScored, match=r"a.jsonl:7: nothing is scored: the suffix is empty"):
+    with pytest.raises(NothingScored, match=r"a.jsonl:7: no token is scored: the suffix is empty"):
         make(gemma, columns())({"prefix": "a", "suffix": ""}, PLACE)
     asked = {"messages": [{"role": "user", "content": "a"}]}
-    with pytest.raises(NothingScored, match=r"a.jsonl:7: nothing is scored: the row has no answer"):
+    with pytest.raises(NothingScored, match=r"a.jsonl:7: no token is scored: the row has no com"):
         make(gemma, Chat())(asked, PLACE)
     assert not issubclass(NothingScored, RowError)  # which a policy may skip
 
@@ -172,12 +176,12 @@ def test_bos_that_a_chat_template_forgets_is_put_there(checkpoint):
 
 def test_chats_that_cannot_be_are_named(tokenizer):
     gemma = tokenizer("gemma")
-    with pytest.raises(RowError, match=r"a.jsonl:7: a list of messages was expected"):
+    with pytest.raises(RowError, match=r"a.jsonl:7: expected a list of messages"):
         make(gemma, Chat())({"messages": "hello"}, PLACE)
     twice = {"messages": [{"role": "user", "content": "a"}] * 2}
-    with pytest.raises(RowError, match=r"a.jsonl:7: the chat template refuses"):
+    with pytest.raises(RowError, match=r"a.jsonl:7: the chat template rejects"):
         make(gemma, Chat())(twice, PLACE)
-    with pytest.raises(DataError, match="no chat template; give one, or use a template form"):
+    with pytest.raises(DataError, match="no chat template; pass one, or use prefix and suffix"):
         make(tokenizer("sentencepiece_gemma"), Chat())
 
 
@@ -203,8 +207,8 @@ def test_a_row_that_is_too_long_is_named_with_both_lengths(tokenizer):
     whole = make(gemma, columns())(long_row(), PLACE)
     length, scored = len(whole.tokens), int(whole.scored.sum())
     message = (
-        f"a.jsonl:7: the row is {length} tokens long \\(prefix {length - scored}, from the first "
-        f"scored token {scored}\\) and the sequence {length - 1}; raise max_length"
+        f"a.jsonl:7: the row has {length} tokens \\(prefix {length - scored}, remainder "
+        f"{scored}\\), but max_length is {length - 1}; raise max_length"
     )
     with pytest.raises(TooLong, match=message):
         make(gemma, columns(), length - 1)(long_row(), PLACE)
@@ -226,7 +230,7 @@ def test_rows_are_cut_where_told_and_nowhere_else(tokenizer, kind, policy):
         else:
             fits, gone = excess < last - first, slice(last - excess, last)
         if not fits:
-            with pytest.raises(TooLong, match="does not suffice"):
+            with pytest.raises(TooLong, match="is not enough"):
                 prompt(long_row(), PLACE)
             continue
         example = prompt(long_row(), PLACE)
@@ -246,7 +250,7 @@ def test_chats_are_cut_at_their_last_answer(tokenizer):
     # The line break that the template writes after the last turn goes first.
     assert example.tokens.tolist() == [*whole.tokens[: limit - 1], gemma.id("<end_of_turn>")]
     assert example.cut == 20
-    with pytest.raises(TooLong, match="cutting the prefix does not suffice"):
+    with pytest.raises(TooLong, match="cutting the prefix is not enough"):
         make(gemma, Chat(), limit, too_long="cut_prefix")(record, PLACE)
 
 
@@ -270,7 +274,7 @@ def test_text_that_functions_write(tokenizer):
     # What functions write is plain text: special tokens in it are none.
     assert (prefix, suffix) == ("<bos>Theme: a <eos> sea\n", " blue<eos><eos>")
     assert example.tokens.tolist().count(gemma.eos) == 1 and example.tokens[-1] == gemma.eos
-    with pytest.raises(RowError, match="has no column 'topic'"):
+    with pytest.raises(RowError, match="no column 'topic'"):
         make(gemma, form)({"theme": "x", "answer": "y"}, PLACE)
 
 
@@ -321,11 +325,11 @@ def test_a_chat_is_asked_as_training_reads_it(tokenizer, kind):
 
 def test_what_cannot_be_asked_is_named(tokenizer):
     gemma = tokenizer("gemma")
-    with pytest.raises(RowError, match=r"^a.jsonl:7: has no column 'description'"):
+    with pytest.raises(RowError, match=r"^a.jsonl:7: no column 'description'"):
         make(gemma).prompt({"colors": []}, PLACE)
     with pytest.raises(RowError, match=r"^a.jsonl:7: message 1 has no role"):
         make(gemma, Chat()).prompt({"messages": [{"content": "a"}]}, PLACE)
-    with pytest.raises(RowError, match=r"^a.jsonl:7: the chat template refuses the conversation"):
+    with pytest.raises(RowError, match=r"^a.jsonl:7: the chat template rejects the conversation"):
         make(gemma, Chat()).prompt({"messages": CHAT["messages"][1:2]}, PLACE)
 
 

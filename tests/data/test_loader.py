@@ -78,7 +78,7 @@ def test_processes_share_the_very_batches_of_one(loader, packing, count):
         )
         assert sorted(place for part in parts for place in part.places) == sorted(step.places)
         assert {part.examples for part in parts} == {step.examples}
-    with pytest.raises(ValueError, match="4 lines cannot be shared by 3 processes"):
+    with pytest.raises(ValueError, match="4 lines cannot be split evenly among 3 processes"):
         loader(4, process=(0, 3))
 
 
@@ -104,7 +104,7 @@ def test_going_on_with_other_data_is_refused(loader, write, tokenizer):
     source = open_source(write("b.jsonl", [*ROWS[:-1], {"prefix": "a", "suffix": "other"}]))
     prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     changed = Loader(source, prompt, survey(source, prompt), batch=4)
-    with pytest.raises(DataError, match=r"contents was \d+ and is \d+"):
+    with pytest.raises(DataError, match=r"contents was \d+ and is now \d+"):
         changed.restore(state)
 
 

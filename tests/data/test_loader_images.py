@@ -109,7 +109,7 @@ def test_a_picture_that_is_damaged_stops_the_run_by_its_rows_name(loader):
     made = loader(4, workers=2)
     file = loader.folder / "9.png"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(RowError, match=r"a\.jsonl:10: picture .*/9\.png: is damaged or cut short"):
+    with pytest.raises(RowError, match=r"a\.jsonl:10: picture .*/9\.png: is damaged or truncated"):
         list(made)
     made.close()
 

@@ -77,9 +77,9 @@ def test_going_on_makes_nothing_anew():
 
 def test_going_on_in_another_order_is_refused():
     state = Order(40, 3, list, seed=5).state()
-    with pytest.raises(DataError, match="items was 40 and is 41; seed was 5 and is -1"):
+    with pytest.raises(DataError, match="items was 40 and is now 41; seed was 5 and is now -1"):
         Order(41, 3, list).restore(state)
-    with pytest.raises(DataError, match="14 steps, so none after 15"):
+    with pytest.raises(DataError, match="after step 15: there are only 14 steps"):
         Order(40, 3, list, seed=5).restore({**state, "step": 15})
 
 

@@ -44,7 +44,7 @@ def test_malformed_rows_fail_or_are_skipped(write, prompt):
     for number, line in zip((3, 100, 200, 299), BAD, strict=True):
         lines[number] = line
     source = open_source(write("a.jsonl", b"\n".join(lines)))
-    with pytest.raises(RowError, match=r"a.jsonl:4: is not JSON"):  # the first of them
+    with pytest.raises(RowError, match=r"a.jsonl:4: not valid JSON"):  # the first of them
         survey(source, prompt())
     found = survey(source, prompt(), malformed="skip")
     assert found.rows.tolist() == [n for n in range(300) if n not in (3, 100, 200, 299)]
@@ -66,7 +66,7 @@ def test_long_rows_are_skipped_or_cut_and_counted(write, prompt):
     source = open_source(write("a.jsonl", ROWS))
     lengths = survey(source, prompt()).lengths
     limit = int(lengths.max()) - 3
-    with pytest.raises(TooLong, match=r"a.jsonl:\d+: the row is"):
+    with pytest.raises(TooLong, match=r"a.jsonl:\d+: the row has"):
         survey(source, prompt(limit))
     with pytest.raises(TooLong):
         survey(source, prompt(limit), malformed="skip")  # another policy decides
@@ -80,13 +80,15 @@ def test_long_rows_are_skipped_or_cut_and_counted(write, prompt):
 
 def test_a_row_with_nothing_scored_stops_whatever_the_policy(write, prompt):
     source = open_source(write("a.jsonl", [*ROWS, {"prefix": "a", "suffix": ""}]))
-    with pytest.raises(NothingScored, match=r"a.jsonl:301: nothing is scored"):
+    with pytest.raises(NothingScored, match=r"a.jsonl:301: no token is scored"):
         survey(source, prompt(too_long="skip"), malformed="skip")
 
 
 def test_no_rows_left(write, prompt):
     source = open_source(write("a.jsonl", b"{\n{\n"))
-    with pytest.raises(DataError, match=r"none of the 2 rows can be used; the first: .*a.jsonl:1"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 rows can be used; the first error: .*a.jsonl:1"
+    ):
         survey(source, prompt(), malformed="skip")
 
 
@@ -96,7 +98,7 @@ def test_pictures_are_looked_for_and_counted(write, tokenizer, tmp_path):
     rows = [{"prefix": "a", "suffix": "b", "image": each} for each in shown]
     source = open_source(write("a.jsonl", rows))
     seeing = RowEncoder(tokenizer("gemma"), columns(), 64, pictures=Pictures(8, 6, 9999))
-    with pytest.raises(RowError, match=r"a\.jsonl:3: picture .*/gone\.png: there is no such file"):
+    with pytest.raises(RowError, match=r"a\.jsonl:3: picture .*/gone\.png: no such file"):
         survey(source, seeing)
     found = survey(source, seeing, malformed="skip")
     assert found.rows.tolist() == [0, 1, 3] and found.pictures.tolist() == [1, 2, 1]

@@ -178,12 +178,14 @@ def test_stops_are_those_of_the_generation_settings(tokenizer):
 def test_tokenizers_that_are_not_there(tmp_path, tokenizer):
     with pytest.raises(DataError, match="no such tokenizer file or directory"):
         Tokenizer.open(tmp_path / "none")
-    with pytest.raises(DataError, match=r"no tokenizer: tokenizer.json or a SentencePiece"):
+    with pytest.raises(
+        DataError, match=r"no tokenizer: expected tokenizer.json or a SentencePiece"
+    ):
         Tokenizer.open(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"words")
     with pytest.raises(DataError, match=r"tokenizer.model cannot be read"):
         Tokenizer.open(tmp_path)
-    with pytest.raises(DataError, match="'<nothing>' is no token"):
+    with pytest.raises(DataError, match="'<nothing>' is not a token"):
         tokenizer("gemma").id("<nothing>")
 
 

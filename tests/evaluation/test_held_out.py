@@ -123,9 +123,9 @@ def test_rows_that_a_survey_leaves_out_are_not_asked(eval_rows, tmp_path):
     assert [each.number for each in eval_rows(tmp_path, records, data=skip)] == [0, 2]
     kept = eval_rows(tmp_path, records[:3], data={"too_long": "skip"})
     assert [each.number for each in kept] == [0, 2]
-    with pytest.raises(TooLong, match=r"rows.jsonl:2: the row is \d+ tokens long"):
+    with pytest.raises(TooLong, match=r"rows.jsonl:2: the row has \d+ tokens"):
         eval_rows(tmp_path, records, data={"bad_rows": "skip"})
-    with pytest.raises(ValueError, match=r"rows.jsonl:4: has no column 'suffix'"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:4: no column 'suffix'"):
         eval_rows(tmp_path, records, data={"too_long": "skip"})
     with pytest.raises(NothingScored):
         eval_rows(tmp_path, [{"prefix": "a", "suffix": ""}], data=skip)

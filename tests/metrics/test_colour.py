@@ -124,5 +124,7 @@ def test_what_is_no_palette_has_no_distance_and_does_not_count():
 
 def test_a_reference_that_is_no_palette_is_named():
     row = made.answered('["#000", "#000", "#000", "#000"]', ("blue",), place="palettes.csv:2")
-    with pytest.raises(ValueError, match=r"palettes\.csv:2 has the reference 'blue'; a JSON array"):
+    with pytest.raises(
+        ValueError, match=r"palettes\.csv:2 has the reference 'blue'; expected a JSON array"
+    ):
         per_row([colour.DISTANCE], [row])

@@ -90,10 +90,10 @@ def test_rows_that_do_not_count():
 @pytest.mark.parametrize(
     "call, problem",
     [
-        (lambda: summarise([NUMBER], []), "no row was answered"),
-        (lambda: per_row([NUMBER], []), "no row was answered"),
-        (lambda: paired([NUMBER], [], []), "no row was answered"),
-        (lambda: summarise([NUMBER, NUMBER], numbered([1.0])), "names of their own; found number,"),
+        (lambda: summarise([NUMBER], []), "there are no answers to score"),
+        (lambda: per_row([NUMBER], []), "there are no answers to score"),
+        (lambda: paired([NUMBER], [], []), "there are no answers to score"),
+        (lambda: summarise([NUMBER, NUMBER], numbered([1.0])), "distinct names; found number,"),
         (lambda: summarise([NUMBER], numbered([1.0]), samples=0), "found samples=0"),
         (lambda: summarise([NUMBER], numbered([1.0]), level=95), "such as 0.95; found 95"),
         (lambda: paired([NUMBER], numbered([1.0]), numbered([1.0, 2.0])), "found 1 and 2 rows"),

@@ -85,7 +85,7 @@ def test_digits_that_come_one_by_one_are_no_prices(likely, truth, apart):
 def test_a_reference_without_a_number_is_named():
     row = made.answered("5", ("cheap",), place="prices.csv:7")
     with pytest.raises(
-        ValueError, match=r"prices\.csv:7 has the reference 'cheap', which holds no"
+        ValueError, match=r"prices\.csv:7 has the reference 'cheap', which contains no"
     ):
         per_row(numbers.WRITTEN, [row])
 

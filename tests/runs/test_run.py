@@ -203,14 +203,14 @@ def test_another_config_is_refused_unless_told(make, whole, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run", "train")][-2:] == [12, 14]
     assert lines(tmp_path / "run", "train")[-1]["lr"] == pytest.approx(1e-3 / 14)
     wider = make(("steps", STEPS + 2), ("optim.lr", 1e-3), ("trainable.rank", 3))
-    with pytest.raises(ValueError, match=r"(?s)checkpoint of another config:.*lora/layers"):
+    with pytest.raises(ValueError, match=r"(?s)was saved with another config:.*lora/layers"):
         fit(wider, tmp_path / "run", accept_changes=True, progress=Quiet())
 
 
 def test_one_run_at_a_time(make, tmp_path):
     with (
         run_directory(tmp_path, configs.resolved(make())),
-        pytest.raises(WorkdirError, match="another run is at work"),
+        pytest.raises(WorkdirError, match="another run is using"),
     ):
         fit(make(), tmp_path, progress=Quiet())
 

@@ -31,9 +31,12 @@ def test_one_caption_is_learnt_and_all_would_do(record, learnt, expected):
 @pytest.mark.parametrize(
     "record, problem",
     [
-        ({"captions": [""], "suffix": None}, "has no caption in 'suffix', 'caption', 'captions'"),
-        ({"captions": [3]}, r"column 'captions' is \[3\]; a text or a list of texts"),
-        ({"suffix": "Moo.", "captions": 3}, "column 'captions' is 3; a text or a list of texts"),
+        ({"captions": [""], "suffix": None}, "no caption in 'suffix', 'caption', 'captions'"),
+        ({"captions": [3]}, r"column 'captions' is \[3\]; expected a text or a list of texts"),
+        (
+            {"suffix": "Moo.", "captions": 3},
+            "column 'captions' is 3; expected a text or a list of texts",
+        ),
     ],
 )
 def test_rows_without_a_caption(record, problem):

@@ -52,21 +52,21 @@ def test_a_suffix_that_is_there_stays_as_it_is():
     "change, problem",
     [
         ({"boxes": None}, "column 'boxes'"),
-        ({"boxes": ROW["boxes"][:2]}, "a list of as many boxes as 'labels' has names, 3, was"),
-        ({"boxes": "none"}, "column 'boxes' is 'none'; a list of as many boxes"),
+        ({"boxes": ROW["boxes"][:2]}, "expected a list of 3 boxes, one for each of 'labels'"),
+        ({"boxes": "none"}, "column 'boxes' is 'none'; expected a list of 3 boxes"),
         ({"boxes": [[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4]]}, r"a box is \[1, 2, 3\] in a picture"),
         ({"boxes": [[1, 2, 3, "4"]] * 3}, r"a box is \[1, 2, 3, '4'\] in a picture of 200 x 100"),
         ({"boxes": [[1, 2, 3, float("nan")]] * 3}, "a box is .*nan"),
         (
             {"boxes": [[30, 2, 3, 4]] * 3},
-            r"a box is \[30, 2, 3, 4\].*x_min, y_min, x_max and y_max",
+            r"a box is \[30, 2, 3, 4\].*; expected \[x_min, y_min, x_max, y_max\] within",
         ),
         ({"width": None, "height": None}, r"a box is \[20, 10, 60, 40\] in a picture of 1 x 1"),
-        ({"width": 0}, "'width' and 'height' are 0 and 100; pixels were expected"),
-        ({"width": None}, "'width' and 'height' are None and 100; pixels were expected"),
-        ({"labels": ["a;b"] * 3}, "the label 'a;b' holds one of < > ; or a line break"),
-        ({"suffix": "a cat"}, "column 'suffix' is 'a cat'; boxes were expected"),
-        ({"suffix": f"{SUFFIX} ; a cat"}, "column 'suffix' is .* boxes were expected"),
+        ({"width": 0}, "'width' and 'height' are 0 and 100; expected pixels"),
+        ({"width": None}, "'width' and 'height' are None and 100; expected pixels"),
+        ({"labels": ["a;b"] * 3}, "the label 'a;b' contains <, >, ; or a line break"),
+        ({"suffix": "a cat"}, "column 'suffix' is 'a cat'; expected boxes"),
+        ({"suffix": f"{SUFFIX} ; a cat"}, "column 'suffix' is .*; expected boxes"),
     ],
 )
 def test_rows_without_boxes(change, problem):
@@ -85,7 +85,7 @@ def test_what_is_drawn_and_shown():
     assert detect.drawn("what") == []
     lines = detect.shown(f"{SUFFIX} ; what", colour=False).splitlines()
     assert lines[0] == "cat: 10% to 30% from the left, 10% to 40% from the top"
-    assert len(lines) == 4 and lines[3] == "and 1 that cannot be read"
+    assert len(lines) == 4 and lines[3] == "malformed boxes: 1"
     coloured = detect.shown(SUFFIX, colour=True)
     assert re.sub("\033\\[[\\d;]*m( {2}\033\\[0m )?", "", coloured).splitlines() == lines[:3]
     patches = re.findall("\033\\[48;2;([\\d;]+)m", coloured)

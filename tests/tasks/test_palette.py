@@ -28,14 +28,14 @@ def test_exactly_four_colours(given, written):
 @pytest.mark.parametrize(
     "given, problem",
     [
-        ("blue and green", "column 'colors' is 'blue and green'; a list of colours was expected"),
-        ("[]", "a list of colours was expected"),
-        ("['#12345g']", "holds '#12345g', which is no hex colour"),
-        ("[1, 2]", "holds '1', which is no hex colour"),
-        ([1, 2], "holds 1, which is no hex colour"),
-        ("['#abc', '123']", "holds '123', which is no hex colour"),
-        (7, "column 'colors' is 7; a list"),
-        ("__import__('os').getcwd()", "a list of colours was expected"),
+        ("blue and green", "column 'colors' is 'blue and green'; expected a list of colours"),
+        ("[]", "expected a list of colours"),
+        ("['#12345g']", "has '#12345g'; expected hex colours"),
+        ("[1, 2]", "has '1'; expected hex colours"),
+        ([1, 2], "has 1; expected hex colours"),
+        ("['#abc', '123']", "has '123'; expected hex colours"),
+        (7, "column 'colors' is 7; expected a list"),
+        ("__import__('os').getcwd()", "expected a list of colours"),
     ],
 )
 def test_rows_without_a_list_of_colours(given, problem):
@@ -47,7 +47,7 @@ def test_rows_without_a_list_of_colours(given, problem):
 def test_the_prompt_states_the_task_and_the_theme():
     text = palette.prefix({"description": " a calm sea "}, PLACE)
     assert "JSON array of four" in text and text.endswith("Theme: a calm sea\nColors:")
-    with pytest.raises(RowError, match="has no column 'description'; the nearest is 'Description'"):
+    with pytest.raises(RowError, match="no column 'description'; did you mean 'Description'\?"):
         palette.prefix({"Description": "x"}, PLACE)
 
 
@@ -79,4 +79,4 @@ def test_an_answer_is_shown_as_it_looks():
 )
 @pytest.mark.parametrize("colour", [False, True])
 def test_what_is_no_palette_is_shown_as_said(answer, colour):
-    assert palette.shown(f" {answer}\n", colour) == f"no palette of four: {answer!r}"
+    assert palette.shown(f" {answer}\n", colour) == f"not a palette of four: {answer!r}"

@@ -56,7 +56,7 @@ def test_guesses_are_scored_as_written_and_as_weighed():
 def test_why_there_are_no_weighted_metrics():
     rows = [Prediction("150", ("100",), ROW, PLACE, ((text, 0.5),)) for text in ("1", "2")]
     (said,) = price.remarks(rows)
-    assert "a digit at a time" in said
+    assert "splits numbers into single digits" in said
     assert price.remarks([*rows, Prediction("1", ("2",), ROW, PLACE, (("90", 0.5),))]) == []
 
 
@@ -107,18 +107,18 @@ def test_plots_of_two_are_on_equal_axes():
 def test_guesses_beyond_all_prices_are_drawn_at_the_edge():
     rows = rows_of(("9" * 307, "100"), (f"-{'9' * 307}", "100"))
     for svg in price.plots({"base": rows})["base"].values():
-        assert "guesses of at most $10,000" in svg
+        assert "guesses clipped at $10,000" in svg
 
 
 @pytest.mark.parametrize(
     "change, problem",
     [
         ({"completion": None}, r"column 'completion' is empty \(null\)"),
-        ({"completion": ["7"]}, r"column 'completion' is \['7'\]; a text or a number"),
-        ({"completion": True}, "column 'completion' is True; a text or a number"),
-        ({"completion": "cheap"}, "column 'completion' is 'cheap'; a price was expected"),
-        ({"completion": math.nan}, "column 'completion' is 'nan'; a price was expected"),
-        ({"prompt": {"a": 1}}, r"column 'prompt' is \{'a': 1\}; a text or a number"),
+        ({"completion": ["7"]}, r"column 'completion' is \['7'\]; expected a text or a number"),
+        ({"completion": True}, "column 'completion' is True; expected a text or a number"),
+        ({"completion": "cheap"}, "column 'completion' is 'cheap'; expected a price"),
+        ({"completion": math.nan}, "column 'completion' is 'nan'; expected a price"),
+        ({"prompt": {"a": 1}}, r"column 'prompt' is \{'a': 1\}; expected a text or a number"),
     ],
 )
 def test_rows_without_a_price(change, problem):

@@ -55,7 +55,9 @@ def test_texts_of_a_column():
         assert tasks.texts({"said": given}, "said", PLACE) == expected
     assert tasks.texts({}, "said", PLACE) == ()
     for given in (7, [7], {"a": "b"}, [None], ["one", ["two"]]):
-        with pytest.raises(RowError, match=r"rows\.jsonl:7: column 'said' is .*; a text or a list"):
+        with pytest.raises(
+            RowError, match=r"rows\.jsonl:7: column 'said' is .*; expected a text or a list"
+        ):
             tasks.texts({"said": given}, "said", PLACE)
 
 

@@ -49,11 +49,11 @@ def test_a_target_as_the_other_layouts_have_it():
     "change, problem",
     [
         ({"highlighted_cells": []}, "no cell is highlighted"),
-        ({"highlighted_cells": [[9, 9]]}, r"do not fit each other \(IndexError"),
-        ({"highlighted_cells": 5}, "do not fit each other"),
-        ({"table": [["a"]], "highlighted_cells": [[0, 0]]}, "do not fit each other"),
+        ({"highlighted_cells": [[9, 9]]}, r"do not match \(IndexError"),
+        ({"highlighted_cells": 5}, "do not match"),
+        ({"table": [["a"]], "highlighted_cells": [[0, 0]]}, "do not match"),
         ({"table": None}, r"column 'table' is empty \(null\)"),
-        ({"sentence_annotations": []}, "has no sentence in 'target' nor in"),
+        ({"sentence_annotations": []}, "no sentence in 'target' or 's"),
     ],
 )
 def test_rows_that_cannot_be_told(change, problem):
@@ -78,9 +78,15 @@ def test_references_are_all_sentences_that_would_do():
 @pytest.mark.parametrize(
     "record, problem",
     [
-        ({}, "has no sentence in 'target' nor in"),
-        ({"target": "One.", "references": [1]}, r"column 'references' is \[1\]; a text or a list"),
-        ({"target": "One.", "references": {"a": 1}}, "column 'references' is {'a': 1}; a text"),
+        ({}, "no sentence in 'target' or 's"),
+        (
+            {"target": "One.", "references": [1]},
+            r"column 'references' is \[1\]; expected a text or a list",
+        ),
+        (
+            {"target": "One.", "references": {"a": 1}},
+            "column 'references' is {'a': 1}; expected a text",
+        ),
     ],
 )
 def test_rows_without_references(record, problem):

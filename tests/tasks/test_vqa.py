@@ -27,11 +27,11 @@ def test_what_most_gave_is_learnt_and_all_count():
 @pytest.mark.parametrize(
     "change, problem",
     [
-        ({"question": " "}, "column 'question' is ' '; a question was expected"),
-        ({"question": ["a?"]}, r"column 'question' is \['a\?'\]; a question was expected"),
-        ({"answers": []}, "has no answer in 'answers' nor in 'answer'"),
-        ({"answers": 2}, "column 'answers' is 2; a text or a list of texts"),
-        ({"answers": [{"said": "2"}]}, r"column 'answers' is \[None\]; a text or a list"),
+        ({"question": " "}, "column 'question' is ' '; expected a question"),
+        ({"question": ["a?"]}, r"column 'question' is \['a\?'\]; expected a question"),
+        ({"answers": []}, "no answer in 'answers' or 'answer'"),
+        ({"answers": 2}, "column 'answers' is 2; expected a text or a list of texts"),
+        ({"answers": [{"said": "2"}]}, r"column 'answers' is \[None\]; expected a text or a list"),
     ],
 )
 def test_rows_without_question_or_answer(change, problem):

@@ -11,7 +11,7 @@ def test_fields_and_files(config, failure, capsys):
     assert launch.main(["config", "--config", config(), "--config.optim.lr=0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["optim"]["lr"] == 0.5 and found["steps"] == 2 and "hub" in found
-    assert "the nearest is optim.lr" in failure("config", "optim.lrr")
+    assert "(did you mean optim.lr?)" in failure("config", "optim.lrr")
     assert "--config.steps=1: add --config FILE" in failure("config", "--config.steps=1")
     assert "optim: cannot be combined with --config" in failure(
         "config", "optim", "--config", config()

@@ -98,7 +98,7 @@ def test_who_answers(ask, adapter, base):
     [
         (["--prompt", ""], {}, "--prompt is empty: expected a text to answer"),
         (["--prompt", '{"prefix": 1'], {}, "--prompt begins like JSON but is not valid JSON: "),
-        (["--prompt", '{"prefx": "a"}'], {}, "--prompt: has no column 'prefix'; the nearest is"),
+        (["--prompt", '{"prefx": "a"}'], {}, "--prompt: no column 'prefix'; did you mean"),
         (["--prompt", "a pen"], {"data": SEVERAL}, "a JSON object with name, size\n"),
         (["--file", "empty.txt"], {}, "empty.txt contains no prompts: expected one per line"),
         (["--file", "bytes.txt"], {}, "bytes.txt is not UTF-8 text: "),

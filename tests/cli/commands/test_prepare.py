@@ -22,7 +22,7 @@ def test_what_is_written_and_left_out(source, capsys):
     assert launch.main(["prepare", "totto", "in.jsonl", "data/out.jsonl"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "unusable rows left out: 7"
-    assert printed[1] == "  in.jsonl:4: no cell is highlighted, so there is nothing to tell"
+    assert printed[1] == "  in.jsonl:4: no cell is highlighted, so there is nothing to describe"
     assert printed[6:] == ["  and 2 more", "3 rows written to data/out.jsonl"]
     assert len(rows(Path("data/out.jsonl"))) == 3
     again = ["prepare", "totto", "in.jsonl", "data/out.jsonl", "--rows=2", "--overwrite"]
@@ -35,13 +35,16 @@ def test_what_is_written_and_left_out(source, capsys):
     [
         (["palette", "in.jsonl", "out.jsonl"], "task 'palette' reads published data directly"),
         (["tototo", "in.jsonl", "out.jsonl"], "task 'tototo' is not one of 'totto'"),
-        (["totto", "im.jsonl", "out.jsonl"], "im.jsonl: there is no such file; the nearest is"),
+        (["totto", "im.jsonl", "out.jsonl"], "im.jsonl: no such file; did you mean"),
         (["totto", "in.jsonl", "out.csv"], "out.csv: expected a name ending in .jsonl, .ndj"),
         (["totto", "in.jsonl", "a.json"], "a.json: is a directory; expected the name of a file"),
         (["totto", "in.jsonl", "in.jsonl"], "in.jsonl: already exists; --overwrite replaces it"),
         (["totto", "in.jsonl", "in.jsonl/out.jsonl"], "in.jsonl/out.jsonl: cannot be written: "),
-        (["totto", "bad.jsonl", "out.jsonl"], "none of the 1 rows can be used; the first: bad.jso"),
-        (["totto", "a.json", "out.jsonl"], "a.json: a directory, and not one that save_to_disk"),
+        (
+            ["totto", "bad.jsonl", "out.jsonl"],
+            "none of the 1 rows can be used; the first: bad.jso",
+        ),
+        (["totto", "a.json", "out.jsonl"], "a.json: a directory, but not a dataset saved by save_"),
         (["totto", "in.jsonl", "out.jsonl", "--rows=0"], "--rows 0: expected 1 or more"),
         (["totto", "in.jsonl"], "the following arguments are required: OUT.jsonl"),
     ],

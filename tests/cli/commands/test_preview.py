@@ -25,5 +25,5 @@ def test_rows_and_counts_on_the_terminal_and_as_a_page(config, capsys):
 def test_bad_rows_are_named_before_any_weight_is_read(config, failure):
     Path("rows.jsonl").write_text('{"prefix": "a"}\n')
     message = failure("preview", "--config", config(data={"source": "rows.jsonl"}))
-    assert "rows.jsonl:1: has no column 'suffix'" in message
+    assert "rows.jsonl:1: no column 'suffix'" in message
     assert "--rows 0: expected 1 or more" in failure("preview", "--config=x.py", "--rows=0")

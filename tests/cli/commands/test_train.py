@@ -29,14 +29,14 @@ def test_the_shortest_command_trains(config, capsys):
     [
         (b"", {}, "rows.jsonl: the file is empty"),
         (b'{"prefix": "a", "suffix": "b"}\n{"prefix"\n', {}, r"rows.jsonl:2: "),
-        (b'{"prefix": "a", "sufix": "b"}\n', {}, "rows.jsonl:1: has no column 'suffix'"),
+        (b'{"prefix": "a", "sufix": "b"}\n', {}, "rows.jsonl:1: no column 'suffix'"),
         (b'{"prefix": "a", "suffix": "\xff\xfe"}\n', {}, r"rows.jsonl:1: .*UTF-8"),
-        (b'{"prefix": "%s", "suffix": "b"}\n' % (b"word " * 90), {}, r"jsonl:1: the row is \d+"),
-        (b'{"prefix": "a", "suffix": ""}\n', {}, "rows.jsonl:1: nothing is scored: the suffix is"),
+        (b'{"prefix": "%s", "suffix": "b"}\n' % (b"word " * 90), {}, r"jsonl:1: the row has \d+"),
+        (b'{"prefix": "a", "suffix": ""}\n', {}, "rows.jsonl:1: no token is scored: the suffix is"),
         (b'"text"\n', {}, r"rows.jsonl:1: "),
         (b"description,colors\na sea,blue\n", PALETTE, "rows.csv:2: column 'colors' is 'blue';"),
-        (b"description\na sea\n", PALETTE, "rows.csv:2: has no column 'colors'"),
-        (b"x", {"source": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file; the"),
+        (b"description\na sea\n", PALETTE, "rows.csv:2: no column 'colors'"),
+        (b"x", {"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file; did you"),
         (b"x", {"source": "*.parquet"}, r"\*.parquet: no file matches"),
     ],
 )  # fmt: skip
@@ -51,7 +51,7 @@ def test_rows_that_cannot_be_trained_on(content, data, problem, config, failure)
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        (["--config.optim.lrr=1"], "optim.lrr (command line): no such field; the nearest is"),
+        (["--config.optim.lrr=1"], "optim.lrr (command line): no such field; did you mean"),
         (["--config.optim.lr=fast"], "optim.lr (command line): found 'fast', expected number"),
         (["--config.data.task=pallette"], "data.task 'pallette' is not one of 'caption',"),
         (["--config.model.path=./nowhere"], "'./nowhere': no such directory or file"),
@@ -79,7 +79,7 @@ def test_a_run_of_another_config(config, failure):
     assert launch.main(["--config", config(), "--workdir", "here"]) == 0
     before = Path("here/metrics.jsonl").read_bytes(), Path("here/config.json").read_bytes()
     message = failure("--config", config(optim={"lr": 1.0}), "--workdir", "here")
-    assert "here holds a run of another config; what differs:\n  optim.lr: 0.0001 -> 1.0" in message
+    assert "here holds a run of another config; differences:\n  optim.lr: 0.0001 -> 1.0" in message
     assert (
         Path("here/metrics.jsonl").read_bytes(),
         Path("here/config.json").read_bytes(),

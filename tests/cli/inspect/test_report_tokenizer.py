@@ -131,7 +131,7 @@ def test_sentencepiece(llama):
 def test_no_tokenizer(llama):
     report = inspect(llama)
     assert report.tokenizer["kind"] is None and report.tokenizer["tokens"] == 0
-    assert "no tokenizer: tokenizer.json or a SentencePiece .model was expected" in report.notes[0]
+    assert "no tokenizer: expected tokenizer.json or a SentencePiece .model" in report.notes[0]
     assert report.notes[0] in " ".join(table(report).split())
 
 
