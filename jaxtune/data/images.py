@@ -187,8 +187,8 @@ def _tensorflow() -> ModuleType:
                 import tensorflow
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"pictures are decoded by TensorFlow, and there is no {error.name}: "
-                "pip install tensorflow-cpu"
+                f"pictures are decoded by TensorFlow, and {error.name} is not installed: run "
+                "pip install 'jaxtune[pictures]', or pip install tensorflow-cpu"
             ) from None
         tensorflow.get_logger().setLevel("ERROR")
         # RuntimeError: the program has already used TensorFlow, and its settings stay as they are.

@@ -48,8 +48,10 @@ def few(items: Sequence[str], count: int) -> str:
     return ", ".join(items[:FEW]) + more
 
 
-def size_text(count: int) -> str:
+def size_text(count: int | None) -> str:
     """Formats a number of bytes in the largest binary unit that it reaches, such as `1.50 GiB`."""
+    if count is None:
+        return "unknown"
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = max(0, (count.bit_length() - 1) // 10) if count else 0
     return f"{count / 1024**power:,.{2 if power else 0}f} {units[power]}"

@@ -1,6 +1,5 @@
 """Reports that a run prints before its first step and after its last one."""
 
-import resource
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -126,15 +125,24 @@ def ending(summary: Mapping[str, Any]) -> str:
 def memory() -> dict[str, Any]:
     """Returns the peak memory in bytes: of the fullest device, or else of this process.
 
+    It is None for a process on Windows, whose peak the standard library does not tell.
     Devices such as CPUs that do not count their memory are left out.
     """
     counted = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
     if peaks:
         return {"bytes": max(peaks), "of": "the fullest device"}
+    return {"bytes": _process_peak(), "of": "this process"}
+
+
+def _process_peak() -> int | None:
+    """Returns the largest resident size of this process in bytes, or None on Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"bytes": peak, "of": "this process"}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _rows(rows: Rows, max_length: int) -> str:

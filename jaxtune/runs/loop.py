@@ -286,7 +286,9 @@ class Run:
             "scored_tokens": tally.scored,
             "examples": tally.examples,
         }
-        timings = {"tokens_per_second": self.speed.tokens, "memory": console.memory()["bytes"]}
+        timings = {"tokens_per_second": self.speed.tokens}
+        if peak := console.memory()["bytes"]:
+            timings["memory"] = peak
         log.write(self.done, "train", values, timings)
         if not self.progress.live:
             self.progress.say(self._status(self.done, loss))

@@ -5,14 +5,14 @@ Its files are written whole or not at all.
 
 import contextlib
 import datetime
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
 import jax
 
 from jaxtune.config.load import difference
@@ -52,13 +52,22 @@ def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[No
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("a") if take else None
+        if take:
+            (path / LOCK).touch()  # filelock would report a directory that is read-only as locked
     except OSError as error:
         raise UnwritableError(path, error) from None
-    with lock or contextlib.nullcontext():
-        if lock:
-            _take(lock, path, what)
+    lock = filelock.FileLock(path / LOCK, timeout=0)
+    try:
+        if take:
+            lock.acquire()
+    except filelock.Timeout:
+        raise WorkdirError(
+            f"another {what} is using {path}; wait for it to end, or name another --workdir"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -93,15 +102,6 @@ def begun(path: Path) -> str:
     """
     about = _read(path / RUN)
     return about["started"] if about else datetime.date.today().isoformat()
-
-
-def _take(lock: TextIO, path: Path, what: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkdirError(
-            f"another {what} is using {path}; wait for it to end, or name another --workdir"
-        ) from None
 
 
 def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:

@@ -218,14 +218,16 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs the latter
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
-        if not path.is_dir():  # some network file systems cannot sync directories
+        if not folder:  # Windows and some network file systems cannot sync directories
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _move_into_place(partial: Path, final: Path, overwrite: bool, mark: str) -> None:

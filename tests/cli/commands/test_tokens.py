@@ -49,7 +49,10 @@ def test_json_is_what_is_written(tokenizers, capsys):
     "arguments, message",
     [
         (["./nowhere"], "'./nowhere': no such directory or file, and it is no repository id"),
-        (["llama", "empty"], "empty: cannot read a tokenizer: no tokenizer: expected tokenizer.json"),
+        (
+            ["llama", "empty"],
+            "empty: cannot read a tokenizer: no tokenizer: expected tokenizer.json",
+        ),
         (["llama", "broken"], "broken: cannot read a tokenizer: "),
         (["llama", "odd"], "odd: cannot read a tokenizer: "),
         (["llama", "text.txt"], "text.txt: cannot read a tokenizer: "),

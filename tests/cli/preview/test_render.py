@@ -76,7 +76,10 @@ def test_what_was_skipped_is_named(write, tokenizer):
     prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     found = survey(source, prompt, malformed="skip")
     counts = render.counts(found)
-    assert counts["skipped as malformed"] == "1" and "a.jsonl:2: not valid JSON" in counts["first skipped"]
+    assert (
+        counts["skipped as malformed"] == "1"
+        and "a.jsonl:2: not valid JSON" in counts["first skipped"]
+    )
 
 
 def test_turns_that_are_not_scored_are_told_from_the_prefix(shown):
