@@ -85,10 +85,10 @@ def locate_tokenizer(source: str | os.PathLike[str]) -> Path:
 def account() -> str:
     """Returns the account name of the current token; raises if the token is read-only."""
     api = _api()
-    with _explained("the Hub does not say whose token this is"):
+    with _explained("cannot look up the account of the Hub token"):
         found = api.whoami()
     if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise HubError(f"the token of {found['name']} may only read. {_how_to_write()}")
+        raise HubError(f"the token of {found['name']} is read-only. {_how_to_write()}")
     return found["name"]
 
 
@@ -103,7 +103,7 @@ def claim(repo: str, private: bool) -> bool:
     from huggingface_hub import errors
 
     api = _api()
-    with _explained(f"{repo} cannot be pushed to"):
+    with _explained(f"cannot push to {repo}"):
         try:
             found = api.model_info(repo)
         except errors.RepositoryNotFoundError:
@@ -112,9 +112,9 @@ def claim(repo: str, private: bool) -> bool:
         api.auth_check(repo, write=True)
     if private and not found.private:
         raise HubError(
-            f"{repo} is there already and public, and what is pushed is to be private: make it"
-            f" private at {api.endpoint}/{repo}/settings, choose another name, or say that it may"
-            " be public (--public; for a run, hub.private=False)"
+            f"{repo} already exists and is public, but a private repository was requested: make it"
+            f" private at {api.endpoint}/{repo}/settings, choose another name, or allow a public"
+            " one (--public; for a run, hub.private=False)"
         )
     return False
 
@@ -140,7 +140,7 @@ def upload(source: Path, repo: str, message: str, *, quiet: bool = False) -> str
     if quiet:
         utils.disable_progress_bars()
         utils.logging.set_verbosity_error()  # hides its log of retries, which shows signed URLs
-    with _explained(f"{source} was not pushed to {repo}"):
+    with _explained(f"cannot push {source} to {repo}"):
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
             for name, file in _contents(source).items()
@@ -175,12 +175,14 @@ def _api() -> Any:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        raise HubError("HF_HUB_OFFLINE is set, and pushing needs the Hub: unset it")
+        raise HubError("HF_HUB_OFFLINE is set, but pushing needs the Hub: unset it")
     token = huggingface_hub.get_token()
     if not token:
-        raise HubError(f"no token was found, and pushing needs one. {_how_to_write()}")
+        raise HubError(f"no Hub token found, and pushing needs one. {_how_to_write()}")
     if not re.fullmatch(r"[!-~]+", token):
-        raise HubError(f"the token has characters that no token has. {_how_to_write()}")
+        raise HubError(
+            f"the Hub token contains spaces or other invalid characters. {_how_to_write()}"
+        )
     session = huggingface_hub.get_session()
     # Without a timeout requests may hang forever. Its type is that of httpx or httpx2, whichever
     # huggingface_hub uses.
@@ -192,8 +194,8 @@ def _how_to_write() -> str:
     from huggingface_hub import constants
 
     return (
-        f"Make one that may write at {constants.ENDPOINT}/settings/tokens, and set HF_TOKEN to it"
-        " (or log in with `hf auth login`)"
+        f"Create a token with write access at {constants.ENDPOINT}/settings/tokens and set HF_TOKEN"
+        " to it (or log in with `hf auth login`)"
     )
 
 
@@ -238,8 +240,8 @@ def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     match = REPO_ID.fullmatch(text)
     if not match or ".." in text or "--" in match["repo"] or text.endswith(NO_REPO_SUFFIXES):
         raise CheckpointError(
-            f"{text!r}: no such directory or file, and it is no repository id either (owner/name"
-            f" or owner/name@revision).{_hint(Path(text))}"
+            f"{text!r}: no such directory or file, and not a repository id (owner/name or"
+            f" owner/name@revision).{_hint(Path(text))}"
         )
     return match["repo"], match["revision"]
 
@@ -312,26 +314,26 @@ def _explain(error: Exception, repo: str, revision: str | None) -> str:
             return _explain_gated(error, repo)
         case errors.RepositoryNotFoundError():
             return (
-                f"{repo}: there is no such directory here, and no such repository on"
-                f" {constants.ENDPOINT} that this machine may see. Check the spelling; if it is"
-                f" private, set HF_TOKEN to a token that can read it.{_hint(Path(repo))}"
+                f"{repo}: no such directory, and no repository of that name on {constants.ENDPOINT}"
+                " that this machine has access to. Check the spelling; if it is private, set"
+                f" HF_TOKEN to a token that can read it.{_hint(Path(repo))}"
             )
         case errors.RevisionNotFoundError():
             return (
-                f"{repo} has no revision {revision or 'main'}: its branches and tags are listed on"
+                f"{repo} has no revision {revision or 'main'}: its branches and tags are listed at"
                 f" {constants.ENDPOINT}/{repo}/tree/main"
             )
         case errors.NotASafetensorsRepoError():
             return (
-                f"{repo} has no model.safetensors and no model.safetensors.index.json at its root,"
-                " which are the weights that jaxtune reads"
+                f"{repo} has neither model.safetensors nor model.safetensors.index.json at its"
+                " root, and jaxtune reads no other weights from the Hub"
             )
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             return _explain_uncached(error, repo, revision)
         case OSError(errno=errno.ENOSPC):
             return (
-                f"{repo}: the disk of the cache {constants.HF_HUB_CACHE} is full. Free some space,"
-                " or set HF_HUB_CACHE to a directory on another disk"
+                f"{repo}: the disk with the cache {constants.HF_HUB_CACHE} is full. Free some"
+                " space, or set HF_HUB_CACHE to a directory on another disk"
             )
     return f"{repo}: the download failed: {_reason(error)}"
 
@@ -342,7 +344,7 @@ def _explain_gated(error: Exception, repo: str) -> str:
     refused = error.response.status_code == 403
     found = "the account of your token has no access yet" if refused else "no valid token was sent"
     return (
-        f"{repo} is gated, and {found}: accept its licence on {constants.ENDPOINT}/{repo}, then set"
+        f"{repo} is gated, and {found}: accept its licence at {constants.ENDPOINT}/{repo}, then set"
         f" HF_TOKEN to a read token of that account ({constants.ENDPOINT}/settings/tokens)"
     )
 
@@ -353,14 +355,15 @@ def _explain_uncached(error: Exception, repo: str, revision: str | None) -> str:
     if constants.is_offline_mode():
         why = "HF_HUB_OFFLINE is set"
     else:
-        why = f"{constants.ENDPOINT} did not provide it ({_reason(error.__cause__ or error)})"
+        reason = _reason(error.__cause__ or error)
+        why = f"it cannot be downloaded from {constants.ENDPOINT} ({reason})"
     partly = isinstance(error, errors.IncompleteSnapshotError | errors.OfflineModeIsEnabled)
     cached = "only part of it is" if partly else "it is not"
     command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return (
-        f"{repo}: {why}, and {cached} in the cache at {constants.HF_HUB_CACHE}. Where there is a"
-        f" connection, run `{command}`, then copy models--{repo.replace('/', '--')} from the cache"
-        f" there to the cache here (HF_HUB_CACHE names another).{_hint(Path(repo))}"
+        f"{repo}: {why}, and {cached} in the cache at {constants.HF_HUB_CACHE}. On a machine with"
+        f" internet access, run `{command}`, then copy models--{repo.replace('/', '--')} from its"
+        f" cache to this one (or to another that HF_HUB_CACHE names).{_hint(Path(repo))}"
     )
 
 
@@ -377,11 +380,12 @@ def _reason(error: BaseException, writing: str = "") -> str:
     import huggingface_hub
 
     advice = {
-        401: "the token was refused: set HF_TOKEN anew, or log in again with `hf auth login`; ",
-        403: f"the token may not write there. {writing}; "
+        401: "the token was rejected: set HF_TOKEN to a valid one, or log in again with"
+        " `hf auth login`; ",
+        403: f"the token has no write access. {writing}; "
         if writing
-        else "the token may not read this repository; ",
-        429: "too many requests, wait a few minutes; ",
+        else "the token has no read access to this repository; ",
+        429: "too many requests: wait a few minutes; ",
     }.get(_status(error), "")
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = text.replace(huggingface_hub.get_token() or "\0", "(token)")

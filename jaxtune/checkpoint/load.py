@@ -21,7 +21,7 @@ from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
-from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
+from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors, some
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.families import bigvision, names
@@ -162,8 +162,8 @@ def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.o
     """
     if not directory.is_dir() and directory.suffix != ".npz":
         raise CheckpointError(
-            f"{directory} is a file: a checkpoint is a directory, with config.json beside its "
-            "*.safetensors, or one .npz file of big_vision"
+            f"{directory} is a file: expected a directory with config.json and *.safetensors, or "
+            "an .npz file of big_vision"
         )
     raw, family, model = read_config(directory)
     refuse_quantised(raw, directory)
@@ -201,9 +201,9 @@ def refuse_quantised(raw: Mapping, directory: Path) -> None:
         return
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
     raise CheckpointError(
-        f"{directory} is stored quantised ({method}, as quantization_config in its config.json "
-        "says); jaxtune reads bitsandbytes' 4 bits, or the full-precision checkpoint it was made "
-        "from"
+        f"{directory} is stored quantised ({method}, according to quantization_config in its "
+        "config.json), and jaxtune reads only the 4-bit formats of bitsandbytes: use the "
+        "full-precision checkpoint that it was made from"
     )
 
 
@@ -213,16 +213,16 @@ def _kinds(described: Described, quant: str | tree.Rules | None) -> dict[str, st
         return kinds(described.shapes, quant)
     if quant is not None:
         raise CheckpointError(
-            f"{described.directory} is stored in 4 bits already: leave quant out, which keeps "
-            "them, or give the full-precision checkpoint it was made from"
+            f"{described.directory} is already stored in 4 bits: omit quant to keep its "
+            "quantisation, or use the full-precision checkpoint that it was made from"
         )
     found = {}
     for path, pieces in names.by_leaf(described.parts).items():
         stored = {_stored_as(described, piece) for piece in pieces}
         if len(stored) > 1:
             raise CheckpointError(
-                f"{described.directory}: of the layers of {path}, some are stored in 4 bits and "
-                "some are not, or not alike: jaxtune reads the full-precision checkpoint"
+                f"{described.directory}: some layers of {path} are stored in 4 bits and others are "
+                "not, or in different 4-bit formats: use the full-precision checkpoint"
             )
         found[path] = stored.pop()
     return {path: kind for path, kind in found.items() if kind}
@@ -295,8 +295,8 @@ def match_names(
     odd = [name for name in plain if not placing.floating(stored.tensors[name].dtype)]
     if odd:
         raise CheckpointError(
-            f"{directory}: {odd[0]} and {len(odd) - 1} more are stored as "
-            f"{stored.tensors[odd[0]].dtype}, not as floating-point numbers"
+            f"{directory}: expected floating-point tensors, found "
+            f"{stored.tensors[odd[0]].dtype} in {some(odd, 1)}"
         )
     return parts
 
@@ -346,7 +346,7 @@ def placements(
         shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
         return sharding.shardings(shapes, mesh, rules or sharding.RULES)
     if rules is not None:
-        raise ValueError("rules say how leaves lie on a mesh, and no mesh was given")
+        raise ValueError("rules were given without a mesh: pass `mesh` as well")
     default = jnp.zeros(()).sharding
     return jax.tree.map(lambda _: default, dict(held))
 

@@ -39,8 +39,8 @@ class Origin:
         if isinstance(origin, cls) and (origin.is_npz or (origin.path / "config.json").is_file()):
             return origin
         raise CheckpointError(
-            f"the model's origin is {origin or 'not set'}: config.json and tokenizer files are "
-            "carried along from there. Give it with `model.clone(origin=jaxtune.Origin(directory))`"
+            f"the model's origin is {origin or 'not set'}: expected a checkpoint with config.json "
+            "and tokenizer files. Set it with `model.clone(origin=jaxtune.Origin(directory))`"
         )
 
     @property

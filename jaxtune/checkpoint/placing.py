@@ -182,7 +182,7 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         largest = np.abs(array.astype(np.float32)).max()
         raise CheckpointError(
             f"{name} has values up to {largest:.4g}, beyond float16's range: "
-            "take bfloat16 or float32"
+            "use bfloat16 or float32"
         )
     return converted
 

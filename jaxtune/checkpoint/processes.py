@@ -25,7 +25,7 @@ def in_step() -> Iterator[None]:
         raise failure
     if failed.any():
         raise CheckpointError(
-            f"process {np.argmax(failed)} could not write the checkpoint: its message says why"
+            f"process {np.argmax(failed)} could not write the checkpoint: see its error message"
         )
 
 

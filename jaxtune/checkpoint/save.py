@@ -161,8 +161,8 @@ class _Weights:
         full = bool(stored.tensors) and not bnb.packed(stored)
         if into == "original" and not full:
             raise CheckpointError(
-                "the model's origin has no full-precision weights to merge into: take "
-                "into='dequantised', or give a directory that has them with "
+                "the model's origin has no full-precision weights to merge into: use "
+                "into='dequantised', or set an origin that has them with "
                 "`model.clone(origin=jaxtune.Origin(directory))`"
             )
         parts = names.pieces(table, {path: leaf.shape for path, leaf in leaves.items()})
@@ -259,9 +259,9 @@ def _check_config(model: Model, described: Model, origin: Path) -> None:
     ]
     if differing:
         raise CheckpointError(
-            f"{origin / 'config.json'} describes another model than the one to be written:\n"
+            f"{origin / 'config.json'} does not describe the model that is being written:\n"
             + "\n".join(differing)
-            + "\nGive where it came from with `model.clone(origin=jaxtune.Origin(directory))`"
+            + "\nSet its origin with `model.clone(origin=jaxtune.Origin(directory))`"
         )
 
 
@@ -269,8 +269,8 @@ def _fitting(variables: Mapping, wanted: Mapping[str, names.Shape]) -> Leaves:
     """Returns the parameters by path; raises one error listing all that do not fit the model."""
     if "params" not in variables:
         raise CheckpointError(
-            f'the variables hold {", ".join(map(str, variables)) or "nothing"}, and no "params": '
-            "give all that jaxtune.load returned, not a part of it"
+            f'the variables have no "params" (found {", ".join(map(str, variables)) or "nothing"}):'
+            " pass all the variables that jaxtune.load returned"
         )
     leaves = by_path(variables["params"])
     if problems := [*_misfits(leaves, wanted), *_idle(variables, wanted)]:
@@ -286,12 +286,12 @@ def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
         *(f"  missing  {path} {wanted[path]}" for path in wanted if path not in leaves),
         *(f"  unknown  {path} {np.shape(leaves[path])}" for path in leaves if path not in wanted),
         *(
-            f"  shape    {path} is {np.shape(leaves[path])}, the model's is {wanted[path]}"
+            f"  shape    {path} is {np.shape(leaves[path])}, the model expects {wanted[path]}"
             for path in common
             if np.shape(leaves[path]) != wanted[path]
         ),
         *(
-            f"  dtype    {path} is {leaves[path].dtype}, not a floating-point one"
+            f"  dtype    {path} is {leaves[path].dtype}, not floating-point"
             for path in common
             if not is_quantized(leaves[path]) and not floating(leaves[path].dtype)
         ),
@@ -301,8 +301,8 @@ def _misfits(leaves: Leaves, wanted: Mapping[str, names.Shape]) -> list[str]:
 def _idle(variables: Mapping, wanted: Mapping[str, names.Shape]) -> list[str]:
     """Describes the adapters that fit no weight of the model."""
     return [
-        f"  adapter  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the model has "
-        + (f"a weight {wanted[path]}" if path in wanted else "no such weight")
+        f"  adapter  {path}: a {adapter.a.shape} and b {adapter.b.shape}, but the model has "
+        + (f"a weight of shape {wanted[path]}" if path in wanted else "no such weight")
         for path, adapter in lora.adapters(variables).items()
         if path not in wanted or not adapter.stands_on(wanted[path])
     ]
@@ -326,9 +326,9 @@ def stored_at(origin: Path, raw: Mapping) -> Tensors:
         return Safetensors.open(origin)
     if raw.get("vision_config") and families.find(raw).pictures is None:
         raise CheckpointError(
-            f"{origin} has a vision_config and no *.safetensors any more: the vision tower is "
-            "carried along from there. Put the weight files back, or give another directory that "
-            "has them with `model.clone(origin=jaxtune.Origin(directory))`"
+            f"{origin} has a vision_config but no *.safetensors, from which the vision tower is "
+            "copied: restore the weight files, or set an origin that has them with "
+            "`model.clone(origin=jaxtune.Origin(directory))`"
         )
     return Safetensors({}, {})
 

@@ -181,7 +181,7 @@ def test_existing_paths_are_themselves(tmp_path, monkeypatch, server):
     ],
 )
 def test_neither_path_nor_repository(source, server):
-    with pytest.raises(CheckpointError, match="no such directory or file, and it is no repository"):
+    with pytest.raises(CheckpointError, match="no such directory or file, and not a repository id"):
         locate(source)
     assert server.requests == []
 
@@ -249,14 +249,14 @@ def test_gated_repository(server, place, status, problem):
     server.refusals[place] = (status, {"X-Error-Code": "GatedRepo"})
     message = failure()
     assert f"is gated, and {problem}" in message
-    assert f"accept its licence on {server.url}/maker/model" in message
+    assert f"accept its licence at {server.url}/maker/model" in message
     assert "HF_TOKEN" in message
 
 
 def test_missing_repository(server, tmp_path):
     server.refusals["/revision/"] = (404, {"X-Error-Code": "RepoNotFound"})
     message = failure()
-    assert "no such directory here, and no such repository on" in message
+    assert "no such directory, and no repository of that name on" in message
     assert "set HF_TOKEN" in message and "Did you mean" not in message
     (tmp_path / "makers").mkdir()
     assert failure().endswith("Did you mean makers?")
@@ -271,7 +271,7 @@ def test_no_connection_and_nothing_cached(server, tmp_path):
     server.shutdown()
     server.server_close()
     message = failure(f"{REPO}@v2")
-    assert f"{server.url} did not provide it (ConnectError" in message
+    assert f"it cannot be downloaded from {server.url} (ConnectError" in message
     assert f"it is not in the cache at {tmp_path / 'cache'}" in message
     assert "`hf download maker/model --revision v2`, then copy models--maker--model" in message
 
@@ -318,8 +318,8 @@ def test_offline_by_the_environment(tmp_path, server):
 @pytest.mark.parametrize(
     ("status", "problem"),
     [
-        (401, "the token was refused"),
-        (403, "the token may not read this repository"),
+        (401, "the token was rejected"),
+        (403, "the token has no read access to this repository"),
         (429, "too many requests"),
         (503, "503"),
     ],
@@ -337,4 +337,4 @@ def test_disk_full(server, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    assert f"the disk of the cache {tmp_path / 'cache'} is full" in failure()
+    assert f"the disk with the cache {tmp_path / 'cache'} is full" in failure()

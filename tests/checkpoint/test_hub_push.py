@@ -62,10 +62,16 @@ def test_what_the_hub_holds_is_not_sent_again(server, tmp_path):
 @pytest.mark.parametrize(
     "token, problem",
     [
-        ("", r"no token was found, and pushing needs one. Make one that may write at http.*HF_TOK"),
-        ("hf_WrongWrong", r"whose token this is: the token was refused: set HF_TOKEN anew"),
-        (READER, r"the token of me may only read. Make one that may write at http.*/settings/to"),
-        ("hf_tok en", r"the token has characters that no token has"),
+        (
+            "",
+            r"no Hub token found, and pushing needs one. Create a token with .* at http.*HF_TOK",
+        ),
+        ("hf_WrongWrong", r"account of the Hub token: the token was rejected: set HF_TOKEN to a"),
+        (
+            READER,
+            r"the token of me is read-only. Create a token with write.* at http.*/settings/to",
+        ),
+        ("hf_tok en", r"the Hub token contains spaces or other invalid characters"),
     ],
 )
 def test_tokens_that_cannot_push(token, problem, server, monkeypatch):
@@ -86,11 +92,11 @@ def test_repositories_that_cannot_be_pushed_to(server):
         "stranger/public": Repository(private=False, owner="stranger"),
         "stranger/private": Repository(private=True, owner="stranger"),
     }
-    assert "is there already and public" in refusal("me/public", True)
+    assert "already exists and is public" in refusal("me/public", True)
     assert hub.claim("me/public", False) is False
     for name in ("stranger/public", "stranger/private", "stranger/new"):
         message = refusal(name, False)
-        assert message.startswith(f"{name} cannot be pushed to: the token may not write there")
+        assert message.startswith(f"cannot push to {name}: the token has no write access")
     assert "HFValidationError" in refusal("me/a--b", True)
 
 
@@ -104,7 +110,7 @@ def test_what_may_pass(status, kind, server):
 
 def test_a_hub_that_is_away(server, monkeypatch):
     server.troubles.append(Trouble("whoami", 1, status=0))
-    assert "whose token this is: RemoteProtocolError" in refusal(
+    assert "account of the Hub token: RemoteProtocolError" in refusal(
         call=hub.account, kind=PassingError
     )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -103,7 +103,7 @@ def test_auto_keeps_the_widest_dtype_of_a_leaf_and_follows_it(copied, monkeypatc
         ({"dtype": "int8"}, "dtype 'int8': expected one of float32, bfloat16, float16 or auto"),
         ({"attention": "flash"}, "attention 'flash': expected one of auto, plain, splash, cudnn"),
         ({"mesh": {"fsdp": 1}}, "mesh is a dict; a jax.sharding.Mesh was expected: make one"),
-        ({"rules": [(".*", None)]}, "no mesh was given"),
+        ({"rules": [(".*", None)]}, "rules were given without a mesh"),
         ({"mesh": ("model", "Auto")}, "mesh axis 'model' splits nothing: expected data, fsdp"),
         ({"mesh": ("fsdp", "Explicit")}, r"explicit axes.*jaxtune\.make_mesh"),
     ],
@@ -312,11 +312,11 @@ def test_leftover_rotary_tables_are_known(copied):
 
 def test_packed_weights_are_refused(copied):
     change(copied, model__layers__0__mlp__up_proj__weight=np.zeros((72, 48), np.int8))
-    with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight and 0 more are stored as int8"):
+    with pytest.raises(CheckpointError, match=r"found int8 in .*mlp.up_proj.weight$"):
         jaxtune.load(copied)
     for given, named in (({"quant_method": "gptq"}, "gptq"), ("fp8", "fp8")):
         configure(copied, quantization_config=given)
-        with pytest.raises(CheckpointError, match=rf"stored quantised \({named}, as"):
+        with pytest.raises(CheckpointError, match=rf"stored quantised \({named}, according"):
             jaxtune.load(copied)
 
 

@@ -161,7 +161,7 @@ def test_what_cannot_pass_is_not_waited_for(begin, server, tmp_path):
     pushes, said = begin(private=False, wait=600)
     server.troubles.append(Trouble("/commit/", 10**6, status=403))
     assert pushes.ended(written(tmp_path / "export"), "step 2")["pushed"] is None
-    assert "the token may not write there" in said[-1] and said[-1].endswith("me/new --public")
+    assert "the token has no write access" in said[-1] and said[-1].endswith("me/new --public")
 
 
 def test_a_hub_that_is_away_stops_only_a_new_run(begin, server, tmp_path):

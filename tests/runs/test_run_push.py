@@ -131,7 +131,7 @@ def test_a_repository_that_is_not_ours_stops_a_run_before_it_begins(
 ):
     monkeypatch.setattr(Assembly, "base", lambda *_: pytest.fail("weights were read"))
     assert launch.main(["--config", config(repo="stranger/price-{name}")]) == 2
-    assert "the token may not write there" in capsys.readouterr().err
+    assert "the token has no write access" in capsys.readouterr().err
     assert not Path("runs/x/metrics.jsonl").exists()
 
 

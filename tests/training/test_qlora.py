@@ -143,7 +143,7 @@ def test_what_is_held_is_a_rule(quantised):
         jaxtune.load(made.plain, quant="nf5")
     with pytest.raises(ValueError, match="embed/w is no linear map of a layer"):
         jaxtune.load(made.plain, quant=[(".*", "nf4")])
-    with pytest.raises(CheckpointError, match="stored in 4 bits already: leave quant out"):
+    with pytest.raises(CheckpointError, match="already stored in 4 bits: omit quant"):
         jaxtune.load(made.packed, quant="nf4")
 
 

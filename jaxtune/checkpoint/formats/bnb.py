@@ -89,7 +89,7 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
     name, kind = match["weight"], match["kind"]
     if kind not in READ:
         raise CheckpointError(
-            f"{name} is packed as bitsandbytes' {kind!r}: expected one of {', '.join(READ)}"
+            f"{name} is in the bitsandbytes format {kind!r}: expected one of {', '.join(READ)}"
         )
     missing = [each for each in (name, f"{name}.absmax") if each not in stored.tensors]
     if missing:
@@ -102,12 +102,13 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         return Packed(name, kind, (outputs, inputs), int(state["blocksize"]), nested, offset)
     except OSError:  # `stored` has only the headers of a Hub repository, not its weight files
         raise CheckpointError(
-            f"{name} is stored in 4 bits, and how is said in {stored.tensors[match.string].file}, "
-            "which is not on this machine: download the checkpoint and give its directory"
+            f"{name} is stored in 4 bits, and {stored.tensors[match.string].file}, which has its "
+            "quantisation parameters, is not on this machine: download the checkpoint and give "
+            "its directory"
         ) from None
     except (ValueError, KeyError, TypeError) as problem:
         raise CheckpointError(
-            f"{match.string} does not say how {name} is packed, as JSON with shape and blocksize "
+            f"{match.string}: expected JSON with the shape and blocksize of {name} "
             f"({type(problem).__name__}: {problem})"
         ) from None
 
@@ -120,15 +121,15 @@ def _check_sizes(stored: Safetensors, weight: Packed, scales: int) -> None:
     expected = -(-math.prod(weight.shape) // 2), scales
     if found != expected:
         raise CheckpointError(
-            f"{weight.name} of shape {weight.shape}, in blocks of {weight.block}, takes "
-            f"{expected[0]} bytes and {expected[1]} scales; the checkpoint has {found[0]} and "
-            f"{found[1]}"
+            f"{weight.name}: expected {expected[0]} bytes and {expected[1]} scales for shape "
+            f"{weight.shape} in blocks of {weight.block}, found {found[0]} bytes and {found[1]} "
+            "scales"
         )
 
 
 def _check_map(stored: Safetensors, name: str, table: np.ndarray) -> None:
     if name not in stored.tensors or not np.array_equal(stored.read(name), table):
-        raise CheckpointError(f"{name} is missing or not the map of values that bitsandbytes has")
+        raise CheckpointError(f"{name} is missing or differs from bitsandbytes' table of values")
 
 
 def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # uint4[count]
@@ -173,8 +174,8 @@ def _some(whole: Quantized, weight: Packed, rows: slice) -> Quantized:
     inputs, outputs = whole.matrix
     if inputs % weight.block:
         raise CheckpointError(
-            f"{weight.name} holds several of our weights, and as {inputs} inputs are no multiple "
-            f"of {weight.block}, they share blocks: jaxtune reads the full-precision checkpoint"
+            f"{weight.name} fuses several weights that share blocks, because {inputs} inputs are "
+            f"not a multiple of {weight.block}: use the full-precision checkpoint"
         )
     scales = np.asarray(plain_scales(whole))[:, rows]
     count = len(range(*rows.indices(outputs)))

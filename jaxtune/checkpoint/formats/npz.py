@@ -127,7 +127,7 @@ def write(
     """
     path = Path(path).expanduser()
     if path.suffix != ".npz":
-        raise CheckpointError(f"{path}: a name that ends in .npz was expected")
+        raise CheckpointError(f"{path}: expected a name that ends in .npz")
     planned = {name: _planned(name, shape, dtype) for name, (shape, dtype) in plan.items()}
     needed = sum(nbytes(*tensor) for tensor in planned.values())
     with new_file(path, needed, overwrite) as out, zipfile.ZipFile(out, "w") as archive:
@@ -153,16 +153,16 @@ def _check_kind(path: Path) -> None:
         raise CheckpointError(f"{path} is empty: download or copy it again")
     if first.startswith(b"\x93NUMPY"):
         raise CheckpointError(
-            f"{path} is a single array, as numpy.save writes; many with a name each were expected,"
-            " as numpy.savez writes them"
+            f"{path} is a single array, as numpy.save writes it: expected named arrays, as"
+            " numpy.savez writes them"
         )
     if not first.startswith(b"PK"):
-        kind = impostor(first) or "no zip archive found"
-        raise CheckpointError(f"{path} is no .npz file: {kind}")
+        kind = impostor(first) or "no zip archive"
+        raise CheckpointError(f"{path} is not an .npz file: found {kind}")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path} is truncated: the list of its arrays, with which it should end, is missing:"
-            " download or copy it again"
+            f"{path} is truncated: the list of arrays at its end is missing; download or copy it"
+            " again"
         )
 
 
@@ -200,11 +200,11 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         )
     if odd := [name for name in names if not name.endswith(SUFFIX)]:
         raise CheckpointError(
-            f"{path} holds {some(odd)}, where members that end in {SUFFIX} were expected: it is"
-            " some other zip archive"
+            f"{path} is a zip archive but not an .npz file: expected members that end in {SUFFIX},"
+            f" found {some(odd)}"
         )
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
-        raise CheckpointError(f"{path} holds more than one {some(twice)}: save it again")
+        raise CheckpointError(f"{path} has duplicate members {some(twice)}: save it again")
 
 
 def _tensor_info(
@@ -226,28 +226,28 @@ def _tensor_info(
     data = _data_start(file, member)
     start, stop = data if deflated else data + header, data + member.compress_size
     if stop > path.stat().st_size:
-        raise CheckpointError(f"{where} lies behind the end of the file: download or copy it again")
+        raise CheckpointError(f"{where} lies beyond the end of the file: download or copy it again")
     return TensorInfo(name, dtype, shape, path, start, stop, "F" if fortran else "C", deflated)
 
 
 def _check_member(where: str, member: zipfile.ZipInfo) -> None:
     if member.header_offset < 0:  # zipfile computes offsets back from the end of the file
         raise CheckpointError(
-            f"{where} lies before the start of the file, which has lost bytes: download or copy it"
+            f"{where} lies before the start of the file, so bytes are missing: download or copy it"
             " again"
         )
     if member.flag_bits & 1:
-        raise CheckpointError(f"{where} is encrypted, and jaxtune takes no password: decrypt it")
+        raise CheckpointError(f"{where} is encrypted, which jaxtune cannot read: decrypt it")
     if member.compress_type not in METHODS:
         method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
         raise CheckpointError(
-            f"{where} is compressed by {method}; jaxtune reads what numpy.savez and"
-            " numpy.savez_compressed write: save it with one of those"
+            f"{where} is compressed with {method}, which jaxtune cannot read: save it with"
+            " numpy.savez or numpy.savez_compressed"
         )
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
         raise CheckpointError(
-            f"{where} takes {member.compress_size:,} bytes and should take {member.file_size:,}:"
-            " the file is damaged; download or copy it again"
+            f"{where} takes up {member.compress_size:,} bytes instead of {member.file_size:,}: the"
+            " file is damaged; download or copy it again"
         )
 
 
@@ -256,12 +256,12 @@ def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np
     try:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
-            raise ValueError(f"its version is {version}")
+            raise ValueError(f"unsupported version {version}")
         shape, fortran, dtype = HEADERS[version](file)
     except BAD_HEADER as error:
-        raise CheckpointError(f"{where} has no sound .npy header ({error})") from None
+        raise CheckpointError(f"{where} has an invalid .npy header ({error})") from None
     if any(size < 0 for size in shape):
-        raise CheckpointError(f"{where} has shape {list(shape)}: the file is damaged")
+        raise CheckpointError(f"{where} has the invalid shape {list(shape)}: the file is damaged")
     return shape, fortran, dtype
 
 
@@ -269,8 +269,8 @@ def _dtype(where: str, stored: np.dtype) -> np.dtype:
     """Returns the dtype of the elements, given the dtype in the .npy header."""
     if stored.hasobject:
         raise CheckpointError(
-            f"{where} holds Python objects, that is a pickle, which jaxtune does not read because"
-            " loading one can run code. Save it as numbers, where you trust it"
+            f"{where} holds Python objects as a pickle, which jaxtune does not read because loading"
+            " one can run code. If you trust it, save it as numbers"
         )
     if stored == RECORD:
         return BFLOAT16
@@ -346,10 +346,10 @@ def _write_blocks(
     produced: Iterable[np.ndarray],
 ) -> None:
     whole, written = nbytes(shape, dtype), 0
-    announced = f"tensor {name} was announced as {dtype}{list(shape)}"
+    expected = f"tensor {name}: expected {dtype}{list(shape)}"
     for block in produced:
         if block.dtype != dtype:
-            raise CheckpointError(f"{announced} but a block came as {block.dtype}")
+            raise CheckpointError(f"{expected}, found a block of {block.dtype}")
         written += block.nbytes
         if written > whole:
             break
@@ -358,4 +358,4 @@ def _write_blocks(
         block = piece = None  # freed before the next block is made
     if written != whole:
         amount = "more" if written > whole else f"{written:,}"
-        raise CheckpointError(f"{announced}, {whole:,} bytes, but {amount} came")
+        raise CheckpointError(f"{expected}, {whole:,} bytes, found {amount}")

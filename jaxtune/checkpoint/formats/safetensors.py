@@ -135,7 +135,7 @@ def _scan(path: Path) -> Scan:
         entries = _json_object(path, file.read(length), "its header")
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: its __metadata__ is {metadata}, not an object")
+        raise CheckpointError(f"{path}: expected an object as __metadata__, found {metadata}")
     tensors = {name: _tensor_info(path, name, entries[name], 8 + length) for name in entries}
     _check_layout(path, tensors.values(), 8 + length, size)
     return tensors, metadata
@@ -148,7 +148,7 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
     # A valid length may begin with any byte, so the check is for the brace that opens the JSON.
     if first[8:9] not in (b"{", b""):
         kind = ZIP if first.startswith(b"PK") else impostor(first)
-        raise CheckpointError(f"{path} is no safetensors file: {kind or 'no header found'}")
+        raise CheckpointError(f"{path} is not a safetensors file: found {kind or 'no header'}")
     if size < 8:
         raise CheckpointError(
             f"{path} is {size} bytes long, too short for a safetensors file: download or copy it"
@@ -157,8 +157,8 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{path} gives its header {length:,} bytes, where {MAX_HEADER_BYTES:,} is the most:"
-            " it is damaged, or no safetensors file"
+            f"{path} declares a header of {length:,} bytes, above the limit of"
+            f" {MAX_HEADER_BYTES:,}: it is damaged, or not a safetensors file"
         )
     if 8 + length > size:
         raise _truncated(path, size, 8 + length)
@@ -167,8 +167,8 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
 
 def _truncated(path: Path, size: int, promised: int) -> CheckpointError:
     return CheckpointError(
-        f"{path} is truncated: the file is {size:,} bytes, its header promises {promised:,}:"
-        " download or copy it again"
+        f"{path} is truncated: its header describes {promised:,} bytes, but the file has"
+        f" {size:,}; download or copy it again"
     )
 
 
@@ -188,7 +188,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
-            f"{path}: tensor {name} needs a dtype, a shape and two data_offsets, found {entry}"
+            f"{path}: tensor {name}: expected a dtype, a shape and two data_offsets, found {entry}"
         ) from None
     if not isinstance(kind, str) or kind not in DTYPES:
         raise CheckpointError(
@@ -196,8 +196,8 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         )
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise CheckpointError(
-            f"{path}: tensor {name} has shape {entry['shape']} and offsets [{start}, {stop}];"
-            " whole numbers from 0 were expected"
+            f"{path}: tensor {name} has shape {entry['shape']} and offsets [{start}, {stop}]:"
+            " expected non-negative integers"
         )
     if stop - start != nbytes(shape, DTYPES[kind]):
         raise CheckpointError(
@@ -214,8 +214,8 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data: int, size: in
         if info.start != expected:
             problem = "overlaps the one before it" if info.start < expected else "leaves a gap"
             raise CheckpointError(
-                f"{path}: tensor {info.name} {problem}: its data starts at byte {info.start:,},"
-                f" where {expected:,} was expected. The header is damaged"
+                f"{path}: tensor {info.name} {problem}: expected its data at byte {expected:,},"
+                f" found {info.start:,}. The header is damaged"
             )
         expected = info.stop
     if size < expected:
@@ -234,15 +234,15 @@ def _scan_shards(index: Path) -> Scan:
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index} names {len(files)} files, and {len(missing)} of them are not there:"
+            f"{index}: {len(missing)} of the {len(files)} files that it lists are missing:"
             f" {', '.join(missing)}. Download or copy them again"
         )
     headers = {file: _scan(index.parent / file) for file in files}
     lost = [f"{name} ({file})" for name, file in weight_map.items() if name not in headers[file][0]]
     if lost:
         raise CheckpointError(
-            f"{index} promises {len(lost)} tensors that their files lack: {some(lost)}."
-            " Index and files are of different versions: download both again"
+            f"{index}: {len(lost)} of the tensors that it lists are missing from their files:"
+            f" {some(lost)}. Index and files are from different versions: download both again"
         )
     metadata = {key: text for _, found in headers.values() for key, text in found.items()}
     return {name: headers[file][0][name] for name, file in weight_map.items()}, metadata
@@ -265,8 +265,8 @@ def _lone_file(directory: Path) -> Path:
     names = some([file.name for file in found])
     if len(found) > 1:
         raise CheckpointError(
-            f"{directory} has {names} but no {INDEX_NAME}, which says how they belong together:"
-            " download or copy it too, or name one file"
+            f"{directory} has {names} but no {INDEX_NAME}, the index of its shards: download or"
+            " copy it too, or give the path of one file"
         )
     if not found:
         raise _no_weights(directory)
@@ -283,15 +283,15 @@ def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted({file.name for pattern in PICKLES for file in directory.glob(pattern)})
     if pickles:
         return CheckpointError(
-            f"{directory} has its weights only as pickle ({some(pickles)}), and jaxtune reads no"
-            " pickle because loading one can run code. Take the safetensors version of this"
-            " checkpoint, or convert it where you trust it: load it with transformers"
+            f"{directory} has its weights only as pickles ({some(pickles)}), which jaxtune does not"
+            " read because loading one can run code. Use the safetensors version of this"
+            " checkpoint, or, if you trust it, convert it: load it with transformers"
             " (from_pretrained) and write it again with save_pretrained"
         )
     found = sorted(file.name for file in directory.iterdir())
     return CheckpointError(
-        f"{directory} has no weights: {SINGLE_NAME}, or {INDEX_NAME} and the files it names, was"
-        f" expected; found {some(found) or 'an empty directory'}"
+        f"{directory} has no weights: expected {SINGLE_NAME}, or {INDEX_NAME} and the files it"
+        f" lists, found {some(found) or 'an empty directory'}"
     )
 
 
@@ -350,8 +350,7 @@ def _write_tensor(
     shape, dtype = tensor
     if (array.shape, array.dtype) != tensor:
         raise CheckpointError(
-            f"tensor {name} was announced as {dtype}{list(shape)} but came as"
-            f" {array.dtype}{list(array.shape)}"
+            f"tensor {name}: expected {dtype}{list(shape)}, found {array.dtype}{list(array.shape)}"
         )
     for block in blocks(array):
         out.write(block.reshape(-1).view(np.uint8))

@@ -104,7 +104,7 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
     checkpoint: a directory of plain files, one of them named `mark`.
     """
     if final.exists() and not final.is_dir():
-        raise CheckpointError(f"{final} is a file, and a directory is to be written: move it away")
+        raise CheckpointError(f"{final} is a file, not a directory to write into: move it away")
     found = sorted(final.iterdir()) if final.is_dir() else []
     if found and not overwrite:
         raise CheckpointError(
@@ -113,8 +113,8 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
         )
     if odd := _why_no_checkpoint(found, mark):
         raise CheckpointError(
-            f"{final} does not look like a checkpoint ({odd}), and overwrite=True replaces only a"
-            f" directory that has {mark} and nothing but plain files: remove it yourself, or"
+            f"{final} does not look like a checkpoint ({odd}), and overwrite=True replaces only"
+            f" directories that contain {mark} and nothing but plain files: remove it yourself, or"
             " choose another directory"
         )
 
@@ -138,7 +138,7 @@ def publish(source: Path, final: Path, overwrite: bool, mark: str = "config.json
 
 def _refuse_existing_file(final: Path, overwrite: bool) -> None:
     if final.is_dir():
-        raise CheckpointError(f"{final} is a directory, and a file is to be written: name the file")
+        raise CheckpointError(f"{final} is a directory: give the name of a file to write")
     if final.exists() and not overwrite:
         raise CheckpointError(
             f"{final} already exists: remove it, choose another name, or replace it with"
@@ -149,9 +149,9 @@ def _refuse_existing_file(final: Path, overwrite: bool) -> None:
 def _why_no_checkpoint(found: list[Path], mark: str) -> str:
     """Returns why a directory's content is not a checkpoint, or "" if it is one or is empty."""
     if directories := [path.name for path in found if not path.is_file()]:
-        return f"it holds {some(directories)}"
+        return f"it contains {some(directories)}"
     if found and mark not in [path.name for path in found]:
-        return f"it has no {mark}, but {some([path.name for path in found])}"
+        return f"it has no {mark}, only {some([path.name for path in found])}"
     return ""
 
 
@@ -205,8 +205,8 @@ def _full_disk(partial: Path, final: Path) -> CheckpointError:
     written = sum(path.lstat().st_size for path in partial.rglob("*"))
     free = shutil.disk_usage(partial).free + written
     return CheckpointError(
-        f"{final}: the disk is full: more than {written:,} bytes are needed, and {free:,} are free"
-        " without them. Nothing was kept. Free some space or choose a directory on another disk"
+        f"{final}: the disk is full: more than {written:,} bytes are needed, and only {free:,} are"
+        " available. Nothing was kept. Free some space or choose a directory on another disk"
     )
 
 

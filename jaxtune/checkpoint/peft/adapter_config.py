@@ -49,25 +49,25 @@ def _is_one_or_many(kind: type) -> Callable[[Any], bool]:
     return fits
 
 
-NAMES = (_is_one_or_many(str), "a name, a list of names or null was expected")
-SWITCH = (lambda value: type(value) is bool, "true or false was expected")
+NAMES = (_is_one_or_many(str), "expected a name, a list of names or null")
+SWITCH = (lambda value: type(value) is bool, "expected true or false")
 EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "peft_type": (lambda value: value == "LORA", "LORA is the one that jaxtune reads"),
-    "bias": (lambda value: value == "none", "an adapter that leaves biases alone was expected"),
+    "peft_type": (lambda value: value == "LORA", "expected LORA, the only type that jaxtune reads"),
+    "bias": (lambda value: value == "none", "expected 'none', an adapter without trained biases"),
     "init_lora_weights": (
         lambda value: value in INITS,
-        "this start changes the base, and the adapter stands on what it left of that. Convert it"
-        " to plain LoRA where it was trained:"
+        "this initialisation changed the base weights, and the adapter fits only the changed ones."
+        " Convert it to plain LoRA where it was trained:"
         " save_pretrained(…, path_initial_model_for_weight_conversion=…)",
     ),
-    "r": (_is_whole, "a whole number from 1 was expected"),
-    "lora_alpha": (_is_number, "a number was expected"),
+    "r": (_is_whole, "expected a positive integer"),
+    "lora_alpha": (_is_number, "expected a number"),
     "lora_dropout": (
         lambda value: _is_number(value) and 0 <= value < 1,
-        "a share from 0 to below 1 was expected",
+        "expected a number from 0 to less than 1",
     ),
-    "rank_pattern": (_is_map(_is_whole), "an object of whole numbers from 1 was expected"),
-    "alpha_pattern": (_is_map(_is_number), "an object of numbers was expected"),
+    "rank_pattern": (_is_map(_is_whole), "expected an object whose values are positive integers"),
+    "alpha_pattern": (_is_map(_is_number), "expected an object whose values are numbers"),
     "use_rslora": SWITCH,
     "use_dora": SWITCH,
     "target_modules": NAMES,
@@ -75,7 +75,7 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layers_pattern": NAMES,
     "layers_to_transform": (
         _is_one_or_many(int),
-        "a number, a list of numbers or null was expected",
+        "expected an integer, a list of integers or null",
     ),
 }
 
@@ -209,7 +209,7 @@ class Settings:
                 fine = fits(value)
             else:
                 fine = not value or key in HARMLESS
-                why = "that is nothing jaxtune can follow; null was expected"
+                why = "expected null, because jaxtune does not support this setting"
             if not fine:
                 raise CheckpointError(f"{self.file}: {key} is {value!r}: {why}")
 
@@ -241,7 +241,7 @@ class Settings:
             return re.compile(pattern)
         except re.error as problem:
             raise CheckpointError(
-                f"{self.file}: {pattern!r} is no regular expression: {problem}"
+                f"{self.file}: {pattern!r} is not a valid regular expression: {problem}"
             ) from None
 
 
@@ -257,11 +257,11 @@ def listed(title: str, lines: Iterable[str]) -> str:
 def _no_config(directory: Path) -> str:
     if (directory / "config.json").is_file():
         return (
-            f"{directory} has no {CONFIG_NAME}, but a config.json: it holds a whole model, which"
-            " jaxtune.load reads"
+            f"{directory} has a config.json but no {CONFIG_NAME}: it is a whole model, not an"
+            " adapter; load it with jaxtune.load"
         )
     return (
-        f"{directory} has no {CONFIG_NAME}: an adapter's directory as PEFT writes it was expected"
+        f"{directory} has no {CONFIG_NAME}: expected the directory of an adapter in PEFT's layout"
     )
 
 

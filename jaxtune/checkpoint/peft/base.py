@@ -135,14 +135,14 @@ class Base:
 def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
     if started:
         return (
-            f"{place.path} of the variables is not {place.theirs} of {directory} less what the"
-            " adapters of `initial` took out of it: give the variables as add_lora returned them"
+            f"{place.path} of the variables is not {place.theirs} of {directory} minus the product"
+            " of the adapters in `initial`: pass the variables that add_lora returned as `initial`"
         )
     return (
-        f"{place.path} of the variables is not {place.theirs} of {directory}, so that the adapters"
-        " alone would not give this model back. If they began with init='pissa', give the variables"
-        " right after add_lora as `initial`. If weights were trained too, write them:"
-        " jaxtune.save_merged(model, jaxtune.merge(variables), …). Otherwise give the checkpoint"
+        f"{place.path} of the variables is not {place.theirs} of {directory}, so the adapters alone"
+        " would not reproduce this model. If they were initialised with init='pissa', pass the"
+        " variables that add_lora returned as `initial`. If weights were trained too, write them:"
+        " jaxtune.save_merged(model, jaxtune.merge(variables), …). Otherwise pass the checkpoint"
         " that was loaded as `base`"
     )
 
@@ -151,8 +151,8 @@ def params_of(variables: Mapping) -> dict[str, Any]:
     """Returns the parameters by slash path; raises if the variables have none."""
     if "params" not in variables:
         raise CheckpointError(
-            f"the variables hold {', '.join(map(str, variables)) or 'nothing'}, and no 'params':"
-            " give all of them, not a part"
+            f"the variables have no 'params' (found {', '.join(map(str, variables)) or 'nothing'}):"
+            " pass all the variables of the model"
         )
     return by_path(variables["params"])
 
@@ -176,7 +176,7 @@ def refuse_other_base(
         found = base.fingerprint(noted.path, noted.layer, weight)
     if found and not noted.near(found):
         raise CheckpointError(
-            f"{whose} was trained beside another base than {model.origin}, where {noted.path} is "
-            f"{noted.apart(found):.2g} of its size away from the one it knows: give the base it "
-            "was trained on, or call jaxtune.load_adapter(…, any_base=True) if this is meant"
+            f"{whose} was trained on a different base than {model.origin}: {noted.path} differs by "
+            f"{noted.apart(found):.2g} of its norm. Load the base it was trained on, or call "
+            "jaxtune.load_adapter(…, any_base=True) if this is intended"
         )

@@ -48,7 +48,7 @@ class Fingerprint:
             return cls(**json.loads(metadata[KEY]))
         except (ValueError, TypeError):
             raise CheckpointError(
-                f"the adapter's metadata have a {KEY} that jaxtune did not write: {metadata[KEY]!r}"
+                f"the adapter's metadata has a {KEY} that jaxtune did not write: {metadata[KEY]!r}"
             ) from None
 
     @property

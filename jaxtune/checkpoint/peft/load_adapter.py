@@ -44,8 +44,8 @@ def load_adapter(
     """
     if variables.get("lora"):
         raise CheckpointError(
-            "the variables hold adapters already: merge them first (jaxtune.merge), or give"
-            " variables without"
+            "the variables already have adapters: merge them first (jaxtune.merge), or pass"
+            " variables without adapters"
         )
     params = params_of(variables)
     family = read_config(Origin.of(model).path)[1]
@@ -98,10 +98,11 @@ def _misfits(found: Modules, modules: Linears, settings: adapter_config.Settings
         outside, inside = modules[module][0].shape
         for part, (size,) in parts.items():
             if size != (wanted := inside if part == "a" else outside):
-                yield f"  shape    {module}: {stacking.PARTS[part]} has {size}, the model {wanted}"
+                name = stacking.PARTS[part]
+                yield f"  shape    {module}: {name} has size {size}, the model expects {wanted}"
     for module in modules:
         if module not in found and settings.targeted(module):
-            yield f"  missing  {module}: the config's target_modules promise it"
+            yield f"  missing  {module}: the config's target_modules select it"
 
 
 def _refuse_changed(source: Path) -> None:
@@ -116,8 +117,8 @@ def _refuse_changed(source: Path) -> None:
         if name in known and found != known[name]["sha256"]:
             raise CheckpointError(
                 f"{source / name} is not the file that was verified when this adapter was exported:"
-                f" its SHA-256 is {found}, and {report} says {known[name]['sha256']}. Export it"
-                f" anew, or remove {REPORT} if it was changed on purpose"
+                f" its SHA-256 is {found}, but {report} records {known[name]['sha256']}. Export it"
+                f" again, or remove {REPORT} if the file was changed on purpose"
             )
 
 
@@ -131,6 +132,6 @@ def _refuse_idle(adapters: Adapters, params: Mapping[str, Any], source: Path) ->
             if not jnp.allclose(adapter.magnitude, norms, rtol=1e-3, atol=0):
                 return
     raise CheckpointError(
-        f"{source}: every lora_B is zero, so that this adapter would change nothing: it was saved"
-        " before any training"
+        f"{source}: every lora_B is zero, so this adapter has no effect: it was saved before any"
+        " training"
     )

@@ -88,21 +88,21 @@ def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
     adapters = lora.adapters(variables)
     if not adapters:
         raise CheckpointError(
-            f"{whose} hold no adapters: give what jaxtune.add_lora returned, or write whole weights"
-            " with jaxtune.save_merged"
+            f"no adapters in {whose}: pass the variables that jaxtune.add_lora returned, or write"
+            " the weights with jaxtune.save_merged"
         )
     linear = {piece.path for parts in base.linears.values() for piece in parts}
     problems = [
-        f"  {path}: a {adapter.a.shape} and b {adapter.b.shape}, the base has "
-        + (f"a weight {base.shapes[path]}" if path in linear else "no such linear map")
+        f"  {path}: a {adapter.a.shape} and b {adapter.b.shape}, but the base has "
+        + (f"a weight of shape {base.shapes[path]}" if path in linear else "no such linear map")
         for path, adapter in adapters.items()
         if path not in linear or not adapter.stands_on(base.shapes[path])
     ]
     if len({adapter.magnitude is None for adapter in adapters.values()}) > 1:
-        problems.append("  some have a magnitude (DoRA) and some do not: PEFT has all or none")
+        problems.append("  some have a magnitude (DoRA) and some do not: PEFT needs all or none")
     if problems:
         raise CheckpointError(
-            adapter_config.listed(f"the adapters of {whose} do not fit {base.directory}:", problems)
+            adapter_config.listed(f"the adapters in {whose} do not fit {base.directory}:", problems)
         )
     return adapters
 
@@ -126,7 +126,7 @@ def _since(started: Adapters, adapters: Adapters) -> Adapters:
     if unlike:
         raise CheckpointError(
             adapter_config.listed(
-                "`initial` has not the same adapters, with the same scales:", unlike
+                "`initial` must have the same adapters with the same scales; these differ:", unlike
             )
         )
     return {

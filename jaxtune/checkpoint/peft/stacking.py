@@ -140,14 +140,14 @@ def read_pairs(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
             grouped.setdefault(match["module"], {})[part] = name
         else:
             problems.append(
-                f"  {name} {info.dtype}{list(info.shape)}: no part of LoRA{_advice(name)}"
+                f"  {name} {info.dtype}{list(info.shape)}: not a LoRA tensor{_advice(name)}"
             )
     for module, parts in grouped.items():
         shapes = {part: stored.tensors[name].shape for part, name in parts.items()}
         problems += [f"  {module}: {each}" for each in _broken_promises(module, shapes, settings)]
     if problems:
         files = ", ".join(sorted({str(info.file) for info in stored.tensors.values()}))
-        raise CheckpointError(listed(f"{files} does not hold what {settings.file} says:", problems))
+        raise CheckpointError(listed(f"{files} does not match {settings.file}:", problems))
     return {
         module: LowRank(
             scale=settings.scale(module),
@@ -161,7 +161,7 @@ def _advice(name: str) -> str:
     if ".lora_" in name or not name.endswith(".weight"):
         return ""
     return (
-        ", but a whole weight. If it is the base's own, write the adapter without:"
+        ", but a full weight. If it belongs to the base, write the adapter without it:"
         " save_pretrained(…, save_embedding_layers=False)"
     )
 
@@ -169,16 +169,17 @@ def _advice(name: str) -> str:
 def _broken_promises(module: str, shapes: Mapping[str, Shape], settings: Settings) -> Iterator[str]:
     wanted = PARTS.keys() if settings.dora else PARTS.keys() - {"magnitude"}
     for part in sorted(wanted ^ shapes.keys()):
-        yield f"{PARTS[part]} is {'missing' if part in wanted else 'there, and use_dora is false'}"
+        problem = "missing" if part in wanted else "present, but use_dora is false"
+        yield f"{PARTS[part]} is {problem}"
     if not settings.targeted(module):
-        yield "it is there, and target_modules (or what limits them) leaves it out"
+        yield "it is present, but target_modules (or a setting that limits them) excludes it"
     rank = settings.rank(module)
     promised = {"a": (rank, None), "b": (None, rank), "magnitude": (None,)}
     for part, shape in shapes.items():
         if len(shape) != len(promised[part]) or any(
             length not in (None, size) for length, size in zip(promised[part], shape, strict=True)
         ):
-            yield f"{PARTS[part]} has shape {list(shape)}, the config's rank is {rank}"
+            yield f"{PARTS[part]} has shape {list(shape)}, but the config's rank is {rank}"
 
 
 def ranks_noted(metadata: Mapping[str, str]) -> dict[str, int]:

@@ -107,21 +107,24 @@ def header(descr="<f4", order="False", shape="(2,)"):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "no sound .npy header"),
-        (b"text", "no sound .npy header"),
-        (b"\x93NUMPY\x09\x00" + bytes(100), r"its version is \(9, 0\)"),
-        (npy(header="nonsense"), "no sound .npy header"),
-        (npy(header="[1, 2]"), "no sound .npy header"),
-        (npy(header="(" * 5_000), "no sound .npy header"),
-        (npy(header="-" * 5_000 + "1"), "no sound .npy header"),
-        (npy(header="{[]: 1}"), "no sound .npy header"),
-        (npy(header=header(descr="<f4',"), data=bytes(8)), "no sound .npy header"),
-        (npy(header="{'descr': ('<f4',), 'fortran_order': False, 'shape': (2,)}"), "no sound"),
-        (npy(header="__import__('os').abort()"), "no sound .npy header"),
-        (npy(header="{" + " " * 20_000 + "}"), "no sound .npy header"),
-        (npy(header=header(descr="nonsense"), data=bytes(8)), "no sound .npy header"),
-        (npy(header=header(order="3"), data=bytes(8)), "no sound .npy header"),
-        (npy(header=header(shape="(-1, -2)"), data=bytes(8)), r"has shape \[-1, -2\]"),
+        (b"", "an invalid .npy header"),
+        (b"text", "an invalid .npy header"),
+        (b"\x93NUMPY\x09\x00" + bytes(100), r"unsupported version \(9, 0\)"),
+        (npy(header="nonsense"), "an invalid .npy header"),
+        (npy(header="[1, 2]"), "an invalid .npy header"),
+        (npy(header="(" * 5_000), "an invalid .npy header"),
+        (npy(header="-" * 5_000 + "1"), "an invalid .npy header"),
+        (npy(header="{[]: 1}"), "an invalid .npy header"),
+        (npy(header=header(descr="<f4',"), data=bytes(8)), "an invalid .npy header"),
+        (
+            npy(header="{'descr': ('<f4',), 'fortran_order': False, 'shape': (2,)}"),
+            "invalid .npy header",
+        ),
+        (npy(header="__import__('os').abort()"), "an invalid .npy header"),
+        (npy(header="{" + " " * 20_000 + "}"), "an invalid .npy header"),
+        (npy(header=header(descr="nonsense"), data=bytes(8)), "an invalid .npy header"),
+        (npy(header=header(order="3"), data=bytes(8)), "an invalid .npy header"),
+        (npy(header=header(shape="(-1, -2)"), data=bytes(8)), r"has the invalid shape \[-1, -2\]"),
         (npy(header=header(), data=bytes(7)), r"7 bytes, but float32 of shape \[2\] takes 8"),
         (npy(header=header(), data=bytes(9)), r"9 bytes, but float32 of shape \[2\] takes 8"),
         (npy(header=header(shape=f"({2**62}, 4)")), "has 0 bytes, but float32"),
@@ -139,7 +142,7 @@ def test_damaged_member(tmp_path, content, problem, method):
 )
 def test_other_compressions(tmp_path, method, name):
     path = raw_zip(tmp_path / "m.npz", [("w.npy", npy(np.ones(2)))], method)
-    with pytest.raises(CheckpointError, match=f"array w is compressed by {name}"):
+    with pytest.raises(CheckpointError, match=f"array w is compressed with {name}"):
         Npz.open(path)
 
 
@@ -158,10 +161,10 @@ def patched(path, at, value):
     [
         (8, 1, "is encrypted"),
         (8, 0x20, "is damaged"),  # a patch to an earlier version of the member
-        (10, 77, "is compressed by 77"),
+        (10, 77, "is compressed with 77"),
         (10, 8, "is damaged"),  # plain bytes that are no deflated ones
-        (20, 100, "takes 100 bytes and should take 144"),
-        (24, 100, "takes 144 bytes and should take 100"),
+        (20, 100, "takes up 100 bytes instead of 144"),
+        (24, 100, "takes up 144 bytes instead of 100"),
     ],
 )
 def test_damaged_list(tmp_path, at, value, problem):
@@ -185,7 +188,7 @@ def longer_than_it_is(path, method):
 
 def test_array_that_reaches_beyond_the_file(tmp_path):
     path = longer_than_it_is(tmp_path / "m.npz", zipfile.ZIP_STORED)
-    with pytest.raises(CheckpointError, match="array w lies behind the end of the file"):
+    with pytest.raises(CheckpointError, match="array w lies beyond the end of the file"):
         Npz.open(path)
 
 
@@ -215,11 +218,13 @@ def test_any_damage_is_found_or_harmless(tmp_path, save):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_members_of_one_name(tmp_path):
     path = raw_zip(tmp_path / "m.npz", [("w.npy", npy(np.ones(2)))] * 2)
-    with pytest.raises(CheckpointError, match=r"more than one w\.npy"):
+    with pytest.raises(CheckpointError, match=r"duplicate members w\.npy"):
         Npz.open(path)
 
 
 def test_other_archives(tmp_path):
     path = raw_zip(tmp_path / "m.npz", [("w.npy", npy(np.ones(2))), ("thesis.tex", b"")])
-    with pytest.raises(CheckpointError, match=r"holds thesis\.tex, where members.*other zip"):
+    with pytest.raises(
+        CheckpointError, match=r"not an \.npz file.*expected members.*found thesis\.tex"
+    ):
         Npz.open(path)

@@ -108,14 +108,14 @@ def test_one_block_is_in_memory_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "problem"),
     [
-        ([np.zeros(2)], "a block came as float64"),
-        ([np.zeros(2, np.float32)], "24 bytes, but 8 came"),
-        ([np.zeros(4, np.float32)] * 2, "24 bytes, but more came"),
-        ([], "24 bytes, but 0 came"),
+        ([np.zeros(2)], "found a block of float64"),
+        ([np.zeros(2, np.float32)], "24 bytes, found 8"),
+        ([np.zeros(4, np.float32)] * 2, "24 bytes, found more"),
+        ([], "24 bytes, found 0"),
     ],
 )
 def test_blocks_must_be_as_announced(tmp_path, blocks, problem):
-    with pytest.raises(CheckpointError, match=rf"w was announced as float32\[2, 3\].*{problem}"):
+    with pytest.raises(CheckpointError, match=rf"w: expected float32\[2, 3\].*{problem}"):
         npz.write(tmp_path / "m.npz", {"w": ((2, 3), np.float32)}, lambda name: blocks)
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_blocks_must_be_as_announced(tmp_path, blocks, problem):
 def test_what_cannot_be_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"w has dtype float8_e5m2; an \.npz file holds"):
         write(tmp_path / "m.npz", {"w": np.zeros(2, ml_dtypes.float8_e5m2)})
-    with pytest.raises(CheckpointError, match=r"m\.bin: a name that ends in \.npz was expected"):
+    with pytest.raises(CheckpointError, match=r"m\.bin: expected a name that ends in \.npz"):
         write(tmp_path / "m.bin", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -68,7 +68,7 @@ def test_only_one_tensor_is_alive_at_a_time(tmp_path):
 def test_produced_tensor_must_be_as_announced(tmp_path, wrong):
     shapes = {"good": ((1,), np.float32), "w": ((2, 3), np.float32)}
     made = {"good": np.ones(1, np.float32), "w": wrong}
-    with pytest.raises(CheckpointError, match=r"w was announced as float32\[2, 3\] but came as"):
+    with pytest.raises(CheckpointError, match=r"w: expected float32\[2, 3\], found"):
         write_sharded(tmp_path, shapes, made.__getitem__)
     assert list(tmp_path.iterdir()) == []
 

@@ -123,9 +123,9 @@ def test_directory_that_fills_meanwhile_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (["thesis.tex"], "it has no config.json, but thesis.tex"),
-        (["config.json", "run-1/model.safetensors"], "it holds run-1"),
-        (["run-1/config.json"], "it holds run-1"),
+        (["thesis.tex"], "it has no config.json, only thesis.tex"),
+        (["config.json", "run-1/model.safetensors"], "it contains run-1"),
+        (["run-1/config.json"], "it contains run-1"),
     ],
 )
 def test_only_a_checkpoint_is_overwritten(tmp_path, content, problem):

@@ -36,7 +36,7 @@ def test_another_base_of_the_same_shapes(pair, other, directory):
         jaxtune.load_adapter(model, variables, directory)
     message = str(refused.value)
     assert str(pair("llama-linear").directory) in message and str(model.origin) in message
-    apart = re.search(r"another base .* is (\S+) of its size away", message)[1]
+    apart = re.search(r"a different base .* differs by (\S+) of its norm", message)[1]
     assert float(apart) == pytest.approx(0.01, rel=0.2)
     attached = jaxtune.load_adapter(model, variables, directory, any_base=True)
     check_same(attached, attach(pair("llama-linear"), directory))
@@ -54,7 +54,7 @@ def test_codes_are_told_by_what_they_were_made_from(pair, other, directory):
     _, same = jaxtune.load(made.directory, quant="nf4")
     _, variables = jaxtune.load(model.origin, quant="nf4")
     jaxtune.load_adapter(made.model, same, directory)
-    with pytest.raises(CheckpointError, match="another base"):
+    with pytest.raises(CheckpointError, match="trained on a different base"):
         jaxtune.load_adapter(model, variables, directory)
 
 

@@ -159,18 +159,18 @@ def test_adapters_lie_where_their_weights_do(pair, tmp_path):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3': LORA is the one"),
-        ({"bias": "all"}, "bias is 'all': an adapter that leaves biases alone"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3': expected LORA, the only"),
+        ({"bias": "all"}, "bias is 'all': expected 'none', an adapter without trained biases"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'.*path_initial_model"),
-        ({"r": 5}, r"q_proj: lora_A.weight has shape \[4, 48\], the config's rank is 5"),
-        ({"r": "4"}, "r is '4': a whole number from 1"),
+        ({"r": 5}, r"q_proj: lora_A.weight has shape \[4, 48\], but the config's rank is 5"),
+        ({"r": "4"}, "r is '4': expected a positive integer"),
         ({"rank_pattern": {"v_proj": 2}}, r"v_proj: lora_B.weight has shape \[24, 4\].*rank is 2"),
-        ({"alpha_pattern": {"(": 2}}, r"'\(.*' is no regular expression"),
-        ({"target_modules": ["q_proj"]}, "up_proj: it is there, and target_modules"),
-        ({"target_modules": 7}, "target_modules is 7: a name, a list of names"),
-        ({"lora_dropout": 1}, "lora_dropout is 1: a share from 0 to below 1"),
+        ({"alpha_pattern": {"(": 2}}, r"'\(.*' is not a valid regular expression"),
+        ({"target_modules": ["q_proj"]}, "up_proj: it is present, but target_modules"),
+        ({"target_modules": 7}, "target_modules is 7: expected a name, a list of names"),
+        ({"lora_dropout": 1}, "lora_dropout is 1: expected a number from 0 to less than 1"),
         ({"use_dora": True}, "q_proj: lora_magnitude_vector is missing"),
     ],
 )
@@ -190,19 +190,19 @@ STEM = "base_model.model.model.layers.1.mlp.up_proj"
         ({f"{STEM}.lora_A.weight": None}, "layers.1.mlp.up_proj: lora_A.weight is missing"),
         (
             {f"{STEM}.lora_A.weight": None, f"{STEM}.lora_B.weight": None},
-            "missing  model.layers.1.mlp.up_proj: the config's target_modules promise it",
+            "missing  model.layers.1.mlp.up_proj: the config's target_modules select it",
         ),
         (
             {f"{STEM}.lora_B.weight": np.ones((71, 4), np.float32)},
-            "up_proj: lora_B.weight has 71, the model 72",
+            "up_proj: lora_B.weight has size 71, the model expects 72",
         ),
-        ({f"{STEM}.lora_B.weight": np.ones((72, 4), np.int8)}, "int8.*no part of LoRA"),
-        ({f"{STEM}.lora_B.bias": np.ones(72)}, "lora_B.bias .*no part of LoRA"),
+        ({f"{STEM}.lora_B.weight": np.ones((72, 4), np.int8)}, "int8.*not a LoRA tensor"),
+        ({f"{STEM}.lora_B.bias": np.ones(72)}, "lora_B.bias .*not a LoRA tensor"),
         (
             {"base_model.model.lm_head.base_layer.weight": np.ones((211, 48))},
-            "a whole weight.*save_embedding_layers=False",
+            "a full weight.*save_embedding_layers=False",
         ),
-        ({f"{STEM}.lora_magnitude_vector": np.ones(72)}, "is there, and use_dora is false"),
+        ({f"{STEM}.lora_magnitude_vector": np.ones(72)}, "is present, but use_dora is false"),
         (
             {f"{STEM.replace('.1.', '.3.')}.lora_{part}.weight": np.ones(shape) for part, shape in
              (("A", (4, 48)), ("B", (72, 4)))},
@@ -222,7 +222,9 @@ def test_adapters_of_other_models(pair, directory, tmp_path):
         CheckpointError, match=r"unknown  model.layers.0.*q_proj.*nearest.*qkv_proj"
     ):
         attach(pair(FUSED), directory)
-    with pytest.raises(CheckpointError, match=r"k_proj: lora_B.weight has 24, the model 12"):
+    with pytest.raises(
+        CheckpointError, match=r"k_proj: lora_B.weight has size 24, the model expects 12"
+    ):
         attach(pair("mistral-mqa"), directory)
     written_by_peft(pair(TOWER), tmp_path / "tower")
     tensors = load_file(tmp_path / "tower" / WEIGHTS)
@@ -251,11 +253,15 @@ def test_an_adapter_that_does_nothing(pair, variant, tmp_path):
 
 def test_files_we_do_not_read(pair, directory, tmp_path):
     made = pair("llama-linear")
-    with pytest.raises(CheckpointError, match="the variables hold adapters already: merge"):
+    with pytest.raises(CheckpointError, match="the variables already have adapters: merge"):
         jaxtune.load_adapter(made.model, adapted(made), directory)
-    with pytest.raises(CheckpointError, match=r"no adapter_config.json, but a config.json: .*load"):
+    with pytest.raises(
+        CheckpointError, match=r"a config.json but no adapter_config.json: .*jaxtune.load"
+    ):
         attach(made, made.directory)
-    with pytest.raises(CheckpointError, match=r"no adapter_config.json: an adapter's directory"):
+    with pytest.raises(
+        CheckpointError, match=r"no adapter_config.json: expected the directory of an adapter"
+    ):
         attach(made, tmp_path)
     with pytest.raises(CheckpointError, match="origin is not set"):
         jaxtune.load_adapter(made.model.clone(origin=None), made.variables, directory)
@@ -264,7 +270,7 @@ def test_files_we_do_not_read(pair, directory, tmp_path):
     with pytest.raises(CheckpointError, match="is truncated"):
         attach(made, directory)
     (directory / WEIGHTS).rename(directory / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match="only as pickle"):
+    with pytest.raises(CheckpointError, match="only as pickles"):
         attach(made, directory)
     (directory / adapter_config.CONFIG_NAME).write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):

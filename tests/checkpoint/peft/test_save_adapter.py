@@ -127,10 +127,13 @@ def test_another_start_is_refused(pair, tmp_path):
     twice = jax.tree.map(lambda leaf: 2 * leaf, started["lora"])
     some = {"layers": {"mlp": started["lora"]["layers"]["mlp"]}}
     for initial, says in (
-        (begun(made, rank=2, alpha=4, init="pissa"), "less what the adapters of `initial` took"),
+        (
+            begun(made, rank=2, alpha=4, init="pissa"),
+            "minus the product of the adapters in `initial`",
+        ),
         ({"lora": twice}, "with the same scales"),
         ({"lora": some}, "(?s)same adapters.*layers/attn/q/w"),
-        (made.variables, "`initial` hold no adapters"),
+        (made.variables, "no adapters in `initial`"),
     ):
         with pytest.raises(CheckpointError, match=says):
             jaxtune.save_adapter(busy(started), tmp_path / "out", made.directory, initial=initial)
@@ -193,7 +196,7 @@ def test_nothing_is_overwritten_unasked(pair, tmp_path):
     jaxtune.save_adapter(variables, out, made.directory, overwrite=True)
     assert sorted(os.listdir(out)) == [adapter_config.CONFIG_NAME, WEIGHTS]
     before = sorted(os.listdir(made.directory))
-    with pytest.raises(CheckpointError, match=r"it has no adapter_config.json, but"):
+    with pytest.raises(CheckpointError, match=r"it has no adapter_config.json, only"):
         jaxtune.save_adapter(variables, made.directory, made.directory, overwrite=True)
     assert sorted(os.listdir(made.directory)) == before
 
@@ -206,16 +209,16 @@ def test_what_is_not_written(pair, tmp_path):
     lora, mixed, path = variables["lora"], adapters(variables), "layers/attn/q/w"
     mixed[path] = mixed[path].replace(magnitude=np.ones(48))
     for given, base, says in (
-        (made.variables, made.directory, "the variables hold no adapters: .*save_merged"),
-        ({"lora": lora}, made.directory, "the variables hold lora, and no 'params'"),
+        (made.variables, made.directory, "no adapters in the variables: .*save_merged"),
+        ({"lora": lora}, made.directory, "the variables have no 'params' \\(found lora\\)"),
         (variables | {"params": tuned}, made.directory, "If weights were trained too, write them"),
         (
             variables,
             other,
-            r"layers/attn/k/w: a \(3, 48, 4\) .*, the base has a weight \(3, 48, 12",
+            r"layers/attn/k/w: a \(3, 48, 4\) .*, but the base has a weight of shape \(3, 48, 12",
         ),
         (variables | {"lora": {"embed": {"w": mixed[path]}}}, made.directory, "no such linear map"),
-        (variables | {"lora": tree.unflatten(mixed)}, made.directory, "PEFT has all or none"),
+        (variables | {"lora": tree.unflatten(mixed)}, made.directory, "PEFT needs all or none"),
         (variables, tmp_path / "nothing", "no such directory or file"),
     ):
         with pytest.raises(CheckpointError, match=says):

@@ -48,7 +48,7 @@ def test_json_is_what_is_written(tokenizers, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["./nowhere"], "'./nowhere': no such directory or file, and it is no repository id"),
+        (["./nowhere"], "'./nowhere': no such directory or file, and not a repository id"),
         (
             ["llama", "empty"],
             "empty: cannot read a tokenizer: no tokenizer: expected tokenizer.json",

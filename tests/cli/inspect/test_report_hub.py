@@ -105,7 +105,7 @@ def test_a_repository_without_safetensors(hosted, published, tmp_path):
         (tmp_path / "pickled").mkdir(exist_ok=True)
         shutil.copy(published / "single" / name, tmp_path / "pickled" / name)
     hosted(tmp_path / "pickled")
-    with pytest.raises(HubError, match=r"maker/model has no model\.safetensors and no"):
+    with pytest.raises(HubError, match=r"maker/model has neither model\.safetensors nor"):
         inspect(test_hub.REPO)
 
 
