@@ -147,7 +147,7 @@ def test_one_evaluation_at_a_time(base, rows, tmp_path):
     config = configs.parse({"model": {"path": str(base)}, **given})
     with (
         locked_directory(tmp_path / "eval", "eval"),
-        pytest.raises(WorkdirError, match="another eval is at"),
+        pytest.raises(WorkdirError, match="another eval is using"),
     ):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
     assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]
