@@ -6,22 +6,16 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
 import pytest
 
-import jaxtune
 import launch
 from jaxtune import families
 from jaxtune.config import load as schema
 from tests.test_imports import LAYERS
-from tests.training.test_step import padded, texts
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# What a command needs that is not in the repository, by the words that name it.
-ELSEWHERE = ("configs/x.py", "runs/", "/Llama-", "GEM/", "totto_train_data", "FILE", "me/")
-HEAVY = ("eval", "generate", "train", "export", "push")  # the suite runs these elsewhere
 
 
 def blocks(page: Path) -> list[str]:
@@ -35,14 +29,6 @@ def commands() -> list[str]:
     lines = (line for page in PAGES for line in page.read_text().splitlines())
     found = (re.match(r" {4}(?:HF_TOKEN=\S+ )?python (launch\.py .*)", line) for line in lines)
     return sorted({match[1] for match in found if match})
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A directory to work in, with the bundled configs."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_the_readme_is_short_and_every_link_leads_somewhere():
@@ -72,39 +58,6 @@ def test_every_python_block_is_python(page):
         assert ast.parse(block).body
 
 
-@pytest.mark.slow
-def test_the_readme_s_python_works_as_typed(place):
-    space = {"batches": [padded(list(texts(0)))]}
-    exec(next(each for each in blocks(README) if "train_step" in each), space)
-    assert Path("runs/adapter/adapter_config.json").exists()
-
-
-@pytest.mark.slow
-def test_usage_works_as_typed(place):
-    first, _, loop = blocks(ROOT / "docs" / "python.md")
-    space = {}
-    exec(first, space)
-    assert space["logits"].shape[:2] == (1, 4)
-    assert Path("runs/copy/model.safetensors").exists()
-    space |= {"jax": jax, "batches": [padded(list(texts(0)))]}
-    exec(loop, space)
-    assert Path("runs/tuned/model.safetensors").exists()
-    model, fresh = space["jaxtune"].load("configs/tiny/base")
-    assert "lora" in space["jaxtune"].load_adapter(model, fresh, "runs/adapter")
-
-
-@pytest.mark.slow
-def test_pictures_work_as_typed(place):
-    bundled = ROOT / "configs" / "tiny_pictures"
-    (place / "paligemma-3b-pt-224.f16.npz").symlink_to(next(bundled.rglob("*.npz")))
-    (place / "cat.jpg").symlink_to(next(bundled.rglob("*.png")))
-    (block,) = blocks(ROOT / "docs" / "pictures.md")
-    space = {"jaxtune": jaxtune}
-    exec(block, space)
-    assert len(space["answers"][0]) > 0
-    assert Path("runs/tuned.npz").exists()
-
-
 def test_the_quantisation_rules_are_rules():
     (block,) = blocks(ROOT / "docs" / "quantisation.md")
     space = {}
@@ -119,26 +72,24 @@ def space_of(space: dict) -> dict:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_one(command):
-    """Each is parsed; of those about bundled files, the light ones are run in another test."""
+    """Each is parsed here, and run in test_docs_run.py."""
     _, *arguments = shlex.split(command, comments=True)
     options = launch.parsed(arguments)
     assert callable(options.run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        each
-        for each in commands()
-        if not any(word in each for word in ELSEWHERE) and each.split()[1] not in HEAVY
-    ],
-)
-def test_light_commands_about_bundled_files_run(command, place, capsys):
-    _, *arguments = shlex.split(command, comments=True)
-    if not arguments[0].startswith("-"):  # a bare --config trains
-        assert launch.main(arguments) == 0
-        assert capsys.readouterr().out
+def test_benchmarks_and_make_targets_are_there():
+    """The options of the benchmarks too; running them all takes hours."""
+    text = "".join(page.read_text() for page in PAGES)
+    scripts = re.findall(r"`?python (benchmarks/\w+\.py)([^`\n|]*)", text)
+    assert scripts
+    shared = (ROOT / "benchmarks" / "turns.py").read_text()
+    for script, options in scripts:
+        source = shared + (ROOT / script).read_text()
+        for option in re.findall(r"--[a-z-]+", options):
+            assert f'"{option}"' in source, f"{script} {option}"
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"^ {4}make ([\w-]+)", text, re.MULTILINE)) <= set(targets)
 
 
 @pytest.mark.parametrize("model_type", families.SUPPORTED)
