@@ -13,7 +13,7 @@ class UnwritableError(ValueError):
 
     def __init__(self, path: Path, error: OSError):
         super().__init__(
-            f"{path} cannot be written: {error.strerror}; --workdir names another directory"
+            f"{path} cannot be written: {error.strerror}; choose another directory with --workdir"
         )
 
 

@@ -47,12 +47,14 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     sizes = list(axes.values())
     described = ", ".join(f"{name}={size}" for name, size in axes.items())
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {described}: sizes are positive, and one at most may be -1")
+        raise ValueError(f"mesh {described}: expected positive sizes, and -1 at most once")
     named = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // named
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {described} does not use the {len(devices)} devices there are")
+        raise ValueError(
+            f"mesh {described}: expected sizes whose product is the device count, {len(devices)}"
+        )
     return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
 
 
@@ -65,18 +67,16 @@ def check_mesh(mesh: Any, rules: tree.Rules | None = None) -> None:
     """
     made = "make one with jaxtune.make_mesh({'fsdp': -1})"
     if not isinstance(mesh, Mesh):
-        raise ValueError(
-            f"mesh is a {type(mesh).__name__}; a jax.sharding.Mesh was expected: {made}"
-        )
+        raise ValueError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh: {made}")
     named = {name for _, spec in rules or () for entry in spec for name in _names(entry)}
     idle = [name for name in mesh.axis_names if name not in named | set(AXES)]
     if idle:
         raise ValueError(
-            f"mesh axis {idle[0]!r} splits nothing: expected {', '.join(AXES)}, "
-            "or rules that name it"
+            f"mesh axis {idle[0]!r} shards nothing: expected {', '.join(AXES)}, or an axis that "
+            "the rules name"
         )
     if AxisType.Explicit in mesh.axis_types:
-        raise ValueError(f"the mesh has explicit axes, where AxisType.Auto is needed: {made}")
+        raise ValueError(f"the mesh has explicit axes; expected AxisType.Auto: {made}")
 
 
 def shardings(

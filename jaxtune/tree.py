@@ -119,7 +119,7 @@ def combine(*trees: Any) -> Any:
     def only(*leaves):
         present = [leaf for leaf in leaves if leaf is not None]
         if len(present) > 1:
-            raise ValueError(f"combine: {len(present)} of the trees hold the same leaf")
+            raise ValueError(f"combine: {len(present)} of the trees have the same leaf")
         return present[0] if present else None
 
     return jax.tree.map(only, *trees, is_leaf=lambda node: node is None)
@@ -129,9 +129,9 @@ def _explain(rules: Rules, paths: list[str], unmatched: list[str], idle: list[in
     lines = []
     if unmatched:
         lines += ["no rule matches these leaves:", *_listing(unmatched)]
-        lines += ["the rules are, in order:", *_listing([pattern for pattern, _ in rules])]
+        lines += ["the rules, in order:", *_listing([pattern for pattern, _ in rules])]
     if idle:
-        lines += ["these rules decide no leaf:", *_listing(_idle(rules, paths, idle))]
+        lines += ["these rules apply to no leaf:", *_listing(_idle(rules, paths, idle))]
         lines += ["the leaves are:", *_listing(paths)]
     return "\n".join(lines)
 
@@ -142,7 +142,7 @@ def _idle(rules: Rules, paths: list[str], idle: list[int]) -> list[str]:
     for number in idle:
         pattern = rules[number][0]
         late = any(re.fullmatch(pattern, path) for path in paths)
-        reason = "earlier rules take all it matches" if late else "matches nothing"
+        reason = "earlier rules match all its leaves" if late else "matches no leaf"
         described.append(f"{pattern}    ({reason})")
     return described
 

@@ -15,11 +15,11 @@ def test_minus_one_takes_what_is_left():
 @pytest.mark.parametrize(
     ("axes", "says"),
     [
-        ({"data": 3}, "does not use the 8 devices"),
-        ({"data": 16}, "does not use the 8 devices"),
-        ({"data": 3, "fsdp": -1}, "does not use the 8 devices"),
-        ({"data": -1, "fsdp": -1}, "one at most may be -1"),
-        ({"data": 0}, "sizes are positive"),
+        ({"data": 3}, "expected sizes whose product is the device count, 8"),
+        ({"data": 16}, "expected sizes whose product is the device count, 8"),
+        ({"data": 3, "fsdp": -1}, "expected sizes whose product is the device count, 8"),
+        ({"data": -1, "fsdp": -1}, "and -1 at most once"),
+        ({"data": 0}, "expected positive sizes"),
     ],
 )
 def test_a_mesh_that_cannot_be(axes, says):

@@ -40,13 +40,13 @@ def test_unmatched_leaves_and_the_rules_are_both_named():
         tree.select(LEAVES, [(r"layers/atn/.*", 1), (r"embed/.*", 0), (r".*/up/w", 2)])
     message = str(error.value)
     assert "layers/attn/q/w" in message
-    assert "layers/atn/.*    (matches nothing)" in message
+    assert "layers/atn/.*    (matches no leaf)" in message
     assert "layers/mlp/up/w" in message.split("the leaves are:")[1]
-    assert "layers/mlp/up/w" not in message.split("the rules are")[0]
+    assert "layers/mlp/up/w" not in message.split("the rules, in order")[0]
 
 
 def test_a_rule_that_comes_too_late_is_told_so():
-    with pytest.raises(tree.RuleError, match=r"embed/w    \(earlier rules take all it matches\)"):
+    with pytest.raises(tree.RuleError, match=r"embed/w    \(earlier rules match all its leaves\)"):
         tree.select(LEAVES, [(r".*", 1), (r"embed/w", 2)])
 
 
@@ -68,7 +68,7 @@ def test_partition_and_combine_undo_each_other():
 
 
 def test_combine_refuses_a_leaf_held_twice():
-    with pytest.raises(ValueError, match="2 of the trees hold the same leaf"):
+    with pytest.raises(ValueError, match="2 of the trees have the same leaf"):
         tree.combine(LEAVES, LEAVES)
 
 

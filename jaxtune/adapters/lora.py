@@ -164,9 +164,9 @@ def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
 
 def _check(rank: int, dropout: float, variant: str, init: str) -> None:
     if type(rank) is not int or rank < 1:
-        raise ValueError(f"rank {rank!r}: expected a whole number from 1")
+        raise ValueError(f"rank {rank!r}: expected a positive integer")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout!r}: expected a share from 0 to below 1")
+        raise ValueError(f"dropout {dropout!r}: expected a number from 0 to less than 1")
     for name, value, known in (("variant", variant, VARIANTS), ("init", init, INITS)):
         if value not in known:
             raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
@@ -186,7 +186,7 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
     chosen = [path for path, take in tree.match(rules, params).items() if take]
     flat = [path for path in chosen if not path.endswith("/w") or re.fullmatch(EMBEDDING, path)]
     if flat:
-        raise ValueError(f"no adapter can stand beside {', '.join(flat)}: not a linear map")
+        raise ValueError(f"no adapter can be added to {', '.join(flat)}: not a linear map")
     return chosen
 
 
@@ -205,8 +205,8 @@ def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
     """Returns the top singular directions of a weight as a PiSSA adapter, and the remainder."""
     if quant.is_quantized(w):
         raise ValueError(
-            "init='pissa' takes the adapter out of the weights, and quantised ones cannot be "
-            "changed: load the base without quant, or take init='default'"
+            "init='pissa' subtracts the adapter from the weights, and quantised weights cannot be "
+            "changed: load the base without quant, or use init='default'"
         )
     rank = adapter.a.shape[-1]
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)

@@ -63,7 +63,7 @@ def row_encoder(
       The encoder. With `pictures`, a prompt's tokens attend to each other in both directions.
     """
     if data.augment and pictures is None:
-        raise ValueError(f"data.augment changes pictures, and {model} sees none")
+        raise ValueError(f"data.augment is set, but {model} takes no pictures")
     return RowEncoder(
         tokenizer,
         _form(data),
@@ -168,7 +168,7 @@ def _opened(data: Data, source: Any, split: str, limit: int | None) -> Source:
         source, split=split, subset=data.subset or None, revision=data.revision or None
     )
     if not len(found):
-        raise DataError(f"{source}: holds no rows")
+        raise DataError(f"{source}: no rows")
     return first(found, limit)
 
 

@@ -156,7 +156,7 @@ def trained_leaves(selected: dict, mesh: Mesh) -> Iterator[dict[str, str]]:
         where = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
         yield {
             "leaf": path,
-            "shape": " × ".join(map(str, leaf.shape)) or "one number",
+            "shape": " × ".join(map(str, leaf.shape)) or "scalar",
             "parameters": f"{math.prod(leaf.shape):,}",
             "over": " ".join(str(axis) for axis in where if axis) if mesh.size > 1 else "",
         }

@@ -77,10 +77,8 @@ def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> d
     made = lora.adapters(load_adapter(model, variables, given.adapter))
     if problems := list(_disagreeing(given, variables, made)):
         raise ValueError(
-            "\n  ".join(
-                [f"the adapter {given.adapter} is not what the config asks for:", *problems]
-            )
-            + "\nSet these as the adapter has them, or leave them out"
+            "\n  ".join([f"the adapter {given.adapter} does not match the config:", *problems])
+            + "\nSet these fields to the adapter's values, or omit them"
         )
     if _set(given, "dropout"):
         made = {
@@ -115,7 +113,7 @@ def _disagreeing(given: Trainable, variables: dict, made: dict[str, lora.Lora]) 
     for name in ours:
         if _set(given, name) and ours[name] != theirs[name]:
             sides = (", ".join(map(str, each[name])) for each in (ours, theirs))
-            yield "trainable.{} is {}; the adapter's is {}".format(name, *sides)
+            yield "trainable.{} is {}, but the adapter's is {}".format(name, *sides)
 
 
 def _alpha(adapter: lora.Lora, power: float) -> float:

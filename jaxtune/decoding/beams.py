@@ -140,9 +140,9 @@ def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> N
     for number, prompt in enumerate(prompts):
         if before_switch(model, prompt, new) < new:
             raise ValueError(
-                f"prompt {number} has {len(prompt):,} tokens and may get {new:,} more: this "
-                f"model's rope changes above {model.config.switch:,}, which beam search cannot "
-                "cross. Ask for fewer tokens, or decode without beams"
+                f"prompt {number} has {len(prompt):,} tokens and may get {new:,} more, but this "
+                f"model's RoPE changes above {model.config.switch:,} tokens, a limit that beam "
+                "search cannot cross. Request fewer tokens, or decode without beams"
             )
 
 

@@ -56,7 +56,9 @@ def make_requests(
       number of picture tokens than its pictures take.
     """
     if images is not None and len(images) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts have {len(images)} sets of images")
+        raise ValueError(
+            f"found {len(images)} sets of images for {len(prompts)} prompts: expected one for each"
+        )
     requests = [
         _request(model, number, tuple(prompt), None if images is None else images[number])
         for number, prompt in enumerate(prompts)
@@ -70,25 +72,25 @@ def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) ->
     wants = model.pictures
     if wants is None:
         if images is not None:
-            raise ValueError("images were given to a model that reads text alone")
+            raise ValueError("images were given, but the model takes only text")
         return Request(tokens)
     side = wants.side
     stacked = np.zeros((0, side, side, 3), np.float32) if images is None else np.float32(images)
     if stacked.shape[-3:] != (side, side, 3) or stacked.ndim not in (3, 4):
         raise ValueError(
-            f"the images of prompt {number} have the shape {stacked.shape}; [{side}, {side}, 3], or"
-            " several of these, was expected"
+            f"the images of prompt {number} have the shape {stacked.shape}; expected"
+            f" [{side}, {side}, 3] or several of these, [I, {side}, {side}, 3]"
         )
     stacked = stacked.reshape(-1, side, side, 3)
-    there, due = tokens.count(wants.token), len(stacked) * wants.tokens
-    if due and not there:
-        return Request((wants.token,) * due + tokens, stacked, due)
-    if there != due:
+    found, expected = tokens.count(wants.token), len(stacked) * wants.tokens
+    if expected and not found:
+        return Request((wants.token,) * expected + tokens, stacked, expected)
+    if found != expected:
         raise ValueError(
-            f"prompt {number} has {there:,} picture tokens ({wants.token}) for {len(stacked)} "
-            f"pictures of {wants.tokens:,} each"
+            f"prompt {number} has {found:,} picture tokens ({wants.token}), but {len(stacked)} "
+            f"pictures of {wants.tokens:,} tokens each"
         )
-    return Request(tokens, stacked, due)
+    return Request(tokens, stacked, expected)
 
 
 def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
@@ -97,16 +99,18 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
     beside = {model.pictures.token} if model.pictures else set()
     for number, prompt in enumerate(prompts):
         if set(prompt) <= beside:
-            raise ValueError(f"prompt {number} is empty: a model needs a token to go on from")
+            raise ValueError(
+                f"prompt {number} is empty: a model needs at least one token to continue"
+            )
         if len(prompt) + new > context:
             raise ValueError(
-                f"prompt {number} has {len(prompt):,} tokens, which with {new:,} new ones is more "
-                f"than the model's context of {context:,}: shorten it, or ask for fewer"
+                f"prompt {number} has {len(prompt):,} tokens, which with {new:,} new ones exceed "
+                f"the model's context length of {context:,}: shorten it, or request fewer new ones"
             )
         if not all(0 <= token < vocabulary or token in beside for token in prompt):
             raise ValueError(
-                f"prompt {number} has a token outside the vocabulary of {vocabulary:,}: it was "
-                "made with another model's tokenizer"
+                f"prompt {number} has a token outside the vocabulary of {vocabulary:,}: it comes "
+                "from another model's tokenizer"
             )
 
 

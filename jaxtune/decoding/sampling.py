@@ -36,9 +36,11 @@ class Sampling:
             if value is not None and not (low <= value <= high and value == value):
                 raise ValueError(f"{name} {value!r}: expected a number from {low} to {high}")
         if not given.get("temperature"):
-            unread = [name for name in ("top_k", "top_p", "min_p") if given.get(name) is not None]
-            if unread:
-                raise ValueError(f"{', '.join(unread)} without a temperature: nothing is sampled")
+            unused = [name for name in ("top_k", "top_p", "min_p") if given.get(name) is not None]
+            if unused:
+                raise ValueError(
+                    f"{', '.join(unused)} without a temperature: decoding is greedy without one"
+                )
             given["temperature"] = None
         return cls(**{name: None if v is None else np.float32(v) for name, v in given.items()})
 
@@ -75,8 +77,8 @@ def _lowest(logits: jax.Array, sampling: Sampling) -> jax.Array:  # float32[B, 1
         falling = jnp.where(places < sampling.top_k, falling, -jnp.inf)
     kept = jnp.isfinite(falling)
     if sampling.top_p is not None:
-        chances = jax.nn.softmax(falling, axis=-1)
+        probabilities = jax.nn.softmax(falling, axis=-1)
         # A token is kept if the likelier ones sum to less than top_p; the first always is.
-        above = jnp.cumsum(chances, axis=-1) - chances
+        above = jnp.cumsum(probabilities, axis=-1) - probabilities
         kept &= (above < sampling.top_p) | (jnp.arange(logits.shape[-1]) == 0)
     return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)

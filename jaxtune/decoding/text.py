@@ -44,8 +44,9 @@ class TextGenerator:
         if len(prompt) + new > context:
             raise TooLong(
                 place,
-                f"the prompt has {len(prompt):,} tokens, which with {new:,} new ones is more than "
-                f"the model's context of {context:,}; shorten it, or lower generate.max_new_tokens",
+                f"the prompt has {len(prompt):,} tokens, which with {new:,} new ones exceed the "
+                f"model's context length of {context:,}; shorten it, or lower "
+                "generate.max_new_tokens",
             )
 
     def answers(
@@ -66,7 +67,7 @@ class TextGenerator:
             seed=self.seed,
             batch=given.batch,
             finished=self._finished if given.stops else None,
-            **self._numbers,
+            **self._sampling_options,
         )
         first = self._next(prompts, likeliest, images) if likeliest else [()] * len(prompts)
         return [self._answer(*each) for each in zip(found, first, strict=True)]
@@ -81,7 +82,7 @@ class TextGenerator:
             self.settings.max_new_tokens,
             images=images,
             stops=self.tokenizer.stops,
-            sampling=Sampling.of(**self._numbers),
+            sampling=Sampling.of(**self._sampling_options),
             seed=self.seed,
         ):
             tokens.append(token)
@@ -102,7 +103,7 @@ class TextGenerator:
         return text[: min(ends)] if ends else text
 
     @property
-    def _numbers(self) -> dict[str, float | None]:
+    def _sampling_options(self) -> dict[str, float | None]:
         given = self.settings
         names = ("temperature", "top_k", "top_p", "min_p", "repetition")
         return {name: getattr(given, name) for name in names}

@@ -30,7 +30,7 @@ def find(config: ConfigJson, where: str = "config.json") -> Family:
     raise FamilyError(
         f"{where}: model_type {name!r} is not supported"
         + (f" (nearest: {near[0]!r})" if near else "")
-        + f"; jaxtune reads\n{supported}"
+        + f"; supported model types:\n{supported}"
     )
 
 
@@ -41,8 +41,8 @@ def read_config(directory: Path) -> tuple[ConfigJson, Family, Model]:
         config = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FamilyError(
-            f"{directory} has no config.json: a checkpoint is a directory as save_pretrained or "
-            "the Hub lays it out, with config.json beside its *.safetensors"
+            f"{directory} has no config.json: expected a checkpoint directory as save_pretrained "
+            "writes it, with config.json and *.safetensors"
         ) from None
     except OSError as problem:
         raise FamilyError(f"{file} cannot be read: {problem.strerror}") from None
@@ -58,4 +58,4 @@ def read_config(directory: Path) -> tuple[ConfigJson, Family, Model]:
     except KeyError as missing:
         raise FamilyError(f"{file}: {missing} is missing") from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as problem:
-        raise FamilyError(f"{file}: a value of the wrong kind ({problem})") from None
+        raise FamilyError(f"{file}: invalid value ({problem})") from None

@@ -30,9 +30,9 @@ def config(shapes: Mapping[str, Shape]) -> ConfigJson:
             except KeyError as missing:
                 raise FamilyError(f"the array {prefix}{missing.args[0]} is missing") from None
             except (ValueError, IndexError, TypeError) as problem:
-                raise FamilyError(f"an array has an odd number of axes ({problem})") from None
+                raise FamilyError(f"an array has the wrong number of axes ({problem})") from None
     raise FamilyError(
-        f"there is no array {PREFIXES[0]}{TABLE}: a PaliGemma checkpoint of big_vision was expected"
+        f"the array {PREFIXES[0]}{TABLE} is missing: expected a PaliGemma checkpoint of big_vision"
     )
 
 
@@ -106,7 +106,9 @@ def _vision(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 def tables(model: Model) -> tuple[Table, ...]:
     """Returns the name tables of a PaliGemma model in big_vision's layout, one for each prefix."""
     if not model.pictures:
-        raise FamilyError("an .npz holds PaliGemma; a text model is written as a directory")
+        raise FamilyError(
+            "only PaliGemma can be written as .npz; write other models to a directory"
+        )
     plain = (*_decoder(model.config), *_tower(model.pictures.tower))
     plain += (
         Name("img/head/kernel", ("projector/w",)),

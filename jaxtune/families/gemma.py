@@ -101,7 +101,7 @@ def gemma3_tower(config: ConfigJson) -> DecoderConfig:
     """Returns the text tower that the `config.json` of a Gemma 3 image model describes."""
     text = config.get("text_config")
     if not isinstance(text, dict):
-        raise FamilyError(f"text_config is {text!r}; an object was expected")
+        raise FamilyError(f"text_config is {text!r}; expected an object")
     text = dict(text)
     # As in transformers, the outer config decides: the head belongs to the whole model.
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
@@ -111,8 +111,8 @@ def gemma3_tower(config: ConfigJson) -> DecoderConfig:
 def _shared(config: ConfigJson) -> dict:
     if config.get("use_bidirectional_attention"):
         raise FamilyError(
-            "use_bidirectional_attention is set: this is an embedding model; "
-            "jaxtune tunes causal language models"
+            "use_bidirectional_attention is set: this is an embedding model, and jaxtune "
+            "supports only causal language models"
         )
     bias = flag(config, "attention_bias")
     scale = config["hidden_size"] ** 0.5

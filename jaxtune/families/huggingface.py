@@ -82,7 +82,8 @@ def sizes(config: ConfigJson) -> dict[str, Any]:
     kv_heads = whole(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise FamilyError(
-            f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {kv_heads}"
+            f"num_attention_heads is {heads}; expected a multiple of num_key_value_heads, "
+            f"{kv_heads}"
         )
     return dict(
         vocabulary=whole(config, "vocab_size"),
@@ -109,7 +110,7 @@ def whole(config: ConfigJson, key: str, otherwise: int | None = None) -> int:
     """Returns a positive integer; `otherwise` if the key is absent or null."""
     value = otherwise if config.get(key) is None else config[key]
     if type(value) is not int or value < 1:
-        raise FamilyError(f"{key} is {value!r}; a whole number from 1 was expected")
+        raise FamilyError(f"{key} is {value!r}; expected a positive integer")
     return value
 
 
@@ -117,14 +118,14 @@ def number(config: ConfigJson, key: str) -> float:
     """Returns a finite number above 0."""
     value = config.get(key)
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise FamilyError(f"{key} is {value!r}; a number above 0 was expected")
+        raise FamilyError(f"{key} is {value!r}; expected a positive number")
     return value
 
 
 def flag(config: ConfigJson, key: str) -> bool:
     """Returns a boolean; the key must be present."""
     if type(config[key]) is not bool:
-        raise FamilyError(f"{key} is {config[key]!r}; true or false was expected")
+        raise FamilyError(f"{key} is {config[key]!r}; expected true or false")
     return config[key]
 
 
@@ -136,7 +137,8 @@ def optional(read: Callable, config: ConfigJson, key: str) -> Any:
 def activation(name: str) -> str:
     """Returns our name of one of Hugging Face's activations."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise FamilyError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        known = ", ".join(ACTIVATIONS)
+        raise FamilyError(f"activation {name!r} is not supported; expected one of {known}")
     return ACTIVATIONS[name]
 
 
@@ -158,14 +160,16 @@ def listed_windows(config: ConfigJson, default: list[str]) -> list[int | None]:
     """Returns each layer's window, by `layer_types` or, in files without it, by `default`."""
     types = config.get("layer_types") or default
     if not isinstance(types, list):
-        raise FamilyError(f"layer_types is {types!r}; a list was expected")
+        raise FamilyError(f"layer_types is {types!r}; expected a list")
     known = {
         "full_attention": None,
         "sliding_attention": optional(whole, config, "sliding_window"),
     }
     unknown = sorted({str(each) for each in types} - set(known))
     if unknown:
-        raise FamilyError(f"layer_types has {', '.join(unknown)}; known: {', '.join(known)}")
+        raise FamilyError(
+            f"layer_types has unknown entries ({', '.join(unknown)}); expected {', '.join(known)}"
+        )
     return [known[each] for each in types]
 
 
@@ -173,7 +177,7 @@ def rope_parameters(config: ConfigJson) -> ConfigJson:
     """Returns a config's `rope_scaling` (the older key) or else its `rope_parameters`."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
-        raise FamilyError(f"rope parameters are {given!r}; an object was expected")
+        raise FamilyError(f"rope parameters are {given!r}; expected an object")
     return given
 
 
@@ -185,14 +189,15 @@ def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
     given = rope_parameters(config) if given is None else given
     scheme = given.get("rope_type") or given.get("type") or "default"
     if scheme not in SCHEMES:
-        raise FamilyError(f"rope type {scheme!r} is not supported; known: {', '.join(SCHEMES)}")
+        known = ", ".join(SCHEMES)
+        raise FamilyError(f"rope type {scheme!r} is not supported; expected one of {known}")
     merged = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0, **config}
     merged |= {key: value for key, value in given.items() if value is not None}
     part = head_size(config) * number(merged, "partial_rotary_factor")
     if not 2 <= part <= head_size(config) or int(part) % 2:
         raise FamilyError(
-            f"{part:g} of the {head_size(config)} features of a head are to be rotated; "
-            "an even number of them was expected"
+            f"{part:g} of the {head_size(config)} features of a head are rotated; "
+            "expected an even number of at least 2"
         )
     try:
         return SCHEMES[scheme](number(merged, "rope_theta"), int(part), given, config)

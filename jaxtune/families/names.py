@@ -189,15 +189,13 @@ def check(
 
 def _report(expected, found, missing, extra, wrong) -> Iterable[str]:
     yield (
-        "the tensors are not those the config describes: "
-        f"{len(missing)} missing, {len(extra)} not known, {len(wrong)} of another shape"
+        "the tensors do not match the config: "
+        f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape"
     )
+    yield from _most(f"  missing  {name} {expected[name]}{_near(name, extra)}" for name in missing)
+    yield from _most(f"  unknown  {name} {found[name]}{_near(name, expected)}" for name in extra)
     yield from _most(
-        f"  missing    {name} {expected[name]}{_near(name, extra)}" for name in missing
-    )
-    yield from _most(f"  not known  {name} {found[name]}{_near(name, expected)}" for name in extra)
-    yield from _most(
-        f"  shape      {name} is {found[name]}, the config says {expected[name]}" for name in wrong
+        f"  shape    {name} is {found[name]}, the config expects {expected[name]}" for name in wrong
     )
 
 

@@ -67,12 +67,14 @@ def siglip(config: ConfigJson) -> SiglipConfig:
     """Returns the SigLIP tower that a `vision_config` describes."""
     config = {**SO400M, **config}
     if config["num_channels"] != 3:
-        raise FamilyError(f"vision_config: num_channels is {config['num_channels']}; 3 are read")
+        raise FamilyError(f"vision_config: num_channels is {config['num_channels']}; expected 3")
     if config.get("vision_use_head"):
-        raise FamilyError("vision_config: vision_use_head is set; a tower without is read")
+        raise FamilyError("vision_config: vision_use_head is set; expected a tower without a head")
     width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     if width % heads:
-        raise FamilyError(f"vision_config: hidden_size {width} is no multiple of {heads} heads")
+        raise FamilyError(
+            f"vision_config: hidden_size is {width}; expected a multiple of the {heads} heads"
+        )
     return SiglipConfig(
         side=whole(config, "image_size"),
         patch=whole(config, "patch_size"),
@@ -88,7 +90,7 @@ def siglip(config: ConfigJson) -> SiglipConfig:
 def _section(config: ConfigJson, name: str) -> Mapping[str, Any]:
     found = config.get(name)
     if not isinstance(found, dict):
-        raise FamilyError(f"{name} is {found!r}; an object was expected")
+        raise FamilyError(f"{name} is {found!r}; expected an object")
     return found
 
 

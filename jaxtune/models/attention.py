@@ -73,15 +73,16 @@ def choose(
       "plain", "splash" or "cudnn". Raises ValueError if a kernel by name does not support the call.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention is {implementation!r}; it can be one of {IMPLEMENTATIONS}")
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"attention {implementation!r}: expected one of {known}")
     name = fused.native(q) if implementation == "auto" else implementation
     if name == "plain":
         return name
     reason = fused.obstacle(name, q, query, key, windows, softcap)
     if reason and implementation != "auto":
         raise ValueError(
-            f"attention {name!r} cannot serve this call: {reason}. "
-            "Change that, or set attention to 'plain' or 'auto'."
+            f"attention {name!r} does not support this call: {reason}. "
+            "Change this, or set attention to 'plain' or 'auto'."
         )
     return "plain" if reason else name
 

@@ -43,12 +43,12 @@ def obstacle(
       softcap: Limit on the logits, or None.
 
     Returns:
-      A clause that completes "cannot serve this call: …", or None.
+      A clause that completes "does not support this call: …", or None.
     """
     if query is not key:
-        return "queries and keys have layouts of their own, as when decoding with a cache"
+        return "queries and keys have different layouts, as when decoding with a KV cache"
     if not query.causal:
-        return "some tokens see others ahead of them, as in a prefix"
+        return "some tokens attend to later ones, as in a prefix"
     if q.shape[1] < LANES:
         return f"{q.shape[1]} tokens are fewer than one block of {LANES}"
     if AxisType.Explicit in _mesh(q).axis_types:
@@ -161,11 +161,11 @@ def cudnn(
 
 def _splash_obstacle(q, layout: Layout, windows) -> str | None:
     if q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"it takes bfloat16 or float32, not {q.dtype}"
+        return f"it supports bfloat16 and float32, not {q.dtype}"
     if not layout.counted and any(windows):
-        return "its windows count tokens, and positions were given"
+        return "its windows count tokens, but positions were given"
     if _mesh(q).empty and jax.device_count() > 1:
-        return "with several devices it must know their mesh; place the arrays on one"
+        return "with several devices it needs a mesh; place the arrays on one"
     return None
 
 
@@ -173,15 +173,15 @@ def _cudnn_obstacle(q, layout: Layout, windows, softcap: float | None) -> str | 
     length, width, capability = q.shape[1], q.shape[3], _capability()
     widest = 256 if 9 <= capability < 10 else 128  # backward; cuDNN's support matrix
     if q.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it takes bfloat16 or float16, not {q.dtype}"
+        return f"it supports bfloat16 and float16, not {q.dtype}"
     if softcap is not None:
-        return "it has no softcap"
+        return "it does not support a softcap"
     if capability < 8:
         return "it needs an NVIDIA GPU of compute capability 8.0 or later"
     if width % 8 or width > widest:
-        return f"heads {width} wide are not a multiple of 8 up to {widest}"
+        return f"the head size {width} is not a multiple of 8 up to {widest}"
     if length % 2 and not _is_band(layout, windows):
-        return f"with padding, packing or given positions it takes an even length, not {length}"
+        return f"with padding, packing or given positions it needs an even length, not {length}"
     return None
 
 

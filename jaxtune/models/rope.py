@@ -146,7 +146,7 @@ def longrope(
         if len(values) != dim // 2:
             raise ValueError(
                 f"longrope: {name} has {len(values)} entries; "
-                f"{dim} rotated features need {dim // 2}"
+                f"expected {dim // 2} for {dim} rotated features"
             )
     if attention_factor is None:
         attention_factor = math.sqrt(1 + max(math.log(factor), 0) / math.log(original))

@@ -138,7 +138,7 @@ def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, s
         if kind is not None and kind not in MADE:
             raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
         if kind is not None and not re.fullmatch(LINEAR, path):
-            raise ValueError(f"quant: {path} is no linear map of a layer, and only these can be")
+            raise ValueError(f"quant: cannot quantise {path}: not a linear map of a layer")
     return {path: kind for path, kind in found.items() if kind is not None}
 
 
@@ -185,7 +185,7 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(fill, _parts(rows, whole)))
     if not np.isfinite(scales).all():
-        raise ValueError("a weight that is infinite or no number cannot be quantised")
+        raise ValueError("cannot quantise a weight with infinite or NaN values")
     made = Quantized(codes.view(how.dtype), scales, kind=kind, matrix=w.shape)
     if not how.double:
         return made

@@ -101,7 +101,7 @@ def optimizer(
     *,
     rates: tree.Rules = (),
     decays: tree.Rules = DECAYS,
-    **numbers: float,
+    **hyperparameters: float,
 ) -> Optimizer:
     """Returns an optimiser by name.
 
@@ -110,7 +110,7 @@ def optimizer(
       schedule: One of `SCHEDULES`.
       rates: Rules of learning-rate factors over paths of variables; 1 where no rule matches.
       decays: Rules of weight-decay factors over paths of variables.
-      **numbers: Hyperparameters that differ from `DEFAULTS`; a train state starts with them.
+      **hyperparameters: Values that differ from `DEFAULTS`; a train state starts with them.
 
     Returns:
       The optimiser. Raises ValueError for a name, schedule or hyperparameter that is not known.
@@ -118,13 +118,13 @@ def optimizer(
     for what, given, known in (
         ("optimizer", name, DIRECTIONS),
         ("schedule", schedule, SCHEDULES),
-        *(("number", number, DEFAULTS) for number in numbers),
+        *(("hyperparameter", each, DEFAULTS) for each in hyperparameters),
     ):
         if given not in known:
-            raise ValueError(f"{what} {given!r} is not known: expected one of {', '.join(known)}")
+            raise ValueError(f"unknown {what} {given!r}: expected one of {', '.join(known)}")
     rates = (*(tuple(rule) for rule in rates), (r".*", 1.0))
     decays = tuple(tuple(rule) for rule in decays)
-    return Optimizer(name, schedule, rates, decays, DEFAULTS | numbers)
+    return Optimizer(name, schedule, rates, decays, DEFAULTS | hyperparameters)
 
 
 def _clipped(gradients: Any, norm: jax.Array) -> Any:

@@ -216,15 +216,15 @@ def _beside(variables, state: TrainState) -> TrainState:
 def _check_selection(selected: Mapping, everything: Mapping) -> None:
     if not selected:
         raise ValueError(
-            "the rules select nothing to train; the leaves are "
+            "the rules select no leaf to train; the leaves are "
             + ", ".join(list(everything)[:8])
             + (", …" if len(everything) > 8 else "")
         )
     for path, leaf in selected.items():
         if quant.is_quantized(leaf):
             raise ValueError(
-                f"{path} is quantised ({leaf.kind}), which cannot be trained: train adapters beside"
-                " it, or keep it in full precision (quant takes rules: pattern -> kind or None)"
+                f"{path} is quantised ({leaf.kind}) and cannot be trained: train an adapter on it,"
+                " or keep it in full precision (quant takes rules: pattern -> kind or None)"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"{path} is {leaf.dtype}, which cannot be trained")

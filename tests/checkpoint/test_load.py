@@ -68,7 +68,7 @@ def test_dtypes(pair):
 
 def test_the_way_to_attend_reaches_the_model(pair):
     model, variables = jaxtune.load(pair(NAME).directory, attention="splash")
-    with pytest.raises(ValueError, match="attention 'splash' cannot serve this call: 8 tokens"):
+    with pytest.raises(ValueError, match="attention 'splash' does not support this call: 8 tokens"):
         model.apply(variables, np.zeros((1, 8), np.int32))
 
 
@@ -102,9 +102,9 @@ def test_auto_keeps_the_widest_dtype_of_a_leaf_and_follows_it(copied, monkeypatc
     [
         ({"dtype": "int8"}, "dtype 'int8': expected one of float32, bfloat16, float16 or auto"),
         ({"attention": "flash"}, "attention 'flash': expected one of auto, plain, splash, cudnn"),
-        ({"mesh": {"fsdp": 1}}, "mesh is a dict; a jax.sharding.Mesh was expected: make one"),
+        ({"mesh": {"fsdp": 1}}, "mesh is a dict; expected a jax.sharding.Mesh: make one"),
         ({"rules": [(".*", None)]}, "rules were given without a mesh"),
-        ({"mesh": ("model", "Auto")}, "mesh axis 'model' splits nothing: expected data, fsdp"),
+        ({"mesh": ("model", "Auto")}, "mesh axis 'model' shards nothing: expected data, fsdp"),
         ({"mesh": ("fsdp", "Explicit")}, r"explicit axes.*jaxtune\.make_mesh"),
     ],
 )
@@ -262,13 +262,13 @@ def test_missing_extra_and_misshapen_are_listed_at_once(copied):
     with pytest.raises(CheckpointError) as error:
         jaxtune.load(copied)
     message = str(error.value)
-    assert "1 missing, 1 not known, 1 of another shape" in message
+    assert "1 missing, 1 unknown, 1 with a wrong shape" in message
     near = "model.layers.1.attention.q_proj.weight"
     assert (
-        f"missing    model.layers.1.self_attn.q_proj.weight (48, 48)  (nearest: {near})" in message
+        f"missing  model.layers.1.self_attn.q_proj.weight (48, 48)  (nearest: {near})" in message
     )
-    assert "not known  model.layers.1.attention.q_proj.weight" in message
-    assert "model.norm.weight is (47,), the config says (48,)" in message
+    assert "unknown  model.layers.1.attention.q_proj.weight" in message
+    assert "model.norm.weight is (47,), the config expects (48,)" in message
     assert str(copied) in message
 
 

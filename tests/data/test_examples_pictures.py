@@ -146,5 +146,5 @@ def test_what_a_config_says_of_pictures(tokenizer, beside):
     assert blind.images == () and not blind.causal[0]
     text = prompt(None)(record, beside)
     assert text.causal is None and np.array_equal(text.tokens, blind.tokens)
-    with pytest.raises(ValueError, match=r"data.augment changes pictures, and m sees none"):
+    with pytest.raises(ValueError, match=r"data.augment is set, but m takes no pictures"):
         prompt(None, augment=[("flip", 0.5)])

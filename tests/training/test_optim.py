@@ -138,9 +138,9 @@ def test_numbers_do_not_tell_optimizers_apart():
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        (("adam",), {}, "optimizer 'adam' is not known: expected one of adamw, adamw8bit, sgd"),
-        (("sgd", "step"), {}, "schedule 'step' is not known: expected one of constant"),
-        ((), {"learning_rate": 1}, "number 'learning_rate' is not known: expected one of lr"),
+        (("adam",), {}, "unknown optimizer 'adam': expected one of adamw, adamw8bit, sgd"),
+        (("sgd", "step"), {}, "unknown schedule 'step': expected one of constant"),
+        ((), {"learning_rate": 1}, "unknown hyperparameter 'learning_rate': expected one of lr"),
     ],
 )
 def test_what_is_not_known(arguments, options, says):

@@ -306,7 +306,7 @@ def test_dropout_changes_with_the_step_and_repeats_with_the_seed(pair):
 
 def test_selections_that_cannot_train(pair):
     variables = pair(NAME).variables
-    with pytest.raises(ValueError, match="select nothing to train; the leaves are params/embed/w"):
+    with pytest.raises(ValueError, match="select no leaf to train; the leaves are params/embed/w"):
         TrainState.create(variables, optimizer=ours())
     packed = {"params": {"w": jnp.zeros((2, 2), jnp.uint8)}}
     with pytest.raises(ValueError, match="params/w is uint8, which cannot be trained"):

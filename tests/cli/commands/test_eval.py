@@ -263,7 +263,7 @@ def test_other_settings_have_a_directory_of_their_own(evaluate, run, answered):
 @pytest.mark.slow
 def test_a_prompt_without_room_for_its_answer(place, run, failure):
     message = failure("eval", *arguments(place, run), "--config.generate.max_new_tokens=250")
-    assert "rows.jsonl:" in message and "with 250 new ones is more than the model's" in message
+    assert "rows.jsonl:" in message and "with 250 new ones exceed the model's" in message
 
 
 @pytest.mark.parametrize(

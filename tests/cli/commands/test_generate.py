@@ -122,7 +122,7 @@ def test_a_prompt_longer_than_the_context_is_told_with_both_numbers(config, fail
     Path("prompts.txt").write_text("a\n" + "word " * 200 + "\n")
     message = failure("generate", "--config", config(), "--base", "--file", "prompts.txt")
     assert "prompts.txt:2: the prompt has " in message
-    assert "with 64 new ones is more than the model's context of 256" in message
+    assert "with 64 new ones exceed the model's context length of 256" in message
     assert not Path("runs/x/answers.json").exists()
 
 

@@ -55,10 +55,10 @@ def test_rows_that_cannot_be_trained_on(content, data, problem, config, failure)
         (["--config.optim.lr=fast"], "optim.lr (command line): found 'fast', expected number"),
         (["--config.data.task=pallette"], "data.task 'pallette' is not one of 'caption',"),
         (["--config.model.path=./nowhere"], "'./nowhere': no such directory or file"),
-        (["--config.mesh.fsdp=3"], "does not use the"),
-        (["--config.trainable.targets=['layers/attn/z/w']"], "these rules decide no leaf"),
+        (["--config.mesh.fsdp=3"], "expected sizes whose product is the device count"),
+        (["--config.trainable.targets=['layers/attn/z/w']"], "these rules apply to no leaf"),
         (["--config.trainable.kind=rules", "--config.trainable.rules=[('.*', False)]"],
-         "the rules select nothing to train"),
+         "the rules select no leaf to train"),
         (["--config.log.wandb=project"], "wandb"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
@@ -71,7 +71,10 @@ def test_configs_that_make_no_run(changes, problem, config, failure, monkeypatch
 def test_a_workdir_that_cannot_be_written(config, failure):
     Path("file").touch()
     message = failure("--config", config(), "--workdir", "file/run")
-    assert "file/run cannot be written: Not a directory; --workdir names another" in message
+    assert (
+        "file/run cannot be written: Not a directory; choose another directory with --workdir"
+        in message
+    )
 
 
 @pytest.mark.slow
