@@ -43,7 +43,7 @@ class Hypotheses:
     """K answers, complete or partial, to each of B prompts, in descending order of score."""
 
     tokens: jax.Array  # int32[B, K, N], -1 where an answer has no token
-    chances: jax.Array  # float32[B, K, N], log-probabilities of the tokens
+    log_probs: jax.Array  # float32[B, K, N], log-probabilities of the tokens
     scores: jax.Array  # float32[B, K], NONE where there is no answer
 
     @classmethod
@@ -58,13 +58,15 @@ class Hypotheses:
         rows = jnp.arange(len(which))[:, None]
         return jax.tree.map(lambda held: held[rows, which], self)
 
-    def longer(self, token: jax.Array, chance: jax.Array, count: jax.Array) -> "Hypotheses":
+    def longer(self, token: jax.Array, log_prob: jax.Array, count: jax.Array) -> "Hypotheses":
         """Returns the answers with tokens [B, K] and their log-probabilities at index `count`."""
 
         def into(held, new):
             return jax.lax.dynamic_update_slice_in_dim(held, new[..., None], count, axis=2)
 
-        return self.replace(tokens=into(self.tokens, token), chances=into(self.chances, chance))
+        return self.replace(
+            tokens=into(self.tokens, token), log_probs=into(self.log_probs, log_prob)
+        )
 
 
 @struct.dataclass
@@ -75,7 +77,7 @@ class Search:
     alive: Hypotheses  # unfinished answers; the score is the log-probability
     kept: Hypotheses  # finished answers; the score is divided by length**penalty
     count: jax.Array  # int32[], tokens of each unfinished answer
-    most: jax.Array  # int32[], limit on the tokens of an answer
+    limit: jax.Array  # int32[], limit on the tokens of an answer
     length: jax.Array  # int32[B], tokens of each prompt
     hopeful: jax.Array  # bool[B], whether an unfinished answer may yet beat a kept one
     stops: jax.Array  # int32[n]
@@ -148,9 +150,9 @@ def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> N
 
 def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
     """Returns the best finished answer of each of the first `rows` rows."""
-    tokens, chances, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
+    tokens, log_probs, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
     found = []
-    for its, of_its, score in zip(tokens, chances, scores, strict=True):
+    for its, of_its, score in zip(tokens, log_probs, scores, strict=True):
         length = int((its >= 0).sum())
         ended = int(its[length - 1]) in stops
         found.append(Beam(its[:length].tolist(), of_its[:length].tolist(), ended, float(score)))
@@ -165,7 +167,7 @@ def _begun(
     variables: Mapping,
     prompts: PaddedPrompts,
     wanted: jax.Array,  # bool[B]
-    most: jax.Array,  # int32[]
+    limit: jax.Array,  # int32[]
     stops: jax.Array,  # int32[n]
     penalty: jax.Array,  # float32[]
 ) -> Search:
@@ -180,7 +182,7 @@ def _begun(
         alive=nothing.replace(scores=nothing.scores.at[:, 0].set(0.0)),
         kept=nothing,
         count=jnp.zeros((), jnp.int32),
-        most=most,
+        limit=limit,
         length=prompts.length,
         hopeful=wanted,
         stops=stops,
@@ -192,7 +194,7 @@ def _begun(
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _searched(model: Model, variables: Mapping, search: Search) -> Search:
     def unfinished(search: Search) -> jax.Array:
-        return (search.count < search.most) & search.hopeful.any()
+        return (search.count < search.limit) & search.hopeful.any()
 
     def step(search: Search) -> Search:
         beams = search.alive.scores.shape[1]
@@ -210,7 +212,7 @@ def _grown(search: Search, logits: jax.Array) -> Search:  # float32[B·K, V]
     beam, new = _candidates(search, logits)
     count = search.count + 1
     token = jax.lax.dynamic_index_in_dim(new.tokens, search.count, 2, keepdims=False)  # [B, J]
-    over = (token[..., None] == search.stops).any(axis=-1) | (count >= search.most)
+    over = (token[..., None] == search.stops).any(axis=-1) | (count >= search.limit)
     scores, going = jax.lax.top_k(jnp.where(over, new.scores + NONE, new.scores), beams)
     # Candidates after the first K only replace those that end; if they end, they are dropped.
     ending = over & (jnp.arange(over.shape[1]) < beams) & search.hopeful[:, None]
@@ -238,13 +240,13 @@ def _candidates(search: Search, logits: jax.Array) -> tuple[jax.Array, Hypothese
     """
     rows, beams = search.alive.scores.shape
     vocabulary = logits.shape[-1]
-    chances = jax.nn.log_softmax(logits).reshape(rows, beams, vocabulary)
-    totals = (chances + search.alive.scores[..., None]).reshape(rows, -1)
+    log_probs = jax.nn.log_softmax(logits).reshape(rows, beams, vocabulary)
+    totals = (log_probs + search.alive.scores[..., None]).reshape(rows, -1)
     count = min(max(2, 1 + len(search.stops)), vocabulary) * beams
     scores, place = jax.lax.top_k(totals, count)
     beam, token = place // vocabulary, (place % vocabulary).astype(jnp.int32)
-    chance = jnp.take_along_axis(chances.reshape(rows, -1), place, axis=1)
-    new = search.alive.among(beam).longer(token, chance, search.count)
+    log_prob = jnp.take_along_axis(log_probs.reshape(rows, -1), place, axis=1)
+    new = search.alive.among(beam).longer(token, log_prob, search.count)
     return beam, new.replace(scores=scores)
 
 

@@ -40,9 +40,9 @@ class DecodeState:
 
     cache: KVCache  # of all tokens but the last
     tokens: jax.Array  # int32[B, N], -1 where an answer has no token
-    chances: jax.Array  # float32[B, N], log-probabilities of the tokens before sampling filters
+    log_probs: jax.Array  # float32[B, N], log-probabilities of the tokens before sampling filters
     count: jax.Array  # int32[], columns of `tokens` filled so far, the same in every row
-    most: jax.Array  # int32[B], limit on the tokens of each answer
+    limit: jax.Array  # int32[B], limit on the tokens of each answer
     length: jax.Array  # int32[B], tokens of each prompt
     ended: jax.Array  # bool[B]
     stops: jax.Array  # int32[n]
@@ -138,9 +138,9 @@ def stream(
     (request,) = make_requests(model, [prompt], given, max_new_tokens)
     how, room = DecodeSettings(tuple(stops), sampling, seed), max_new_tokens
     while room:
-        most = before_switch(model, request.tokens, room)
-        under_way = begin(model, variables, [request], [most], how)
-        for count in range(1, most + 1):
+        limit = before_switch(model, request.tokens, room)
+        under_way = begin(model, variables, [request], [limit], how)
+        for count in range(1, limit + 1):
             under_way = advance(model, variables, under_way, count)
             token = int(under_way.tokens[0, count - 1])
             yield token
@@ -163,9 +163,9 @@ def next_tokens(
     found = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows = padded(variables, [requests[i] for i in chosen])
-        chances, tokens = map(np.asarray, _likeliest(model, count, variables, rows))
+        log_probs, tokens = map(np.asarray, _likeliest(model, count, variables, rows))
         for row, i in enumerate(chosen):
-            found[i] = list(zip(tokens[row].tolist(), chances[row].tolist(), strict=True))
+            found[i] = list(zip(tokens[row].tolist(), log_probs[row].tolist(), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -188,7 +188,7 @@ def begin(
     model: Model,
     variables: Mapping,
     requests: Sequence[Request],
-    most: Sequence[int],  # limit on the tokens of each answer
+    limit: Sequence[int],  # limit on the tokens of each answer
     how: DecodeSettings,
 ) -> DecodeState:
     """Prefills the cache with padded prompts and chooses the first token of each answer."""
@@ -199,10 +199,10 @@ def begin(
     idle = prompts.tokens.shape[0] - len(requests)  # padding rows
     return _begun(
         model,
-        fitting(max(most), sizes(LONGEST, 16)),
+        fitting(max(limit), sizes(LONGEST, 16)),
         variables,
         prompts,
-        np.int32([*most, *[0] * idle]),
+        np.int32([*limit, *[0] * idle]),
         np.int32(sorted(how.stops)),
         how.sampling,
         _keys(how.seed, np.uint32(numbers + [(0, 0)] * idle)),
@@ -218,12 +218,12 @@ def advance(
 
 def collected(under_way: DecodeState, rows: int) -> list[Completion]:
     """Returns the answers of the first `rows` rows, each without the padding after its end."""
-    tokens, chances = np.asarray(under_way.tokens), np.asarray(under_way.chances)
+    tokens, log_probs = np.asarray(under_way.tokens), np.asarray(under_way.log_probs)
     stops = set(np.asarray(under_way.stops).tolist())
     found = []
     for row in range(rows):
         length = int((tokens[row] >= 0).sum())
-        answer, its = tokens[row, :length].tolist(), chances[row, :length].tolist()
+        answer, its = tokens[row, :length].tolist(), log_probs[row, :length].tolist()
         found.append(Completion(answer, its, ended=bool(answer) and answer[-1] in stops))
     return found
 
@@ -236,17 +236,17 @@ def _answered(
     how: DecodeSettings,
 ) -> list[Completion]:
     """Decodes a batch; an answer that reaches the rope's switch is prefilled anew and continued."""
-    most = [before_switch(model, a.tokens, room) for a, room in zip(requests, room, strict=True)]
-    under_way = begin(model, variables, requests, most, how)
+    limit = [before_switch(model, a.tokens, room) for a, room in zip(requests, room, strict=True)]
+    under_way = begin(model, variables, requests, limit, how)
     found = _finished(model, variables, under_way, len(requests), how)
-    cut = [i for i in range(len(requests)) if most[i] < room[i] and not found[i].ended]
+    cut = [i for i in range(len(requests)) if limit[i] < room[i] and not found[i].ended]
     if not cut:
         return found
     longer = [replace(requests[i], tokens=(*requests[i].tokens, *found[i].tokens)) for i in cut]
-    rest = _answered(model, variables, longer, [room[i] - most[i] for i in cut], how)
+    rest = _answered(model, variables, longer, [room[i] - limit[i] for i in cut], how)
     for i, more in zip(cut, rest, strict=True):
-        tokens, chances = found[i].tokens + more.tokens, found[i].chances + more.chances
-        found[i] = Completion(tokens, chances, more.ended)
+        tokens, log_probs = found[i].tokens + more.tokens, found[i].log_probs + more.log_probs
+        found[i] = Completion(tokens, log_probs, more.ended)
     return found
 
 
@@ -281,7 +281,7 @@ def _begun(
     room: int,
     variables: Mapping,
     prompts: PaddedPrompts,
-    most: jax.Array,  # int32[B]
+    limit: jax.Array,  # int32[B]
     stops: jax.Array,  # int32[n]
     sampling: Sampling,
     keys: jax.Array,  # [B]
@@ -298,11 +298,11 @@ def _begun(
     start = DecodeState(
         cache=cache,
         tokens=jnp.full((rows, room), -1, jnp.int32),
-        chances=jnp.zeros((rows, room), jnp.float32),
+        log_probs=jnp.zeros((rows, room), jnp.float32),
         count=jnp.zeros((), jnp.int32),
-        most=most,
+        limit=limit,
         length=prompts.length,
-        ended=most < 1,
+        ended=limit < 1,
         stops=stops,
         sampling=sampling,
         seen=seen,
@@ -375,8 +375,8 @@ def _chosen(state: DecodeState, logits: jax.Array) -> DecodeState:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
         token = jax.vmap(jax.random.categorical)(keys, allowed).astype(jnp.int32)
     # A log-softmax would be materialised for the whole vocabulary.
-    chance = jnp.take_along_axis(logits, token[:, None], axis=-1)
-    chance -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    log_prob = jnp.take_along_axis(logits, token[:, None], axis=-1)
+    log_prob -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     token = jnp.where(state.ended, -1, token)[:, None]
 
     def into(held, new):
@@ -390,8 +390,8 @@ def _chosen(state: DecodeState, logits: jax.Array) -> DecodeState:
     count = state.count + 1
     return state.replace(
         tokens=into(state.tokens, token),
-        chances=into(state.chances, chance),
+        log_probs=into(state.log_probs, log_prob),
         count=count,
-        ended=state.ended | (token == state.stops).any(axis=-1) | (count >= state.most),
+        ended=state.ended | (token == state.stops).any(axis=-1) | (count >= state.limit),
         seen=seen,
     )

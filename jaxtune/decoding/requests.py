@@ -32,7 +32,7 @@ class Completion:
     """The tokens that were decoded after a prompt."""
 
     tokens: list[int]  # the stop token included, if there is one
-    chances: list[float]  # log-probability of each token
+    log_probs: list[float]  # log-probability of each token
     ended: bool  # whether it ended by itself; False if it reached the token limit
 
 

@@ -23,7 +23,7 @@ class Answer:
 
     text: str  # without the stop token or stop string that ended it
     tokens: int  # number of tokens, the stop included
-    chance: float  # log-probability of the whole answer
+    log_prob: float  # log-probability of the whole answer
     ended: bool  # whether it ended by itself; False if it reached the token limit
     next: tuple[tuple[str, float], ...] = ()  # likeliest first tokens and their probabilities
 
@@ -113,8 +113,8 @@ class TextGenerator:
         # Decoding continued for a few tokens after the stop string, until the next check.
         while count and self._finished(completion.tokens[: count - 1]):
             count -= 1
-        chance = sum(completion.chances[:count])
-        return Answer(self.text(completion.tokens), count, chance, completion.ended, following)
+        log_prob = sum(completion.log_probs[:count])
+        return Answer(self.text(completion.tokens), count, log_prob, completion.ended, following)
 
     def _finished(self, tokens: Sequence[int]) -> bool:
         if not self.settings.stops:
@@ -146,6 +146,9 @@ class TextGenerator:
             self.model, self.variables, prompts, count, images=images, batch=self.settings.batch
         )
         return [
-            tuple((self.tokenizer.decode([token], continues=True), chance) for token, chance in row)
+            tuple(
+                (self.tokenizer.decode([token], continues=True), log_prob)
+                for token, log_prob in row
+            )
             for row in found
         ]

@@ -191,7 +191,7 @@ def _line(row: EvalRow, answer: Answer, generator: TextGenerator) -> dict[str, A
         "references": list(row.references),
         "answer": answer.text,
         "tokens": answer.tokens,
-        "log_probability": answer.chance,
+        "log_probability": answer.log_prob,
         "ended": answer.ended,
     }
     return line | ({"next": answer.next} if answer.next else {})
@@ -203,7 +203,7 @@ def _prediction(row: EvalRow, line: Mapping[str, Any]) -> Prediction:
         row.references,
         row.record,
         row.place,
-        tuple((text, chance) for text, chance in line.get("next", ())),
+        tuple((text, log_prob) for text, log_prob in line.get("next", ())),
     )
 
 

@@ -224,7 +224,7 @@ def before_switch(
     """
     most = [requests.before_switch(model, prompt, given.new) for prompt in given.prompts]
     return [
-        replace(each, tokens=each.tokens[:count], chances=each.chances[:count])
+        replace(each, tokens=each.tokens[:count], log_probs=each.log_probs[:count])
         for each, count in zip(answers, most, strict=True)
     ]
 
@@ -252,4 +252,4 @@ def _parted(expected: Sequence[Completion], found: Sequence[Completion]) -> Iter
         pairs = zip(ours.tokens, theirs.tokens, strict=False)  # a stop token ends its answer
         place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
         if place is not None:
-            yield abs(ours.chances[place] - theirs.chances[place])
+            yield abs(ours.log_probs[place] - theirs.log_probs[place])

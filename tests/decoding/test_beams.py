@@ -68,7 +68,7 @@ def test_answers_are_those_of_transformers(pair, name, case):
         assert answer.tokens == tokens
         # Sums of up to 24 log-probabilities in float32, each to about 1e-5.
         assert answer.score == pytest.approx(score, abs=1e-4)
-        total = sum(answer.chances) / len(tokens) ** penalty
+        total = sum(answer.log_probs) / len(tokens) ** penalty
         assert answer.score == pytest.approx(total, abs=1e-4)
         assert answer.ended == (tokens[-1] in stops)
     lengths = {len(answer.tokens) for answer in found}

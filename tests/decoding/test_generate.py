@@ -34,21 +34,21 @@ def continued(model, prompt: list[int], new: int, stops=STOPS) -> tuple[list[int
             return_dict_in_generate=True,
         )
     tokens = found.sequences[0, len(prompt) :].tolist()
-    chances = torch.log_softmax(torch.cat(found.logits).float(), -1).numpy()
-    return tokens, chances[np.arange(len(tokens)), tokens]
+    log_probs = torch.log_softmax(torch.cat(found.logits).float(), -1).numpy()
+    return tokens, log_probs[np.arange(len(tokens)), tokens]
 
 
 def follow(model, variables, live, asked, new: int) -> list[list[int]]:
-    """Greedy answers, held against the reference's: the tokens and their chances.
+    """Greedy answers, held against the reference's: the tokens and their log_probs.
 
     Some of these models say one token over and over, but how likely it is depends on all before.
     """
     found = completions(model, variables, asked, new, stops=STOPS)
     for prompt, answer in zip(asked, found, strict=True):
-        tokens, chances = continued(live, prompt, new)
+        tokens, log_probs = continued(live, prompt, new)
         assert answer.tokens == tokens
         # Logits differ by up to 5e-5 of a deviation of up to ten.
-        np.testing.assert_allclose(answer.chances, chances, atol=1e-3)
+        np.testing.assert_allclose(answer.log_probs, log_probs, atol=1e-3)
     return [answer.tokens for answer in found]
 
 
@@ -85,18 +85,18 @@ def test_a_quantised_base_answers_as_its_plain_twin(base):
 
 @pytest.mark.slow
 def test_what_is_cached_changes_nothing(pair):
-    """Each token and its chance are those of a forward pass over all that went before."""
+    """Each token and its log_prob are those of a forward pass over all that went before."""
     made = pair(NAME)
     prompt = prompts(made, 1)[0]
     [answer] = completions(made.model, made.variables, [prompt], 24, stops=())
     whole = np.int32([prompt + answer.tokens])
-    chances = jax.nn.log_softmax(made.apply(made.variables, whole))[0]
-    for place, (token, chance) in enumerate(zip(answer.tokens, answer.chances, strict=True)):
-        row = chances[len(prompt) + place - 1]
+    log_probs = jax.nn.log_softmax(made.apply(made.variables, whole))[0]
+    for place, (token, log_prob) in enumerate(zip(answer.tokens, answer.log_probs, strict=True)):
+        row = log_probs[len(prompt) + place - 1]
         assert token == int(row.argmax())
-        assert chance == pytest.approx(float(row[token]), abs=2e-5)
+        assert log_prob == pytest.approx(float(row[token]), abs=2e-5)
     [first] = next_tokens(made.model, made.variables, [prompt], 5)
-    row = np.exp(chances[len(prompt) - 1])
+    row = np.exp(log_probs[len(prompt) - 1])
     assert [token for token, _ in first] == np.argsort(-row)[:5].tolist()
     np.testing.assert_allclose([each for _, each in first], np.sort(row)[::-1][:5], rtol=1e-4)
 

@@ -74,10 +74,10 @@ def test_pieces_join_to_the_text(tokenizer, streamed, kind, stops):
 @pytest.mark.parametrize("kind", made.KINDS)
 def test_pieces_of_nonsense_join_to_the_text(tokenizer, streamed, kind, stops):
     """Bytes in an order that is no character's, and special tokens among them."""
-    ours, chance = text_generator(tokenizer(kind), stops), random.Random(0)
+    ours, log_prob = text_generator(tokenizer(kind), stops), random.Random(0)
     some = [n for n in range(len(ours.tokenizer)) if n not in ours.tokenizer.stops]
     for _ in range(60):
-        tokens = chance.choices(some, k=20)
+        tokens = log_prob.choices(some, k=20)
         ended = next((n for n in range(20) if ours._finished(tokens[: n + 1])), 20)
         assert "".join(streamed(ours, tokens)) == ours.text(tokens[: ended + 1])
 
@@ -112,7 +112,7 @@ def test_tokens_after_a_stop_are_not_counted(tokenizer, monkeypatch):
     monkeypatch.setattr(generate, "completions", lambda *given, **more: [completion])
     (answer,) = ours.answers([[1]])
     counted = len("the quick brown")
-    assert (answer.text, answer.tokens, answer.chance) == ("the quick ", counted, -counted)
+    assert (answer.text, answer.tokens, answer.log_prob) == ("the quick ", counted, -counted)
 
 
 def test_a_prompt_that_leaves_no_room(tokenizer):

@@ -67,11 +67,11 @@ def test_logits_that_are_no_numbers_are_an_error(seen):
         compared(seen, other, 1.0)
 
 
-@pytest.mark.parametrize("chance, ties", [(-1.0, 1), (-1.5, 0)])
-def test_answers_may_part_where_two_tokens_are_as_likely(chance, ties):
+@pytest.mark.parametrize("log_prob, ties", [(-1.0, 1), (-1.5, 0)])
+def test_answers_may_part_where_two_tokens_are_as_likely(log_prob, ties):
     logits = np.array([[0.0, 1.0, 2.0]], np.float32)
     ours = ModelOutputs(logits, [Completion([5, 6, 7], [-0.1, -1.0, -0.1], True)])
-    theirs = ModelOutputs(logits, [Completion([5, 8, 9], [-0.1, chance, -0.2], True)])
+    theirs = ModelOutputs(logits, [Completion([5, 8, 9], [-0.1, log_prob, -0.2], True)])
     found = compared(ours, theirs, 1e-4)
     assert (found.alike, found.ties, found.kept) == (0, ties, bool(ties))
 
