@@ -4,6 +4,7 @@ A published checkpoint is the bundled tiny base under the published name, and a 
 steps on a few rows. The Hub is one on this machine. All else is as typed.
 """
 
+import io
 import re
 import shlex
 import shutil
@@ -35,6 +36,7 @@ def get_config():
     config.update(short | dict(steps=2, epochs=None))
     return config
 """
+DEMO = "configs/palette_demo.py"
 ORDER = ("train", "eval", "generate", "export")  # of commands that need one another's files
 
 
@@ -70,20 +72,24 @@ def data(place):
     (place / "data").mkdir()
     shutil.copy(ROOT / "configs/tiny/palette.csv", "data/palettes.csv")
     lines(Path("totto_train_data.jsonl"), [official(number) for number in range(3)])
-    for config in {
-        each for command in commands() for each in re.findall(r"configs/\w+\.py", command)
-    }:
-        path = ROOT / config
-        path = path if path.exists() else ROOT / "configs/palette_demo.py"
-        Path(config).write_text(SHORT.format(path=str(path)))
+    kinds = ("garden", "office", "kitchen")
+    rows = [f"thing {number},{kinds[number % 3]}" for number in range(24)]
+    Path("products.csv").write_text("\n".join(["product,category", *rows]))
+    (config,) = (each for each in blocks(ROOT / "docs/quickstart.md") if "get_config" in each)
+    Path("products.py").write_text(config)
+    own = {"configs/products.py": Path("products.py"), "configs/x.py": ROOT / DEMO}
+    for name in set(re.findall(r"configs/\w+\.py", "\n".join(commands()))):
+        path = own.get(name, ROOT / name).absolute()
+        Path(name).write_text(SHORT.format(path=str(path)))
 
 
 @pytest.mark.slow
 def test_every_command_runs_as_typed(place, data, monkeypatch, capsys):
     typed = [shlex.split(command)[1:] for command in commands()]
-    typed.append(["train", "--config", "configs/palette_demo.py"])  # make demo
+    typed.append(["train", "--config", DEMO])  # by make demo
     with hub_on_this_machine(place, monkeypatch) as hub:
         for arguments in sorted(typed, key=rank):
+            monkeypatch.setattr("sys.stdin", io.StringIO("garden chair\n"))
             if "--adapter" in arguments:  # somebody's on the Hub
                 shutil.copytree(
                     "runs/x/export/adapter", arguments[arguments.index("--adapter") + 1]
