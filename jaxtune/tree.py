@@ -68,19 +68,30 @@ def match(rules: Rules, paths: Iterable[str], *, unused: str = "error") -> dict[
     path. "allow" is for rules that serve many models, of which some have no such leaf.
     """
     paths = list(paths)
-    patterns = [(re.compile(pattern), value) for pattern, value in rules]
-    values, decided = {}, set()
-    for path in paths:
-        for number, (pattern, value) in enumerate(patterns):
-            if pattern.fullmatch(path):
-                values[path] = value
-                decided.add(number)
-                break
+    deciding = _deciding(rules, paths)
+    values = {path: rules[i][1] for path, i in deciding.items()}
     unmatched = [path for path in paths if path not in values]
-    idle = [i for i in range(len(rules)) if i not in decided] if unused == "error" else []
+    idle = set(range(len(rules))) - set(deciding.values()) if unused == "error" else ()
     if unmatched or idle:
-        raise RuleError(_explain(rules, paths, unmatched, idle))
+        raise RuleError(_explain(rules, paths, unmatched, sorted(idle)))
     return values
+
+
+def refuse_idle(name: str, rules: Rules, paths: Iterable[str]) -> None:
+    """Raises RuleError, naming the list of rules, if one of them decides no path."""
+    paths = list(paths)
+    if idle := set(range(len(rules))) - set(_deciding(rules, paths).values()):
+        raise RuleError(f"{name}: {_explain(rules, paths, [], sorted(idle))}")
+
+
+def _deciding(rules: Rules, paths: Iterable[str]) -> dict[str, int]:
+    """Returns, by path, the number of the first rule that matches; unmatched paths are left out."""
+    patterns = [re.compile(pattern) for pattern, _ in rules]
+    found = {
+        path: next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        for path in paths
+    }
+    return {path: number for path, number in found.items() if number is not None}
 
 
 def select(tree: Any, rules: Rules, *, unused: str = "error", is_leaf: IsLeaf = None) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxtune import sharding, tasks
+from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
 from jaxtune.assembly.placer import Placer
 from jaxtune.assembly.rows import Rows
@@ -157,6 +157,13 @@ class Assembly:
         return make_optimizer(config.optim, config.schedule, config.trainable.lora_plus, total)
 
     def start(self, variables: dict, optimizer: Optimizer) -> Start:
-        """Splits variables into trained and frozen ones, for the state at step 0."""
+        """Splits variables into trained and frozen ones, for the state at step 0.
+
+        Raises RuleError if a rule of `optim.rates` or `optim.decays` applies to none of the former.
+        """
         config = self.config
-        return Start(config.trainable, variables, optimizer, self.mesh, config.seed)
+        start = Start(config.trainable, variables, optimizer, self.mesh, config.seed)
+        for name in ("rates", "decays"):
+            rules = getattr(config.optim, name)
+            tree.refuse_idle(f"optim.{name}", rules, tree.flatten(start.selected))
+        return start

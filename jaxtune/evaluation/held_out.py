@@ -24,6 +24,7 @@ from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
 from jaxtune.decoding.text import Answer, TextGenerator
+from jaxtune.display.columns import few
 from jaxtune.display.progress import Progress
 from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
@@ -33,6 +34,10 @@ from jaxtune.training.step import eval_step
 
 CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"
+
+
+class LossError(ValueError):
+    """A held-out loss that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -229,10 +234,20 @@ def _written(
 
 
 def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> float:
-    """Returns the weighted mean loss of the scored tokens in all batches of a loader, in nats."""
+    """Returns the weighted mean loss of the scored tokens in all batches of a loader, in nats.
+
+    Raises LossError if the loss of any batch is not finite.
+    """
     loader.restore({**loader.state(), "step": 0})
-    sums = [eval_step(model, variables, placer(step.batch, parts=False)) for step in loader]
-    total, weight = np.array(jax.device_get(sums), np.float64).sum(axis=0)
+    sums, places = [], []
+    for step in loader:
+        sums.append(eval_step(model, variables, placer(step.batch, parts=False)))
+        places.append(step.places)
+    found = np.array(jax.device_get(sums), np.float64)
+    for rows, (loss, _) in zip(places, found, strict=True):
+        if not np.isfinite(loss):
+            raise LossError(f"the held-out loss is {loss:g} for the rows {few(rows, len(rows))}")
+    total, weight = found.sum(axis=0)
     return float(total / weight)
 
 

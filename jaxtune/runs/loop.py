@@ -2,9 +2,6 @@
 
 import math
 import signal
-import statistics
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtune.assembly.placer import Placer
@@ -30,13 +26,13 @@ from jaxtune.export.write import Exported
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
 from jaxtune.runs import console
-from jaxtune.training.optim import SCHEDULES, Optimizer
+from jaxtune.runs.tally import Speed, Tally
+from jaxtune.training.optim import Optimizer
 from jaxtune.training.step import TrainState, train_step
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import Workdir
 from jaxtune.workdir.journal import Journal, Silent
 
-EXPLODED = 3  # a run is lost once its loss exceeds this × the first loss, and that of guessing
 NAMED = 20  # rows of a step that an error message lists
 
 
@@ -50,55 +46,6 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number  # of the signal
-
-
-@dataclass
-class Tally:
-    """Counts and losses of a run so far; all of them are stored in its checkpoints."""
-
-    loss: float = 0.0  # sum of loss × weight over the steps since the last log line
-    weight: float = 0.0  # sum of weights over the same steps
-    # Tokens, scored tokens, examples and seconds are totals since the run began.
-    tokens: int = 0
-    scored: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    first_loss: float | None = None
-    before: float | None = None  # held-out loss before the first step
-    best_loss: float | None = None  # held-out loss of the evaluation with the best score
-    best_score: float | None = None
-    best_step: int = 0
-    worse: int = 0  # evaluations since the best one
-
-
-class Speed:
-    """Throughput of the last 20 steps."""
-
-    def __init__(self):
-        self._steps: deque[tuple[int, float]] = deque(maxlen=20)
-        self._clock = time.monotonic()
-
-    def note(self, tokens: int) -> float:
-        """Records a finished step; returns the seconds since the previous step or `start`."""
-        seconds = -self._clock + self.start()
-        self._steps.append((tokens, seconds))
-        return seconds
-
-    def start(self) -> float:
-        """Restarts the clock, so that the time until now counts for no step; returns the time."""
-        self._clock = time.monotonic()
-        return self._clock
-
-    @property
-    def seconds(self) -> float:
-        """Median seconds per step over the last 20 steps, which hides those that compiled."""
-        return statistics.median([seconds for _, seconds in self._steps] or [0.0])
-
-    @property
-    def tokens(self) -> float:
-        """Mean tokens per second, over the last 20 steps."""
-        total = sum(tokens for tokens, _ in self._steps)
-        return total / max(1e-9, sum(seconds for _, seconds in self._steps))
 
 
 @dataclass
@@ -128,7 +75,10 @@ class Run:
     metrics: Sequence[Metric]  # of the answers
     answered: Sequence[EvalRow]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
-    loss: float | None = None  # of the last step whose metrics were read
+    # Of the last step whose metrics were read. The loop computes nothing with JAX besides steps: on
+    # an accelerator, the host would wait for the step that was dispatched last.
+    loss: float | None = None
+    rate: float | None = None  # learning rate
 
     def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
         """Runs the remaining steps, with the logs, evaluations and checkpoints due after them.
@@ -236,13 +186,12 @@ class Run:
 
         Raises RunError if the metrics show that the run is lost.
         """
-        loss, norm, weight = (float(metrics[key]) for key in ("loss", "gradient_norm", "weight"))
+        names = ("loss", "gradient_norm", "weight", "lr")
+        loss, norm, weight, rate = (float(metrics[name]) for name in names)
         tally = self.tally
-        if tally.first_loss is None:
-            tally.first_loss = loss
-        if self._lost(loss, norm):
-            raise RunError(self._obituary(step, loss, norm))
-        self.loss = loss
+        if reason := tally.lost(loss, norm, math.log(self.model.config.vocabulary)):
+            raise RunError(self._obituary(step, loss, norm, reason))
+        self.loss, self.rate = loss, rate
         tally.loss += loss * weight
         tally.weight += weight
         tally.tokens += step.tokens
@@ -252,13 +201,7 @@ class Run:
         self.progress.draw(self._status(step.number + 1, loss))
         return norm
 
-    def _lost(self, loss: float, norm: float) -> bool:
-        """Whether the loss or the gradient norm is not finite, or the loss has exploded."""
-        guess = math.log(self.model.config.vocabulary)
-        limit = max(EXPLODED * self.tally.first_loss, guess)
-        return not (math.isfinite(loss) and math.isfinite(norm) and loss <= limit)
-
-    def _obituary(self, step: Step, loss: float, norm: float) -> str:
+    def _obituary(self, step: Step, loss: float, norm: float, reason: str) -> str:
         """Returns the error message of a lost run: the step, its rows, the last good checkpoint."""
         self.checkpoints.wait()
         good = self.checkpoints.steps[-1:]
@@ -266,7 +209,7 @@ class Run:
         rows = ", ".join(step.places[:NAMED]) + (f" and {more} more" if more > 0 else "")
         kept = f"{self.checkpoints.directory}/{good[0]}" if good else "none yet"
         return (
-            f"step {step.number + 1:,}: training diverged: loss {loss:.4g}, gradient norm "
+            f"step {step.number + 1:,}: {reason}: loss {loss:.4g}, gradient norm "
             f"{norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
             f"  rows of this step: {rows}\n"
             f"  last good checkpoint: {kept}\n"
@@ -281,7 +224,7 @@ class Run:
             "epoch": self.done / self.loader.steps_per_epoch,
             "loss": loss,
             "gradient_norm": norm,
-            "lr": self._rate(self.done),
+            "lr": float(f"{self.rate:.6g}"),
             "tokens": tally.tokens,
             "scored_tokens": tally.scored,
             "examples": tally.examples,
@@ -294,15 +237,9 @@ class Run:
             self.progress.say(self._status(self.done, loss))
         tally.loss = tally.weight = 0.0
 
-    def _rate(self, step: int) -> float:
-        """Returns the learning rate of a step, counted from 1, to six significant digits."""
-        hyper = self.optimizer.hyper
-        share = SCHEDULES[self.optimizer.schedule](np.float32(step - 1), hyper)
-        return float(f"{hyper['lr'] * float(share):.6g}")
-
     def _status(self, step: int, loss: float) -> str:
         return (
-            f"step {step:,}/{self.total:,}  loss {loss:.4f}  lr {self._rate(step):.3g}  "
+            f"step {step:,}/{self.total:,}  loss {loss:.4f}  lr {self.rate:.3g}  "
             f"{self.speed.tokens:,.0f} tokens/s  "
             f"{duration((self.total - step) * self.speed.seconds)} left"
         )
@@ -310,7 +247,13 @@ class Run:
     def _evaluate(self, log: Journal | Silent) -> float:
         """Computes, logs and returns the mean loss over the held-out rows."""
         self.progress.draw(f"step {self.done:,}: evaluating")
-        loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
+        try:
+            loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
+        except held_out.LossError as error:
+            raise RunError(
+                f"step {self.done:,}: {error}\n  if the training loss is finite, check these rows; "
+                f"otherwise try an optim.lr below {self.config.optim.lr:g}"
+            ) from None
         log.write(self.done, "eval", {"loss": loss}, {})
         return loss
 

@@ -27,7 +27,8 @@ from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
 from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
-from jaxtune.runs.loop import Run, RunError, Tally
+from jaxtune.runs.loop import Run, RunError
+from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import Workdir, run_directory
@@ -105,6 +106,7 @@ def _prepared(
         checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
         state, done, tally = _begun(checkpoints, start, rows.loader, progress)
+        workdir.adopt()
 
         def tuned(variables: dict, folder: Path, step: int | None = None):
             found = Tuned(assembly, model, variables, step, workdir.path)

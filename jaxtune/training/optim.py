@@ -70,6 +70,10 @@ class Optimizer:
         """Returns the optimiser state before the first step."""
         return DIRECTIONS[self.name](DEFAULTS).init(params)
 
+    def rate(self, hyper: Hyper, step: jax.Array) -> jax.Array:
+        """Returns the scheduled learning rate of a step, counted from 0, before any rule."""
+        return hyper["lr"] * SCHEDULES[self.schedule](step, hyper)
+
     def update(self, gradients: Any, state: Any, params: Any, *, hyper: Hyper, step: jax.Array):
         """Returns the updates to add to the parameters, and the new optimiser state.
 
@@ -85,7 +89,7 @@ class Optimizer:
         """
         gradients = _clipped(gradients, hyper["clip_norm"])
         direction, state = DIRECTIONS[self.name](hyper).update(gradients, state, params)
-        rate = hyper["lr"] * SCHEDULES[self.schedule](step, hyper)
+        rate = self.rate(hyper, step)
         rates = tree.select(params, self.rates, unused="allow")
         decays = tree.select(params, self.decays, unused="allow")
 

@@ -102,7 +102,8 @@ def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, 
 
     Returns:
       The state after the step, and metrics: "loss", the weighted mean over scored positions,
-      "gradient_norm", before clipping, and "weight", the sum of the batch's weights.
+      "gradient_norm", before clipping, "weight", the sum of the batch's weights, and for an
+      `Optimizer` "lr", the scheduled learning rate.
     """
     moving, metrics = compiled_step(
         model, optimizer, state.replace(frozen=None), state.frozen, batch
@@ -127,8 +128,11 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
     parts = batch if batch.tokens.ndim == 3 else jax.tree.map(lambda leaf: leaf[None], batch)
     total = jnp.maximum(parts.weights.sum(), jnp.finfo(jnp.float32).tiny)
     key = jax.random.fold_in(state.rng, state.step)
+    rate = {}
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = optax.with_extra_args_support(optimizer)
+    else:
+        rate["lr"] = optimizer.rate(state.hyper, state.step)
     loss, gradients = _accumulated(model, state.trainable, frozen, parts, total, key)
     updates, opt_state = optimizer.update(
         gradients, state.opt_state, state.trainable, hyper=state.hyper, step=state.step
@@ -139,7 +143,7 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
         opt_state=opt_state,
     )
     norm = optax.global_norm(gradients)
-    return changed, {"loss": loss, "gradient_norm": norm, "weight": total}
+    return changed, {"loss": loss, "gradient_norm": norm, "weight": total} | rate
 
 
 @partial(jax.jit, static_argnums=0)

@@ -5,10 +5,11 @@ Its files are written whole or not at all.
 
 import contextlib
 import datetime
+import itertools
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, write_json
 
-CONFIG, RUN, LOCK = "config.json", "run.json", ".lock"
+CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
 
@@ -35,12 +36,24 @@ class Workdir:
     started: str  # ISO date on which the run began, passed to chat templates
     name: str  # unique name of the run
     changes: tuple[str, ...]  # config fields that differ from when the run began, one line each
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the resolved config
 
     def write(self, name: str, content: Any) -> Path:
         """Writes a JSON file in the first process, and returns its path in every process."""
         if jax.process_index() == 0:
             write_json(self.path / name, content)
         return self.path / name
+
+    def adopt(self) -> None:
+        """Writes config.json, once the run is known to be able to start with this config.
+
+        A former config that differs is kept as config.1.json, config.2.json and so on.
+        """
+        current = self.path / CONFIG
+        if self.changes and jax.process_index() == 0 and current.exists():
+            names = (self.path / f"config.{number}.json" for number in itertools.count(1))
+            current.rename(next(name for name in names if not name.exists()))
+        self.write(CONFIG, self.settings)
 
 
 @contextlib.contextmanager
@@ -76,8 +89,9 @@ def run_directory(
 ) -> Iterator[Workdir]:
     """Creates the directory of a new run, or opens that of a run to resume, and locks it.
 
-    `settings` is the resolved config. If the directory holds a run of another config, this raises
-    WorkdirError, unless `accept_changes` is set or only fields in `FREE` differ.
+    `settings` is the resolved config. If the directory holds a run of another config that has done
+    a step, this raises WorkdirError, unless `accept_changes` is set or only fields in `FREE`
+    differ. The caller writes the config by `Workdir.adopt`.
     """
     path = path.expanduser()
     with locked_directory(path, "run", take=jax.process_index() == 0):
@@ -89,9 +103,8 @@ def run_directory(
                 + "\nPass --accept-changes to continue with the new one, or name another --workdir"
             )
         about = _read(path / RUN) or _new(path)
-        found = Workdir(path, about["started"], about["name"], tuple(changes))
+        found = Workdir(path, about["started"], about["name"], tuple(changes), settings)
         found.write(RUN, about)
-        found.write(CONFIG, settings)
         yield found
 
 
@@ -106,7 +119,17 @@ def begun(path: Path) -> str:
 
 def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
     before: Mapping | None = _read(path / CONFIG)
-    return [] if before is None else difference(before, settings)
+    return [] if before is None or not _stepped(path) else difference(before, settings)
+
+
+def _stepped(path: Path) -> bool:
+    """Whether the run in a directory has done a step that its checkpoints or its journal know."""
+    if any((path / "checkpoints").glob("[0-9]*")):
+        return True
+    try:
+        return b'"kind": "train"' in (path / METRICS).read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -13,10 +13,8 @@ from typing import Any, Protocol
 
 from jaxtune.config.run_sections import Log
 from jaxtune.files import whole_file
-from jaxtune.workdir.directory import Workdir
+from jaxtune.workdir.directory import METRICS, Workdir
 from jaxtune.workdir.tensorboard import EventFile
-
-METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtune import tree
 from jaxtune.checkpoint.formats.safetensors import Safetensors
@@ -55,6 +57,7 @@ def load_adapter(
     with Safetensors.open(_weights(source)) as stored:
         found = _without_towers(stacking.read_pairs(stored, settings), family.other)
         metadata = stored.metadata
+    _refuse_broken(found, source)
     table = names.choose(family.tables, [f"{module}.weight" for module in found])
     modules = stacking.linears(table, leaf_shapes(model))
     if problems := list(_misfits(found, modules, settings)):
@@ -68,6 +71,20 @@ def load_adapter(
     }
     _refuse_idle(adapters, params, source)
     return {**variables, "lora": tree.unflatten(adapters)}
+
+
+def _refuse_broken(found: Modules, source: Path) -> None:
+    """Raises if an adapter holds NaN or infinity, as one saved by a run that diverged does."""
+    broken = [
+        module
+        for module, adapter in found.items()
+        if not all(np.isfinite(part).all() for part in jax.tree.leaves(vars(adapter)))
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} of {len(found)} adapters contain NaN or infinity, such as "
+            f"that of {broken[0]}: the run that saved them diverged; use one of its earlier checkpoints"
+        )
 
 
 def _weights(directory: Path) -> Path:

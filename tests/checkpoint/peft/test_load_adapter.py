@@ -234,6 +234,18 @@ def test_adapters_of_other_models(pair, directory, tmp_path):
         attach(pair(TOWER), tmp_path / "tower")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_adapter_that_is_not_finite(pair, value, tmp_path):
+    made = pair("llama-linear")
+    leaves = adapters(begun(made))
+    leaf = leaves["layers/attn/q/w"]
+    leaves["layers/attn/q/w"] = leaf.replace(b=leaf.b.at[1, 0, 0].set(value))
+    broken = {**made.variables, "lora": tree.unflatten(leaves)}
+    directory = jaxtune.save_adapter(broken, tmp_path / "out", made.directory)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity, such .*layers.1.*q_proj"):
+        attach(made, directory)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dora", "lora"])
 def test_an_adapter_that_does_nothing(pair, variant, tmp_path):
