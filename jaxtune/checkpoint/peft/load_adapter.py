@@ -83,7 +83,7 @@ def _refuse_broken(found: Modules, source: Path) -> None:
     if broken:
         raise CheckpointError(
             f"{source}: {len(broken)} of {len(found)} adapters contain NaN or infinity, such as "
-            f"that of {broken[0]}: the run that saved them diverged; use one of its earlier checkpoints"
+            f"that of {broken[0]}: the run that saved them diverged; use an earlier checkpoint"
         )
 
 
