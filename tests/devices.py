@@ -1,10 +1,14 @@
 """Processes of a test's own, with as many devices as it wants."""
 
+import importlib.metadata
 import os
 
 # Compiling is most of the suite's time, for programs that run once: without LLVM's optimisations
-# and the newer emitters of fusions it takes half. What XLA makes of a program stays the same.
-LIGHT = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# and the newer emitters of fusions it takes half. What XLA makes of a program stays the same. The
+# older emitters are gone from JAX 0.11, whose XLA ends a process for a flag that it does not know.
+LIGHT = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    LIGHT += " --xla_cpu_use_fusion_emitters=false"
 
 
 def environment(count: int) -> dict[str, str]:

@@ -188,7 +188,9 @@ def longer_than_it_is(path, method):
 
 def test_array_that_reaches_beyond_the_file(tmp_path):
     path = longer_than_it_is(tmp_path / "m.npz", zipfile.ZIP_STORED)
-    with pytest.raises(CheckpointError, match="array w lies beyond the end of the file"):
+    # Python 3.13 finds by itself that it would reach into the list of members.
+    problem = r"array w (lies beyond the end of the file|is damaged \(Overlapped entries)"
+    with pytest.raises(CheckpointError, match=problem):
         Npz.open(path)
 
 

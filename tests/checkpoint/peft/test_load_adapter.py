@@ -239,7 +239,7 @@ def test_an_adapter_that_is_not_finite(pair, value, tmp_path):
     made = pair("llama-linear")
     leaves = adapters(begun(made))
     leaf = leaves["layers/attn/q/w"]
-    leaves["layers/attn/q/w"] = leaf.replace(b=leaf.b.at[1, 0, 0].set(value))
+    leaves["layers/attn/q/w"] = leaf.replace(b=jnp.asarray(leaf.b).at[1, 0, 0].set(value))
     broken = {**made.variables, "lora": tree.unflatten(leaves)}
     directory = jaxtune.save_adapter(broken, tmp_path / "out", made.directory)
     with pytest.raises(CheckpointError, match=r"NaN or infinity, such .*layers.1.*q_proj"):
