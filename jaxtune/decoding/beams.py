@@ -150,10 +150,12 @@ def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
     """Returns the best finished answer of each of the first `rows` rows."""
     tokens, chances, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
     found = []
-    for its, of_its, score in zip(tokens, chances, scores, strict=True):
-        length = int((its >= 0).sum())
-        ended = int(its[length - 1]) in stops
-        found.append(Beam(its[:length].tolist(), of_its[:length].tolist(), ended, float(score)))
+    for answer, log_probabilities, score in zip(tokens, chances, scores, strict=True):
+        length = int((answer >= 0).sum())
+        ended = int(answer[length - 1]) in stops
+        found.append(
+            Beam(answer[:length].tolist(), log_probabilities[:length].tolist(), ended, float(score))
+        )
     return found
 
 
@@ -238,13 +240,13 @@ def _candidates(search: Search, logits: jax.Array) -> tuple[jax.Array, Hypothese
     """
     rows, beams = search.alive.scores.shape
     vocabulary = logits.shape[-1]
-    chances = jax.nn.log_softmax(logits).reshape(rows, beams, vocabulary)
-    totals = (chances + search.alive.scores[..., None]).reshape(rows, -1)
+    log_probabilities = jax.nn.log_softmax(logits).reshape(rows, beams, vocabulary)
+    totals = (log_probabilities + search.alive.scores[..., None]).reshape(rows, -1)
     count = min(max(2, 1 + len(search.stops)), vocabulary) * beams
     scores, place = jax.lax.top_k(totals, count)
     beam, token = place // vocabulary, (place % vocabulary).astype(jnp.int32)
-    chance = jnp.take_along_axis(chances.reshape(rows, -1), place, axis=1)
-    new = search.alive.among(beam).longer(token, chance, search.count)
+    log_probability = jnp.take_along_axis(log_probabilities.reshape(rows, -1), place, axis=1)
+    new = search.alive.among(beam).longer(token, log_probability, search.count)
     return beam, new.replace(scores=scores)
 
 

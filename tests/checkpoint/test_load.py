@@ -264,9 +264,7 @@ def test_missing_extra_and_misshapen_are_listed_at_once(copied):
     message = str(error.value)
     assert "1 missing, 1 unknown, 1 with a wrong shape" in message
     near = "model.layers.1.attention.q_proj.weight"
-    assert (
-        f"missing  model.layers.1.self_attn.q_proj.weight (48, 48)  (nearest: {near})" in message
-    )
+    assert f"missing  model.layers.1.self_attn.q_proj.weight (48, 48)  (nearest: {near})" in message
     assert "unknown  model.layers.1.attention.q_proj.weight" in message
     assert "model.norm.weight is (47,), the config expects (48,)" in message
     assert str(copied) in message
