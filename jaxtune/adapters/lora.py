@@ -66,15 +66,15 @@ class Lora:
         Returns:
           The outputs, in the dtype of `y`.
         """
-        seen = x if key is None else _drop(x, self.dropout, key)
+        inputs = x if key is None else _drop(x, self.dropout, key)
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
-        low = (((seen @ a) * self.scale.astype(x.dtype)) @ b).astype(y.dtype)
+        low = (((inputs @ a) * self.scale.astype(x.dtype)) @ b).astype(y.dtype)
         if self.magnitude is None:
             return y + low
         # As in the DoRA paper, the norm is treated as a constant: its gradient changes little.
         norm = jax.lax.stop_gradient(_column_norms(w, self))
         ratio = (self.magnitude / norm).astype(y.dtype)
-        base = y if key is None else (seen @ w.astype(x.dtype)).astype(y.dtype)
+        base = y if key is None else (inputs @ w.astype(x.dtype)).astype(y.dtype)
         return y + (ratio - 1) * base + ratio * low
 
 

@@ -250,11 +250,11 @@ def activation_dtype(held: Iterable[np.dtype]):
 
 def leaf_shapes(model: Model) -> dict[str, Shape]:
     """Returns the shapes of a model's parameters by slash path, without allocating any."""
-    seen = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
+    inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
     if model.pictures:
         side = model.pictures.side
-        seen.append(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
-    abstract = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), *seen)
+        inputs.append(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    abstract = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), *inputs)
     return {path: leaf.shape for path, leaf in tree.flatten(abstract["params"]).items()}
 
 
@@ -292,11 +292,11 @@ def match_names(
     except names.NamesError as problem:
         raise CheckpointError(f"{directory}: {problem}") from None
     plain = [each.theirs for each in parts if each.theirs not in packed]
-    odd = [name for name in plain if not placing.floating(stored.tensors[name].dtype)]
-    if odd:
+    wrong = [name for name in plain if not placing.floating(stored.tensors[name].dtype)]
+    if wrong:
         raise CheckpointError(
             f"{directory}: expected floating-point tensors, found "
-            f"{stored.tensors[odd[0]].dtype} in {some(odd, 1)}"
+            f"{stored.tensors[wrong[0]].dtype} in {some(wrong, 1)}"
         )
     return parts
 

@@ -152,10 +152,10 @@ def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
     """Returns the best finished answer of each of the first `rows` rows."""
     tokens, log_probs, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
     found = []
-    for its, of_its, score in zip(tokens, log_probs, scores, strict=True):
-        length = int((its >= 0).sum())
-        ended = int(its[length - 1]) in stops
-        found.append(Beam(its[:length].tolist(), of_its[:length].tolist(), ended, float(score)))
+    for answer, parts, score in zip(tokens, log_probs, scores, strict=True):
+        length = int((answer >= 0).sum())
+        ended = int(answer[length - 1]) in stops
+        found.append(Beam(answer[:length].tolist(), parts[:length].tolist(), ended, float(score)))
     return found
 
 

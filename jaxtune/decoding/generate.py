@@ -193,7 +193,7 @@ def begin(
 ) -> DecodeState:
     """Prefills the cache with padded prompts and chooses the first token of each answer."""
     prompts = padded(variables, requests)
-    numbers = [
+    identities = [
         (zlib.crc32(np.int32(request.tokens).tobytes()), request.sample) for request in requests
     ]
     idle = prompts.tokens.shape[0] - len(requests)  # padding rows
@@ -205,7 +205,7 @@ def begin(
         np.int32([*limit, *[0] * idle]),
         np.int32(sorted(how.stops)),
         how.sampling,
-        _keys(how.seed, np.uint32(numbers + [(0, 0)] * idle)),
+        _keys(how.seed, np.uint32(identities + [(0, 0)] * idle)),
     )
 
 
@@ -263,8 +263,8 @@ def _finished(
         over += [True] * (under_way.ended.shape[0] - rows)
         under_way = under_way.replace(ended=under_way.ended | np.array(over))
         if under_way.ended.all():
-            told = zip(found, over, strict=False)
-            return [replace(answer, ended=answer.ended or ended) for answer, ended in told]
+            flags = zip(found, over, strict=False)
+            return [replace(answer, ended=answer.ended or ended) for answer, ended in flags]
 
 
 @jax.jit

@@ -74,7 +74,7 @@ class TextGenerator:
 
     def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
         """Yields the text of an answer in pieces, as soon as no later token can change them."""
-        said, tokens = "", []
+        sent, tokens = "", []
         for token in generate.stream(
             self.model,
             self.variables,
@@ -89,10 +89,10 @@ class TextGenerator:
             if self._finished(tokens):
                 break
             text = self._settled(tokens)
-            if len(text) > len(said):
-                yield text[len(said) :]
-                said = text
-        if rest := self.text(tokens)[len(said) :]:
+            if len(text) > len(sent):
+                yield text[len(sent) :]
+                sent = text
+        if rest := self.text(tokens)[len(sent) :]:
             yield rest
 
     def text(self, tokens: Sequence[int]) -> str:

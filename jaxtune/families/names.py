@@ -68,8 +68,8 @@ class Piece:
 
     def foreign(self, ours: np.ndarray) -> np.ndarray:
         """Returns our leaf, or one layer of it, in the layout of the foreign tensor's rows."""
-        seen = ours.reshape(self.view) if self.view else ours
-        return seen.transpose(self.axes) if self.axes else seen
+        viewed = ours.reshape(self.view) if self.view else ours
+        return viewed.transpose(self.axes) if self.axes else viewed
 
 
 class NamesError(ValueError):

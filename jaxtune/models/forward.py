@@ -32,8 +32,8 @@ def embedded(
     Returns:
       Embeddings in the dtype of activations.
     """
-    seen = (tokens,) if images is None else (tokens, images)
-    return model.apply(variables, *seen, method="embed", rngs=rngs or {})
+    inputs = (tokens,) if images is None else (tokens, images)
+    return model.apply(variables, *inputs, method="embed", rngs=rngs or {})
 
 
 def chosen(hidden: jax.Array, where: jax.Array) -> jax.Array:  # [B, T, D], int32[B, K]

@@ -61,13 +61,15 @@ class TrainState:
         # Trainable leaves are float32, so that small updates are not rounded away, and copies,
         # because the step donates the state's buffers.
         selected = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), selected)
-        numbers = {**getattr(optimizer, "hyper", {}), **(hyper or {})}
+        hyperparameters = {**getattr(optimizer, "hyper", {}), **(hyper or {})}
         state = cls(
             step=jnp.zeros((), jnp.int32),
             trainable=selected,
             frozen=None,
             opt_state=optimizer.init(selected),
-            hyper={name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()},
+            hyper={
+                name: jnp.asarray(value, jnp.float32) for name, value in hyperparameters.items()
+            },
             rng=jax.random.key(0) if rng is None else rng,
         )
         return _beside(variables, state).replace(frozen=frozen)

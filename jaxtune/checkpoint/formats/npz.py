@@ -198,10 +198,10 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
             f"{path} is a pickle in a zip archive, as torch.save writes, which jaxtune does not"
             " read because loading one can run code"
         )
-    if odd := [name for name in names if not name.endswith(SUFFIX)]:
+    if other := [name for name in names if not name.endswith(SUFFIX)]:
         raise CheckpointError(
             f"{path} is a zip archive but not an .npz file: expected members that end in {SUFFIX},"
-            f" found {some(odd)}"
+            f" found {some(other)}"
         )
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise CheckpointError(f"{path} has duplicate members {some(twice)}: save it again")

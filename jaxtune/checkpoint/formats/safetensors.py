@@ -253,9 +253,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
     # Only plain file names are accepted: an index must not lead to files outside its directory.
-    odd = [str(file) for file in weight_map.values() if Path(str(file)).name != file]
-    if odd:
-        raise CheckpointError(f"{index} names files outside its directory: {some(odd)}")
+    outside = [str(file) for file in weight_map.values() if Path(str(file)).name != file]
+    if outside:
+        raise CheckpointError(f"{index} names files outside its directory: {some(outside)}")
     return weight_map
 
 

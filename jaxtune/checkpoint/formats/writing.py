@@ -111,9 +111,9 @@ def refuse_existing(final: Path, overwrite: bool, mark: str = "config.json") -> 
             f"{final} already exists and is not empty: remove it, choose another directory, or"
             " replace it with overwrite=True"
         )
-    if odd := _why_no_checkpoint(found, mark):
+    if problem := _why_no_checkpoint(found, mark):
         raise CheckpointError(
-            f"{final} does not look like a checkpoint ({odd}), and overwrite=True replaces only"
+            f"{final} does not look like a checkpoint ({problem}), and overwrite=True replaces only"
             f" directories that contain {mark} and nothing but plain files: remove it yourself, or"
             " choose another directory"
         )

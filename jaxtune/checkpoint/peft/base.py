@@ -158,7 +158,7 @@ def params_of(variables: Mapping) -> dict[str, Any]:
 
 
 def refuse_other_base(
-    noted: Fingerprint, model: Model, params: Mapping[str, Any], whose: str
+    noted: Fingerprint, model: Model, params: Mapping[str, Any], label: str
 ) -> None:
     """Raises if an adapter was trained on other weights than those of the model's origin.
 
@@ -166,7 +166,7 @@ def refuse_other_base(
       noted: fingerprint in the adapter's file.
       model: the model that the adapter is loaded into.
       params: its parameters by slash path.
-      whose: the adapter as error messages name it.
+      label: the adapter as error messages name it.
     """
     if noted.path not in params:
         return
@@ -176,7 +176,7 @@ def refuse_other_base(
         found = base.fingerprint(noted.path, noted.layer, weight)
     if found and not noted.near(found):
         raise CheckpointError(
-            f"{whose} was trained on a different base than {model.origin}: {noted.path} differs by "
+            f"{label} was trained on a different base than {model.origin}: {noted.path} differs by "
             f"{noted.apart(found):.2g} of its norm. Load the base it was trained on, or call "
             "jaxtune.load_adapter(…, any_base=True) if this is intended"
         )

@@ -83,12 +83,12 @@ def save_adapter(
     return target
 
 
-def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
+def _fitting(variables: Mapping, base: Base, label: str) -> dict[str, Lora]:
     """Returns the adapters by path; raises one error listing all that do not fit the base."""
     adapters = lora.adapters(variables)
     if not adapters:
         raise CheckpointError(
-            f"no adapters in {whose}: pass the variables that jaxtune.add_lora returned, or write"
+            f"no adapters in {label}: pass the variables that jaxtune.add_lora returned, or write"
             " the weights with jaxtune.save_merged"
         )
     linear = {piece.path for parts in base.linears.values() for piece in parts}
@@ -102,7 +102,7 @@ def _fitting(variables: Mapping, base: Base, whose: str) -> dict[str, Lora]:
         problems.append("  some have a magnitude (DoRA) and some do not: PEFT needs all or none")
     if problems:
         raise CheckpointError(
-            adapter_config.listed(f"the adapters in {whose} do not fit {base.directory}:", problems)
+            adapter_config.listed(f"the adapters in {label} do not fit {base.directory}:", problems)
         )
     return adapters
 
