@@ -114,8 +114,8 @@ def test_training_goes_on_from_an_adapter(run, place, tmp_path, failure):
     adapter = f"--config.trainable.adapter={run / 'export/adapter'}"
     command = ["train", *arguments(place, tmp_path / "more"), adapter, "--config.optim.lr=0.003"]
     message = failure(*command, "--config.trainable.rank=3", "--config.trainable.variant=dora")
-    assert "trainable.rank is 3; the adapter's is 2" in message
-    assert "trainable.variant is dora; the adapter's is lora or rslora" in message
+    assert "trainable.rank is 3, but the adapter's is 2" in message
+    assert "trainable.variant is dora, but the adapter's is lora or rslora" in message
     shutil.rmtree(tmp_path / "more")
     assert launch.main(command) == 0
     first, more = (
