@@ -6,20 +6,24 @@ layers differ.
 """
 
 import contextlib
+from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-from jax.typing import DTypeLike
+import ml_dtypes  # noqa: F401 (tells NumPy of bfloat16)
+import numpy as np
+
+if TYPE_CHECKING:  # the command line lists the dtypes, and starts without JAX
+    from jax.typing import DTypeLike
 
 AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def dtype_name(dtype: DTypeLike) -> str:
+def dtype_name(dtype: "DTypeLike") -> str:
     """Returns the name of a dtype, or "auto"; raises unless weights can be held in it."""
     name = dtype
     if not isinstance(dtype, str):
         with contextlib.suppress(TypeError, ValueError):  # NumPy knows no such dtype
-            name = jnp.dtype(dtype).name
+            name = np.dtype(dtype).name
     if name not in (AUTO, *DTYPES):
         raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or {AUTO}")
     return name

@@ -134,16 +134,19 @@ class Described:
             for path, shape in self.shapes.items()
         }
 
-    def written(self, dtype: DTypeLike, leaves: Mapping[str, Any]) -> dict[str, np.dtype]:
+    def written(
+        self, dtype: DTypeLike, model: Model, leaves: Mapping[str, Any]
+    ) -> dict[str, np.dtype]:
         """Returns the dtype in which each leaf of a model of this checkpoint is written, by path.
 
-        With dtype "auto", a leaf that is stored in 4 bits gets the dtype of the embedding, and if
-        the checkpoint has no weights, each leaf keeps its own.
+        The model may be untied where the description is not. With dtype "auto", a leaf that is
+        stored in 4 bits gets the dtype of the embedding, and if the checkpoint has no weights, each
+        leaf keeps its own.
         """
         name = dtype_name(dtype)
         if name != AUTO:
             return dict.fromkeys(leaves, jnp.dtype(name))
-        held = self.held(AUTO) if self.stored.tensors else leaves
+        held = replace(self, model=model).held(AUTO) if self.stored.tensors else leaves
         plain = lora.embedding(held).dtype
         return {path: plain if is_quantized(held[path]) else held[path].dtype for path in leaves}
 

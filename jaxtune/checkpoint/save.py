@@ -84,7 +84,7 @@ def save_merged(
         _check_config(model, base.model, base.directory)
         leaves = _fitting(variables, leaf_shapes(model))
         theirs = table_of(base.family, model, base.stored)
-        dtypes = dataclasses.replace(base, model=model).written(dtype, leaves)
+        dtypes = base.written(dtype, model, leaves)
         weights = _Weights.of(leaves, lora.adapters(variables), base.stored, theirs, into, dtypes)
         table = _table_to_write(target, theirs, base.family, model, base.stored)
         writer = _Writer(weights, table, base.family.other, None if dtype == AUTO else dtype)

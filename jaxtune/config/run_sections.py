@@ -95,7 +95,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where exports are pushed to on the Hugging Face Hub; HF_TOKEN holds the access token."""
+    """Hub repository that exports are pushed to; HF_TOKEN holds the access token."""
 
     repo: str = about(
         "",

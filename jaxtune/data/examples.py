@@ -300,15 +300,15 @@ class RowEncoder:
 
     def _too_long(self, length: int, prefix: int, pictured: int) -> str:
         advice = {
-            "fail": '; raise max_length, or set too_long to "skip" or "cut_prefix"',
+            "fail": '; raise it, or set data.too_long to "skip" or "cut_prefix"',
             "skip": "",
-            "cut_prefix": "; cutting the prefix is not enough",
+            "cut_prefix": "; cutting the prompt is not enough",
             "cut_suffix": "; cutting the last answer is not enough",
         }[self.too_long]
         shown = f"pictures {pictured:,}, " if pictured else ""
         return (
-            f"the row has {length:,} tokens ({shown}prefix {prefix - pictured:,}, remainder "
-            f"{length - prefix:,}), but max_length is {self.max_length:,}{advice}"
+            f"the row has {length:,} tokens ({shown}prompt {prefix - pictured:,}, completion "
+            f"{length - prefix:,}), but batch.max_length is {self.max_length:,}{advice}"
         )
 
 

@@ -232,7 +232,7 @@ def _verified(subject: CardSubject) -> list[str]:
         "",
         "logits (standard deviations)",
         "KL (nats)",
-        "same likeliest token",
+        "same most likely token",
         "identical answers",
     ]
     return [told, table(heads, rows)]

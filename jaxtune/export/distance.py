@@ -36,7 +36,7 @@ class Distance:
 
     kl: float  # mean KL(reference || other) of the next-token distributions, in nats
     logits: float  # largest absolute difference, divided by the standard deviation of the reference
-    agreement: float  # fraction of positions with the same likeliest token
+    agreement: float  # fraction of positions with the same most likely token
     positions: int
 
 

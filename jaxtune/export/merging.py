@@ -1,6 +1,5 @@
 """Merges adapters into plain weights, from plain or quantised bases, and measures the effect."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -44,7 +43,7 @@ def merged(
         full = quant.by_path(load(Origin.of(model).path, "auto")[1]["params"])
         base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
     with (origin := described_origin(model)).stored:
-        dtypes = dataclasses.replace(origin, model=model).written(dtype, base)
+        dtypes = origin.written(dtype, model, base)
     whole = {}
     for path in list(base):
         leaf = base.pop(path)

@@ -48,17 +48,17 @@ class Unpushed:
     """Stands in for `Pushes` in a run that pushes nothing."""
 
     def saved(self, *_: Any) -> None:
-        """Does nothing."""
+        """Ignores a checkpoint that was saved."""
 
     def ended(self, *_: Any) -> dict[str, Any]:
         """Returns an empty report."""
         return {}
 
     def tell(self) -> None:
-        """Does nothing."""
+        """Reports nothing, as no push is under way."""
 
     def leave(self) -> None:
-        """Does nothing."""
+        """Waits for nothing, as no push is under way."""
 
 
 class Pushes:

@@ -65,7 +65,7 @@ class Comparison:
 
     logits: float  # largest difference, divided by the standard deviation of the expected ones
     kl: float  # mean KL divergence, in nats
-    agreement: float  # fraction of positions with the same likeliest token
+    agreement: float  # fraction of positions with the same most likely token
     positions: int
     answers: int
     alike: int  # answers with the same tokens
@@ -80,7 +80,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"logits differ by at most {self.logits:.1e} standard deviations, KL {self.kl:.1e} "
-            f"nats, same likeliest token at {self.agreement:.2%} of {self.positions} positions, "
+            f"nats, same most likely token at {self.agreement:.2%} of {self.positions} positions, "
             f"{self.alike} of {self.answers} answers identical"
         )
 

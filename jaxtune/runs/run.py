@@ -21,7 +21,7 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
-from jaxtune.export import verify
+from jaxtune.export import prove, verify
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
@@ -37,12 +37,11 @@ from jaxtune.workdir.journal import journal
 
 @dataclass(frozen=True)
 class RunRows:
-    """Rows of a run, read once: loaders for training and evaluation, and rows for other uses."""
+    """Rows of a run, read once: loaders for training and evaluation, and rows to answer."""
 
     loader: Loader
     evaluator: Loader | None
     answered: list[EvalRow]  # held-out rows to answer at each evaluation
-    compared: Rows  # the export is verified on the first of these
 
 
 def fit(
@@ -134,7 +133,7 @@ def _prepared(
             answered=rows.answered,
             export=lambda variables, folder: save(*tuned(variables, folder)),
             deliver=lambda variables, step: _delivered(
-                *tuned(variables, workdir.path / "export", step), rows.compared, progress
+                *tuned(variables, workdir.path / "export", step), progress
             ),
             pushes=pushes,
         )
@@ -156,7 +155,7 @@ def _rows(
     evaluator = held_out and assembly.evaluating(held_out, share)
     for each in filter(None, (loader, evaluator)):
         stack.callback(each.close)
-    return RunRows(loader, evaluator, _answered(assembly, held_out), held_out or train)
+    return RunRows(loader, evaluator, _answered(assembly, held_out))
 
 
 def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
@@ -207,9 +206,7 @@ def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
     return tuned, Wanted(target, whole, overwrite=True), target
 
 
-def _delivered(
-    tuned: Tuned, wanted: Wanted, target: Path, compared: Rows, progress: Progress
-) -> Exported:
+def _delivered(tuned: Tuned, wanted: Wanted, target: Path, progress: Progress) -> Exported:
     """Writes the export over an earlier one, and verifies it on a few rows.
 
     If several processes hold the model, the export is written but not verified.
@@ -221,8 +218,7 @@ def _delivered(
         save(tuned, wanted, target)
         write_card(tuned, wanted)
         return Exported(target, {})
-    new = tuned.assembly.config.generate.max_new_tokens  # as in evaluations: one program
-    rows = verify.rows(compared.source, compared.encoder, tuned.model, "the first rows", new)
+    rows = prove.rows(tuned.assembly, progress) or verify.random_rows(tuned.model)
     return write_verified(tuned, wanted, rows, progress)
 
 

@@ -8,7 +8,7 @@ import datetime
 import itertools
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ class Workdir:
     def adopt(self) -> None:
         """Writes config.json, once the run is known to be able to start with this config.
 
-        A former config that differs is kept as config.1.json, config.2.json and so on.
+        A former config that gave another result is kept as config.1.json, config.2.json and so on.
         """
-        current = self.path / CONFIG
-        if self.changes and jax.process_index() == 0 and current.exists():
-            names = (self.path / f"config.{number}.json" for number in itertools.count(1))
-            current.rename(next(name for name in names if not name.exists()))
+        if _decisive(self.changes):
+            names = (f"config.{number}.json" for number in itertools.count(1))
+            free = next(name for name in names if not (self.path / name).exists())
+            self.write(free, _read(self.path / CONFIG))
         self.write(CONFIG, self.settings)
 
 
@@ -96,7 +96,7 @@ def run_directory(
     path = path.expanduser()
     with locked_directory(path, "run", take=jax.process_index() == 0):
         changes = _changes(path, settings)
-        differing = [line for line in changes if not line.startswith(FREE)]
+        differing = _decisive(changes)
         if differing and not accept_changes:
             raise WorkdirError(
                 "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
@@ -120,6 +120,11 @@ def begun(path: Path) -> str:
 def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
     before: Mapping | None = _read(path / CONFIG)
     return [] if before is None or not _stepped(path) else difference(before, settings)
+
+
+def _decisive(changes: Iterable[str]) -> list[str]:
+    """Returns the changes of fields that decide the result of a run."""
+    return [line for line in changes if not line.startswith(FREE)]
 
 
 def _stepped(path: Path) -> bool:

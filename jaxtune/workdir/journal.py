@@ -62,10 +62,10 @@ class Silent:
     """The journal of every process but the first: it writes nothing."""
 
     def write(self, *_: Any) -> None:
-        """Does nothing."""
+        """Ignores the metrics: the first process writes them."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """Has nothing to close."""
 
 
 class WeightsAndBiases:

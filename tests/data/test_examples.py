@@ -207,8 +207,8 @@ def test_a_row_that_is_too_long_is_named_with_both_lengths(tokenizer):
     whole = make(gemma, columns())(long_row(), PLACE)
     length, scored = len(whole.tokens), int(whole.scored.sum())
     message = (
-        f"a.jsonl:7: the row has {length} tokens \\(prefix {length - scored}, remainder "
-        f"{scored}\\), but max_length is {length - 1}; raise max_length"
+        f"a.jsonl:7: the row has {length} tokens \\(prompt {length - scored}, completion "
+        f"{scored}\\), but batch.max_length is {length - 1}; raise it"
     )
     with pytest.raises(TooLong, match=message):
         make(gemma, columns(), length - 1)(long_row(), PLACE)
@@ -250,7 +250,7 @@ def test_chats_are_cut_at_their_last_answer(tokenizer):
     # The line break that the template writes after the last turn goes first.
     assert example.tokens.tolist() == [*whole.tokens[: limit - 1], gemma.id("<end_of_turn>")]
     assert example.cut == 20
-    with pytest.raises(TooLong, match="cutting the prefix is not enough"):
+    with pytest.raises(TooLong, match="cutting the prompt is not enough"):
         make(gemma, Chat(), limit, too_long="cut_prefix")(record, PLACE)
 
 

@@ -113,7 +113,7 @@ def test_pictures_count_where_rows_are_too_long_and_are_never_cut(tokenizer, bes
     record = {"prefix": "a b c d e f g h", "suffix": "i", "image": ["b.jpg", "b.jpg"]}
     whole = make(ours, columns(), pictures=SEEN)(record, beside)
     length, prefix = len(whole.tokens), int(np.argmax(whole.scored)) - 12
-    message = f"the row has {length} tokens (pictures 12, prefix {prefix}, remainder "
+    message = f"the row has {length} tokens (pictures 12, prompt {prefix}, completion "
     with pytest.raises(TooLong, match=re.escape(message)):
         make(ours, columns(), length - 1, pictures=SEEN)(record, beside)
     kept = 12 + ours.adds_bos  # and the last of the prefix predicts the first that is scored
@@ -122,7 +122,7 @@ def test_pictures_count_where_rows_are_too_long_and_are_never_cut(tokenizer, bes
     assert len(cut.tokens) == least and cut.cut == length - least and len(cut.images) == 2
     assert np.array_equal(cut.tokens[:kept], whole.tokens[:kept])
     assert np.array_equal(cut.tokens[cut.scored], whole.tokens[whole.scored])
-    with pytest.raises(TooLong, match="cutting the prefix is not enough"):
+    with pytest.raises(TooLong, match="cutting the prompt is not enough"):
         make(ours, columns(), least - 1, too_long="cut_prefix", pictures=SEEN)(record, beside)
 
 

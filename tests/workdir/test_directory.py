@@ -1,5 +1,6 @@
 """The lock of a directory: one holder at a time, on every system."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import textwrap
 import filelock
 import pytest
 
-from jaxtune.workdir.directory import WorkdirError, locked_directory
+from jaxtune.workdir.directory import WorkdirError, locked_directory, run_directory
 
 
 def test_one_holder_at_a_time_and_the_next_one_after_it(tmp_path):
@@ -55,7 +56,7 @@ def test_a_run_needs_no_module_that_windows_lacks(tmp_path):
         sys.modules |= dict.fromkeys(["fcntl", "resource", "termios", "pwd", "grp"])
         import jaxtune.cli.main, jaxtune.export.write, jaxtune.runs.run
         from jaxtune.runs import console
-        from jaxtune.workdir.directory import WorkdirError, locked_directory
+        from jaxtune.workdir.directory import WorkdirError, locked_directory, run_directory
         print(console.memory())
         with locked_directory(Path(sys.argv[1]), "run"):
             try:
@@ -71,3 +72,16 @@ def test_a_run_needs_no_module_that_windows_lacks(tmp_path):
         "{'bytes': None, 'of': 'this process'}",
         f"another run is using {tmp_path}; wait for it to end, or name another --workdir",
     ]
+
+
+def test_a_config_is_kept_if_the_new_one_changes_the_result(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    for rate, every in ((0.1, 5), (0.1, 9), (0.2, 9)):
+        settings = {"optim": {"lr": rate}, "log": {"every": every}}
+        with run_directory(tmp_path, settings, accept_changes=True) as workdir:
+            workdir.adopt()
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("config*.json")}
+    assert kept == {
+        "config.1.json": {"optim": {"lr": 0.1}, "log": {"every": 9}},
+        "config.json": settings,
+    }

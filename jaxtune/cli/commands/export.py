@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from jaxtune.checkpoint.dtypes import AUTO, DTYPES
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 
-DTYPES = ("auto", "float16", "bfloat16", "float32")
 INTO = ("original", "dequantised")
 
 
@@ -15,8 +15,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--merged",
         nargs="?",
-        const=DTYPES[0],
-        choices=DTYPES,
+        const=AUTO,
+        choices=(AUTO, *DTYPES),
         metavar="DTYPE",
         help="export the whole model, with the adapter merged in, as float16, bfloat16, float32 or "
         "auto, the dtype of the base (default: auto). Without --merged, the adapter alone is "

@@ -14,7 +14,8 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from jaxtune.checkpoint import dtypes, hub, load
+from jaxtune.checkpoint import hub, load
+from jaxtune.checkpoint.dtypes import dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import TensorInfo
 from jaxtune.checkpoint.load import Described
@@ -28,7 +29,6 @@ from jaxtune.display.columns import few
 from jaxtune.families import names
 from jaxtune.models.decoder import LayerKind
 
-DTYPES = (dtypes.AUTO, *dtypes.DTYPES)
 ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # leaves not counted as "non-embedding"
 
 
@@ -97,8 +97,7 @@ def inspect(
     Returns:
       The report.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    dtype = dtype_name(dtype)
     check_kinds(quant or (), text)
     sample = None if text is None else read_text(text)
     mesh = abstract_mesh(mesh_axes) if mesh_axes else None

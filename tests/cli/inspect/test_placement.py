@@ -62,7 +62,7 @@ def test_what_a_device_holds_depends_on_the_dtype(made):
     [
         ({"fdsp": 8}, "auto", "unknown mesh axis 'fdsp': expected one of data, fsdp, tensor"),
         ({"fsdp": 0}, "auto", "fsdp=0: expected a size of 1 or more"),
-        ({"fsdp": 8}, "int8", "dtype 'int8': expected one of auto, float32"),
+        ({"fsdp": 8}, "int8", "dtype 'int8': expected one of float32, bfloat16, float16 or auto"),
     ],
 )
 def test_meshes_and_dtypes_that_make_no_sense(made, axes, dtype, problem):
