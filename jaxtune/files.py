@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +22,10 @@ class UnwritableError(ValueError):
 def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `final`, and renames it to `final` if the block succeeds.
 
-    The temporary file is `partial`, or else a hidden file with the process id in its name. It is
-    flushed to disk before it is renamed, and removed if the block or the writing fails.
+    The temporary file is `partial`, or else a hidden file with a random name. It is flushed to disk
+    before it is renamed, and removed if the block or the writing fails.
     """
-    partial = partial or final.with_name(f".{final.name}.partial-{os.getpid()}")
+    partial = partial or final.with_name(f".{final.name}.partial-{secrets.token_hex(8)}")
     try:
         with partial.open("wb") as out:
             yield out

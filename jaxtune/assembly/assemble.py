@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
+from jaxtune.assembly.identity import identity
 from jaxtune.assembly.placer import Placer
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
@@ -31,6 +32,7 @@ from jaxtune.metrics import Metric
 from jaxtune.metrics.exact import EXACT
 from jaxtune.models.paligemma import Model
 from jaxtune.training.optim import Optimizer
+from jaxtune.workdir.identity import Identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,11 @@ class Assembly:
     def of(cls, config: Config, today: str) -> "Assembly":
         """Returns the assembly of a config; downloads the base if it is not on this machine."""
         return cls(config, locate(config.model.path), today)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Contents of the files that the result of a run depends on besides its config and rows."""
+        return identity(self.config, self.checkpoint)
 
     # Rows
 

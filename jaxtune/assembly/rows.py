@@ -8,6 +8,7 @@ import jaxtune
 from jaxtune import tasks
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import read_config
+from jaxtune.checkpoint.origin import NPZ
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data
@@ -20,6 +21,7 @@ from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
 from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer, beside
+from jaxtune.data.vocabulary import STANDARD
 from jaxtune.display.progress import Progress
 
 
@@ -129,13 +131,21 @@ def surveyed(
     return Rows(source, encoder, cached(file, [source.identity, settings], read))
 
 
+def tokenizer_files(data: Data, checkpoint: Path) -> list[Path]:
+    """Returns the files that decide how text becomes tokens: the config's, or those of the base."""
+    place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
+    place = beside(place) if place.suffix == NPZ else place
+    if place.is_file() and place.name not in STANDARD:
+        return [place]
+    folder = place.parent if place.is_file() else place
+    found = (file for pattern in COMPANIONS for file in sorted(folder.glob(pattern)))
+    return [file for file in found if file.is_file()]
+
+
 def identity(data: Data, checkpoint: Path, today: str) -> list:
     """Returns what examples depend on besides rows and settings: date, tokenizer and task files."""
-    place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
-    companions = (file for pattern in COMPANIONS for file in sorted(place.glob(pattern)))
-    files = [place] if place.is_file() else filter(Path.is_file, companions)
-    return [today, *map(stamp, [*files, *task])]
+    return [today, *map(stamp, [*tokenizer_files(data, checkpoint), *task])]
 
 
 def loader(batch: Batch, rows: Rows, workers: int, **more: Any) -> Loader:

@@ -29,7 +29,7 @@ from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.workdir.directory import begun, locked_directory
+from jaxtune.workdir.directory import begun, claim, locked_directory
 
 LESS = "tuned - base"
 EVAL = "eval"  # subdirectory of the workdir with the answers and results of each evaluation
@@ -105,6 +105,7 @@ def compare(
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
     about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
+    claim(workdir)
     with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")

@@ -16,8 +16,9 @@ import pytest
 
 from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
-from jaxtune.runs.loop import Run, RunError, Stopped
+from jaxtune.runs.loop import Run, RunError
 from jaxtune.runs.run import fit
+from jaxtune.runs.signals import Stopped
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import WorkdirError, run_directory
 from tests import devices
