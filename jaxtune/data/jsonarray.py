@@ -98,7 +98,7 @@ class _Scan:
         """Returns the offset of each element and of the end, the lines, and a checksum."""
         starts, numbers = array("q"), array("q")
         with self._stream:
-            self._more(BLOCK)
+            self._more(BLOCK + self._file.begin)
             self._at = self._file.begin
             self._next()
             self._at += 1  # the opening bracket

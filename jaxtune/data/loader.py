@@ -179,8 +179,8 @@ class Loader:
         if example.checksum != self._checksums[surveyed]:
             self._source.check()
             raise DataError(
-                f"{place}: the row or one of its pictures changed after all rows were read; run "
-                "the same command again to read them anew"
+                f"{place}: the row{' or a picture of it' if example.images else ''} changed after "
+                "all rows were read; restore it, and run the same command again"
             )
         return example
 

@@ -110,6 +110,36 @@ def test_csv_is_what_the_csv_module_reads(write):
         assert [list(record.values()) for record in everything(source)] == rows[1:]
 
 
+@pytest.mark.parametrize(
+    "name, text, delimiter",
+    [
+        ("a.csv", "text;n\nred, blue;1\n\n'a';2\n", ";"),
+        ("a.csv", "text\tn\nred, blue\t1\n'a'\t2\n", "\t"),
+        ("a.csv", '"text"|n\n"red, blue"|1\n\'a\'|2\n', "|"),
+        ("a.csv", "text,n\n\"red, blue\",1\n'a',2\n", ","),
+        ("a.tsv", "text,n\n\"red, blue\",1\n'a',2\n", ","),
+        ("a.tsv", "text\tn\nred, blue\t1\n'a'\t2\n", "\t"),
+    ],
+)
+def test_the_delimiter_is_detected_and_told(write, name, text, delimiter):
+    file = write(name, text)
+    source = open_source(file)
+    assert everything(source) == [{"text": "red, blue", "n": "1"}, {"text": "'a'", "n": "2"}]
+    usual = delimiter == {"a.csv": ",", "a.tsv": "\t"}[name]
+    words = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    told = [] if usual else [f"{file}: fields are separated by {words[delimiter]}"]
+    assert list(source.notes) == told == list(open_source([file], limit=1).notes)
+    assert open_source([file] * 9).notes[5:] == (["and 4 files more like these"] if told else [])
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1;2,3\n4;5\n", "a;b,c\n1,2;3\n", "a\n1;2\n", "a\n1\n", "a,b;c\n1,2;3\n4,5\n"]
+)
+def test_commas_are_the_delimiter_unless_another_one_alone_fits(write, text):
+    source = open_source(write("a.csv", text))
+    assert source.delimiter == "," and source.columns == text.split("\n")[0].split(",")
+
+
 def test_long_fields_are_read(write):
     source = open_source(write("a.csv", "a,b\n" + "x" * 200_000 + ",1\n"))
     assert len(source[0]["a"]) == 200_000
