@@ -134,6 +134,19 @@ class Loader:
             raise DataError(_changed(state.get("files"), self._identity["files"]))
         self._order.restore(state)
 
+    @property
+    def files(self) -> list[About]:
+        """The files that the rows come from, as JSON-compatible values."""
+        return self._identity["files"]
+
+    def check_files(self, before: Sequence[About]) -> None:
+        """Raises DataError if one of the files is among those of an earlier start and changed."""
+        known = {each["name"]: each for each in before}
+        now = [each for each in self.files if each["name"] in known]
+        now = [each for each in now if known[each["name"]]["contents"] != each["contents"]]
+        if found := changes([known[each["name"]] for each in now], now):
+            raise DataError(_refusal("the held-out rows", found))
+
     def close(self) -> None:
         """Stops the threads that prepare steps and decode pictures; steps prepared are dropped."""
         self._order.close()
@@ -236,10 +249,14 @@ def _changed(before: Sequence[About] | None, now: Sequence[About]) -> str:
             "although the files are the same: a setting, the tokenizer or the task changed. "
             "Restore it, or name another --workdir for a new run"
         )
+    return _refusal("the rows of data.source", [] if before is None else found)
+
+
+def _refusal(rows: str, found: Sequence[str]) -> str:
     return "\n".join(
         [
-            "cannot resume, because the rows of data.source changed after the checkpoint was saved",
-            *(f"  {line}" for line in (found if before is not None else [])),
+            f"cannot resume, because {rows} changed after the checkpoint was saved",
+            *(f"  {line}" for line in found),
             "Restore the files, or name another --workdir for a new run",
         ]
     )

@@ -142,6 +142,21 @@ def test_rows_that_changed_between_starts_are_named(write, tokenizer, way):
             made(STATES[way]).restore(old)
 
 
+def test_held_out_files_that_changed_between_starts_are_named(write, tokenizer):
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
+
+    def made(name, rows):
+        source = open_source(write(name, rows))
+        return Loader(source, prompt, survey(source, prompt), batch=4, workers=0)
+
+    before = json.loads(json.dumps(made("a.jsonl", ROWS).files))
+    made("a.jsonl", ROWS).check_files(before)
+    made("b.jsonl", ROWS[:9]).check_files(before)  # another source, which the config names
+    made("a.jsonl", ROWS[:9]).check_files([])  # a checkpoint that knows no files
+    with pytest.raises(DataError, match=r"the held-out rows changed .*\n.*: 53 rows, now 9"):
+        made("a.jsonl", ROWS[:9]).check_files(before)
+
+
 def test_other_examples_of_the_same_files_are_told_apart(write, tokenizer):
     source = open_source(write("a.jsonl", ROWS))
     long, short = (

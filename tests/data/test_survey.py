@@ -83,7 +83,7 @@ def test_the_longest_row_is_named_and_long_ones_are_counted(write, prompt):
     source = open_source(write("a.jsonl", rows))
     told = r"a\.jsonl:3: the row has 94 tokens .* the longest of 3 such rows, out of 5$"
     with pytest.raises(TooLong, match=told) as error:
-        survey(source, prompt(50))
+        survey(source, prompt(40))
     assert error.value.length == len(prompt()(rows[2], "").tokens)
     with pytest.raises(TooLong, match=r'a\.jsonl:3: .* data.too_long to "skip" or "cut_prefix"$'):
         survey(source, prompt(80))
