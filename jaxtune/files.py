@@ -4,9 +4,19 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+# Kinds of paths that cannot be read like a file; reading some of them would wait for ever.
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class UnwritableError(ValueError):
@@ -51,3 +61,12 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all; raises ValueError for NaN and infinity."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def special_kind(path: str | Path) -> str:
+    """Returns what is at a path if it is no regular file, such as "a named pipe", or else ""."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # missing, or no valid path: opening it reports that
+        return ""
+    return next((kind for matches, kind in KINDS if matches(mode)), "")

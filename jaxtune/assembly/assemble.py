@@ -80,6 +80,11 @@ class Assembly:
         """Sources of the training rows and of the held-out rows, which may be None."""
         return rows.open_sources(self.config.data, self.config.eval)
 
+    @cached_property
+    def _told(self) -> set[str]:
+        """Notes on the sources that the user has been told, of which two may share a file."""
+        return set()
+
     @property
     def task(self) -> ModuleType | None:
         """The config's task, or None if it names none."""
@@ -93,6 +98,10 @@ class Assembly:
     def survey(self, source: Source, progress: Progress, cache: Path | None = None) -> Rows:
         """Reads and checks all rows of a source; a `cache` file keeps the survey for reuse."""
         config = self.config
+        for note in rows.notes(config.data, source):
+            if note not in self._told:
+                progress.say(note)
+                self._told.add(note)
         depends = cache and (cache, rows.identity(config.data, self.checkpoint, self.today))
         length = config.batch.max_length
         return rows.surveyed(config.data, length, source, self.encoder, progress, depends)

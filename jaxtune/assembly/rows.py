@@ -1,5 +1,6 @@
 """Opens the data of a config: its sources, their encoder into examples, and loaders of batches."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from jaxtune.checkpoint.origin import NPZ
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data
-from jaxtune.data.errors import DataError
+from jaxtune.data.datafile import stamp
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
+from jaxtune.data.messages import foreign
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
-from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer, beside
 from jaxtune.data.vocabulary import STANDARD
 from jaxtune.display.progress import Progress
@@ -88,6 +90,20 @@ def open_sources(data: Data, held_out: Eval) -> tuple[Source, Source | None]:
         return train, None
     train, apart = set_apart(train, counted(held_out.holdout, len(train)))
     return train, first(apart, held_out.rows)
+
+
+def notes(data: Data, source: Source) -> list[str]:
+    """Returns lines on what was detected in a source: its files' format, and that of messages."""
+    found = list(source.notes)
+    if data.messages:
+        with contextlib.suppress(RowError):  # the survey reports it
+            messages = source[0].get(data.messages)
+            if isinstance(messages, list) and any(map(foreign, messages)):
+                found.append(
+                    "data.messages: the messages have 'from' and 'value', as in ShareGPT; they "
+                    "are read as role and content"
+                )
+    return found
 
 
 def surveyed(

@@ -14,7 +14,7 @@ from jaxtune.data.errors import Skipped
 from jaxtune.data.survey import Survey
 from jaxtune.files import whole_file
 
-ARRAYS = ("rows", "lengths", "scored", "pictures")
+ARRAYS = ("rows", "lengths", "scored", "pictures", "checksums")
 SKIPPED = ("too_long", "malformed")
 
 

@@ -19,8 +19,8 @@ from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config import training_sections as sections
 from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
+from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
-from jaxtune.data.textfiles import stamp
 from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out

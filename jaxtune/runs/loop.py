@@ -302,7 +302,12 @@ class Run:
 
     def _save(self, score: float | None) -> None:
         if self.saved != self.done:
-            position = {"loader": self.loader.state(), "tally": vars(self.tally)}
+            held_out = self.evaluator.files if self.evaluator else []
+            position = {
+                "loader": self.loader.state(),
+                "held_out": held_out,
+                "tally": vars(self.tally),
+            }
             self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
             if self.saved:  # that one is on disk, now that another is begun
                 self.workdir.note(**{SAVED: True})

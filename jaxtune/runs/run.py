@@ -111,7 +111,7 @@ def _prepared(
             _tell(progress, console.leaf_table(start, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
-        state, done, tally = _begun(checkpoints, start, rows.loader, progress)
+        state, done, tally = _begun(checkpoints, start, rows, progress)
         _refuse_idle_changes(workdir, done, total)
         workdir.adopt(stands_on=assembly.identity)
 
@@ -194,7 +194,7 @@ def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:
 def _begun(
     checkpoints: Checkpoints,
     start: Start,
-    loader: Loader,
+    rows: RunRows,
     progress: Progress,
 ) -> tuple[TrainState, int, Tally]:
     """Returns the state, step and tally of the newest checkpoint, or those of a new run."""
@@ -203,7 +203,9 @@ def _begun(
     found = checkpoints.restore(start.shapes)
     _tell(progress, [f"damaged checkpoint moved aside: {each}" for each in found.damaged])
     progress.say(f"resuming from step {found.step:,} in {checkpoints.directory}")
-    loader.restore(found.position["loader"])
+    rows.loader.restore(found.position["loader"])
+    if rows.evaluator:
+        rows.evaluator.check_files(found.position.get("held_out", []))
     return start.restored(found.state), found.step, Tally(**found.position["tally"])
 
 
