@@ -1,4 +1,4 @@
-"""Finds the chat template of a checkpoint and compiles it with jinja, as transformers does.
+"""Compiles chat templates with jinja, as transformers does.
 
 Templates are untrusted code, so they run in jinja's sandbox.
 """
@@ -6,28 +6,13 @@ Templates are untrusted code, so they run in jinja's sandbox.
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from jaxtune.data.errors import DataError
 
 BEGIN, END = "\ufdd2", "\ufdd3"  # put around the output of a {% generation %} block
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """Returns a tokenizer's chat template, or None; of several, the one named "default"."""
-    written = directory / "chat_template.jinja"
-    if written.is_file():
-        return written.read_text("utf-8")
-    older = directory / "chat_template.json"
-    if older.is_file():
-        settings = json.loads(older.read_bytes())
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = {each["name"]: each["template"] for each in found}.get("default")
-    return found
 
 
 def compiled(text: str, today: str | None = None) -> Callable[..., str]:
