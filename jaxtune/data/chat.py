@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtune.data.errors import known
 from jaxtune.data.markup import Markup
+from jaxtune.data.meter import TemplateLimit
 from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
 
 ASSISTANT = ("assistant", "model")  # the second is Gemma's name for the role
@@ -45,7 +46,7 @@ class ChatTemplate:
     ) -> tuple[str, list[Region]]:
         """Returns the text of a conversation, with its messages quoted, and the scored regions."""
         known("turns", turns, TURNS)
-        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        messages = self._quoted(messages)
         asked = [n for n, message in enumerate(messages) if message["role"] in ASSISTANT]
         chosen = [n for n in asked if turns == "all" or n == asked[-1]]
         chosen = [n for n in chosen if messages[n].get("weight", 1) != 0]
@@ -59,7 +60,7 @@ class ChatTemplate:
 
     def request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         """Returns the text of a conversation up to where the assistant's turn begins."""
-        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        messages = self._quoted(messages)
         return _blocks(self.write(messages, options, ask=True))[0]
 
     def write(
@@ -71,8 +72,15 @@ class ChatTemplate:
             return self._render(
                 **{**defaults, **options}, messages=messages, add_generation_prompt=ask
             )
+        except TemplateLimit:
+            raise
         except Exception as error:  # templates can raise anything
             raise ValueError(f"the chat template rejects the conversation: {error}") from None
+
+    def _quoted(self, messages: Any) -> list[Message]:
+        """Returns messages after checking them, without null values and with their texts quoted."""
+        plain = [_plain(message) for message in _checked(messages)]
+        return [self._markup.quote(each, f"message {n}") for n, each in enumerate(plain, 1)]
 
     def _answers(
         self,

@@ -10,6 +10,7 @@ from jaxtune.data.backends import Special
 # Unicode reserves U+FDD0 to U+FDEF for use inside programs, so no text contains them.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARKS = re.compile("[\ufdd0-\ufdef]")
+ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fdd[01])")  # a mark in Python's repr of a text
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,32 @@ def text_problem(text: str) -> str | None:
     if MARKS.search(text):
         return "contains a Unicode noncharacter (U+FDD0 to U+FDEF); remove it"
     return half_character(text)
+
+
+def check_texts(value: Any, name: str) -> None:
+    """Raises ValueError, with the path to it, for a text within a value that is not valid."""
+    pending = [(name, value)]
+    while pending:
+        path, each = pending.pop()
+        if isinstance(each, str):
+            if problem := half_character(each):
+                raise ValueError(f"{path} {problem}")
+        elif isinstance(each, Mapping):
+            pending += [(path, key) for key in each]
+            pending += [(f"{path}[{key!r}]", inner) for key, inner in each.items()]
+        elif isinstance(each, list | tuple):
+            pending += [(f"{path}[{n}]", inner) for n, inner in enumerate(each)]
+
+
+def repr_with_marks(value: Any) -> str:
+    """Returns the text of a value whose texts are quoted.
+
+    Within lists and mappings, Python writes the marks as escapes; here they stay marks.
+    """
+    text = str(value)
+    if isinstance(value, str) or "\\ufdd" not in text:
+        return text
+    return ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), text)
 
 
 def unmarked(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from jaxtune.data.backends import SentencePiece, Special, TokenizerJson, added_specials, tags
 from jaxtune.data.chat import ChatTemplate, Region
 from jaxtune.data.errors import DataError
-from jaxtune.data.markup import Markup, Piece, unmarked
+from jaxtune.data.markup import Markup, Piece, half_character, unmarked
 from jaxtune.data.side_files import SideFiles
 from jaxtune.data.vocabulary import ROLES, tokenizer_facts
 
@@ -126,9 +126,12 @@ class Tokenizer:
                 parts.append(self._backend.decode(list(run), begins=not (parts or continues)))
         return "".join(parts)
 
-    def quote(self, value: Any) -> Any:
-        """Marks the special tokens in text, or in lists and mappings of it, as plain text."""
-        return self.markup.quote(value)
+    def quote(self, value: Any, name: str = "the text") -> Any:
+        """Marks the special tokens in text, or in lists and mappings of it, as plain text.
+
+        `name` says in errors which text it is.
+        """
+        return self.markup.quote(value, name)
 
     def piece(self, number: int) -> str:
         """Returns a token as the file spells it, such as `▁blue`."""
@@ -180,6 +183,8 @@ class Tokenizer:
 
     def _plain(self, text: str, continues: bool) -> list[int]:
         """Returns the ids of plain text, none of them special."""
+        if problem := half_character(text):
+            raise ValueError(f"the text {problem}")
         ids = self._backend.encode(text, continues)
         if self._forbidden.isdisjoint(ids):
             return ids

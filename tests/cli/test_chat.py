@@ -74,6 +74,9 @@ def test_what_a_model_sees_of_a_text(text, data, seen, asked):
         ("a pen", {"prefix": "{name} {size} ", "suffix": "x"},
          r"^line 3: .*several columns; pass a JSON object with name, size$"),
         ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .*no column.*; pass \{\}"),
+        ("a \ud800 pen", TEMPLATE, r"^line 3: column 'name' contains half of a .*U\+D800"),
+        ('{"name": "\\udc00"}', TEMPLATE, r"^line 3: column 'name' contains half of a character"),
+        ("\udcff", {"messages": "m"}, r"^line 3: column 'm'\[0\]\['content'\] contains half"),
         ("a table", {"task": "totto"}, r"^line 3: .*columns; pass a JSON object with .*table"),
     ],
 )  # fmt: skip

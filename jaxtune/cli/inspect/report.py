@@ -23,8 +23,8 @@ from jaxtune.cli.inspect.placement import Placement, abstract_mesh, placements
 from jaxtune.cli.inspect.quant_measure import quant_report
 from jaxtune.cli.inspect.quant_report import QuantReport, check_kinds, read_text
 from jaxtune.data.errors import DataError
-from jaxtune.data.tokenizer import beside
 from jaxtune.data.side_files import SideFiles
+from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.display.columns import few
 from jaxtune.families import names
