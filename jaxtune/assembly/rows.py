@@ -14,6 +14,7 @@ from jaxtune.config.training_sections import Batch, Data
 from jaxtune.data.errors import DataError
 from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
+from jaxtune.data.known_templates import KNOWN, check_fits, template_text
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
@@ -35,10 +36,15 @@ class Rows:
 def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
     """Opens the config's tokenizer, or that in the checkpoint's directory or beside its .npz file.
 
-    `today` is the date that is passed to chat templates.
+    It has the config's chat template, if there is one. `today` is the date that is passed to chat
+    templates.
     """
     place = data.tokenizer or (beside(checkpoint) if checkpoint.is_file() else checkpoint)
-    return Tokenizer.open(place, today=today)
+    template = template_text(data.chat_template) if data.chat_template else None
+    found = Tokenizer.open(place, template=template, today=today)
+    eos = None if found.eos is None else found.piece(found.eos)
+    check_fits(data.chat_template, found.specials, eos)
+    return found
 
 
 def pictures_of(checkpoint: Path) -> Pictures | None:
@@ -130,12 +136,17 @@ def surveyed(
 
 
 def identity(data: Data, checkpoint: Path, today: str) -> list:
-    """Returns what examples depend on besides rows and settings: date, tokenizer and task files."""
+    """Returns what examples depend on besides rows and settings.
+
+    These are the date, and the files of the tokenizer, the chat template and the task.
+    """
     place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
+    template = [Path(data.chat_template).expanduser()] if data.chat_template else []
+    template = [] if data.chat_template in KNOWN else template
     companions = (file for pattern in COMPANIONS for file in sorted(place.glob(pattern)))
     files = [place] if place.is_file() else filter(Path.is_file, companions)
-    return [today, *map(stamp, [*files, *task])]
+    return [today, *map(stamp, [*files, *template, *task])]
 
 
 def loader(batch: Batch, rows: Rows, workers: int, **more: Any) -> Loader:

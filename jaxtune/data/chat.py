@@ -37,6 +37,7 @@ class ChatTemplate:
         stops: Sequence[int],
         today: str | None = None,
     ):
+        self.text = text
         self._markup, self._names, self._stops = markup, names, stops
         self._render = compiled(text, today)
         self._marks = bool(GENERATION.search(text))
@@ -90,7 +91,7 @@ class ChatTemplate:
         options: Mapping[str, Any],
     ) -> list[Region]:
         """Returns each chosen turn, from the end of its header to the first token that ends it."""
-        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self.ends]
         regions: list[Region] = []
         for number in chosen:
             turn = f"message {number + 1}"
@@ -114,7 +115,7 @@ class ChatTemplate:
 
     def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
         """Extends the marked blocks by the end token of the turn, if it follows them directly."""
-        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self.ends]
         after = {piece.start: piece.end for piece in ends}
         regions = [(begin, after.get(end, end)) for begin, end in blocks]
         for begin, end in regions:
@@ -125,7 +126,7 @@ class ChatTemplate:
         return regions
 
     @functools.cached_property
-    def _ends(self) -> frozenset[int]:
+    def ends(self) -> frozenset[int]:
         """Ids of the stops and of the special token that the template writes after an answer."""
         try:
             text = self.write([ASK, {"role": "assistant", "content": PROBE}], {})

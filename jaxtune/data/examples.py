@@ -16,6 +16,7 @@ from jaxtune.data import images
 from jaxtune.data.braces import check_template, fields, filled
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong, column, known
 from jaxtune.data.images import Pictures, Reference
+from jaxtune.data.known_templates import MISSING
 from jaxtune.data.markup import check_texts
 from jaxtune.data.sources import folder
 from jaxtune.data.tokenizer import Span, Tokenizer
@@ -151,9 +152,7 @@ class Chat:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises DataError if the tokenizer has no chat template."""
         if tokenizer.template is None:
-            raise DataError(
-                "the tokenizer has no chat template; pass one, or use prefix and suffix templates"
-            )
+            raise DataError(f"{MISSING}; or use data.prefix and data.suffix")
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """Returns the conversation up to where the assistant's turn begins."""

@@ -133,13 +133,16 @@ def regular_bytes(file: Path) -> bytes:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except ValueError as error:  # a null byte in the path
         raise Unusable(str(error)) from None
-    with open(descriptor, "rb") as stream:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise Unusable("expected a regular file")
         if found.st_size > LARGEST:
             raise Unusable(f"it has {found.st_size:,} bytes; expected at most {LARGEST:,}")
-        return stream.read()
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

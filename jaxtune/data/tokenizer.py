@@ -20,6 +20,7 @@ from typing import Any
 from jaxtune.data.backends import SentencePiece, Special, TokenizerJson, added_specials, tags
 from jaxtune.data.chat import ChatTemplate, Region
 from jaxtune.data.errors import DataError
+from jaxtune.data.known_templates import MISSING
 from jaxtune.data.markup import Markup, Piece, half_character, unmarked
 from jaxtune.data.side_files import SideFiles
 from jaxtune.data.vocabulary import ROLES, tokenizer_facts
@@ -67,8 +68,9 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Opens the tokenizer of a directory or file.
 
-        `template` replaces its chat template. `today`, such as "2026-11-05", is the date that chat
-        templates may write; None takes the current date.
+        `template` replaces its chat template; the token that ends its answers is then among the
+        stops. `today`, such as "2026-11-05", is the date that chat templates may write; None takes
+        the current date.
         """
         path = Path(path).expanduser()
         if not path.exists():
@@ -91,6 +93,8 @@ class Tokenizer:
         if written:
             names = _names(files, facts["special"])
             self.template = ChatTemplate(written, self.markup, names, self.stops, today)
+        if self.template and template:
+            self.stops = tuple(sorted({*self.stops, *self.template.ends}))
         return self
 
     def __len__(self) -> int:
@@ -154,7 +158,7 @@ class Tokenizer:
         "last"; a message with `"weight": 0` is not scored. `options` are passed to the template.
         """
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; pass one as `template`")
+            raise DataError(MISSING)
         text, regions = self.template.conversation(messages, turns, options)
         runs = itertools.groupby(self._tokens(text, regions), lambda token: token[1])
         return [Span([number for number, _ in run], scored) for scored, run in runs]
@@ -162,9 +166,14 @@ class Tokenizer:
     def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Encodes a conversation with the chat template, up to the assistant's turn."""
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; pass one as `template`")
+            raise DataError(MISSING)
         text = self.template.request(messages, options)
         return [number for number, _ in self._tokens(text, [])]
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template in use, or None if there is none."""
+        return self.template.text if self.template else None
 
     @property
     def _joins(self) -> bool:

@@ -181,7 +181,7 @@ def test_chats_that_cannot_be_are_named(tokenizer):
     twice = {"messages": [{"role": "user", "content": "a"}] * 2}
     with pytest.raises(RowError, match=r"a.jsonl:7: the chat template rejects"):
         make(gemma, Chat())(twice, PLACE)
-    with pytest.raises(DataError, match="no chat template; pass one, or use prefix and suffix"):
+    with pytest.raises(DataError, match=r"data\.chat_template to .*; or use data\.prefix"):
         make(tokenizer("sentencepiece_gemma"), Chat())
 
 
