@@ -16,6 +16,7 @@ from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
 from jaxtune.data.known_templates import KNOWN, check_fits, template_text
 from jaxtune.data.loader import Loader
+from jaxtune.data.side_files import STANDARD
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
@@ -141,6 +142,8 @@ def identity(data: Data, checkpoint: Path, today: str) -> list:
     These are the date, and the files of the tokenizer, the chat template and the task.
     """
     place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
+    if place.name in STANDARD:
+        place = place.parent  # the settings beside such a file apply to it
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
     template = [Path(data.chat_template).expanduser()] if data.chat_template else []
     template = [] if data.chat_template in KNOWN else template

@@ -1,5 +1,6 @@
 """What is typed becomes a prompt, and what comes of it is shown."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -83,6 +84,14 @@ def test_the_template_of_a_config_replaces_the_tokenizers(asked, assembly, tmp_p
         asked("hi", messages="m", chat_template="llama3")
     with pytest.raises(ValueError, match=r"data\.chat_template is used only with data\.messages"):
         asked("hi", chat_template="gemma")
+
+
+def test_the_settings_beside_a_named_tokenizer_belong_to_the_data(assembly, base, tmp_path):
+    directory = shutil.copytree(base, tmp_path / "base")
+    ours = assembly(tokenizer=str(directory / "tokenizer.json"), **TEMPLATE)
+    before = identity(ours.config.data, ours.checkpoint, ours.today)
+    (directory / "added_tokens.json").write_text("{}")
+    assert identity(ours.config.data, ours.checkpoint, ours.today) != before
 
 
 @pytest.mark.parametrize(
