@@ -88,7 +88,7 @@ def test_the_template_of_a_config_replaces_the_tokenizers(asked, assembly, tmp_p
 
 def test_the_settings_beside_a_named_tokenizer_belong_to_the_data(assembly, base, tmp_path):
     directory = shutil.copytree(base, tmp_path / "base")
-    ours = assembly(tokenizer=str(directory / "tokenizer.json"), **TEMPLATE)
+    ours = assembly(tokenizer=str(directory / "tokenizer.model"), **TEMPLATE)
     before = identity(ours.config.data, ours.checkpoint, ours.today)
     (directory / "added_tokens.json").write_text("{}")
     assert identity(ours.config.data, ours.checkpoint, ours.today) != before
