@@ -81,6 +81,11 @@ class Data:
         "instead of prefix and suffix: column of chat messages (role and content, or from and "
         "value), formatted by the chat template",
     )
+    chat_template: str = about(
+        "",
+        "chat template to use: a file with a jinja template, or alpaca, chatml, gemma, llama2, "
+        "llama3, phi3 or zephyr; empty: the tokenizer's own",
+    )
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: str = about(
         "",

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtune.models.attention import attend, soften
 from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
-from jaxtune.models.layout import Layout, arrange, lengths
+from jaxtune.models.layout import Layout, arrange, check_tokens, lengths
 from jaxtune.models.remat import named, policy
 from jaxtune.models.rope import Rope, angles, rotate
 
@@ -208,6 +208,7 @@ class Decoder(nn.Module):
         valid: jax.Array | None = None,  # bool[B, T]
         causal: jax.Array | None = None,  # bool[B, T]
     ) -> jax.Array:  # float32[B, T, V]
+        check_tokens(tokens)
         layout = arrange(tokens.shape, positions, segments, valid, causal)
         return self.logits(self.hidden(self.embed(tokens), layout))
 
