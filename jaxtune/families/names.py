@@ -66,6 +66,16 @@ class Piece:
         back = rows.transpose(np.argsort(self.axes)) if self.axes else rows
         return back.reshape(self.own) if self.view else back
 
+    def index(self, places: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns where elements lie in the foreign tensor, given their places in our flat layout.
+
+        With it, single values are read without the others, whatever the layout.
+        """
+        viewed = np.unravel_index(places, self.view or self.own)
+        first, *rest = (viewed[axis] for axis in self.axes) if self.axes else viewed
+        layer = (np.full_like(first, self.layer),) if self.stacked else ()
+        return (*layer, first + self.rows.start, *rest)
+
     def foreign(self, ours: np.ndarray) -> np.ndarray:
         """Returns our leaf, or one layer of it, in the layout of the foreign tensor's rows."""
         viewed = ours.reshape(self.view) if self.view else ours

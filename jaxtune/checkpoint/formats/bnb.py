@@ -85,6 +85,22 @@ def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Qu
     return whole if rows.indices(outputs) == (0, outputs, 1) else _some(whole, weight, rows)
 
 
+def values(
+    stored: Safetensors, weight: Packed, index: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:  # float32[n]
+    """Returns single values of a packed weight, given their rows and columns in [out, in]."""
+    places = np.ravel_multi_index(index, weight.shape)
+    pairs = stored.read(weight.name).reshape(-1).view(np.uint8)[places // 2]
+    codes = np.where(places % 2, pairs & 15, pairs >> 4)
+    blocks = places // weight.block
+    scales = stored.read(f"{weight.name}.absmax").reshape(-1)[blocks]
+    if weight.nested_block is not None:
+        table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
+        peaks = stored.read(f"{weight.name}.nested_absmax")[blocks // weight.nested_block]
+        scales = table[scales] * peaks + np.float32(weight.offset)
+    return np.float32(KINDS[weight.kind].table)[codes] * scales.astype(np.float32)
+
+
 def _packed(stored: Safetensors, match: re.Match) -> Packed:
     name, kind = match["weight"], match["kind"]
     if kind not in READ:

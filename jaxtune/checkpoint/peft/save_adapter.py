@@ -76,7 +76,7 @@ def save_adapter(
         if jax.process_index() == 0:
             adapters = _since(started, adapters)
             standing.check(sample, weight, started)
-            fingerprint = standing.fingerprint(sample.path, sample.layer, weight)
+            fingerprint = standing.fingerprint()
             adapter = _Written.of(adapters, norms, standing, fingerprint)
             with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
