@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Shape = tuple[int, ...]
+MOST_LISTED = 8  # lines of an error message, besides its title
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def check(
 ) -> None:
     """Raises `NamesError` if a checkpoint's tensors are not those that the model needs.
 
-    The message lists missing, unknown and misshapen tensors, up to 30 of each. `found` are the
+    The message lists the first missing, unknown and misshapen tensors. `found` are the
     shapes of the checkpoint's tensors; `other` are patterns of known tensors that are not ours.
     """
     expected = {piece.theirs: piece.shape for piece in parts}
@@ -194,30 +195,35 @@ def check(
     extra = [name for name in found if name not in known]
     wrong = [name for name in expected if name in found and found[name] != expected[name]]
     if missing or extra or wrong:
-        raise NamesError("\n".join(_report(expected, found, missing, extra, wrong)))
+        raise NamesError(_report(expected, found, missing, extra, wrong))
 
 
-def _report(expected, found, missing, extra, wrong) -> Iterable[str]:
-    yield (
+def listed(title: str, *groups: Sequence[str]) -> str:
+    """Returns an error message: a title and the first lines of each group, `MOST_LISTED` in all."""
+    given = [group for group in groups if group]
+    most = MOST_LISTED // max(1, len(given))
+    shown = [line for group in given for line in group[:most]]
+    more = sum(map(len, given)) - len(shown)
+    return "\n".join([title, *shown, *([f"  … and {more} more like these"] * (more > 0))])
+
+
+def _report(expected, found, missing, extra, wrong) -> str:
+    def hint(number: int, name: str, others: Iterable[str]) -> str:
+        return near(name, others) if number < MOST_LISTED else ""
+
+    return listed(
         "the tensors do not match the config: "
-        f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape"
-    )
-    yield from _most(f"  missing  {name} {expected[name]}{_near(name, extra)}" for name in missing)
-    yield from _most(f"  unknown  {name} {found[name]}{_near(name, expected)}" for name in extra)
-    yield from _most(
-        f"  shape    {name} is {found[name]}, the config expects {expected[name]}" for name in wrong
+        f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape",
+        [f"  missing  {x} {expected[x]}{hint(i, x, extra)}" for i, x in enumerate(missing)],
+        [f"  unknown  {x} {found[x]}{hint(i, x, expected)}" for i, x in enumerate(extra)],
+        [f"  shape    {x} is {found[x]}, the config expects {expected[x]}" for x in wrong],
     )
 
 
-def _most(lines: Iterable[str], most: int = 30) -> list[str]:
-    lines = list(lines)
-    cut = len(lines) - most
-    return [*lines[:most], f"  … and {cut} more like these"] if cut > 0 else lines
-
-
-def _near(name: str, others: Iterable[str]) -> str:
+def near(name: str, others: Iterable[str]) -> str:
+    """Returns a hint at the name that is most like another one, or "" if none is like it."""
     # The same module under another prefix is the best suggestion, however long the prefix.
     tail = name.rsplit(".", 2)[-2:]
     candidates = [other for other in others if other.rsplit(".", 2)[-2:] == tail] or list(others)
-    nearest = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:200], candidates[:2000], n=1, cutoff=0.5)
     return f"  (nearest: {nearest[0]})" if nearest else ""

@@ -25,6 +25,7 @@ from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.families import names
 
 
 def save_adapter(
@@ -102,7 +103,7 @@ def _fitting(variables: Mapping, base: Base, label: str) -> dict[str, Lora]:
         problems.append("  some have a magnitude (DoRA) and some do not: PEFT needs all or none")
     if problems:
         raise CheckpointError(
-            adapter_config.listed(f"the adapters in {label} do not fit {base.directory}:", problems)
+            names.listed(f"the adapters in {label} do not fit {base.directory}:", problems)
         )
     return adapters
 
@@ -125,7 +126,7 @@ def _since(started: Adapters, adapters: Adapters) -> Adapters:
     ]
     if unlike:
         raise CheckpointError(
-            adapter_config.listed(
+            names.listed(
                 "`initial` must have the same adapters with the same scales; these differ:", unlike
             )
         )
