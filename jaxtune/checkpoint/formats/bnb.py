@@ -93,16 +93,26 @@ def values(
     """Returns single values of a packed weight, given their rows and columns in [out, in]."""
     _check_sizes(stored, weight)
     places = np.ravel_multi_index(index, weight.shape)
-    pairs = stored.read(weight.name).reshape(-1).view(np.uint8)[places // 2]
+    pairs = _bytes(stored, weight.name, places // 2)
     codes = np.where(places % 2, pairs & 15, pairs >> 4)
     blocks = places // weight.block
-    scales = stored.read(f"{weight.name}.absmax").reshape(-1)[blocks]
+    scales = _flat(stored, f"{weight.name}.absmax", blocks)
     if weight.nested_block is not None:
-        table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32)
-        peaks = stored.read(f"{weight.name}.nested_absmax").astype(np.float32)
-        peaks = peaks.reshape(-1)[blocks // weight.nested_block]
-        scales = table.reshape(-1)[scales] * peaks + np.float32(weight.offset)
+        table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32).reshape(-1)
+        peaks = _flat(stored, f"{weight.name}.nested_absmax", blocks // weight.nested_block)
+        scales = table[scales] * peaks.astype(np.float32) + np.float32(weight.offset)
     return np.float32(KINDS[weight.kind].table)[codes] * scales.astype(np.float32)
+
+
+def _flat(stored: Safetensors, name: str, places: np.ndarray) -> np.ndarray:
+    return stored.elements(name, np.unravel_index(places, stored.tensors[name].shape))
+
+
+def _bytes(stored: Safetensors, name: str, places: np.ndarray) -> np.ndarray:  # uint8[n]
+    """Returns single bytes of a tensor, whose dtype may be a wider one."""
+    size = stored.tensors[name].dtype.itemsize
+    held = _flat(stored, name, places // size).view(np.uint8).reshape(-1, size)
+    return held[np.arange(len(places)), places % size]
 
 
 def _packed(stored: Safetensors, match: re.Match) -> Packed:

@@ -105,6 +105,12 @@ class Npz(Tensors):
             self._inflated[name] = _inflate(info)
         return self._inflated[name]
 
+    def elements(self, name: str, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Returns single elements of an array, which is decompressed whole if it is compressed."""
+        if self._info(name).deflated:
+            return self.read(name)[index]
+        return super().elements(name, index)
+
     def close(self) -> None:
         """Drops the memory map and the cache; arrays that were already read stay valid."""
         super().close()

@@ -66,6 +66,18 @@ class Tensors:
             info.shape, info.dtype, self._map(info.file), info.start, order=info.order
         )
 
+    def elements(self, name: str, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Returns single elements of a tensor; reads only their bytes, and no pages around them."""
+        info = self._info(name)
+        size = info.dtype.itemsize
+        places = np.ravel_multi_index(index, info.shape, order=info.order)
+        found = bytearray()
+        with info.file.open("rb", buffering=0) as file:
+            for place in places.tolist():
+                file.seek(info.start + size * place)
+                found += file.read(size)
+        return np.frombuffer(found, info.dtype)
+
     def release(self, name: str) -> None:
         """Drops a tensor's pages from memory; existing views stay valid and read the file again."""
         info = self._info(name)

@@ -119,7 +119,7 @@ class Base:
             index = piece.index(places)
             if piece.theirs in packed:
                 return bnb.values(self.stored, packed[piece.theirs], index)
-            return self.stored.read(piece.theirs)[index].astype(np.float32)
+            return self.stored.elements(piece.theirs, index).astype(np.float32)
 
         return Fingerprint.of(names.by_leaf(self.parts), packed, read, like)
 

@@ -238,8 +238,9 @@ def test_tensors_that_do_not_fit(pair, directory, changes, says):
 def test_adapters_of_other_models(pair, directory, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"unknown  model.layers.0.*q_proj.*nearest.*qkv_proj"
-    ):
+    ) as refused:
         attach(pair(FUSED), directory)
+    assert len(str(refused.value).splitlines()) == 1 + 8 + 1  # a title, and how many more
     with pytest.raises(
         CheckpointError, match=r"k_proj: lora_B.weight has size 24, the model expects 12"
     ):
@@ -305,6 +306,15 @@ def test_files_we_do_not_read(pair, directory, tmp_path):
     (directory / adapter_config.CONFIG_NAME).write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         attach(made, directory)
+
+
+@pytest.mark.parametrize(
+    "report", ["", "[1]", "[" * 100_000, "{}", '{"files": []}', '{"files": {}}']
+)
+def test_a_report_that_is_none(pair, directory, report):
+    (directory / "export.json").write_text(report)
+    with pytest.raises(CheckpointError, match=r"export.json is not the report of an export"):
+        attach(pair("llama-linear"), directory)
 
 
 def test_an_adapter_on_the_hub_is_two_files():
