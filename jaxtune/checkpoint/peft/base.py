@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.load import leaf_shapes, match_names, read_config, table_of
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import stacking
-from jaxtune.checkpoint.peft.fingerprint import MOST_NAMED, Fingerprint
+from jaxtune.checkpoint.peft.fingerprint import Fingerprint, named
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears
 from jaxtune.checkpoint.placing import oriented, quantized
 from jaxtune.checkpoint.save import stored_at
@@ -27,6 +27,10 @@ from jaxtune.families.names import Piece, Shape
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized, same
 
+WHAT_TO_DO = (
+    "If weights were trained too, write them: jaxtune.save_merged(model, jaxtune.merge(variables),"
+    " …). Otherwise pass the checkpoint that was loaded as `base`"
+)
 ROUNDING = 2.0**-8  # bound on the relative error of a weight held in a narrower dtype
 
 
@@ -123,6 +127,29 @@ class Base:
 
         return Fingerprint.of(names.by_leaf(self.parts), packed, read, like)
 
+    def held(self, params: Mapping[str, Any], changed: Collection[str]) -> Fingerprint:
+        """Takes the fingerprint of weights in memory, without quantised and `changed` ones.
+
+        With several processes, all of them must call this.
+        """
+        if not self.stored.tensors:
+            return Fingerprint({})
+        leaves = names.by_leaf(self.parts)
+        plain = {
+            path: params[path]
+            for path in leaves
+            if path in params and path not in changed and not is_quantized(params[path])
+        }
+        return Fingerprint.of_arrays(leaves, plain)
+
+    def refuse_others(self, held: Fingerprint, published: Fingerprint | None) -> None:
+        """Raises, naming the leaves, if weights in memory are not those of the checkpoint."""
+        if published and (other := published.only(held.samples).differences(held)):
+            raise CheckpointError(
+                f"the variables are not the weights of {self.directory}, so the adapters alone"
+                f" would not reproduce this model: {named(other)}. {WHAT_TO_DO}"
+            )
+
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
         """Whether a weight equals the checkpoint's, less the product of its initial adapter.
 
@@ -148,9 +175,7 @@ def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
     return (
         f"{place.path} of the variables is not {place.theirs} of {directory}, so the adapters alone"
         " would not reproduce this model. If they were initialised with init='pissa', pass the"
-        " variables that add_lora returned as `initial`. If weights were trained too, write them:"
-        " jaxtune.save_merged(model, jaxtune.merge(variables), …). Otherwise pass the checkpoint"
-        " that was loaded as `base`"
+        f" variables that add_lora returned as `initial`. {WHAT_TO_DO}"
     )
 
 
@@ -180,9 +205,8 @@ def refuse_other_base(
         found = base.fingerprint(noted)
     if found is None or not (different := noted.differences(found)):
         return
-    more = f", and {len(different) - MOST_NAMED} more" if len(different) > MOST_NAMED else ""
     raise CheckpointError(
         f"{label} was trained on a different base than {model.origin}: {len(different)} of "
-        f"{len(found.samples)} leaves differ. {', '.join(different[:MOST_NAMED])}{more}. Load the "
+        f"{len(found.samples)} leaves differ. {named(different)}. Load the "
         "base it was trained on, or call jaxtune.load_adapter(…, any_base=True) if this is intended"
     )

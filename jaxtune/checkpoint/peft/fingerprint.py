@@ -6,14 +6,16 @@ It is stored in the metadata of the adapter's own weight file, so it goes wherev
 import base64
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
+from jaxtune.checkpoint.processes import gathered
 from jaxtune.families.names import Piece
 
 KEY = "jaxtune_base"
@@ -115,6 +117,25 @@ class Fingerprint:
         return cls(samples, partial is None)
 
     @classmethod
+    def of_arrays(
+        cls,
+        leaves: Mapping[str, Sequence[Piece]],
+        arrays: Mapping[str, jax.Array | np.ndarray],
+    ) -> "Fingerprint":
+        """Takes the fingerprint of some leaves in memory, on all processes together."""
+        samples = {}
+        for path, array in arrays.items():
+            layers = tuple(piece.layer for piece in leaves[path])
+            stacked = layers[0] is not None
+            own = leaves[path][0].own
+            index = np.unravel_index(_places(own, PER_LAYER if stacked else WHOLE), own)
+            if stacked:
+                index = (np.arange(len(layers))[:, None], *index)
+            values = gathered(_taken(array, index)).reshape(len(layers), -1)
+            samples[path] = Sample(layers, values.astype(np.float32), coded=False)
+        return cls(samples)
+
+    @classmethod
     def noted(cls, metadata: Mapping[str, str]) -> "Fingerprint | None":
         """Reads the fingerprint from a file's metadata; None if they have none."""
         if KEY not in metadata:
@@ -159,6 +180,10 @@ class Fingerprint:
                 )
         return described
 
+    def only(self, paths: Iterable[str]) -> "Fingerprint":
+        """Returns the samples of some leaves."""
+        return Fingerprint({path: self.samples[path] for path in paths})
+
     def _near(self, ours: Sample, theirs: Sample) -> np.ndarray:
         if self.complete:
             return ours.near(theirs)
@@ -181,6 +206,11 @@ def _first_version(path: str, layer: int | None, values: list[float], coded: boo
     if numbers.ndim != 2 or not numbers.size:
         raise ValueError
     return Fingerprint({str(path): Sample((layer,), numbers, bool(coded))}, complete=False)
+
+
+@jax.jit
+def _taken(array: jax.Array, index: tuple[np.ndarray, ...]) -> jax.Array:
+    return array[index]
 
 
 def _places(own: tuple[int, ...], count: int) -> np.ndarray:
@@ -208,6 +238,12 @@ def _same_but_rounded(ours: np.ndarray, theirs: np.ndarray) -> bool:
 def _rounded(values: np.ndarray, kind: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(kind).astype(np.float32)
+
+
+def named(differences: Sequence[str]) -> str:
+    """Joins descriptions of leaves that differ for an error message, at most `MOST_NAMED`."""
+    more = f", and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else ""
+    return ", ".join(differences[:MOST_NAMED]) + more
 
 
 def _unlike(ours: Sample | None, theirs: Sample | None) -> str:

@@ -67,6 +67,7 @@ def save_adapter(
         started = {} if initial is None else _fitting(initial, standing, "`initial`")
         if jax.process_index() == 0:
             refuse_existing(target, overwrite, adapter_config.CONFIG_NAME)
+    held = standing.held(params, started)
     sample = standing.smallest(adapters)
     weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
     norms = {
@@ -78,6 +79,7 @@ def save_adapter(
             adapters = _since(started, adapters)
             standing.check(sample, weight, started)
             fingerprint = standing.fingerprint()
+            standing.refuse_others(held, fingerprint)
             adapter = _Written.of(adapters, norms, standing, fingerprint)
             with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
