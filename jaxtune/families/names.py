@@ -13,6 +13,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 MOST_LISTED = 8  # lines of an error message, besides its title
+NEAR = 200  # names that a wrong one is compared with
 
 
 @dataclass(frozen=True)
@@ -225,5 +226,5 @@ def near(name: str, others: Iterable[str]) -> str:
     # The same module under another prefix is the best suggestion, however long the prefix.
     tail = name.rsplit(".", 2)[-2:]
     candidates = [other for other in others if other.rsplit(".", 2)[-2:] == tail] or list(others)
-    nearest = difflib.get_close_matches(name[:200], candidates[:2000], n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:200], candidates[:NEAR], n=1, cutoff=0.5)
     return f"  (nearest: {nearest[0]})" if nearest else ""
