@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune import quant, tree
+from jaxtune.tree import modules
 
 # These name weights of the decoder only. For a vision tower give patterns, such as
 # `img/layers/.*/w`.
-TARGETS = {
-    "all-linear": (r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
-    "attention": (r"(llm/)?layers/attn/[qkvo]/w",),
-}
+TARGETS = ("all-linear", "attention")
 EMBEDDING = r"(llm/)?embed/w"
+LARGEST_SCALE = 1e6  # of an adapter; a larger one is a mistake, and overflows in the logits
 VARIANTS = ("lora", "rslora", "dora")
 INITS = ("default", "pissa")
 TRAINABLE: tree.Rules = ((r"lora/.*/(a|b|magnitude)", True), (r".*", False))
@@ -97,7 +96,8 @@ def add_lora(
       variables: Variables of a model, whose weights may be quantised.
       rank: Rank of the adapters.
       alpha: Adapters are scaled by alpha / rank, or by alpha / sqrt(rank) with "rslora".
-      targets: "all-linear", "attention", or patterns over the paths of `params`.
+      targets: "all-linear", "attention", the name of a module as PEFT has it, such as "q_proj", or
+        a list of such names and of patterns over the paths of `params`.
       key: Random key for the initial values of `a`.
       dropout: Fraction of its input that an adapter drops in training.
       variant: One of "lora", "rslora" and "dora".
@@ -107,7 +107,7 @@ def add_lora(
     Returns:
       New variables, with the collection "lora" and, with "pissa", with changed weights.
     """
-    _check(rank, dropout, variant, init)
+    _check(rank, alpha, dropout, variant, init)
     params = quant.by_path(variables["params"])
     scale = alpha / (rank**0.5 if variant == "rslora" else rank)
     adapters = {}
@@ -162,9 +162,11 @@ def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
     return whole.astype(dtype)
 
 
-def _check(rank: int, dropout: float, variant: str, init: str) -> None:
+def _check(rank: int, alpha: float, dropout: float, variant: str, init: str) -> None:
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank {rank!r}: expected a positive integer")
+    if not abs(alpha) <= LARGEST_SCALE:
+        raise ValueError(f"alpha {alpha!r}: expected a number of at most {LARGEST_SCALE:g}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout!r}: expected a number from 0 to less than 1")
     for name, value, known in (("variant", variant, VARIANTS), ("init", init, INITS)):
@@ -177,11 +179,13 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
 
     Raises ValueError if a pattern matches no path, or one that is not the weight of a linear map.
     """
-    if isinstance(targets, str) and targets not in TARGETS:
+    names = [targets] if isinstance(targets, str) else targets
+    patterns = [modules.pattern(name, modules.WEIGHT) for name in names]
+    if isinstance(targets, str) and patterns == [targets]:
         raise ValueError(
-            f"targets {targets!r}: expected {', '.join(TARGETS)} or a list of patterns"
+            f"targets {targets!r}: expected {', '.join(TARGETS)}, the name of a module such as"
+            " q_proj, or a list of names and patterns"
         )
-    patterns = TARGETS[targets] if isinstance(targets, str) else targets
     rules = [*((pattern, True) for pattern in patterns), (r".*", False)]
     chosen = [path for path, take in tree.match(rules, params).items() if take]
     flat = [path for path in chosen if not path.endswith("/w") or re.fullmatch(EMBEDDING, path)]

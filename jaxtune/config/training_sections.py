@@ -149,7 +149,7 @@ class Trainable:
     targets: Literal["all-linear", "attention"] | tuple[Pattern, ...] = about(
         "all-linear",
         "weights that get an adapter: all linear maps of the layers, only those of attention, or "
-        "those whose paths match a pattern",
+        "those with a name of PEFT, such as q_proj, or whose paths match a pattern",
         needed=True,
         when=LORA,
         also="target_modules",

@@ -238,6 +238,8 @@ def test_rules_take_the_linear_maps_of_layers():
     paths = ["embed/w", "head/w", "layers/attn/q/w", "layers/attn/q/b", "layers/mlp/up/w"]
     assert quant.kinds(paths, "nf4") == {"layers/attn/q/w": "nf4", "layers/mlp/up/w": "nf4"}
     assert quant.kinds(paths, None) == {}
+    rules = [("q_proj", "nf4"), ("all-linear", "int8"), (".*", None)]
+    assert quant.kinds(paths, rules) == {"layers/attn/q/w": "nf4", "layers/mlp/up/w": "int8"}
 
 
 def test_what_cannot_be_quantised_is_refused():
