@@ -190,7 +190,7 @@ def _begun(
     progress: Progress,
 ) -> tuple[TrainState, int, Tally]:
     """Returns the state, step and tally of the newest checkpoint, or those of a new run."""
-    if not checkpoints.steps:
+    if not checkpoints.begun:
         return start.state(), 0, Tally()
     found = checkpoints.restore(start.shapes)
     _tell(progress, [f"damaged checkpoint moved aside: {each}" for each in found.damaged])
