@@ -150,9 +150,9 @@ def _rows(
     )
     length = assembly.config.batch.max_length
     _tell(progress, console.of_rows(length, train, held_out))
-    share = assembly.placer.share
-    loader = assembly.training(train, share)
-    evaluator = held_out and assembly.evaluating(held_out, share)
+    placer = assembly.placer
+    loader = assembly.training(train, placer.share)
+    evaluator = held_out and assembly.evaluating(held_out, placer)
     for each in filter(None, (loader, evaluator)):
         stack.callback(each.close)
     return RunRows(loader, evaluator, _answered(assembly, held_out))
