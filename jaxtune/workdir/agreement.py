@@ -4,6 +4,8 @@ A process that fails alone leaves the others waiting for it in their next common
 says how it fared, and all of them act on what any of them says.
 """
 
+import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from jaxtune.workdir.directory import WorkdirError
 
+SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
 LONGEST = 2048  # bytes of a message to the other processes; the rest is cut
 
 Result = TypeVar("Result")
@@ -46,7 +49,9 @@ def highest(number: int) -> int:
 
 
 def short(error: Exception) -> str:
-    """Returns the error on one line of at most 300 characters."""
+    """Returns an error's text on one line; of an error of the system, only what that says."""
+    if found := SYSTEM_ERROR.search(str(error)):
+        return os.strerror(int(found[1]))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:299]}…"
 

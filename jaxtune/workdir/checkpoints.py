@@ -4,11 +4,14 @@ Orbax writes and reads the arrays, from and to any number of devices. Beside the
 position: plain JSON with the progress of the run and a checksum of every array.
 """
 
+import contextlib
 import json
+import logging
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._keep, self._best = keep, best
         self._saving: int | None = None
+        _silence_orbax()
 
     @cached_property
     def _manager(self):
@@ -168,7 +172,8 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the background threads; pending write errors are no longer raised."""
         if "_manager" in vars(self):
-            self._manager.close()
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def _next(self, step: int | None, damaged: Mapping[int, str]) -> int:
         """Returns the newest step that is not known to be damaged, or -1: one for all processes."""
@@ -330,3 +335,20 @@ def _verify(leaves: Mapping[str, jax.Array], position: Mapping[str, Any]) -> Non
     ]
     if wrong:
         raise ValueError(f"{wrong[0]} does not match its checksum")
+
+
+@cache
+def _silence_orbax() -> None:
+    """Drops what Orbax reports besides raising an error.
+
+    It logs the same error several times, with tracebacks, and after a failure TensorStore calls
+    back an event loop that Orbax has closed, which Python reports as an ignored exception.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+    before = sys.unraisablehook
+
+    def report(ignored: Any) -> None:
+        if str(ignored.exc_value) != "Event loop is closed":
+            before(ignored)
+
+    sys.unraisablehook = report
