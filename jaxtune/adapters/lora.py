@@ -39,6 +39,9 @@ class Lora:
     scale: jax.Array  # float32[...]
     dropout: jax.Array  # float32[...], fraction of x that the adapter drops in training
     magnitude: jax.Array | None = None  # [..., out]
+    # float32[..., out], norms of the columns of w + scale · a @ b, where `with_norms` has computed
+    # them; None where they are to be computed at each product, as in training.
+    norms: jax.Array | None = None
 
     def stands_on(self, shape: tuple[int, ...]) -> bool:
         """Returns whether the adapter's shapes match a weight of this shape."""
@@ -67,14 +70,17 @@ class Lora:
         """
         inputs = x if key is None else _drop(x, self.dropout, key)
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
-        low = (((inputs @ a) * self.scale.astype(x.dtype)) @ b).astype(y.dtype)
+        # In bfloat16 a scale such as 1.1 would be 0.3 % too small, so factors stay in float32.
+        scaled = ((inputs @ a).astype(jnp.float32) * self.scale).astype(x.dtype)
+        low = (scaled @ b).astype(y.dtype)
         if self.magnitude is None:
             return y + low
-        # As in the DoRA paper, the norm is treated as a constant: its gradient changes little.
-        norm = jax.lax.stop_gradient(_column_norms(w, self))
-        ratio = (self.magnitude / norm).astype(y.dtype)
-        base = y if key is None else (inputs @ w.astype(x.dtype)).astype(y.dtype)
-        return y + (ratio - 1) * base + ratio * low
+        norms = self.norms
+        if norms is None:
+            # As in the DoRA paper, the norm is a constant: its gradient changes little.
+            norms = _column_norms(*jax.lax.stop_gradient((w, self)))
+        base = y if key is None else quant.dot(inputs, w, y.dtype)
+        return _rescaled(y, base, low, self.magnitude / norms)
 
 
 def add_lora(
@@ -133,6 +139,22 @@ def merge(variables: Mapping) -> dict:
         params[path] = merged(w, adapter, plain if quant.is_quantized(w) else w.dtype)
     rest = {name: leaves for name, leaves in variables.items() if name != "lora"}
     return rest | {"params": tree.unflatten(params)}
+
+
+def with_norms(variables: Mapping) -> Mapping:
+    """Returns variables whose DoRA adapters hold their column norms, for decoding.
+
+    Without them, every product computes the norms of all of its columns anew, which takes more time
+    than the product itself if there are few tokens. They are right for these weights only.
+    """
+    found = adapters(variables)
+    params = quant.by_path(variables["params"])
+    scaled = {path: params[path] for path, each in found.items() if each.magnitude is not None}
+    if not scaled:
+        return variables
+    norms = _all_norms(scaled, {path: found[path] for path in scaled})
+    ready = {path: found[path].replace(norms=each) for path, each in norms.items()}
+    return {**variables, "lora": tree.unflatten(found | ready)}
 
 
 def embedding(params: Mapping[str, Any]) -> Any:
@@ -212,12 +234,17 @@ def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
             "init='pissa' subtracts the adapter from the weights, and quantised weights cannot be "
             "changed: load the base without quant, or use init='default'"
         )
+    return _decomposed(w, adapter)
+
+
+@jax.jit
+def _decomposed(w: jax.Array, adapter: Lora) -> tuple[Lora, jax.Array]:
+    if w.ndim > 2:  # one layer at a time, as a decomposition takes several times the memory
+        return jax.lax.map(lambda each: _decomposed(*each), (w, adapter))
     rank = adapter.a.shape[-1]
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
-    root = jnp.sqrt(s[..., :rank] / adapter.scale[..., None])
-    adapter = adapter.replace(
-        a=u[..., :rank] * root[..., None, :], b=root[..., :, None] * vt[..., :rank, :]
-    )
+    root = jnp.sqrt(s[:rank] / adapter.scale)
+    adapter = adapter.replace(a=u[:, :rank] * root, b=root[:, None] * vt[:rank])
     return adapter, (w.astype(jnp.float32) - _product(adapter)).astype(w.dtype)
 
 
@@ -231,8 +258,22 @@ def _column_norms(w: Any, adapter: Lora) -> jax.Array:  # [..., out]
     return jnp.linalg.norm(w.astype(jnp.float32) + _product(adapter), axis=-2)
 
 
+@jax.jit
+def _all_norms(weights: Mapping[str, Any], adapters: Mapping[str, Lora]) -> dict[str, jax.Array]:
+    return {path: _column_norms(w, adapters[path]) for path, w in weights.items()}
+
+
+# For the backward pass its inputs are kept, not their float32 copies.
+@partial(jax.checkpoint, prevent_cse=False)
+def _rescaled(y: jax.Array, base: jax.Array, low: jax.Array, ratio: jax.Array) -> jax.Array:
+    """Returns y + (ratio - 1) · base + ratio · low, computed in float32, in the dtype of `y`."""
+    wide, base, low = (each.astype(jnp.float32) for each in (y, base, low))
+    return (wide + (ratio - 1) * base + ratio * low).astype(y.dtype)
+
+
 def _drop(x: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
-    return jnp.where(_kept(x.shape, share, key), x * (1 / (1 - share)).astype(x.dtype), 0)
+    grown = (x.astype(jnp.float32) * (1 / (1 - share))).astype(x.dtype)
+    return jnp.where(_kept(x.shape, share, key), grown, 0)
 
 
 def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array:  # bool[n, in]

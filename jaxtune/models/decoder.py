@@ -16,7 +16,7 @@ from jaxtune.models.attention import attend, soften
 from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from jaxtune.models.layout import Layout, arrange, check_tokens, lengths
-from jaxtune.models.remat import named, policy
+from jaxtune.models.remat import named, rematerialised
 from jaxtune.models.rope import Rope, angles, rotate
 
 
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         config = self.config
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False, policy=policy(self.remat)),
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),

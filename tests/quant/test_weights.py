@@ -209,7 +209,7 @@ def test_arrays_lie_as_the_weight_does(kind, inputs, codes, scales):
     held = {"layers/mlp/up/w": quant.abstract((2, inputs, 24), kind)}
     found = sharding.shardings(held, mesh)["layers/mlp/up/w"]
     assert (tuple(found.codes.spec), tuple(found.scales.spec)) == (codes, scales)
-    assert sharding.unsplit_leaves(held, mesh) == []
+    assert sharding.undivided(held, mesh) == {}
 
 
 @pytest.mark.slow
