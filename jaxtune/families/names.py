@@ -6,12 +6,13 @@ foreign tensor to the leaf or leaves that it stores; it has no sizes, as shapes 
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 Shape = tuple[int, ...]
+NEAR = 200  # names that a wrong one is compared with
 
 
 @dataclass(frozen=True)
@@ -192,22 +193,23 @@ def _report(expected, found, missing, extra, wrong) -> Iterable[str]:
         "the tensors do not match the config: "
         f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape"
     )
-    yield from _most(f"  missing  {name} {expected[name]}{_near(name, extra)}" for name in missing)
-    yield from _most(f"  unknown  {name} {found[name]}{_near(name, expected)}" for name in extra)
+    yield from _most(missing, lambda name: f"missing  {name} {expected[name]}{_near(name, extra)}")
+    yield from _most(extra, lambda name: f"unknown  {name} {found[name]}{_near(name, expected)}")
     yield from _most(
-        f"  shape    {name} is {found[name]}, the config expects {expected[name]}" for name in wrong
+        wrong, lambda name: f"shape    {name} is {found[name]}, the config expects {expected[name]}"
     )
 
 
-def _most(lines: Iterable[str], most: int = 30) -> list[str]:
-    lines = list(lines)
-    cut = len(lines) - most
-    return [*lines[:most], f"  … and {cut} more like these"] if cut > 0 else lines
+def _most(names: list[str], line: Callable[[str], str], most: int = 30) -> Iterator[str]:
+    """Yields the lines of the first names; those of thousands would take minutes to compare."""
+    yield from (f"  {line(name)}" for name in names[:most])
+    if len(names) > most:
+        yield f"  … and {len(names) - most} more like these"
 
 
 def _near(name: str, others: Iterable[str]) -> str:
     # The same module under another prefix is the best suggestion, however long the prefix.
     tail = name.rsplit(".", 2)[-2:]
     candidates = [other for other in others if other.rsplit(".", 2)[-2:] == tail] or list(others)
-    nearest = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, candidates[:NEAR], n=1, cutoff=0.5)
     return f"  (nearest: {nearest[0]})" if nearest else ""
