@@ -65,6 +65,8 @@ def _text(kind: Any) -> Callable[[Any], str]:
             raise Misfit("it contains a null character")
         if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise Misfit("it contains a lone surrogate, which no UTF-8 text has")
+        if kind is Place and text.startswith("~") and os.path.expanduser(text) == text:
+            raise Misfit("this user's home directory is not known")
         if kind is Name and (character := controlled(text)):
             raise Misfit(f"it contains the control character {character}")
         return text

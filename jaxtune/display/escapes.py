@@ -8,7 +8,7 @@ our own colours and the erasing of a status line are written as they are.
 import json
 import re
 import reprlib
-from typing import Any
+from typing import Any, TextIO
 
 MOST = 80  # characters of a value in a message
 # C0 controls but tab and line feed, DEL, C1 controls, marks that reorder text, and surrogates.
@@ -21,6 +21,11 @@ _LONG = re.compile(r"\S{301,}")
 def visible(text: str) -> str:
     r"""Returns a text with control characters as `\x1b`; line breaks and tabs are kept."""
     return _UNSEEN.sub(lambda found: _escape(found[0]), text)
+
+
+def show(text: str, out: TextIO | None = None) -> None:
+    """Prints a text with control characters visible, by default to standard output."""
+    print(visible(text), file=out)
 
 
 def one_line(text: str) -> str:
@@ -55,7 +60,7 @@ def unbroken(text: str) -> str:
     return _LONG.sub(lambda found: f"{found[0][:60]}…{found[0][-20:]}", text)
 
 
-def count(number: int | float, noun: str, form: str = ",") -> str:
+def plural(number: int | float, noun: str, form: str = ",") -> str:
     """Returns a number with its noun, which gets an `s` unless the number reads as 1."""
     written = format(number, form)
     return f"{written} {noun}" + ("" if written == "1" else "s")
