@@ -217,7 +217,7 @@ class Optim:
         1e-4,
         "peak learning rate",
         least=0,
-        most=1e3,
+        most=1e6,
         usual="1e-5 to 1e-3 with adamw",
         also="learning_rate",
     )

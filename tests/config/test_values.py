@@ -75,12 +75,12 @@ def test_what_ended_in_tracebacks_is_refused(key, value):
 
 def test_the_usual_values_are_told():
     (line,) = problems(dict(optim=dict(lr=1e40)))
-    assert line.endswith("expected number ≥ 0 and ≤ 1,000; usually 1e-5 to 1e-3 with adamw")
+    assert line.endswith("expected number ≥ 0 and ≤ 1,000,000; usually 1e-5 to 1e-3 with adamw")
 
 
 def test_the_limits_themselves_are_allowed():
-    run = parse(joined(LEAST, dict(steps=10**9, seed=2**32 - 1, optim=dict(lr=1000))))
-    assert (run.steps, run.seed, run.optim.lr) == (10**9, 2**32 - 1, 1000.0)
+    run = parse(joined(LEAST, dict(steps=10**9, seed=2**32 - 1, optim=dict(lr=1e6))))
+    assert (run.steps, run.seed, run.optim.lr) == (10**9, 2**32 - 1, 1e6)
 
 
 @pytest.mark.parametrize("key", TEXTS)
