@@ -32,13 +32,22 @@ class Rows:
     survey: Survey
 
 
+def tokenizer_place(data: Data, checkpoint: Path) -> Path:
+    """Returns the directory or file of the tokenizer: the config's, or else the checkpoint's own.
+
+    The latter is in the checkpoint's directory, or beside its .npz file.
+    """
+    if data.tokenizer:
+        return Path(data.tokenizer).expanduser()
+    return beside(checkpoint) if checkpoint.is_file() else checkpoint
+
+
 def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
-    """Opens the config's tokenizer, or that in the checkpoint's directory or beside its .npz file.
+    """Opens the config's tokenizer, or that of the checkpoint.
 
     `today` is the date that is passed to chat templates.
     """
-    place = data.tokenizer or (beside(checkpoint) if checkpoint.is_file() else checkpoint)
-    return Tokenizer.open(place, today=today)
+    return Tokenizer.open(tokenizer_place(data, checkpoint), today=today)
 
 
 def pictures_of(checkpoint: Path) -> Pictures | None:

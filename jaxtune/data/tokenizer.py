@@ -51,6 +51,7 @@ class Tokenizer:
             self.specials.setdefault(special.text, special)
         self.markup = Markup(self.specials)
         self.template: ChatTemplate | None = None
+        self.chat_template: str | None = None  # text of the template
         numbers = {role: (facts["special"][role] or {}).get("id") for role in ROLES}
         self.bos, self.eos, self.pad, self.unk = (numbers[role] for role in ROLES)
         stops = {self.eos, *(stop["id"] for stop in facts["stops"])}
@@ -93,6 +94,7 @@ class Tokenizer:
         if written:
             names = beside.names(facts["special"])
             self.template = ChatTemplate(written, self.markup, names, self.stops, today)
+            self.chat_template = written
         return self
 
     def __len__(self) -> int:

@@ -21,11 +21,9 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
-from jaxtune.export import prove, verify
+from jaxtune.export import delivery
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
-from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
-from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
 from jaxtune.runs.loop import Run, RunError
 from jaxtune.runs.tally import Tally
@@ -89,6 +87,7 @@ def _prepared(
 ) -> Iterator[Run]:
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
+        delivery.refuse_in_the_way(config, workdir.path)
         assembly = Assembly.of(config, workdir.started)
         placer = assembly.placer
         rows = _rows(assembly, workdir, progress, stack)
@@ -107,9 +106,8 @@ def _prepared(
         state, done, tally = _begun(checkpoints, start, rows.loader, progress)
         workdir.adopt()
 
-        def tuned(variables: dict, folder: Path, step: int | None = None):
-            found = Tuned(assembly, model, variables, step, workdir.path)
-            return _wanted(found, folder)
+        def tuned(variables: dict, step: int | None = None) -> Tuned:
+            return Tuned(assembly, model, variables, step, workdir.path)
 
         yield Run(
             config=config,
@@ -131,10 +129,8 @@ def _prepared(
             task=assembly.task,
             metrics=assembly.metrics,
             answered=rows.answered,
-            export=lambda variables, folder: save(*tuned(variables, folder)),
-            deliver=lambda variables, step: _delivered(
-                *tuned(variables, workdir.path / "export", step), progress
-            ),
+            export=lambda variables, folder: delivery.save_into(tuned(variables), folder),
+            deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
         )
 
@@ -197,29 +193,6 @@ def _begun(
     progress.say(f"resuming from step {found.step:,} in {checkpoints.directory}")
     loader.restore(found.position["loader"])
     return start.restored(found.state), found.step, Tally(**found.position["tally"])
-
-
-def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
-    """Returns what to export and where: a run's adapter, or the whole model if it has none."""
-    whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
-    target = folder / default_name(whole, base)
-    return tuned, Wanted(target, whole, overwrite=True), target
-
-
-def _delivered(tuned: Tuned, wanted: Wanted, target: Path, progress: Progress) -> Exported:
-    """Writes the export over an earlier one, and verifies it on a few rows.
-
-    If several processes hold the model, the export is written but not verified.
-    """
-    if jax.process_count() > 1:
-        progress.say(
-            "export not verified, because several processes hold the model: run the export command"
-        )
-        save(tuned, wanted, target)
-        write_card(tuned, wanted)
-        return Exported(target, {})
-    rows = prove.rows(tuned.assembly, progress) or verify.random_rows(tuned.model)
-    return write_verified(tuned, wanted, rows, progress)
 
 
 def _tell(progress: Progress, lines: list[str]) -> None:
