@@ -15,7 +15,7 @@ import numpy as np
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.data.errors import DataError
 from jaxtune.decoding.text import TextGenerator
-from jaxtune.evaluation.compare import tuned_at, tuned_variables
+from jaxtune.evaluation.compare import tuned_at, tuned_model
 from jaxtune.files import write_json
 
 ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
@@ -47,11 +47,8 @@ def text_generator(
     Returns:
       A text generator with the weights on the devices.
     """
-    tuned = None if base else tuned_at(workdir, adapter)
-    model, variables = assembly.base()
-    if tuned is not None:
-        model, variables = tuned_variables(assembly, model, variables, tuned)
-    return assembly.generator(model, variables)
+    loaded = assembly.base() if base else tuned_model(assembly, tuned_at(workdir, adapter))
+    return assembly.generator(*loaded)
 
 
 def typed_prompt(

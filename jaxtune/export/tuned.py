@@ -1,6 +1,5 @@
 """Loads a tuned model: from a run checkpoint, or an adapter on top of its base."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config.load import difference
+from jaxtune.files import read_json
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import CONFIG, WorkdirError
@@ -45,7 +45,13 @@ def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
         raise ValueError(
             f"{found.directory} contains no checkpoint: train first, or pass the run's --workdir"
         )
-    before = json.loads((workdir / CONFIG).read_bytes())
+    try:
+        before = read_json(workdir / CONFIG)
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"{workdir / CONFIG} is missing, so the config of these checkpoints is not known: "
+            "restore it, or run the training command again, which writes it"
+        ) from None
     changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:
         raise WorkdirError(
