@@ -81,7 +81,7 @@ def campaign(world: World, options: argparse.Namespace) -> int:
     defects = findings.total("defect")
     print("\n" + findings.table())
     if defects:
-        print("\n" + findings.listing())
+        print("\n" + findings.listing(options.out.with_suffix(".cases")))
     print(
         f"\n{findings.total():,} inputs, {sum(findings.stops.values()):,} stops of runs, "
         f"{defects:,} defects of {len(findings.cases):,} kinds, in {minutes:.1f} minutes; "

@@ -82,7 +82,7 @@ def probes(world: World) -> list[Probe]:
         ),
         Probe(
             "config: runs",
-            60,
+            40,
             st.lists(accepted, min_size=1, max_size=1),
             of_run(world),
             chunk=5,

@@ -19,6 +19,7 @@ from tests.hostile.world import HARDEST, ROOT, World
 STEPS = 14
 STOPS = 8  # in the life of one run
 LEAVING = 5.0  # seconds within which a run must end after a signal
+ENDING = 2.0  # seconds that an interpreter may still need after the last line of a run
 WHOLE = 240.0  # seconds within which a run must end by itself
 # Files and fields of the summary that say how long a run took and what it measured.
 TIMED = ("README.md", "summary.json", "export.json", "run.json", ".lock")
@@ -150,8 +151,8 @@ def stopped(process: subprocess.Popen, sent: signal.Signals, moment: float) -> O
             HANG, f"SIG{sent.name} was ignored for 60 s:\n{output}", f"{sent.name} ignored"
         )
     taken = time.monotonic() - began
-    if process.returncode == 0:
-        return Outcome(SUCCESS)  # its last line was written already
+    if process.returncode == 0 and taken < ENDING:
+        return Outcome(SUCCESS)  # it was about to end
     if problem := ended(process, output, LEFT[sent]):
         return problem
     if taken > LEAVING:

@@ -84,20 +84,25 @@ class Findings:
             for line in lines
         )
 
-    def listing(self) -> str:
-        """Returns every defect with its smallest input, and how to repeat it."""
-        found = sorted(self.cases.values(), key=lambda case: (case.probe, -case.times))
-        return "\n\n".join(self._listed(case) for case in found)
+    @property
+    def sorted(self) -> list[Case]:
+        """The defects by class, the most frequent ones first."""
+        return sorted(self.cases.values(), key=lambda case: (case.probe, -case.times))
 
-    def _listed(self, case: Case) -> str:
-        value = case.value if len(case.value) <= 600 else f"{case.value[:600]}…"
-        text = "\n    ".join(line[:1_000] for line in case.outcome.text.strip().splitlines()[-12:])
-        return (
-            f"{case.outcome.signature}  ({case.probe}, {case.times} times)\n"
-            f"  input: {value}\n"
-            f"  found: {text}\n"
-            f'  repeat: python -m tests.hostile --class "{case.probe}" --input INPUT'
-        )
+    def listing(self, folder: Path | None = None) -> str:
+        """Returns every defect with its smallest input, and how to repeat it.
+
+        With a `folder`, each input is also written to a file there.
+        """
+        parts = []
+        for number, case in enumerate(self.sorted, 1):
+            repeat = "INPUT"
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                repeat = str(folder / f"{number}.txt")
+                Path(repeat).write_text(case.value)
+            parts.append(_listed(case, repeat))
+        return "\n\n".join(parts)
 
     def write(self, file: Path, **more: Any) -> None:
         """Writes everything as JSON."""
@@ -118,11 +123,23 @@ class Findings:
                     "input": case.value,
                     "text": case.outcome.text,
                 }
-                for case in self.cases.values()
+                for case in self.sorted
             ],
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _listed(case: Case, repeat: str) -> str:
+    value = case.value if len(case.value) <= 600 else f"{case.value[:600]}…"
+    lines = case.outcome.text.strip().splitlines()[-12:]
+    text = "\n    ".join(line[:300] for line in lines)
+    return (
+        f"{case.outcome.signature}  ({case.probe}, {case.times} times)\n"
+        f"  input: {value}\n"
+        f"  found: {text}\n"
+        f'  repeat: python -m tests.hostile --class "{case.probe}" --input {repeat}'
+    )
 
 
 def _number(count: int) -> str:

@@ -91,7 +91,7 @@ def probes(world: World) -> list[Probe]:
         Probe("tokenizers: edited", 1_300, changed, of_files(world), chunk=60),
         Probe("tokenizers: settings", 1_200, settings, of_files(world), chunk=60),
         Probe("tokenizers: added files", 500, extra, of_files(world), chunk=60),
-        Probe("templates", 1_200, template, of_template(world), chunk=40),
+        Probe("templates: conversations", 1_200, template, of_template(world), chunk=40),
     ]
 
 

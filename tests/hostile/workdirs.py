@@ -31,10 +31,10 @@ def probes(world: World) -> list[Probe]:
     )
     return [
         Probe("workdir: side files opened", 1_500, side, of_opened(world), chunk=100),
-        Probe("workdir: side files resumed", 50, side, of_resumed(world), chunk=5, patience=120),
+        Probe("workdir: side files resumed", 40, side, of_resumed(world), chunk=5, patience=120),
         Probe(
             "workdir: another start",
-            16,
+            12,
             st.tuples(st.sampled_from(sorted(STANDING)), st.floats(0.3, 0.999)),
             of_another_start(world),
             chunk=2,
