@@ -5,15 +5,18 @@ import shutil
 
 from hypothesis import strategies as st
 
+from tests.data import made
 from tests.hostile.explore import Probe
 from tests.hostile.outcomes import Silent
-from tests.hostile.strategies import apply, file_edits, texts
+from tests.hostile.strategies import apply, edited, edits, file_edits, texts
 from tests.hostile.world import TOKENIZERS, World
 
 TALKS = (
     [{"role": "user", "content": "two?"}, {"role": "assistant", "content": "Four."}],
-    [{"role": "user", "content": "<eos>"}, {"role": "assistant", "content": "a\ud800"}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": "<eos>"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a\ud800"}],
 )
+SOUND = ("GEMMA_CHAT", "LLAMA_CHAT", "QWEN_CHAT", "PHI_CHAT", "ZEPHYR_CHAT", "GENERATION_CHAT")
 EXTRA = (
     "special_tokens_map.json",
     "added_tokens.json",
@@ -83,15 +86,27 @@ def probes(world: World) -> list[Probe]:
     extra = st.tuples(
         st.tuples(st.sampled_from(TOKENIZERS), st.sampled_from(EXTRA)), file_edits(b'{"a": "b"}')
     )
+    whole = st.sampled_from([getattr(made, name) for name in SOUND])
+    piece = st.sampled_from(PIECES) | texts
     template = st.one_of(
-        st.lists(st.one_of(st.sampled_from(PIECES), texts), min_size=1, max_size=4).map("".join),
-        st.sampled_from(PIECES),
+        st.lists(piece, min_size=1, max_size=4).map("".join),
+        st.tuples(whole, st.floats(0, 1), piece | st.just("")).map(inserted),
+        st.tuples(whole, edits).map(
+            lambda both: edited(both[0].encode(), both[1]).decode("utf-8", "replace")
+        ),
     )
+    talks = st.sampled_from(range(len(TALKS)))
     return [
         Probe("tokenizers: edited", 1_300, changed, of_files(world), chunk=60),
         Probe("tokenizers: settings", 1_200, settings, of_files(world), chunk=60),
         Probe("tokenizers: added files", 500, extra, of_files(world), chunk=60),
-        Probe("templates: conversations", 1_200, template, of_template(world), chunk=40),
+        Probe(
+            "templates: conversations",
+            1_200,
+            st.tuples(template, talks),
+            of_template(world),
+            chunk=40,
+        ),
     ]
 
 
@@ -131,14 +146,23 @@ def refused_if_corrupt(file) -> None:
 
 
 def of_template(world: World):
-    def check(text):
+    def check(value):
         from jaxtune.data.tokenizer import Tokenizer
 
+        text, number = value
         tokenizer = Tokenizer.open(world.tokenizer("gemma"), template=text, today="2026-11-05")
-        for talk in TALKS:
-            written, regions = tokenizer.template.conversation(talk, "all", {})
-            if any(not 0 <= begin <= end <= len(written) for begin, end in regions):
-                raise Silent("regions outside the text")
-            tokenizer.template.request(talk[:1], {})
+        if tokenizer.template is None:
+            return
+        written, regions = tokenizer.template.conversation(TALKS[number], "all", {})
+        if any(not 0 <= begin <= end <= len(written) for begin, end in regions):
+            raise Silent("regions outside the text")
+        tokenizer.template.request(TALKS[number][:1], {})
 
     return check
+
+
+def inserted(value) -> str:
+    """Puts a piece somewhere into a sound template."""
+    template, place, piece = value
+    at = int(place * len(template))
+    return template[:at] + piece + template[at:]

@@ -40,7 +40,7 @@ def probes(world: World) -> list[Probe]:
             chunk=2,
             patience=120,
         ),
-        Probe("workdir: checkpoints", 500, inner, of_checkpoints(world), chunk=40),
+        Probe("workdir: checkpoints", 300, inner, of_checkpoints(world), chunk=40),
     ]
 
 
