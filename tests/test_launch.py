@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from jaxtune.workdir.directory import claim
 from tests import reference
 
 ROOT = Path(launch.__file__).parent
@@ -46,7 +47,7 @@ def test_inspect_prints_a_table_and_writes_its_numbers(checkpoint, tmp_path, cap
     assert f"{report['totals']['parameters']:,}: " in printed
     for leaf in report["leaves"]:
         assert f"{leaf['parameters']:,}" in printed
-    assert os.listdir(file.parent) == ["inspect.json"]
+    assert sorted(os.listdir(file.parent)) == ["inspect.json", "run.json"]
 
 
 def test_json_is_what_is_written(checkpoint, capsys):
@@ -90,7 +91,7 @@ def test_bad_mesh(mesh, checkpoint, capsys):
 def test_workdir_that_cannot_be(checkpoint, capsys):
     Path("file").touch()
     message = failure(capsys, "inspect", checkpoint, "--workdir", "file/runs")
-    assert "file/runs/inspect.json cannot be written: Not a directory" in message
+    assert "file/runs/run.json cannot be written: Not a directory" in message
     assert "choose another directory with --workdir" in message
 
 
@@ -98,19 +99,19 @@ def test_workdir_that_cannot_be(checkpoint, capsys):
 def test_read_only_workdir(checkpoint, capsys):
     Path("locked").mkdir(mode=0o500)
     message = failure(capsys, "inspect", checkpoint, "--workdir", "locked")
-    assert "locked/inspect.json cannot be written: Permission denied" in message
+    assert "locked/run.json cannot be written: Permission denied" in message
 
 
 def test_a_failed_write_leaves_the_earlier_report(checkpoint, capsys, monkeypatch):
     def fail(*_):
         raise OSError(30, "Read-only file system")
 
-    Path("here").mkdir()
+    claim(Path("here"))
     Path("here/inspect.json").write_text("earlier")
     monkeypatch.setattr(Path, "replace", fail)
     message = failure(capsys, "inspect", checkpoint, "--workdir", "here")
     assert "here/inspect.json cannot be written: Read-only file system" in message
-    assert os.listdir("here") == ["inspect.json"]
+    assert sorted(os.listdir("here")) == ["inspect.json", "run.json"]
     assert Path("here/inspect.json").read_text() == "earlier"
 
 

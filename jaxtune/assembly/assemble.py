@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
+from jaxtune.assembly.identity import identity
 from jaxtune.assembly.placer import Placer
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
@@ -31,6 +32,7 @@ from jaxtune.metrics import Metric
 from jaxtune.metrics.exact import EXACT
 from jaxtune.models.paligemma import Model
 from jaxtune.training.optim import Optimizer
+from jaxtune.workdir.identity import Identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,11 @@ class Assembly:
     def of(cls, config: Config, today: str) -> "Assembly":
         """Returns the assembly of a config; downloads the base if it is not on this machine."""
         return cls(config, locate(config.model.path), today)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Contents of the files that the result of a run depends on besides its config and rows."""
+        return identity(self.config, self.checkpoint)
 
     # Rows
 
@@ -73,6 +80,11 @@ class Assembly:
         """Sources of the training rows and of the held-out rows, which may be None."""
         return rows.open_sources(self.config.data, self.config.eval)
 
+    @cached_property
+    def _told(self) -> set[str]:
+        """Notes on the sources that the user has been told, of which two may share a file."""
+        return set()
+
     @property
     def task(self) -> ModuleType | None:
         """The config's task, or None if it names none."""
@@ -86,6 +98,10 @@ class Assembly:
     def survey(self, source: Source, progress: Progress, cache: Path | None = None) -> Rows:
         """Reads and checks all rows of a source; a `cache` file keeps the survey for reuse."""
         config = self.config
+        for note in rows.notes(config.data, source):
+            if note not in self._told:
+                progress.say(note)
+                self._told.add(note)
         depends = cache and (cache, rows.identity(config.data, self.checkpoint, self.today))
         length = config.batch.max_length
         return rows.surveyed(config.data, length, source, self.encoder, progress, depends)

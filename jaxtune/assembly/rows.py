@@ -1,5 +1,6 @@
 """Opens the data of a config: its sources, their encoder into examples, and loaders of batches."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,21 @@ import jaxtune
 from jaxtune import tasks
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import read_config
+from jaxtune.checkpoint.origin import NPZ
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data
-from jaxtune.data.errors import DataError
+from jaxtune.data.datafile import stamp
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
+from jaxtune.data.messages import foreign
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
-from jaxtune.data.textfiles import stamp
 from jaxtune.data.tokenizer import Tokenizer, beside
+from jaxtune.data.vocabulary import STANDARD
 from jaxtune.display.progress import Progress
 
 
@@ -88,6 +92,20 @@ def open_sources(data: Data, held_out: Eval) -> tuple[Source, Source | None]:
     return train, first(apart, held_out.rows)
 
 
+def notes(data: Data, source: Source) -> list[str]:
+    """Returns lines on what was detected in a source: its files' format, and that of messages."""
+    found = list(source.notes)
+    if data.messages:
+        with contextlib.suppress(RowError):  # the survey reports it
+            messages = source[0].get(data.messages)
+            if isinstance(messages, list) and any(map(foreign, messages)):
+                found.append(
+                    "data.messages: the messages have 'from' and 'value', as in ShareGPT; they "
+                    "are read as role and content"
+                )
+    return found
+
+
 def surveyed(
     data: Data,
     max_length: int,
@@ -129,13 +147,21 @@ def surveyed(
     return Rows(source, encoder, cached(file, [source.identity, settings], read))
 
 
+def tokenizer_files(data: Data, checkpoint: Path) -> list[Path]:
+    """Returns the files that decide how text becomes tokens: the config's, or those of the base."""
+    place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
+    place = beside(place) if place.suffix == NPZ else place
+    if place.is_file() and place.name not in STANDARD:
+        return [place]
+    folder = place.parent if place.is_file() else place
+    found = (file for pattern in COMPANIONS for file in sorted(folder.glob(pattern)))
+    return [file for file in found if file.is_file()]
+
+
 def identity(data: Data, checkpoint: Path, today: str) -> list:
     """Returns what examples depend on besides rows and settings: date, tokenizer and task files."""
-    place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
-    companions = (file for pattern in COMPANIONS for file in sorted(place.glob(pattern)))
-    files = [place] if place.is_file() else filter(Path.is_file, companions)
-    return [today, *map(stamp, [*files, *task])]
+    return [today, *map(stamp, [*tokenizer_files(data, checkpoint), *task])]
 
 
 def loader(batch: Batch, rows: Rows, workers: int, **more: Any) -> Loader:

@@ -17,6 +17,7 @@ from jaxtune.data.errors import DataError
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.evaluation.compare import tuned_at, tuned_variables
 from jaxtune.files import write_json
+from jaxtune.workdir.directory import claim
 
 ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
 BATCH = "answers.json"  # file of the answers to prompts that were given as arguments
@@ -176,5 +177,6 @@ def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:
 def write_answers(workdir: Path, found: list[dict[str, str]]) -> Path:
     """Writes prompts and answers to `BATCH` in the workdir, and returns its path."""
     file = workdir / BATCH
+    claim(workdir)
     write_json(file, found)
     return file

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+from jaxtune.runs import signals
+
+INTERRUPTED = 128  # exit codes above it are this plus the number of the signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,9 +21,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def console() -> int:
-    """Entry point of the `jaxtune` console command."""
-    return main(program="jaxtune")
+def console(program: str = "jaxtune") -> NoReturn:
+    """Entry point of the `jaxtune` console command: runs `main`, and ends the process."""
+    signals.end_program()
+    code = main(program=program)
+    if code > INTERRUPTED:  # native threads that have not ended would crash an orderly exit
+        signals.end(code)
+    signals.release()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> int:

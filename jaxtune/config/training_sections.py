@@ -53,7 +53,8 @@ class Data:
 
     source: tuple[str, ...] | str = about(
         "",
-        "files (.jsonl, .csv, .tsv, .parquet), globs, a saved dataset, or a dataset on the Hub",
+        "files (.jsonl, .json, .csv, .tsv, .parquet), globs, a saved dataset, or a dataset on the "
+        "Hub",
         needed=True,
         also="train path dataset dataset_name train_file",
     )
@@ -77,7 +78,8 @@ class Data:
     end: str = about("", "end token of completions; empty: the tokenizer's EOS")
     messages: str = about(
         "",
-        "instead of prefix and suffix: column of chat messages, formatted by the chat template",
+        "instead of prefix and suffix: column of chat messages (role and content, or from and "
+        "value), formatted by the chat template",
     )
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: str = about(

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtune.data.errors import known
 from jaxtune.data.markup import Markup
+from jaxtune.data.messages import standard
 from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
 
 ASSISTANT = ("assistant", "model")  # the second is Gemma's name for the role
@@ -132,6 +133,7 @@ def _checked(messages: Any) -> Sequence[Message]:
     """Returns messages after checking that they are a list of mappings with roles."""
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError("expected a list of messages, each with a role and a content")
+    messages = standard(messages)
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {number} has no role: {str(message)[:80]}")

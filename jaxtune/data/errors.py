@@ -5,6 +5,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 POLICIES = ("fail", "skip")
+DEFAULTS = ("prefix", "suffix")  # columns that a config reads if it names no others
+# Columns of rows as others write them, and the advice to read them.
+LAYOUTS = (
+    ({"conversations"}, 'these look like conversations: set data.messages to "conversations"'),
+    ({"messages"}, 'these look like conversations: set data.messages to "messages"'),
+    ({"instruction", "output"}, 'these look like Alpaca rows: set data.task to "alpaca"'),
+    (
+        {"prompt", "completion"},
+        'set data.prefix to "{prompt}" and data.suffix to "{completion}"',
+    ),
+    ({"question", "answer"}, 'set data.prefix to "{question}" and data.suffix to "{answer}"'),
+)
 FEW = 5  # skipped rows whose errors are kept
 
 
@@ -22,6 +34,10 @@ class RowError(DataError):
 
 class TooLong(RowError):
     """A row with more tokens than the maximum length."""
+
+    def __init__(self, place: str, problem: str, length: int):
+        super().__init__(place, problem)
+        self.length = length
 
 
 class NothingScored(DataError):
@@ -65,7 +81,10 @@ def known(what: str, value: str, values: Iterable[str]) -> str:
 
 
 def _instead(name: str, names: list[str]) -> str:
-    """Returns text for an error message: the nearest name, if any, and all names."""
+    """Returns text for an error message: the nearest name, if any, and all names; what to set."""
+    advice = next((each for known, each in LAYOUTS if known <= {*names}), "")
+    if name in DEFAULTS and advice:
+        return f"the columns are {', '.join(map(repr, names))}; {advice}"
     folded = {each.casefold(): each for each in names}
     near = difflib.get_close_matches(name.casefold(), folded, 1, cutoff=0.5)
     if not names:

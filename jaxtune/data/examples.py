@@ -7,6 +7,7 @@ completion and its end token are. No completion is cut unless the settings say s
 import json
 import os
 import string
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +33,16 @@ class Example:
     place: str
     cut: int = 0  # tokens removed to fit `max_length`
     images: tuple[Reference, ...] = ()  # the pictures that its placeholders stand for
+
+    @property
+    def checksum(self) -> int:
+        """Checksum of tokens, scored positions and pictures; of a file, its name and size."""
+        found = zlib.crc32(self.scored.tobytes(), zlib.crc32(self.tokens.tobytes()))
+        for each in self.images:
+            if isinstance(each, str):
+                each = f"{os.path.basename(each)} {os.stat(each).st_size}".encode()
+            found = zlib.crc32(each, found)
+        return found
 
     def __post_init__(self):
         if self.scored[0]:
@@ -295,7 +306,7 @@ class RowEncoder:
             room = last - answer - 1  # its first token and the end token are kept
             start = last - max(excess, 0)
         if excess > room:
-            raise TooLong(place, self._too_long(len(tokens), first, pictured))
+            raise TooLong(place, self._too_long(len(tokens), first, pictured), len(tokens))
         return np.delete(everything, slice(start, start + max(excess, 0)))
 
     def _too_long(self, length: int, prefix: int, pictured: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data.errors import RowError, known
+from jaxtune.files import special_kind
 
 Reference = str | bytes  # the absolute path of a picture, or an encoded picture itself
 Steps = Sequence[tuple[str, float]]  # (name of an augmentation, its strength)
@@ -149,6 +150,8 @@ def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
     """Returns the encoded bytes of a picture, or the first `count` of them."""
     if isinstance(reference, bytes):
         return reference[:count] if count >= 0 else reference
+    if kind := special_kind(reference):
+        raise _error(reference, place, f"is {kind}, not a file")
     try:
         with open(reference, "rb") as file:
             found = file.read(count)

@@ -5,11 +5,14 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jaxtune.data import images
 from jaxtune.data.batches import Batch, collate, fitting, sizes, split
+from jaxtune.data.datafile import About, changes
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import Example, RowEncoder
 from jaxtune.data.order import Order, Turn
 from jaxtune.data.packing import Lines, one_each, packed
@@ -81,7 +84,8 @@ class Loader:
             raise ValueError(
                 f"a batch of {batch} lines cannot be split evenly among {count} processes"
             )
-        self._source, self._encoder, self._rows = source, encoder, survey.rows
+        self._source, self._encoder = source, encoder
+        self._rows, self._checksums = survey.rows, survey.checksums
         self._accumulate, self._weighting = accumulate, weighting
         self._augment, self._augment_seed = augment, augment_seed
         self.lines = _lines(survey, encoder.max_length, packing, seed)
@@ -100,10 +104,14 @@ class Loader:
             self._made,
             seed=seed,
             epochs=epochs,
-            contents=_checksum(self.lines),
             workers=workers,
             ahead=ahead,
         )
+        self._identity = {
+            "contents": _checksum(self.lines),
+            "rows": zlib.crc32(survey.checksums.tobytes()),
+            "files": source.files,
+        }
         self.steps, self.steps_per_epoch = self._order.steps, self._order.steps_per_epoch
 
     def __iter__(self) -> "Loader":
@@ -112,13 +120,32 @@ class Loader:
     def __next__(self) -> Step:
         return next(self._order)
 
-    def state(self) -> dict[str, int]:
-        """Returns the position in the data: a few integers, the same in all processes."""
-        return self._order.state()
+    def state(self) -> dict[str, Any]:
+        """Returns the position and what the data is known by; the same in all processes."""
+        return {**self._order.state(), **self._identity}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Continues from a state, which may come from another number of processes."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a state, which may come from another number of processes.
+
+        Raises DataError if the rows, or the settings that make examples of them, have changed.
+        """
+        known = {"rows": self._identity["rows"], **state}  # states of old runs lack it
+        if any(known[name] != self._identity[name] for name in ("contents", "rows")):
+            raise DataError(_changed(state.get("files"), self._identity["files"]))
         self._order.restore(state)
+
+    @property
+    def files(self) -> list[About]:
+        """The files that the rows come from, as JSON-compatible values."""
+        return self._identity["files"]
+
+    def check_files(self, before: Sequence[About]) -> None:
+        """Raises DataError if one of the files is among those of an earlier start and changed."""
+        known = {each["name"]: each for each in before}
+        now = [each for each in self.files if each["name"] in known]
+        now = [each for each in now if known[each["name"]]["contents"] != each["contents"]]
+        if found := changes([known[each["name"]] for each in now], now):
+            raise DataError(_refusal("the held-out rows", found))
 
     def close(self) -> None:
         """Stops the threads that prepare steps and decode pictures; steps prepared are dropped."""
@@ -131,8 +158,8 @@ class Loader:
         chosen = [
             self.lines[turn.items[slot]] if slot < len(turn.items) else [] for slot in self._slots
         ]
-        chosen = [[int(self._rows[row]) for row in line] for line in chosen]
         examples = [[self._example(row) for row in line] for line in chosen]
+        chosen = [[int(self._rows[row]) for row in line] for line in chosen]
         length = fitting(int(self.lines.lengths[turn.items].max()), self._lengths)
         scored = fitting(int(self.lines.scored[turn.items].max()), self._scored)
         batch = collate(
@@ -153,8 +180,22 @@ class Loader:
             scored=int(self.lines.scored[turn.items].sum()),
         )
 
-    def _example(self, row: int) -> Example:
-        return self._encoder(self._source[row], self._source.place(row))
+    def _example(self, surveyed: int) -> Example:
+        """Makes an example of a row by its index in the survey, and compares it with that."""
+        row = int(self._rows[surveyed])
+        place = self._source.place(row)
+        try:
+            example = self._encoder(self._source[row], place)
+        except RowError:
+            self._source.check()  # an error of a row that was good is one of a changed file
+            raise
+        if example.checksum != self._checksums[surveyed]:
+            self._source.check()
+            raise DataError(
+                f"{place}: the row{' or a picture of it' if example.images else ''} changed after "
+                "all rows were read; restore it, and run the same command again"
+            )
+        return example
 
     def _images(
         self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
@@ -195,6 +236,30 @@ def _of_lines(counts: np.ndarray, lines: Lines) -> np.ndarray:  # int32[N] -> in
     """Returns the sum of counts over the rows of each line."""
     sums = np.cumsum(counts[lines.rows], dtype=np.int64)[lines.ends - 1]
     return np.diff(sums, prepend=0)
+
+
+def _changed(before: Sequence[About] | None, now: Sequence[About]) -> str:
+    """Returns the error message of a resume with other rows.
+
+    `before` are the files that the checkpoint knows, or None if it knows none.
+    """
+    if before is not None and not (found := changes(before, now)):
+        return (
+            "cannot resume, because the rows of data.source give other examples than before, "
+            "although the files are the same: a setting, the tokenizer or the task changed. "
+            "Restore it, or name another --workdir for a new run"
+        )
+    return _refusal("the rows of data.source", [] if before is None else found)
+
+
+def _refusal(rows: str, found: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            f"cannot resume, because {rows} changed after the checkpoint was saved",
+            *(f"  {line}" for line in found),
+            "Restore the files, or name another --workdir for a new run",
+        ]
+    )
 
 
 def _checksum(lines: Lines) -> int:

@@ -36,7 +36,6 @@ class Order(Generic[T]):
       make: Turns the items of a step into the value that the iterator yields.
       seed: Seed of the shuffling; None keeps the items in order.
       epochs: Number of epochs; None never ends.
-      contents: Checksum of the items, by which `restore` refuses a state of other data.
       workers: Threads that call `make`; 0 calls it in the caller's thread. The order is the same.
       ahead: Maximum number of steps prepared in advance.
     """
@@ -49,7 +48,6 @@ class Order(Generic[T]):
         *,
         seed: int | None = None,
         epochs: int | None = 1,
-        contents: int = 0,
         workers: int = 2,
         ahead: int = 4,
     ):
@@ -58,7 +56,7 @@ class Order(Generic[T]):
         self.steps_per_epoch = -(-items // each)
         self.steps = None if epochs is None else epochs * self.steps_per_epoch
         shuffled = UNSHUFFLED if seed is None else seed
-        self._identity = {"items": items, "each": each, "seed": shuffled, "contents": contents}
+        self._identity = {"items": items, "each": each, "seed": shuffled}
         numbers = MapDataset.range(items)
         if seed is not None:
             # Grain shuffles epoch n with seed + n, so neighbouring seeds would share permutations.
@@ -83,7 +81,7 @@ class Order(Generic[T]):
         return {"step": self._steps.get_state()["next_index"], **self._identity}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continues from a state; raises DataError for one of other data or another batch size."""
+        """Continues from a state; raises DataError for one of another order."""
         changed = [
             f"{name} was {state.get(name)} and is now {now}"
             for name, now in self._identity.items()
@@ -91,7 +89,7 @@ class Order(Generic[T]):
         ]
         if changed:
             raise DataError(
-                f"cannot resume, because the data or its order changed: {'; '.join(changed)}"
+                f"cannot resume, because the order of the data changed: {'; '.join(changed)}"
             )
         if self.steps is not None and not 0 <= state["step"] <= self.steps:
             raise DataError(

@@ -10,18 +10,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxtune.data.errors import DataError
+from jaxtune.data.datafile import refuse_special
+from jaxtune.data.errors import FEW, DataError
+from jaxtune.data.jsonarray import open_json
 from jaxtune.data.tables import HuggingFace, Parquet
-from jaxtune.data.textfiles import Delimited, JsonLines
+from jaxtune.data.textfiles import Delimited
 
 READERS = {
-    ".jsonl": JsonLines,
-    ".ndjson": JsonLines,
-    ".json": JsonLines,
+    ".jsonl": open_json,
+    ".ndjson": open_json,
+    ".json": open_json,
     ".csv": lambda file: Delimited(file, ","),
     ".tsv": lambda file: Delimited(file, "\t"),
     ".parquet": Parquet,
 }
+# Further suffixes that a file has, and no dataset on the Hub.
+UNREAD = (".txt", ".md", ".log", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".xlsx")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SAVED = ("state.json", "dataset_dict.json")  # one of them is in a save_to_disk directory
 
@@ -36,6 +40,20 @@ class Source(Protocol):
     @property
     def identity(self) -> list:
         """Plain values that change when the rows change."""
+        ...
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The files, as `datafile.changes` compares them."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines that tell the user what was detected, such as an unusual delimiter."""
+        ...
+
+    def check(self) -> None:
+        """Raises FileChanged if a file has changed since it was opened."""
         ...
 
     def place(self, index: int) -> str:
@@ -93,6 +111,23 @@ class Joined:
         """Identities of all sources."""
         return [source.identity for source in self.sources]
 
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """Files of all sources."""
+        return [file for source in self.sources for file in source.files]
+
+    @property
+    def notes(self) -> list[str]:
+        """The first notes of the sources, and how many more there are."""
+        notes = [note for source in self.sources for note in source.notes]
+        more = [f"and {len(notes) - FEW:,} files more like these"] if len(notes) > FEW else []
+        return [*notes[:FEW], *more]
+
+    def check(self) -> None:
+        """Raises FileChanged if a file has changed since it was opened."""
+        for source in self.sources:
+            source.check()
+
     def place(self, index: int) -> str:
         """Returns the place of a row in its own file."""
         source, index = self._within(index)
@@ -121,6 +156,20 @@ class Chosen:
         """Identity of the source and of the chosen rows."""
         chosen = np.asarray(self.rows, np.int64)
         return [self.source.identity, len(chosen), zlib.crc32(chosen.tobytes())]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """Files of the source."""
+        return self.source.files
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes of the source."""
+        return self.source.notes
+
+    def check(self) -> None:
+        """Raises FileChanged if a file has changed since it was opened."""
+        self.source.check()
 
     def place(self, index: int) -> str:
         """Returns the place of a row in its file."""
@@ -151,6 +200,13 @@ def folder(place: str) -> Path:
     return Path(place.rpartition(":")[0]).parent
 
 
+def on_hub(spec: str) -> bool:
+    """Returns whether a source is a dataset on the Hub, by its name and because no such file is."""
+    path = Path(spec).expanduser()
+    suffixed = path.suffix.lower() in (*READERS, *UNREAD)
+    return not suffixed and not path.exists() and bool(HUB_NAME.fullmatch(spec))
+
+
 def natural(path: str) -> list[Any]:
     """Returns a sort key under which `part-2` comes before `part-10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path)]
@@ -160,7 +216,7 @@ def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> 
     path = Path(spec).expanduser()
     if path.is_dir():
         return [_saved(path, split)]
-    if path.suffix.lower() not in READERS and not path.exists() and HUB_NAME.fullmatch(spec):
+    if on_hub(spec):
         return [HuggingFace(spec, split, revision, subset)]
     if path.exists() or not glob.has_magic(spec):
         return [_file(path)]
@@ -173,6 +229,7 @@ def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> 
 def _file(path: Path) -> Source:
     if not path.exists():
         raise DataError(f"{path}: no such file{_similar(path)}")
+    refuse_special(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown file type; expected one of {', '.join(READERS)}")

@@ -12,7 +12,7 @@ from jaxtune.data.sources import Source
 
 CHUNK = 256  # rows between two progress reports
 
-Counts = tuple[int, int, int, int]  # tokens, scored tokens, pictures, tokens cut
+Counts = tuple[int, ...]  # tokens, scored tokens, pictures, checksum, tokens cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class Survey:
     lengths: np.ndarray  # int32[N], tokens of each
     scored: np.ndarray  # int32[N], scored tokens of each
     pictures: np.ndarray  # int32[N], pictures of each
+    checksums: np.ndarray  # uint32[N], `Example.checksum` of each
     cut: int  # rows that were cut to fit
     cut_tokens: int  # tokens removed from them
     too_long: Skipped
@@ -57,7 +58,7 @@ def survey(
     """Encodes every row once and keeps its counts; the examples are made again when they are used.
 
     Pictures are checked for existence and format, not decoded. A row in which nothing is scored is
-    always an error.
+    always an error. If rows are too long and may not be, the longest of all is reported.
 
     Args:
       source: Rows to read.
@@ -70,27 +71,45 @@ def survey(
     Returns:
       The rows that can be used, with their counts.
     """
-    skipped, long = Skipped(malformed), Skipped("skip" if encoder.too_long == "skip" else "fail")
-    kept: list[tuple[int, ...]] = []  # row, tokens, scored, pictures, cut
+    skipped, long = Skipped(malformed), Skipped("skip")
+    longest: TooLong | None = None
+    kept: list[tuple[int, ...]] = []  # row and its counts
     for row, found in enumerate(_counted(source, encoder, workers, progress)):
-        if isinstance(found, RowError):
-            (long if isinstance(found, TooLong) else skipped).note(found)
+        if isinstance(found, TooLong):
+            long.note(found)
+            longest = max(longest or found, found, key=lambda error: error.length)
+        elif isinstance(found, RowError):
+            if malformed == "fail":
+                source.check()  # the row may be malformed because the file is being rewritten
+            skipped.note(found)
         else:
             kept.append((row, *found))
+    source.check()
+    if longest and encoder.too_long != "skip":
+        raise _long(longest, long.count, len(source))
     if not kept:
         first = [*skipped.first, *long.first][0]
         raise DataError(f"none of the {len(source):,} rows can be used; the first error: {first}")
-    rows, lengths, scored, pictures, cut = np.array(kept, np.int64).T
+    rows, lengths, scored, pictures, checksums, cut = np.array(kept, np.int64).T
     return Survey(
         rows=rows,
         lengths=lengths.astype(np.int32),
         scored=scored.astype(np.int32),
         pictures=pictures.astype(np.int32),
+        checksums=checksums.astype(np.uint32),
         cut=int(np.count_nonzero(cut)),
         cut_tokens=int(cut.sum()),
         too_long=long,
         malformed=skipped,
     )
+
+
+def _long(longest: TooLong, count: int, rows: int) -> TooLong:
+    """Returns the error of the longest row, which tells how many of the rows are too long."""
+    if count == 1:
+        return longest
+    problem = f"{longest.problem}. It is the longest of {count:,} such rows, out of {rows:,}"
+    return TooLong(longest.place, problem, longest.length)
 
 
 def _counted(
@@ -104,7 +123,7 @@ def _counted(
         except RowError as error:
             return error
         scored = int(np.count_nonzero(example.scored))
-        return len(example.tokens), scored, len(example.images), example.cut
+        return len(example.tokens), scored, len(example.images), example.checksum, example.cut
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(source), CHUNK):

@@ -1,5 +1,6 @@
 """Stores a survey in a file, so that the next start of the run does not read all rows again."""
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -13,7 +14,7 @@ from jaxtune.data.errors import Skipped
 from jaxtune.data.survey import Survey
 from jaxtune.files import whole_file
 
-ARRAYS = ("rows", "lengths", "scored", "pictures")
+ARRAYS = ("rows", "lengths", "scored", "pictures", "checksums")
 SKIPPED = ("too_long", "malformed")
 
 
@@ -45,7 +46,7 @@ def _write(file: Path, digest: str, found: Survey) -> None:
     about |= {name: vars(getattr(found, name)) for name in SKIPPED}
     arrays = {name: getattr(found, name) for name in ARRAYS}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    with whole_file(file) as out:
+    with contextlib.suppress(OSError), whole_file(file) as out:  # it only saves time
         np.savez(out, about=text, **arrays)
 
 

@@ -1,36 +1,46 @@
 """Reads rows of Parquet files and of Hugging Face datasets."""
 
+import io
 import threading
-from collections import OrderedDict
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxtune.data.datafile import DataFile, stamp
 from jaxtune.data.errors import DataError
-from jaxtune.data.textfiles import stamp
+from jaxtune.data.pieces import Pieces, shared
 
-CACHE = 2**30  # bytes of row groups kept in memory
+PIECE = 2**18  # bytes of a piece of a row group, about
+ROWS = 1024  # rows of a piece, at most
+BUFFER = 2**18  # bytes of a column that are read at a time
+FOOT = 8  # bytes at the end of a Parquet file: the size of the footer, and a mark
 
 
 class Parquet:
-    """Rows of a Parquet file; row groups are read when they are needed."""
+    """Rows of a Parquet file.
 
-    def __init__(self, file: Path, cache: int = CACHE):
+    Parquet gives access to no single row. Each row group is therefore decoded once, when one of its
+    rows is needed, and kept in small pieces.
+    """
+
+    notes = ()
+
+    def __init__(self, file: Path, pieces: Pieces | None = None):
         import pyarrow
         from pyarrow.parquet import ParquetFile
 
-        self.file, self._cache = file, cache
+        self.file, self._pieces = file, pieces or shared()
+        self._data = DataFile(file)
         try:
-            self._parquet = ParquetFile(file, memory_map=True)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+            self._parquet = ParquetFile(_Stream(self._data), buffer_size=BUFFER)
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not a Parquet file: {error}") from None
         about = self._parquet.metadata
         rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._ends = np.cumsum(rows, dtype=np.int64)
-        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._groups: dict[int, tuple[list[int], np.ndarray]] = {}  # pieces, and ends of their rows
         self._lock = threading.Lock()
         if not len(self):
             raise DataError(f"{file}: the file has no rows")
@@ -41,36 +51,87 @@ class Parquet:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         group = int(np.searchsorted(self._ends, index, side="right"))
-        table = self._group(group)
-        return table.slice(index - (int(self._ends[group]) - table.num_rows), 1).to_pylist()[0]
+        pieces, ends = self._group(group)
+        index -= int(self._ends[group - 1]) if group else 0
+        number = int(np.searchsorted(ends, index, side="right"))
+        batch = self._pieces[pieces[number]]
+        return batch.slice(index - (int(ends[number]) - batch.num_rows), 1).to_pylist()[0]
 
     @property
     def identity(self) -> list:
-        """Path, size and modification time of the file."""
-        return stamp(self.file)
+        """Path, size and modification time of the file, and a checksum of its footer."""
+        return [*stamp(self.file), self._contents]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The file, as `changes` compares it."""
+        return [self._data.about(len(self), self._contents)]
+
+    @property
+    def _contents(self) -> int:
+        """Checksum of the footer, which has the place and mostly the extremes of each column."""
+        size = self._data.size
+        length = int.from_bytes(self._data.read(size - FOOT, size - FOOT + 4), "little")
+        return zlib.crc32(self._data.read(max(0, size - FOOT - length), size))
+
+    def check(self) -> None:
+        """Raises FileChanged if the file has changed since it was opened."""
+        self._data.check()
 
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:row`, counted from 1."""
         return f"{self.file}:{index + 1}"
 
-    def _group(self, group: int) -> Any:
-        """Returns a row group, from a cache that drops the least recently used but keeps one."""
+    def _group(self, group: int) -> tuple[list[int], np.ndarray]:
+        """Returns the pieces of a row group, and the end of each among the rows of the group."""
+        if group not in self._groups:
+            with self._lock:
+                if group not in self._groups:
+                    self._groups[group] = self._decoded(group)
+        return self._groups[group]
+
+    def _decoded(self, group: int) -> tuple[list[int], np.ndarray]:
         import pyarrow
 
-        with self._lock:
-            if group not in self._groups:
-                try:
-                    self._groups[group] = self._parquet.read_row_group(group)
-                except (OSError, pyarrow.ArrowException) as error:
-                    problem = f"row group {group + 1} is damaged: {error}"
-                    raise DataError(f"{self.file}: {problem}") from None
-            self._groups.move_to_end(group)
-            while len(self._groups) > 1 and self._held() > self._cache:
-                self._groups.popitem(last=False)
-            return self._groups[group]
+        about = self._parquet.metadata.row_group(group)
+        rows = max(1, min(ROWS, PIECE * about.num_rows // max(1, about.total_byte_size)))
+        kept, counts = [], []
+        try:
+            for batch in self._parquet.iter_batches(rows, row_groups=[group], use_threads=False):
+                kept.append(self._pieces.add(batch))
+                counts.append(batch.num_rows)
+        except (OSError, pyarrow.ArrowException) as error:
+            self.check()
+            raise DataError(f"{self.file}: row group {group + 1} is damaged: {error}") from None
+        return kept, np.cumsum(counts, dtype=np.int64)
 
-    def _held(self) -> int:
-        return sum(table.nbytes for table in self._groups.values())
+
+class _Stream(io.RawIOBase):
+    """A data file as pyarrow reads it: a position, and bytes from there on."""
+
+    def __init__(self, file: DataFile):
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to an offset from the start, the position or the end; returns the position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        self._at = origin + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._file.size if size is None or size < 0 else self._at + size
+        found = self._file.read(self._at, min(end, self._file.size))
+        self._at += len(found)
+        return found
 
 
 class HuggingFace:
@@ -84,6 +145,8 @@ class HuggingFace:
       revision: Revision on the Hub; None for the default branch. Not used for a directory.
       subset: Configuration on the Hub; None for the default one. Not used for a directory.
     """
+
+    notes = ()
 
     def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
         self.name, self.split = name, split
@@ -105,6 +168,15 @@ class HuggingFace:
     def identity(self) -> list:
         """Name, split and fingerprint, which the datasets library computes from the rows."""
         return [self.name, self.split, self._rows._fingerprint]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The dataset, as `changes` compares it."""
+        name, contents = f"{self.name}[{self.split}]", self._rows._fingerprint
+        return [{"name": name, "rows": len(self), "contents": contents}]
+
+    def check(self) -> None:
+        """Does nothing, as datasets keeps its own copy of the rows or maps that of the user."""
 
     def place(self, index: int) -> str:
         """Returns the place of a row: `name[split]:row`, counted from 1."""

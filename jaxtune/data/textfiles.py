@@ -1,8 +1,9 @@
 """Reads rows of JSON lines and delimited text; one pass over the file finds where they begin."""
 
 import csv
+import itertools
 import json
-import os
+import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.data.datafile import DataFile, stamp
 from jaxtune.data.errors import DataError, RowError
 
 BLOCK = 2**24  # bytes read at a time while looking for lines
@@ -18,28 +20,26 @@ WIDE = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 NEWLINE = ord("\n")
 SPACES = np.frombuffer(b" \t\r\n\v\f", np.uint8)
 KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # of delimiters
+SAMPLE = 20  # rows whose numbers of fields tell the delimiter
 LONGEST = 2**31 - 1  # characters in a CSV field; the default limit of the csv module is 131,072
-
-
-def stamp(file: Path) -> list:
-    """Returns values that change when a file changes: its path, size and modification time."""
-    found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 class JsonLines:
     """Rows of a file with one JSON object per line; blank lines are skipped."""
 
+    notes = ()
+
     def __init__(self, file: Path):
         self.file = file
-        self._text = _Text(file)
-        starts, doubtful = _line_starts(file, self._text.begin)
+        self._text = Text(file)
+        starts, doubtful, self._contents = _line_starts(self._text)
         starts = np.append(starts, self._text.size)
         blank = [n for n in doubtful if not self._text.read(starts[n], starts[n + 1]).strip()]
         kept = np.delete(np.arange(len(starts)), blank) if blank else None
         # With blank lines, line numbers differ from row indices.
         self._starts, self._numbers = (starts, None) if kept is None else (starts[kept], kept)
-        _some_rows(self, "expected one JSON object per line")
+        some_rows(self, "expected one JSON object per line")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -47,21 +47,26 @@ class JsonLines:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         line = self._text.read(self._starts[index], self._starts[index + 1])
-        text = _decoded(line, self.place(index))
+        text = decoded(line, self.place(index))
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RowError(self.place(index), f"not valid JSON: {error}{_hint(text)}") from None
-        if not isinstance(record, dict):
-            kind = KINDS.get(type(record), "number")
-            problem = f"found a JSON {kind}, expected one object per line{_hint(text)}"
-            raise RowError(self.place(index), problem)
-        return record
+        return json_object(record, self.place(index), "one object per line")
 
     @property
     def identity(self) -> list:
-        """Path, size and modification time of the file."""
-        return stamp(self.file)
+        """Path, size and modification time of the file, and a checksum of its contents."""
+        return [*stamp(self.file), self._contents]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The file, as `changes` compares it."""
+        return [self._text.about(len(self), self._contents)]
+
+    def check(self) -> None:
+        """Raises FileChanged if the file has changed since it was opened."""
+        self._text.check()
 
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:line`."""
@@ -70,15 +75,24 @@ class JsonLines:
 
 
 class Delimited:
-    """Rows of a CSV or TSV file with a header; a quoted field may contain line breaks."""
+    """Rows of a CSV or TSV file with a header; a quoted field may contain line breaks.
 
-    def __init__(self, file: Path, delimiter: str):
-        self.file, self.delimiter = file, delimiter
-        self._text = _Text(file)
+    The delimiter is `usual`, unless only another one splits the first rows as it does the header.
+    """
+
+    def __init__(self, file: Path, usual: str):
+        self.file = file
+        self._text = Text(file)
         csv.field_size_limit(LONGEST)
-        starts, self._numbers = _record_starts(file, self._text.begin, delimiter)
+        self.delimiter = _delimiter(self._text, usual)
+        self.notes = (
+            (f"{file}: fields are separated by {NAMES[self.delimiter]}",)
+            if self.delimiter != usual
+            else ()
+        )
+        starts, self._numbers, self._contents = _record_starts(self._text, self.delimiter)
         self._starts = np.append(starts, self._text.size)  # the header first
-        _some_rows(self, "expected a header followed by rows")
+        some_rows(self, "expected a header followed by rows")
         self.columns = self._fields(0)
         repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if repeated:
@@ -97,8 +111,17 @@ class Delimited:
 
     @property
     def identity(self) -> list:
-        """Path, size and modification time of the file."""
-        return stamp(self.file)
+        """Path, size and modification time of the file, and a checksum of its contents."""
+        return [*stamp(self.file), self._contents]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The file, as `changes` compares it."""
+        return [self._text.about(len(self), self._contents)]
+
+    def check(self) -> None:
+        """Raises FileChanged if the file has changed since it was opened."""
+        self._text.check()
 
     def place(self, index: int) -> str:
         """Returns the place where a row begins: `file:line`."""
@@ -110,49 +133,56 @@ class Delimited:
     def _fields(self, record: int) -> list[str]:
         text = self._text.read(self._starts[record], self._starts[record + 1])
         lines = enumerate(text.splitlines(keepends=True), self._numbers[record])
-        decoded = (_decoded(line, f"{self.file}:{number}") for number, line in lines)
+        fields = (decoded(line, f"{self.file}:{number}") for number, line in lines)
         try:
-            return next(csv.reader(decoded, delimiter=self.delimiter, strict=True))
+            return next(csv.reader(fields, delimiter=self.delimiter, strict=True))
         except csv.Error as error:
             raise RowError(self._at(record), f"cannot be split into fields: {error}") from None
 
 
-class _Text:
-    """Bytes of a readable file that is not empty.
+class Text(DataFile):
+    """A file of text in UTF-8 that is not empty; it begins after the byte order mark, if any."""
 
-    The file is read and not memory-mapped, because mapped pages would count as the memory of the
-    process.
-    """
-
-    def __init__(self, file: Path):
-        try:
-            self._stream = open(file, "rb")  # noqa: SIM115, open as long as this object
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-        self.size = os.fstat(self._stream.fileno()).st_size
+    def __init__(self, path: Path):
+        super().__init__(path)
         head = self.read(0, len(BOM))
         if not head:
-            raise DataError(f"{file}: the file is empty")
+            raise DataError(f"{path}: the file is empty")
         if head.startswith(WIDE):
-            raise DataError(f"{file}: the file is UTF-16; save it as UTF-8")
+            raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
         self.begin = len(BOM) if head == BOM else 0
 
-    def read(self, start: int, end: int) -> bytes:
-        """Returns the bytes from `start` up to `end`; safe to call from several threads."""
-        return os.pread(self._stream.fileno(), int(end) - int(start), int(start))
 
-
-def _some_rows(source: JsonLines | Delimited, expected: str) -> None:
+def some_rows(source: Any, expected: str) -> None:
+    """Raises DataError if a file has no rows; `expected` says what they would look like."""
     if not len(source):
         raise DataError(f"{source.file}: the file has no rows; {expected}")
 
 
-def _line_starts(file: Path, begin: int) -> tuple[np.ndarray, list[int]]:
-    """Returns the offset of each line (int64), and the lines that may be blank."""
-    starts, doubtful, lines, offset = [], [0], 0, 0
+def json_object(record: Any, place: str, expected: str) -> dict[str, Any]:
+    """Returns a parsed row if it is an object; raises RowError for any other value."""
+    if not isinstance(record, dict):
+        kind = KINDS.get(type(record), "number")
+        raise RowError(place, f"found a JSON {kind}, expected {expected}")
+    return record
+
+
+def decoded(line: bytes, place: str) -> str:
+    """Returns the text of a row; raises RowError if it is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+        raise RowError(place, f"not valid UTF-8: {byte}; save the file as UTF-8") from None
+
+
+def _line_starts(file: Text) -> tuple[np.ndarray, list[int], int]:
+    """Returns the offset of each line (int64), lines that may be blank, and the file's checksum."""
+    starts, doubtful, lines, offset, contents = [], [0], 0, 0, 0
     begins = True  # whether the next byte begins a line
-    with open(file, "rb") as stream:
+    with file.stream() as stream:
         while block := stream.read(BLOCK):
+            contents = zlib.crc32(block, contents)
             text = np.frombuffer(block, np.uint8)
             first = np.flatnonzero(text == NEWLINE) + 1
             first = np.concatenate([np.zeros(int(begins), np.int64), first[first < len(text)]])
@@ -160,15 +190,15 @@ def _line_starts(file: Path, begin: int) -> tuple[np.ndarray, list[int]]:
             starts.append(first + offset)
             lines, offset, begins = lines + len(first), offset + len(block), block.endswith(b"\n")
     found = np.concatenate(starts)
-    found[0] = begin
-    return found, doubtful
+    found[0] = file.begin
+    return found, doubtful, contents
 
 
-def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the offset and line number of each row, the header first (both int64)."""
+def _record_starts(file: Text, delimiter: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the offset and line of each row (int64), the header first, and a checksum."""
     starts, numbers = array("q"), array("q")
-    with open(file, "rb") as stream:
-        lines = _Counted(stream, begin)
+    with file.stream() as stream:
+        lines = _Counted(stream, file.begin)
         # Latin-1 decodes any bytes, and quotes and line breaks are the same bytes in UTF-8.
         reader = csv.reader(lines, delimiter=delimiter)
         try:
@@ -178,34 +208,43 @@ def _record_starts(file: Path, begin: int, delimiter: str) -> tuple[np.ndarray, 
                     starts.append(start)
                     numbers.append(number)
         except StopIteration:
-            return np.frombuffer(starts, np.int64), np.frombuffer(numbers, np.int64)
+            found = np.frombuffer(starts, np.int64), np.frombuffer(numbers, np.int64)
+            return *found, lines.contents
         except csv.Error as error:
-            raise DataError(f"{file}:{lines.number}: {error}") from None
+            raise DataError(f"{file.path}:{lines.number}: {error}") from None
 
 
 class _Counted:
-    """Lines of a stream; `offset` and `number` are its position in bytes and lines."""
+    """Lines of a stream, with its position in bytes and lines, and a checksum of what was read."""
 
     def __init__(self, stream, offset: int):
         stream.seek(offset)
-        self.stream, self.offset, self.number = stream, offset, 0
+        self.stream, self.offset, self.number, self.contents = stream, offset, 0, 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self.stream:
             self.offset += len(line)
             self.number += 1
+            self.contents = zlib.crc32(line, self.contents)
             yield line.decode("latin-1")
 
 
-def _decoded(line: bytes, place: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
-        raise RowError(place, f"not valid UTF-8: {byte}; save the file as UTF-8") from None
+def _delimiter(file: Text, usual: str) -> str:
+    """Returns the delimiter that splits the first rows as it does the header, or the usual one."""
+
+    def fits(delimiter: str) -> bool:
+        with file.stream() as stream:
+            rows = filter(None, csv.reader(_Counted(stream, file.begin), delimiter=delimiter))
+            try:
+                header, *more = (len(row) for row in itertools.islice(rows, SAMPLE))
+            except (ValueError, csv.Error):  # ValueError: no header
+                return False
+        return header > 1 and all(fields == header for fields in more)
+
+    return next(filter(fits, (usual, *(each for each in NAMES if each != usual))), usual)
 
 
 def _hint(text: str) -> str:
     """Returns advice for an error message if a line seems to be part of a whole JSON document."""
     whole = text.strip() in ("[", "{") or text.lstrip().startswith("[")
-    return "; convert an array or an indented document to JSON lines" if whole else ""
+    return "; expected one JSON object per line, or one array of objects" if whole else ""

@@ -47,6 +47,7 @@ class TextGenerator:
                 f"the prompt has {len(prompt):,} tokens, which with {new:,} new ones exceed the "
                 f"model's context length of {context:,}; shorten it, or lower "
                 "generate.max_new_tokens",
+                len(prompt),
             )
 
     def answers(

@@ -19,8 +19,8 @@ from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config import training_sections as sections
 from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
+from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
-from jaxtune.data.textfiles import stamp
 from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
@@ -29,7 +29,7 @@ from jaxtune.files import write_json, write_text
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.workdir.directory import begun, locked_directory
+from jaxtune.workdir.directory import begun, claim, locked_directory
 
 LESS = "tuned - base"
 EVAL = "eval"  # subdirectory of the workdir with the answers and results of each evaluation
@@ -105,6 +105,7 @@ def compare(
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
     about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
+    claim(workdir)
     with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")

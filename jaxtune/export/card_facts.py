@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxtune.checkpoint.hub import NO_REPO_SUFFIXES, REPO_ID
 from jaxtune.config.schema import Config
-from jaxtune.data.sources import HUB_NAME, READERS
+from jaxtune.data.sources import on_hub
 from jaxtune.display import plots
 from jaxtune.export.markdown import file_name
 from jaxtune.workdir.journal import METRICS
@@ -37,9 +37,9 @@ class CardBase:
 
     @classmethod
     def of(cls, spec: str, directory: Path | None) -> "CardBase":
-        on_hub = repository(spec)
-        if on_hub:
-            repo, revision = on_hub["repo"], on_hub["revision"]
+        named = repository(spec)
+        if named:
+            repo, revision = named["repo"], named["revision"]
             return cls(repo, True, revision, directory or _cached(repo, revision))
         return cls(file_name(spec), False, None, directory or Path(spec).expanduser())
 
@@ -169,12 +169,6 @@ def repository(spec: str) -> re.Match | None:
     """Matches the id of a Hub repository; None for a local path, by the rules of loading."""
     local = not spec or Path(spec).expanduser().exists() or spec.endswith(NO_REPO_SUFFIXES)
     return None if local else REPO_ID.fullmatch(spec)
-
-
-def on_hub(spec: str) -> bool:
-    """Returns whether a data source is a dataset on the Hub."""
-    path = Path(spec).expanduser()
-    return not (path.suffix.lower() in READERS or path.exists()) and bool(HUB_NAME.fullmatch(spec))
 
 
 def listed(source: str | Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import jaxtune
 from jaxtune.config.load import resolved
 from jaxtune.config.schema import FIELDS, SCHEMA, Config
+from jaxtune.data.sources import on_hub
 from jaxtune.display.columns import size_text
 from jaxtune.display.progress import duration
 from jaxtune.export.card_facts import (
@@ -17,7 +18,6 @@ from jaxtune.export.card_facts import (
     answered_by,
     listed,
     losses_of,
-    on_hub,
     read_json,
     repository,
 )

@@ -1,7 +1,5 @@
 """Loads a tuned model: from a run checkpoint, or an adapter on top of its base."""
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,8 @@ from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config.load import difference
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import CONFIG, WorkdirError
+from jaxtune.workdir.directory import CONFIG, WorkdirError, read_json
+from jaxtune.workdir.identity import refuse_replaced
 
 DEPENDS = ("model.", "trainable.", "seed")  # fields that a checkpoint's leaves do not determine
 
@@ -39,13 +38,17 @@ class Tuned:
 
 def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
     """Opens the checkpoints of a run read-only; raises if none exist or the config differs."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of read-only use
     found = Checkpoints(workdir / "checkpoints")
     if not found.steps:
         raise ValueError(
             f"{found.directory} contains no checkpoint: train first, or pass the run's --workdir"
         )
-    before = json.loads((workdir / CONFIG).read_bytes())
+    before = read_json(workdir / CONFIG)
+    if before is None:
+        raise WorkdirError(
+            f"{workdir / CONFIG} is missing, so the config of the run's checkpoints is not known: "
+            "restore it"
+        )
     changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:
         raise WorkdirError(
@@ -74,7 +77,11 @@ def step_of(checkpoints: Checkpoints, step: str) -> int:
 
 
 def restored(assembly: Assembly, checkpoints: Checkpoints, step: int) -> Tuned:
-    """Loads the base and restores a run checkpoint on top of it."""
+    """Loads the base and restores a run checkpoint on top of it.
+
+    Raises WorkdirError if the base or another file that the run stands on was replaced.
+    """
+    refuse_replaced(checkpoints.directory.parent, assembly.identity, "or train again")
     model, variables = assembly.model()
     start = assembly.start(variables, assembly.optimizer(assembly.config.steps or 1))
     del variables  # the leaves that train come from the checkpoint

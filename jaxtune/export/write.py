@@ -46,7 +46,7 @@ from jaxtune.export.targets import (
 from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
 from jaxtune.export.verify import Comparison, ComparisonRows
 from jaxtune.files import write_json
-from jaxtune.workdir.directory import begun, locked_directory
+from jaxtune.workdir.directory import begun, claim, locked_directory
 
 
 class Unverified(ValueError):
@@ -119,6 +119,7 @@ def export(
     )
     wanted = replace(wanted, there=to is None and not overwrite and is_there(wanted, number))
     refuse_what_is_there(wanted)
+    claim(workdir)
     with locked_directory(workdir / "export", "export"):
         assembly = Assembly.of(config, begun(workdir))
         given = rows(assembly, progress)

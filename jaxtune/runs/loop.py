@@ -26,26 +26,22 @@ from jaxtune.export.write import Exported
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
 from jaxtune.runs import console
+from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.tally import Speed, Tally
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.step import TrainState, train_step
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import Workdir
+from jaxtune.workdir.directory import SAVED, Workdir
 from jaxtune.workdir.journal import Journal, Silent
 
 NAMED = 20  # rows of a step that an error message lists
+# What a signal waits for after the first step, and how a run goes on that did not wait.
+FIRST = "the step under way is finished and saved"
+RESUME = "run the same command again to resume from the last checkpoint"
 
 
 class RunError(ValueError):
     """A run that cannot continue, because it diverged or memory does not suffice."""
-
-
-class Stopped(Exception):
-    """A run that was stopped by a signal after saving a checkpoint, and can be resumed."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.number = number  # of the signal
 
 
 @dataclass
@@ -80,11 +76,12 @@ class Run:
     loss: float | None = None
     rate: float | None = None  # learning rate
 
-    def train(self, log: Journal | Silent, asked: Callable[[], int]) -> None:
+    def train(self, log: Journal | Silent, stop: Stop) -> None:
         """Runs the remaining steps, with the logs, evaluations and checkpoints due after them.
 
-        `asked` returns the number of the signal that requests a stop, or 0. On a stop, the step is
-        saved and `Stopped` is raised; if the run diverges, `RunError` is raised.
+        On a signal, the step under way is finished and saved, and `Stopped` is raised; before the
+        first step, and where the program is not the command line's, see `Stop`. If the run
+        diverges, `RunError` is raised.
         """
         ahead: tuple[Step, Mapping] | None = None
         if self.evaluator and self.done == 0:
@@ -101,21 +98,27 @@ class Run:
                 self._settle(*ahead)
             ahead = (step, metrics)
             self.done += 1
-            stop = _agreed(asked(), self.done)
-            if stop or self._due:
+            stop.after(FIRST, RESUME)
+            asked = _agreed(stop.asked, self.done)
+            if asked or self._due:
                 norm = self._settle(*ahead)
                 ahead = None
-                self._pause(log, norm, save=bool(stop))
-            if stop:
-                self._leave(stop)
+                self._pause(log, norm, save=bool(asked))
+            if asked:
+                self._leave(asked)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, stop: Stop) -> dict[str, Any]:
         """Saves the last state, exports the best one, writes summary.json and pushes.
 
         Returns the summary. The run's state is freed on the way, so no step can follow.
         """
         self._save(None)
         self.checkpoints.wait()
+        self.workdir.check()
+        self.workdir.note(**{SAVED: True})
+        stop.at_once(
+            f"all {self.done:,} steps are saved; run the same command again to export them"
+        )
         tally, start = self.tally, self.start
         exported = self._export()
         summary = {
@@ -168,6 +171,7 @@ class Run:
 
     def _pause(self, log: Journal | Silent, norm: float, save: bool) -> None:
         """Logs, evaluates and saves whatever is due after this step."""
+        self.workdir.check()
         if self._at(self.config.log.every):
             self._log(log, norm)
         score, better = None, False
@@ -298,8 +302,15 @@ class Run:
 
     def _save(self, score: float | None) -> None:
         if self.saved != self.done:
-            position = {"loader": self.loader.state(), "tally": vars(self.tally)}
+            held_out = self.evaluator.files if self.evaluator else []
+            position = {
+                "loader": self.loader.state(),
+                "held_out": held_out,
+                "tally": vars(self.tally),
+            }
             self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
+            if self.saved:  # that one is on disk, now that another is begun
+                self.workdir.note(**{SAVED: True})
             self.saved = self.done
             if not self._over:  # after the last step, the final export is pushed instead
                 self.pushes.saved(

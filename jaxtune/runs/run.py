@@ -1,9 +1,7 @@
 """Trains from a config: assembles the run, starts or resumes it, and exports the result."""
 
 import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,17 @@ from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
 from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
-from jaxtune.runs.loop import Run, RunError
+from jaxtune.runs.loop import RESUME, Run, RunError
+from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import Workdir, run_directory
-from jaxtune.workdir.journal import journal
+from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, decisive, run_directory
+from jaxtune.workdir.identity import refuse_replaced
+from jaxtune.workdir.journal import journal, refuse_foreign_lines
+
+UNTRAINED = "nothing was trained yet; run the same command again to start"
+OTHER_FILES = "pass --accept-changes to continue with the present ones, or name another --workdir"
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,16 @@ def fit(
     if first:
         sign_in(config.hub, workdir)
     with (
+        stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
         run_directory(workdir, settings, accept_changes=accept_changes) as directory,
         pushing(config.hub, directory, progress, first) as pushes,
         _prepared(config, directory, progress, pushes) as run,
         journal(directory, config.log, settings, run.done, first) as log,
-        _signals() as asked,
         _advice(config.batch),
     ):
-        run.train(log, asked)
-        return run.finish()
+        stop.at_once(RESUME if run.done else UNTRAINED)
+        run.train(log, stop)
+        return run.finish(stop)
 
 
 @contextlib.contextmanager
@@ -89,7 +93,10 @@ def _prepared(
 ) -> Iterator[Run]:
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
+        refuse_foreign_lines(workdir.path / METRICS)
         assembly = Assembly.of(config, workdir.started)
+        if workdir.stepped and not workdir.accepts_changes:
+            _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
         placer = assembly.placer
         rows = _rows(assembly, workdir, progress, stack)
         total = assembly.total_steps(rows.loader)
@@ -104,8 +111,9 @@ def _prepared(
             _tell(progress, console.leaf_table(start, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
         stack.callback(checkpoints.close)
-        state, done, tally = _begun(checkpoints, start, rows.loader, progress)
-        workdir.adopt()
+        state, done, tally = _begun(checkpoints, start, rows, progress)
+        _refuse_idle_changes(workdir, done, total)
+        workdir.adopt(stands_on=assembly.identity)
 
         def tuned(variables: dict, folder: Path, step: int | None = None):
             found = Tuned(assembly, model, variables, step, workdir.path)
@@ -186,7 +194,7 @@ def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:
 def _begun(
     checkpoints: Checkpoints,
     start: Start,
-    loader: Loader,
+    rows: RunRows,
     progress: Progress,
 ) -> tuple[TrainState, int, Tally]:
     """Returns the state, step and tally of the newest checkpoint, or those of a new run."""
@@ -195,8 +203,20 @@ def _begun(
     found = checkpoints.restore(start.shapes)
     _tell(progress, [f"damaged checkpoint moved aside: {each}" for each in found.damaged])
     progress.say(f"resuming from step {found.step:,} in {checkpoints.directory}")
-    loader.restore(found.position["loader"])
+    rows.loader.restore(found.position["loader"])
+    if rows.evaluator:
+        rows.evaluator.check_files(found.position.get("held_out", []))
     return start.restored(found.state), found.step, Tally(**found.position["tally"])
+
+
+def _refuse_idle_changes(workdir: Workdir, done: int, total: int) -> None:
+    """Raises if the user accepts changes of a run that has no step left which they could change."""
+    changes = decisive(workdir.changes)
+    if changes and done >= total:
+        raise WorkdirError(
+            "\n  ".join([f"the run in {workdir.path} is complete; no step is left for:", *changes])
+            + f"\nSet steps above {done:,}, or name another --workdir"
+        )
 
 
 def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
@@ -225,30 +245,6 @@ def _delivered(tuned: Tuned, wanted: Wanted, target: Path, progress: Progress) -
 def _tell(progress: Progress, lines: list[str]) -> None:
     for line in lines:
         progress.say(line)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """Yields a function that returns the signal that requests a stop, or 0.
-
-    A second signal raises KeyboardInterrupt at once.
-    """
-    asked: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    # With several processes, JAX's own handler passes the signal on to all of them.
-    alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    caught = (signal.SIGTERM, signal.SIGINT) if alone else ()
-    before = {number: signal.signal(number, note) for number in caught}
-    try:
-        yield lambda: asked[0] if asked else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,16 @@ Orbax writes and reads the arrays, from and to any number of devices. Beside the
 position: plain JSON with the progress of the run and a checksum of every array.
 """
 
+import contextlib
 import json
+import logging
+import os
+import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from jaxtune import tree
 from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
+SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
 DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
 
@@ -50,6 +56,7 @@ class Checkpoints:
         import orbax.checkpoint as orbax
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+        _silence_orbax()
         if self._keep is None:
             options = orbax.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
@@ -160,7 +167,8 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the background threads; pending write errors are no longer raised."""
         if "_manager" in vars(self):
-            self._manager.close()
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         from orbax.checkpoint import args
@@ -290,6 +298,26 @@ def _shape(described: list | None) -> str:
     return f"{described[1]}{described[0]}" if described else "nothing"
 
 
+@cache
+def _silence_orbax() -> None:
+    """Drops what Orbax reports besides raising an error.
+
+    It logs the same error several times, with tracebacks, and after a failure TensorStore calls
+    back an event loop that Orbax has closed, which Python reports as an ignored exception.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+    before = sys.unraisablehook
+
+    def report(ignored: Any) -> None:
+        if str(ignored.exc_value) != "Event loop is closed":
+            before(ignored)
+
+    sys.unraisablehook = report
+
+
 def _short(error: Exception) -> str:
+    """Returns an error's text on one line; of an error of the system, only what that says."""
+    if found := SYSTEM_ERROR.search(str(error)):
+        return os.strerror(int(found[1]))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:299]}…"

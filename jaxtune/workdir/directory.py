@@ -1,13 +1,16 @@
 """The workdir: holds one run of one config, locked by one process group at a time.
 
-Its files are written whole or not at all.
+Its files are written whole or not at all. A directory that is not empty and not marked by a
+run.json is not ours: nothing is written to it.
 """
 
 import contextlib
 import datetime
 import itertools
 import json
+import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +23,11 @@ from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, write_json
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
+CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
+SAVED = "saved"  # entry of run.json: whether a checkpoint has been written
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
+NAMED = 5  # files that an error message lists
 
 
 class WorkdirError(ValueError):
@@ -37,6 +43,9 @@ class Workdir:
     name: str  # unique name of the run
     changes: tuple[str, ...]  # config fields that differ from when the run began, one line each
     settings: Mapping[str, Any] = field(default_factory=dict)  # the resolved config
+    accepts_changes: bool = False  # whether the user accepts such differences
+    stepped: bool = False  # whether the run has done a step
+    lock: tuple[int, int] | None = None  # device and inode of the lock, in the first process
 
     def write(self, name: str, content: Any) -> Path:
         """Writes a JSON file in the first process, and returns its path in every process."""
@@ -44,16 +53,31 @@ class Workdir:
             write_json(self.path / name, content)
         return self.path / name
 
-    def adopt(self) -> None:
+    def adopt(self, **about: Any) -> None:
         """Writes config.json, once the run is known to be able to start with this config.
 
         A former config that gave another result is kept as config.1.json, config.2.json and so on.
+        `about` is added to run.json.
         """
-        if _decisive(self.changes):
+        if decisive(self.changes):
             names = (f"config.{number}.json" for number in itertools.count(1))
             free = next(name for name in names if not (self.path / name).exists())
-            self.write(free, _read(self.path / CONFIG))
+            self.write(free, read_json(self.path / CONFIG))
+        self.note(**about)
         self.write(CONFIG, self.settings)
+
+    def note(self, **about: Any) -> None:
+        """Adds entries to run.json."""
+        known = {"started": self.started, "name": self.name}
+        self.write(RUN, known | (read_json(self.path / RUN) or {}) | about)
+
+    def check(self) -> None:
+        """Raises WorkdirError if the directory was removed or replaced since it was locked."""
+        if self.lock is not None and self.lock != _inode(self.path / LOCK):
+            raise WorkdirError(
+                f"{self.path} was removed or replaced while the run was using it; what the run did "
+                "since its last checkpoint is lost"
+            )
 
 
 @contextlib.contextmanager
@@ -91,21 +115,65 @@ def run_directory(
 
     `settings` is the resolved config. If the directory holds a run of another config that has done
     a step, this raises WorkdirError, unless `accept_changes` is set or only fields in `FREE`
-    differ. The caller writes the config by `Workdir.adopt`.
+    differ; likewise if the directory is not ours, or misses what a run needs to be resumed. The
+    caller writes the config by `Workdir.adopt`.
     """
     path = path.expanduser()
-    with locked_directory(path, "run", take=jax.process_index() == 0):
-        changes = _changes(path, settings)
-        differing = _decisive(changes)
+    refuse_foreign(path)
+    first = jax.process_index() == 0
+    with locked_directory(path, "run", take=first):
+        if first:
+            _remove_leftovers(path)
+        about = _about(path)
+        stepped = _stepped(path)
+        _refuse_incomplete(path, about, stepped, accept_changes)
+        changes = _changes(path, settings) if stepped else []
+        differing = decisive(changes)
         if differing and not accept_changes:
             raise WorkdirError(
                 "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
                 + "\nPass --accept-changes to continue with the new one, or name another --workdir"
             )
-        about = _read(path / RUN) or _new(path)
-        found = Workdir(path, about["started"], about["name"], tuple(changes), settings)
+        about = (about or _new(path)) | ({} if stepped else {"started": _today()})
+        lock = _inode(path / LOCK) if first else None
+        state = dict(accepts_changes=accept_changes, stepped=stepped, lock=lock)
+        named = (about["started"], about["name"], tuple(changes), settings)
+        found = Workdir(path, *named, **state)
         found.write(RUN, about)
         yield found
+
+
+def claim(path: Path) -> None:
+    """Creates a directory for our files and marks it as ours; raises if it is another's."""
+    refuse_foreign(path)
+    if not (path / RUN).exists():
+        write_json(path / RUN, _new(path))
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises WorkdirError if a directory holds files, but none of ours.
+
+    Empty files are in nobody's way, and neither is the file that this program's output goes to.
+    """
+    try:
+        found = sorted(os.scandir(path), key=lambda each: each.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # the directory will be made, or the error of making it says what is in the way
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read: {error.strerror}") from None
+    if any(each.name == RUN for each in found):
+        return
+    outputs = {_inode(stream.fileno()) for stream in _streams()}
+    foreign = [
+        each.name for each in found if not (_is_ours(each.name) or _is_harmless(each, outputs))
+    ]
+    if foreign:
+        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
+        raise WorkdirError(
+            f"{path} is not empty and has no {RUN}, which marks the directory of a run: it "
+            f"contains {', '.join(foreign[:NAMED])}{more}; name another --workdir, or move these "
+            "files away"
+        )
 
 
 def begun(path: Path) -> str:
@@ -113,38 +181,24 @@ def begun(path: Path) -> str:
 
     Chat templates are rendered with this date.
     """
-    about = _read(path / RUN)
-    return about["started"] if about else datetime.date.today().isoformat()
+    about = _about(path)
+    return about["started"] if about else _today()
 
 
-def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    before: Mapping | None = _read(path / CONFIG)
-    return [] if before is None or not _stepped(path) else difference(before, settings)
-
-
-def _decisive(changes: Iterable[str]) -> list[str]:
+def decisive(changes: Iterable[str]) -> list[str]:
     """Returns the changes of fields that decide the result of a run."""
     return [line for line in changes if not line.startswith(FREE)]
 
 
-def _stepped(path: Path) -> bool:
-    """Whether the run in a directory has done a step that its checkpoints or its journal know."""
-    if any((path / "checkpoints").glob("[0-9]*")):
-        return True
-    try:
-        return b'"kind": "train"' in (path / METRICS).read_bytes()
-    except FileNotFoundError:
-        return False
-
-
-def _read(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Reads a JSON object that jaxtune wrote; returns None if the file does not exist."""
     try:
         found = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkdirError(
             f"{file} is not valid JSON ({error}), so its run cannot be identified; name another "
             "--workdir, or move this one away"
@@ -152,6 +206,106 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise WorkdirError(f"{file} is not a JSON object; name another --workdir, or move it away")
     return found
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    """Returns the content of run.json; raises WorkdirError if jaxtune did not write it."""
+    about = read_json(path / RUN)
+    if about is None:
+        return None
+    try:
+        datetime.date.fromisoformat(about["started"])
+        if not isinstance(about["name"], str):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise WorkdirError(
+            f"{path / RUN}: expected the date `started` and the text `name` of a run, found "
+            f"{', '.join(about) or 'nothing'}; name another --workdir, or move this file away"
+        ) from None
+    return about
+
+
+def _refuse_incomplete(
+    path: Path, about: Mapping[str, Any] | None, stepped: bool, accept_changes: bool
+) -> None:
+    """Raises WorkdirError if a run's checkpoints or config were removed."""
+    saved = (about or {}).get(SAVED) or (path / SUMMARY).exists()
+    if saved and not _has_checkpoints(path):
+        raise WorkdirError(
+            f"{path / CHECKPOINTS} holds no checkpoint, though the run saved some. Starting over "
+            "would replace its metrics and export: restore the checkpoints, name another "
+            "--workdir, or move this one away"
+        )
+    if stepped and _has_checkpoints(path) and not (path / CONFIG).exists() and not accept_changes:
+        raise WorkdirError(
+            f"{path / CONFIG} is missing, so the config of the run's checkpoints is not known. "
+            "Restore it, pass --accept-changes to go on with the given config, or name another "
+            "--workdir"
+        )
+
+
+def _changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    before = read_json(path / CONFIG)
+    return [] if before is None else difference(before, settings)
+
+
+def _stepped(path: Path) -> bool:
+    """Whether the run in a directory has done a step that its checkpoints or its journal know."""
+    if _has_checkpoints(path):
+        return True
+    try:
+        return b'"kind": "train"' in (path / METRICS).read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise WorkdirError(f"{path / METRICS} cannot be read: {error.strerror}") from None
+
+
+def _has_checkpoints(path: Path) -> bool:
+    return any((path / CHECKPOINTS).glob("[0-9]*"))
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name is one that only jaxtune gives, to a file that run.json need not announce."""
+    return name == LOCK or (name.startswith(".") and (".partial-" in name or name.endswith(".npz")))
+
+
+def _is_harmless(entry: os.DirEntry, outputs: set) -> bool:
+    """Whether an entry is an empty file, or one of those that this program's output goes to."""
+    try:
+        found = entry.stat()
+        return entry.is_file() and (not found.st_size or (found.st_dev, found.st_ino) in outputs)
+    except OSError:  # such as a link to nothing
+        return False
+
+
+def _inode(file: Path | int) -> tuple[int, int] | None:
+    """Returns what identifies an existing file, or None if it cannot be found."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _streams() -> Iterator[Any]:
+    """Yields the standard output and error if they have a file descriptor."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.fileno()
+            yield stream
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes files that a process of the same run was writing when it was killed."""
+    for each in path.glob(".*.partial-*"):
+        if each.is_file():
+            with contextlib.suppress(OSError):
+                each.unlink()
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def _new(path: Path) -> dict[str, str]:

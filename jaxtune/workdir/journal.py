@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtune.config.run_sections import Log
-from jaxtune.files import whole_file
-from jaxtune.workdir.directory import METRICS, Workdir
+from jaxtune.files import UnwritableError, whole_file
+from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError
 from jaxtune.workdir.tensorboard import EventFile
 
 
@@ -44,10 +44,13 @@ class Journal:
         """
         rounded = {name: _rounded(value) for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **rounded}, allow_nan=False)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UnwritableError(self._file, error) from None
         for tracker in self._trackers:
             tagged = {f"{kind}/{name}": value for name, value in (rounded | {**timings}).items()}
             tracker.write(step, tagged)
@@ -139,18 +142,50 @@ def journal(
         found.close()
 
 
-def _cut(file: Path, step: int) -> None:
-    """Deletes the lines after a step, or all lines if the run starts anew at step 0.
+def refuse_foreign_lines(file: Path) -> None:
+    """Raises WorkdirError if metrics.jsonl has a line that jaxtune did not write."""
+    for _ in entries(file):
+        pass
 
-    A last line without a line break is incomplete, as its process was killed, and is deleted too.
+
+def entries(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields the lines of metrics.jsonl, and what they say; none if there is no such file.
+
+    A last line without a line break is incomplete, as its process was killed, and is left out.
+    Raises WorkdirError for a line that jaxtune did not write.
     """
-    with contextlib.suppress(FileNotFoundError):
+    try:
         lines = file.read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        kept = [line for line in whole if step and json.loads(line)["step"] <= step]
-        if kept != lines:
-            with whole_file(file) as out:
-                out.writelines(kept)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            yield line, _entry(line, f"{file}:{number}")
+
+
+def _entry(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if isinstance(found["kind"], str) and type(found["step"]) is int:
+            return found
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        pass
+    raise WorkdirError(
+        f"{place}: expected a JSON object with a step and a kind, as jaxtune writes them, found "
+        f"{line[:40]!r}; remove this line, or move the file away"
+    )
+
+
+def _cut(file: Path, step: int) -> None:
+    """Deletes the lines after a step, or all lines if the run starts anew at step 0."""
+    if not file.exists():
+        return
+    kept = b"".join(line for line, found in entries(file) if step and found["step"] <= step)
+    if kept != file.read_bytes():
+        with whole_file(file) as out:
+            out.write(kept)
 
 
 def _rounded(value: float) -> float:

@@ -88,7 +88,7 @@ def test_where_pictures_are(tokenizer, beside, tmp_path, monkeypatch):
         ({"image": ["b.jpg", None]}, "column 'image' is None; expected a picture's path"),
         ({"image": {"bytes": None, "path": None}}, "column 'image' is None"),
         ({"image": "c.jpg"}, "picture {folder}/c.jpg: no such file"),
-        ({"image": "pictures"}, "picture {folder}/pictures: cannot be read: Is a directory"),
+        ({"image": "pictures"}, "picture {folder}/pictures: is a directory, not a file"),
         ({"image": "a\0b"}, "cannot be read: embedded null byte"),
         ({"image": "empty.jpg"}, "picture {folder}/empty.jpg: the file is empty"),
         ({"image": "page.jpg"}, "unknown format: it begins with b'<!doctyp'; expected JPEG"),

@@ -1,6 +1,7 @@
 """Pictures against big_vision's own steps written in TensorFlow, and against Pillow."""
 
 import io
+import os
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 
 from jaxtune.data import images
 from jaxtune.data.errors import RowError
-from jaxtune.data.images import read
+from jaxtune.data.images import check, read
 from tests.data.pictures import encoded, noise
 
 pytestmark = pytest.mark.slow
@@ -187,6 +188,13 @@ def test_what_cannot_be_read_is_told_with_row_and_file(tmp_path, data, problem):
         read(file, 32, PLACE)
     assert str(caught.value).startswith(f"{PLACE}: picture {file}: {problem}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path, kind in ((tmp_path / "a.jpg", "a named pipe"), (tmp_path, "a directory")):
+        with pytest.raises(RowError, match=f"{PLACE}: picture .* is {kind}, not a file"):
+            check(str(path), PLACE)
 
 
 def test_pictures_in_rows_are_named_by_their_size():

@@ -1,10 +1,14 @@
 """From files to steps: every row once over all processes, resumed anywhere, packed or not."""
 
+import json
+import os
+
 import jax
 import numpy as np
 import pytest
 
 from jaxtune.data.batches import Batch
+from jaxtune.data.datafile import FileChanged
 from jaxtune.data.errors import DataError
 from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.loader import Loader
@@ -104,8 +108,86 @@ def test_going_on_with_other_data_is_refused(loader, write, tokenizer):
     source = open_source(write("b.jsonl", [*ROWS[:-1], {"prefix": "a", "suffix": "other"}]))
     prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
     changed = Loader(source, prompt, survey(source, prompt), batch=4)
-    with pytest.raises(DataError, match=r"contents was \d+ and is now \d+"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl: no longer among the files\n  .*b.jsonl: was not"
+    ):
         changed.restore(state)
+
+
+OTHER = {**ROWS[-1], "suffix": " 25" * 3}  # as many tokens
+STATES = {"longer": ROWS + ROWS[:1], "same lengths": [*ROWS[:-1], OTHER]}
+
+
+@pytest.mark.parametrize("way", STATES)
+def test_rows_that_changed_between_starts_are_named(write, tokenizer, way):
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
+
+    def made(rows, **options):
+        source = open_source(write("a.jsonl", rows))
+        return Loader(source, prompt, survey(source, prompt), batch=4, workers=0, **options)
+
+    state = json.loads(json.dumps(made(ROWS).state()))
+    made(ROWS).restore(state)  # written anew with the same rows
+    with pytest.raises(DataError) as error:
+        made(STATES[way]).restore(state)
+    message = str(error.value)
+    assert message.startswith("cannot resume, because the rows of data.source changed after")
+    assert "a.jsonl: " in message and ", now " in message and "contents was" not in message
+    assert ("53 rows, now 54" in message) == (way == "longer")
+    assert message.endswith("\nRestore the files, or name another --workdir for a new run")
+    old = {name: state[name] for name in ("step", "items", "each", "seed", "contents")}
+    made(ROWS).restore(old)  # as runs saved it before files were known
+    if way == "longer":
+        with pytest.raises(DataError, match=r"saved\nRestore the files"):
+            made(STATES[way]).restore(old)
+
+
+def test_held_out_files_that_changed_between_starts_are_named(write, tokenizer):
+    prompt = RowEncoder(tokenizer("gemma"), columns(), 96)
+
+    def made(name, rows):
+        source = open_source(write(name, rows))
+        return Loader(source, prompt, survey(source, prompt), batch=4, workers=0)
+
+    before = json.loads(json.dumps(made("a.jsonl", ROWS).files))
+    made("a.jsonl", ROWS).check_files(before)
+    made("b.jsonl", ROWS[:9]).check_files(before)  # another source, which the config names
+    made("a.jsonl", ROWS[:9]).check_files([])  # a checkpoint that knows no files
+    with pytest.raises(DataError, match=r"the held-out rows changed .*\n.*: 53 rows, now 9"):
+        made("a.jsonl", ROWS[:9]).check_files(before)
+
+
+def test_other_examples_of_the_same_files_are_told_apart(write, tokenizer):
+    source = open_source(write("a.jsonl", ROWS))
+    long, short = (
+        RowEncoder(tokenizer("gemma"), columns(), limit, too_long="cut_prefix")
+        for limit in (96, 30)
+    )
+    state = Loader(source, long, survey(source, long), batch=4).state()
+    with pytest.raises(DataError, match="although the files are the same: a setting, the token"):
+        Loader(source, short, survey(source, short), batch=4).restore(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", ["another row", "no row"])
+def test_a_file_rewritten_during_a_run_stops_it(write, tokenizer, way, workers):
+    file = write("a.jsonl", ROWS)
+    source, prompt = open_source(file), RowEncoder(tokenizer("gemma"), columns(), 96)
+    made = Loader(source, prompt, survey(source, prompt), batch=4, epochs=None, workers=workers)
+    next(made)
+    old, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(old.replace(b" 3", b" 4") if way == "another row" else b"[" * len(old))
+    with pytest.raises(FileChanged, match=r"a\.jsonl: the file changed while .*written .*, now"):
+        for _ in range(20):
+            next(made)
+    made.close()
+    if way == "another row":  # with its time set back, as a copy that keeps times has it
+        os.utime(file, ns=times)
+        made = Loader(source, prompt, survey(open_source(file), prompt), batch=4, workers=0)
+        file.write_bytes(old)
+        os.utime(file, ns=times)
+        with pytest.raises(DataError, match=r"a\.jsonl:\d+: the row changed after all rows were"):
+            list(made)
 
 
 def test_weighting_and_steps(loader):

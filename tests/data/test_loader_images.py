@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune.data.errors import RowError
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import RowEncoder, columns
 from jaxtune.data.images import read
 from jaxtune.data.loader import Loader
@@ -108,8 +108,18 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(loader):
 def test_a_picture_that_is_damaged_stops_the_run_by_its_rows_name(loader):
     made = loader(4, workers=2)
     file = loader.folder / "9.png"
-    file.write_bytes(file.read_bytes()[:200])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:200].ljust(len(whole), b"\0"))
     with pytest.raises(RowError, match=r"a\.jsonl:10: picture .*/9\.png: is damaged or truncated"):
+        list(made)
+    made.close()
+
+
+def test_a_picture_of_another_size_is_another_picture(loader):
+    made = loader(4, workers=2)
+    file = loader.folder / "9.png"
+    file.write_bytes(encoded(noise(40, 50, seed=1), "PNG"))
+    with pytest.raises(DataError, match=r"a\.jsonl:10: the row or a picture of it changed"):
         list(made)
     made.close()
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jaxtune.data import textfiles
+from jaxtune.data import datafile, textfiles
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.sources import open_source, set_apart
 
@@ -53,7 +53,7 @@ def test_blank_lines_are_passed_over_and_lines_keep_their_numbers(write, monkeyp
     [
         (b'{"text": "a"', r"a.jsonl:3: not valid JSON: Expecting"),
         (b"\x00", "not valid JSON"),
-        (b'[{"text": 1}]', "found a JSON array, expected one object per line; convert an array"),
+        (b'[{"text": 1}]', "found a JSON array, expected one object per line"),
         (b"17", "found a JSON number"),
         (b"null", "found a JSON null"),
         (b"true", "found a JSON boolean"),
@@ -73,9 +73,9 @@ def test_a_malformed_line_is_named(write, line, message):
     assert error.value.place.endswith("a.jsonl:3")
 
 
-def test_an_indented_document_is_told_to_be_lines(write):
-    source = open_source(write("a.json", json.dumps(RECORDS, indent=2)))
-    with pytest.raises(RowError, match="convert an array or an indented document to JSON lines"):
+def test_an_indented_object_is_told_what_is_read(write):
+    source = open_source(write("a.json", json.dumps({"rows": RECORDS}, indent=2)))
+    with pytest.raises(RowError, match="one JSON object per line, or one array of objects"):
         source[0]
 
 
@@ -108,6 +108,36 @@ def test_csv_is_what_the_csv_module_reads(write):
         csv.writer(text, delimiter=delimiter).writerows(rows)
         source = open_source(write(name, text.getvalue()))
         assert [list(record.values()) for record in everything(source)] == rows[1:]
+
+
+@pytest.mark.parametrize(
+    "name, text, delimiter",
+    [
+        ("a.csv", "text;n\nred, blue;1\n\n'a';2\n", ";"),
+        ("a.csv", "text\tn\nred, blue\t1\n'a'\t2\n", "\t"),
+        ("a.csv", '"text"|n\n"red, blue"|1\n\'a\'|2\n', "|"),
+        ("a.csv", "text,n\n\"red, blue\",1\n'a',2\n", ","),
+        ("a.tsv", "text,n\n\"red, blue\",1\n'a',2\n", ","),
+        ("a.tsv", "text\tn\nred, blue\t1\n'a'\t2\n", "\t"),
+    ],
+)
+def test_the_delimiter_is_detected_and_told(write, name, text, delimiter):
+    file = write(name, text)
+    source = open_source(file)
+    assert everything(source) == [{"text": "red, blue", "n": "1"}, {"text": "'a'", "n": "2"}]
+    usual = delimiter == {"a.csv": ",", "a.tsv": "\t"}[name]
+    words = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    told = [] if usual else [f"{file}: fields are separated by {words[delimiter]}"]
+    assert list(source.notes) == told == list(open_source([file], limit=1).notes)
+    assert open_source([file] * 9).notes[5:] == (["and 4 files more like these"] if told else [])
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1;2,3\n4;5\n", "a;b,c\n1,2;3\n", "a\n1;2\n", "a\n1\n", "a,b;c\n1,2;3\n4,5\n"]
+)
+def test_commas_are_the_delimiter_unless_another_one_alone_fits(write, text):
+    source = open_source(write("a.csv", text))
+    assert source.delimiter == "," and source.columns == text.split("\n")[0].split(",")
 
 
 def test_long_fields_are_read(write):
@@ -149,15 +179,15 @@ def test_parquet(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
+    from jaxtune.data.pieces import Pieces
     from jaxtune.data.tables import Parquet
 
     file = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), file, row_group_size=4)
-    for cache in (1, 2**30):  # a row group at a time, or all of them
-        source = Parquet(file, cache)
+    for memory in (1, 2**30):  # pieces on disk, or in memory
+        source = Parquet(file, Pieces(memory))
         order = random.Random(0).sample(range(25), 25)
         assert [source[n] for n in order] == [RECORDS[n] for n in order]
-        assert len(source._groups) == (1 if cache == 1 else 7)
     assert source.place(4) == f"{file}:5"
     assert everything(open_source(file)) == RECORDS
 
@@ -242,8 +272,7 @@ def test_a_file_that_may_not_be_read(write, monkeypatch, name):
         raise PermissionError(13, "Permission denied", "a")
 
     file = write(name, b"words")
-    monkeypatch.setattr(textfiles, "open", refuse, raising=False)  # root may read everything
-    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    monkeypatch.setattr(datafile.os, "open", refuse)  # root may read everything
     with pytest.raises(DataError, match=f"{name}: cannot be read: Permission denied"):
         open_source(file)
 

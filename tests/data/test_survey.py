@@ -78,6 +78,17 @@ def test_long_rows_are_skipped_or_cut_and_counted(write, prompt):
     assert cut.cut_tokens == (lengths - limit).clip(0).sum() and cut.longest == limit
 
 
+def test_the_longest_row_is_named_and_long_ones_are_counted(write, prompt):
+    rows = [{"prefix": "a " * n, "suffix": " b"} for n in (3, 40, 90, 60, 5)]
+    source = open_source(write("a.jsonl", rows))
+    told = r"a\.jsonl:3: the row has 94 tokens .* the longest of 3 such rows, out of 5$"
+    with pytest.raises(TooLong, match=told) as error:
+        survey(source, prompt(40))
+    assert error.value.length == len(prompt()(rows[2], "").tokens)
+    with pytest.raises(TooLong, match=r'a\.jsonl:3: .* data.too_long to "skip" or "cut_prefix"$'):
+        survey(source, prompt(80))
+
+
 def test_a_row_with_nothing_scored_stops_whatever_the_policy(write, prompt):
     source = open_source(write("a.jsonl", [*ROWS, {"prefix": "a", "suffix": ""}]))
     with pytest.raises(NothingScored, match=r"a.jsonl:301: no token is scored"):

@@ -58,5 +58,12 @@ def test_a_source_is_another_when_its_file_changes(write, name):
     before = source.identity
     assert open_source(file).identity == before == open_source([file]).identity
     assert Chosen(source, [0]).identity != Chosen(source, [1]).identity != before
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     os.utime(file, ns=(1, 1))
+    assert open_source(file).identity != before
+    # With the same size and time, the contents tell.
+    whole = file.read_bytes()
+    at = whole.rindex(b"prefix") if name == "a.parquet" else len(whole) // 2
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    os.utime(file, ns=times)
     assert open_source(file).identity != before

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from jaxtune.config import load as configs
+from jaxtune.data.errors import DataError
 from jaxtune.display.progress import Quiet
-from jaxtune.runs.loop import Run, RunError, Stopped
+from jaxtune.runs.loop import Run, RunError
 from jaxtune.runs.run import fit
+from jaxtune.runs.signals import Stopped
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import WorkdirError, run_directory
 from tests import devices
@@ -189,6 +191,22 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(make, tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read:\n.*checkpoints/3"):
         fit(make(("checkpoint.best", False)), tmp_path, progress=Quiet())
     assert (tmp_path / "checkpoints/3/state").is_dir()
+
+
+@pytest.mark.slow
+def test_rows_that_changed_between_starts_are_refused_and_named(make, rows, tmp_path):
+    files = {"data.source": tmp_path / "train.jsonl", "eval.source": tmp_path / "held.jsonl"}
+    for file in files.values():
+        shutil.copy(rows, file)
+    changes = [(key, str(file)) for key, file in files.items()]
+    config = make(*changes, ("steps", 1), ("eval.holdout", 0), ("eval.rows", 4))
+    fit(config, tmp_path / "run", progress=Quiet())
+    for file, problem in (("held.jsonl", "held-out rows"), ("train.jsonl", "rows of data.source")):
+        lines = (tmp_path / file).read_text().splitlines(keepends=True)
+        (tmp_path / file).write_text("".join(lines[:-1]))
+        count = rf"{len(lines)} rows, now {len(lines) - 1}; "
+        with pytest.raises(DataError, match=rf"the {problem} changed .*\n.*/{file}: {count}"):
+            fit(config, tmp_path / "run", progress=Quiet())
 
 
 @pytest.mark.slow

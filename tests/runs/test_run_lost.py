@@ -15,7 +15,7 @@ from jaxtune.runs import loop
 from jaxtune.runs.loop import RunError
 from jaxtune.runs.run import fit
 from jaxtune.workdir.directory import WorkdirError
-from tests.runs.test_run import make, whole  # noqa: F401 (fixtures)
+from tests.runs.test_run import STEPS, make, whole  # noqa: F401 (fixtures)
 
 
 @pytest.mark.slow
@@ -72,9 +72,12 @@ def test_changes_that_cannot_work_replace_nothing(make, whole, tmp_path):  # noq
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     before = (workdir / "config.json").read_bytes()
-    impossible, other = make(("trainable.rank", 3)), make(("optim.lr", 0.01))
+    impossible, other = make(("trainable.rank", 3)), make(("optim.lr", 0.01), ("steps", STEPS + 1))
+    idle = make(("optim.lr", 0.01))
     with pytest.raises(ValueError, match="was saved with another config"):
         fit(impossible, workdir, accept_changes=True, progress=Quiet())
+    with pytest.raises(WorkdirError, match=r"(?s)complete; no step .*0.01\nSet steps above 12"):
+        fit(idle, workdir, accept_changes=True, progress=Quiet())
     assert (workdir / "config.json").read_bytes() == before
     with pytest.raises(WorkdirError, match=r"optim.lr: 0.03 -> 0.01"):
         fit(other, workdir, progress=Quiet())
@@ -102,3 +105,31 @@ def test_the_loop_sends_nothing_to_the_device_but_batches(make, tmp_path, monkey
     fit(config, tmp_path / "run", progress=Quiet())
     rates = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert [line["lr"] for line in rates] == [0.03, 0.015]
+
+
+@pytest.mark.slow
+def test_the_host_runs_one_step_ahead(make, tmp_path, monkeypatch):  # noqa: F811
+    """A slow step is no wait for the host: it dispatches the next one before it reads anything."""
+    real, events = loop.train_step, []
+
+    class Metric:
+        def __init__(self, value, step):
+            self.value, self.step = value, step
+
+        def __float__(self):
+            events.append(f"read {self.step}")
+            return float(self.value)
+
+    def step(*arguments):
+        state, metrics = real(*arguments)
+        number = 1 + sum(each.startswith("dispatch") for each in events)
+        events.append(f"dispatch {number}")
+        return state, {name: Metric(value, number) for name, value in metrics.items()}
+
+    monkeypatch.setattr(loop, "train_step", step)
+    apart = (("eval.holdout", 0), ("eval.every", None), ("log.every", 4), ("checkpoint.every", 4))
+    fit(make(("steps", 4), *apart), tmp_path / "run", progress=Quiet())
+    assert list(dict.fromkeys(events)) == [
+        "dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "dispatch 4", "read 3",
+        "read 4",
+    ]  # fmt: skip

@@ -138,3 +138,25 @@ def test_a_checkpoint_of_another_model(opened):
     ):
         opened().restore(like(state(width=7)))
     assert opened().steps == [1]
+
+
+def test_a_full_disk_is_one_message(opened, capfd):
+    """A limit on the size of files stands in for it; Orbax would print four tracebacks."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    saved = opened(keep=2)
+    saved.save(1, state(width=6), {})
+    saved.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        saved.save(2, state(width=40_000), {})
+        with pytest.raises(WorkdirError) as error:
+            saved.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == (
+        f"the checkpoint of step 2 could not be written to {saved.directory}: File too large; "
+        "the last complete one is that of step 1"
+    )
+    saved.close()
+    assert capfd.readouterr().err == ""

@@ -67,9 +67,15 @@ def configured(parser: ArgumentParser, usage: str) -> None:
 
 
 def config_and_place(options: Namespace) -> tuple[Any, Path]:
-    """Returns the config with its overrides applied, and the workdir: by default runs/NAME."""
+    """Returns the config with its overrides applied, and the workdir: by default runs/NAME.
+
+    Raises WorkdirError if that is a directory of something else.
+    """
     from jaxtune.config import load as schema
+    from jaxtune.workdir.directory import refuse_foreign
 
     found = schema.load(options.config, options.overrides)
     name = Path(options.config.partition(".py:")[0]).stem
-    return found, options.workdir or Path("runs") / name
+    workdir = (options.workdir or Path("runs") / name).expanduser()
+    refuse_foreign(workdir)
+    return found, workdir

@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
 
     compare(
         config,
-        workdir.expanduser(),
+        workdir,
         base=options.base or options.both,
         tuned=not options.base,
         adapter=options.adapter,

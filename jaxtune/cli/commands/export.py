@@ -65,7 +65,7 @@ def run(options: Namespace) -> int:
 
     found = export(
         config,
-        workdir.expanduser(),
+        workdir,
         merged=options.merged,
         into=options.into,
         to=options.to and options.to.expanduser(),

@@ -43,7 +43,6 @@ def run(options: Namespace) -> int:
     )
     from jaxtune.workdir.directory import begun
 
-    workdir = workdir.expanduser()
     assembly = Assembly.of(config, begun(workdir))
     # Given prompts are checked before the weights are read.
     image = options.image

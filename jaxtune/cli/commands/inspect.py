@@ -58,7 +58,11 @@ def run(options: Namespace) -> int:
     from jaxtune.cli.inspect.table import table
     from jaxtune.display.progress import Progress
     from jaxtune.files import write_json
+    from jaxtune.workdir.directory import claim, refuse_foreign
 
+    # Not runs/NAME itself, which may be a run or this very checkpoint.
+    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
+    refuse_foreign(workdir)
     progress = Progress(sys.stderr)
     report = inspect(
         checkpoint,
@@ -75,8 +79,7 @@ def run(options: Namespace) -> int:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print(table(report, names=options.names))
-    # Not runs/NAME itself, which may be a run or this very checkpoint.
-    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
+    claim(workdir)
     write_json(workdir / "inspect.json", content)
     where = sys.stderr if options.json else sys.stdout
     print(f"\nwritten to {workdir / 'inspect.json'}", file=where)

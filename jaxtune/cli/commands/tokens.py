@@ -43,14 +43,18 @@ def run(options: Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tokens need no accelerator
     from jaxtune.cli.tokens import report, table
     from jaxtune.files import write_json
+    from jaxtune.workdir.directory import claim, refuse_foreign
 
+    workdir = options.workdir or Path("runs/tokens")
+    refuse_foreign(workdir)
     found = report(list(dict.fromkeys(options.tokenizers)), options.text, options.up_to)
     content = dataclasses.asdict(found)
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print(table(found))
-    file = (options.workdir or Path("runs/tokens")) / "tokens.json"
+    file = workdir / "tokens.json"
+    claim(workdir)
     write_json(file, content)
     print(f"\nwritten to {file}", file=sys.stderr if options.json else sys.stdout)
     return 0

@@ -36,8 +36,8 @@ def run(options: Namespace) -> int:
     if options.distributed:
         join(jax.distributed.initialize)
     from jaxtune.display.progress import Progress
-    from jaxtune.runs.loop import Stopped
     from jaxtune.runs.run import fit
+    from jaxtune.runs.signals import Stopped
 
     try:
         progress = Progress(verbose=options.verbose)

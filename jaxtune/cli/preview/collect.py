@@ -18,6 +18,7 @@ from jaxtune.data.batches import Batch
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.files import write_json, write_text
 from jaxtune.models import layout
+from jaxtune.workdir.directory import claim
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def preview(
     told, title = (tokenizer, step.places, train.survey), f"Rows of {workdir.resolve().name}"
     page, file = workdir / "preview.html", workdir / "preview.json"
     seen, pictures = _seen(lines), encoder.pictures
+    claim(workdir)
     write_text(page, shown.page(lines, *told, pictures=pictures, seen=seen, title=title))
     write_json(file, report)
     return Preview(shown.text(few, *told, pictures=pictures, colour=colour), page, file)
