@@ -99,6 +99,7 @@ def inputs(world: World, options: argparse.Namespace, seed: int, findings: Findi
             count = max(1, round(probe.inputs * options.scale))
             tasks += workers.chunks(probe, count, seed)
     random.Random(seed).shuffle(tasks)
+    tasks.sort(key=lambda task: -task.patience)  # the slow ones first, so that none is left last
     if not tasks:
         return
 

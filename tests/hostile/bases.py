@@ -38,7 +38,7 @@ def probes(world: World) -> list[Probe]:
     return [
         Probe(
             "base: config.json",
-            1_200,
+            1_500,
             st.tuples(st.just("config.json"), file_edits(config)),
             of_file(world),
             chunk=80,
@@ -52,14 +52,14 @@ def probes(world: World) -> list[Probe]:
         ),
         Probe(
             "base: safetensors",
-            900,
+            1_200,
             st.tuples(st.just("model.safetensors"), st.tuples(st.just("bytes"), edits)),
             of_file(world),
             chunk=80,
         ),
         Probe(
             "base: safetensors header",
-            700,
+            1_000,
             node_edits(json.loads(header)),
             of_header(world),
             chunk=80,

@@ -35,7 +35,7 @@ def probes(world: World) -> list[Probe]:
     )
     free = st.lists(st.one_of(st.sampled_from(list(COMMANDS)), value), max_size=4)
     return [
-        Probe("commands: options", 2_200, line, of_line(world), chunk=100),
+        Probe("commands: options", 3_000, line, of_line(world), chunk=100),
         Probe(
             "commands: free",
             300,

@@ -66,16 +66,16 @@ def probes(world: World) -> list[Probe]:
         lambda key: st.tuples(st.just(key), near(FIELDS[key].type))
     )
     return [
-        Probe("config: values", 3_000, settings(list(FIELDS)), of_values),
+        Probe("config: values", 4_000, settings(list(FIELDS)), of_values),
         Probe(
             "config: overrides",
-            1_500,
+            2_000,
             st.lists(override, min_size=1, max_size=3),
             of_overrides(world),
         ),
         Probe(
             "config: previews",
-            500,
+            800,
             st.lists(accepted, min_size=1, max_size=2),
             of_preview(world),
             chunk=60,
@@ -85,7 +85,7 @@ def probes(world: World) -> list[Probe]:
             40,
             st.lists(accepted, min_size=1, max_size=1),
             of_run(world),
-            chunk=5,
+            chunk=20,
             patience=120,
         ),
     ]

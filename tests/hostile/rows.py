@@ -79,13 +79,13 @@ def probes(world: World) -> list[Probe]:
     return [
         Probe(
             "rows: JSON",
-            3_500,
+            6_000,
             st.tuples(st.lists(record, min_size=1, max_size=3), policies),
             of_json(world),
         ),
         Probe(
             "rows: delimited",
-            1_500,
+            2_500,
             st.tuples(
                 st.lists(line, min_size=1, max_size=4),
                 st.sampled_from([",.csv", ",.csv", "\t.tsv", ";.csv", "|.csv", "\t.csv", ",.tsv"]),
@@ -94,11 +94,11 @@ def probes(world: World) -> list[Probe]:
             ),
             of_fields(world),
         ),
-        Probe("files: edited", 3_500, st.tuples(changed, policies), of_changed(world)),
-        Probe("files: saved datasets", 300, st.tuples(parts, policies), of_saved(world), chunk=50),
+        Probe("files: edited", 5_000, st.tuples(changed, policies), of_changed(world)),
+        Probe("files: saved datasets", 400, st.tuples(parts, policies), of_saved(world), chunk=50),
         Probe(
             "files: foreign",
-            700,
+            1_000,
             st.tuples(wholes, st.sampled_from(SUFFIXES), st.sampled_from(PLACES), policies),
             of_place(world),
             chunk=100,

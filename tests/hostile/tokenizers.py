@@ -97,12 +97,12 @@ def probes(world: World) -> list[Probe]:
     )
     talks = st.sampled_from(range(len(TALKS)))
     return [
-        Probe("tokenizers: edited", 1_300, changed, of_files(world), chunk=60),
-        Probe("tokenizers: settings", 1_200, settings, of_files(world), chunk=60),
+        Probe("tokenizers: edited", 2_000, changed, of_files(world), chunk=60),
+        Probe("tokenizers: settings", 1_500, settings, of_files(world), chunk=60),
         Probe("tokenizers: added files", 500, extra, of_files(world), chunk=60),
         Probe(
             "templates: conversations",
-            1_200,
+            1_500,
             st.tuples(template, talks),
             of_template(world),
             chunk=40,

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.hostile.adapters import tensors
 from tests.hostile.explore import Probe
 from tests.hostile.outcomes import Silent, command
 from tests.hostile.strategies import apply, file_edits
@@ -25,69 +27,76 @@ def probes(world: World) -> list[Probe]:
         if path.is_file()
     ]
     inner = st.lists(
-        st.sampled_from(saved).flatmap(lambda name: changes(world.run, name)),
+        st.sampled_from(saved).flatmap(lambda name: changes(world.run, name, WAYS[:3])),
         min_size=1,
         max_size=2,
     )
+    weights = tensors(world.base / "model.safetensors")
+    leaves = sorted(name for name, value in weights.items() if value.any())
     return [
         Probe("workdir: side files opened", 1_500, side, of_opened(world), chunk=100),
-        Probe("workdir: side files resumed", 40, side, of_resumed(world), chunk=5, patience=120),
+        Probe("workdir: side files resumed", 40, side, of_resumed(world), chunk=20, patience=120),
         Probe(
             "workdir: another start",
             12,
-            st.tuples(st.sampled_from(sorted(STANDING)), st.floats(0.3, 0.999)),
+            st.sampled_from([*STANDING, *leaves]),
             of_another_start(world),
-            chunk=2,
+            chunk=12,
             patience=120,
         ),
         Probe("workdir: checkpoints", 300, inner, of_checkpoints(world), chunk=40),
     ]
 
 
-# What a run stands on, and how it is changed between two starts.
+# What a run stands on besides its weights, and what is replaced in it between two starts.
 STANDING = {
-    "base/model.safetensors": lambda content, at: flipped(content, at),
-    "base/tokenizer.json": lambda content, at: content.replace(b"[", b"[ ", 1),
-    "base/tokenizer_config.json": lambda content, at: content.replace(b"user", b"USER"),
-    "rows.jsonl": lambda content, at: content.replace(b"sea", b"SEA", 1),
+    "base/tokenizer.json": (b"[", b"[ "),
+    "base/tokenizer_config.json": (b"user", b"USER"),
+    "base/config.json": (b"}", b',"added":1}'),
+    "rows.jsonl": (b"sea", b"SEA"),
 }
 
 
-def flipped(content: bytes, at: float) -> bytes:
-    """Flips the sign of a run of float32 values."""
-    start = int(at * len(content)) // 4 * 4
-    values = np.frombuffer(content[start : start + 64], np.float32)
-    return content[:start] + (-values).tobytes() + content[start + 4 * len(values) :]
+def replaced(place: Path, name: str) -> None:
+    """Changes a file that a run stands on; any other name is that of a tensor, which is negated."""
+    if name in STANDING:
+        content = (place / name).read_bytes()
+        (place / name).write_bytes(content.replace(*STANDING[name], 1))
+        return
+    from safetensors.numpy import save_file
+
+    found = tensors(place / "base/model.safetensors")
+    save_file(found | {name: -found[name]}, place / "base/model.safetensors", {"format": "pt"})
 
 
 def of_another_start(world: World):
     """Changes what a run stands on between two starts, which the second one must refuse."""
 
-    def check(value):
-        name, at = value
+    def check(name):
         with world.scratch() as place:
             shutil.copytree(world.base, place / "base")
             shutil.copy(world.rows, place / "rows.jsonl")
             text = HARDEST.format(steps=2, base=str(place / "base"), rows=str(place / "rows.jsonl"))
             (place / "config.py").write_text(text)
             command("train", "--config", str(place / "config.py"), "--workdir", str(place / "run"))
-            content = (place / name).read_bytes()
-            (place / name).write_bytes(STANDING[name](content, at))
+            replaced(place, name)
             command("train", "--config", str(place / "config.py"), "--workdir", str(place / "run"))
             raise Silent(f"a run continued on another file: {name}")
 
     return check
 
 
-def changes(folder: Path, name: str) -> st.SearchStrategy:
+def changes(folder: Path, name: str, ways: Sequence[str] = WAYS) -> st.SearchStrategy:
     """Returns a strategy of (name, change or a way in which it is not there)."""
     edits = file_edits((folder / name).read_bytes())
-    return st.tuples(st.just(name), st.one_of(edits, edits, st.sampled_from(WAYS)))
+    return st.tuples(st.just(name), st.one_of(edits, edits, st.sampled_from(ways)))
 
 
 def changed(file: Path, change) -> None:
     """Applies a change to a file."""
     content = file.read_bytes() if file.is_file() else b"{}"
+    if file.is_dir():
+        return
     file.unlink(missing_ok=True)
     if change == "directory":
         file.mkdir()
