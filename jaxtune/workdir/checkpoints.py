@@ -26,6 +26,7 @@ from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
+METADATA = "_CHECKPOINT_METADATA"  # file of Orbax in each checkpoint
 DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
 
@@ -53,6 +54,16 @@ class Checkpoints:
 
     @cached_property
     def _manager(self):
+        try:
+            return self._opened()
+        except Exception as error:  # Orbax opens none if it cannot parse the metadata of one
+            raise WorkdirError(
+                f"{self.directory} cannot be opened: {_short(error)}. A {METADATA} in it may be "
+                "damaged: remove that file, without which a checkpoint can be read, and run the "
+                "same command again"
+            ) from error
+
+    def _opened(self):
         import orbax.checkpoint as orbax
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
