@@ -26,6 +26,7 @@ from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
+NOT_RAISED = "exception was never retrieved"  # part of a message of asyncio
 METADATA = "_CHECKPOINT_METADATA"  # file of Orbax in each checkpoint
 DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
@@ -313,9 +314,11 @@ def _shape(described: list | None) -> str:
 def _silence_orbax() -> None:
     """Drops what Orbax reports besides raising an error.
 
-    It logs the same error several times, with tracebacks, and after a failure TensorStore calls
-    back an event loop that Orbax has closed, which Python reports as an ignored exception.
+    It logs the same error several times, with tracebacks; after a failure TensorStore calls back an
+    event loop that Orbax has closed, which Python reports as an ignored exception; and asyncio logs
+    the errors of the writes that failed after the first one.
     """
+    logging.getLogger("asyncio").addFilter(lambda record: NOT_RAISED not in record.getMessage())
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
     before = sys.unraisablehook
 

@@ -23,7 +23,8 @@ ENDING = 2.0  # seconds that an interpreter may still need after the last line o
 WHOLE = 240.0  # seconds within which a run must end by itself
 # Files and fields of the summary that say how long a run took and what it measured.
 TIMED = ("README.md", "summary.json", "export.json", "run.json", ".lock")
-MEASURED = ("seconds", "tokens_per_second", "memory")
+# A stop may also leave another number of checkpoints, such as one of the step at which it came.
+MEASURED = ("seconds", "tokens_per_second", "memory", "checkpoints")
 # Exit codes after a signal; negative ones are of an interpreter that has not come to us yet.
 LEFT = {
     signal.SIGKILL: (-9,),

@@ -159,12 +159,17 @@ def slow(whole: Undisturbed, place: Path, randomly: random.Random) -> tuple[Outc
 
 
 def torn(whole: Undisturbed, place: Path, randomly: random.Random) -> tuple[Outcome, str]:
-    """A crash of the machine: the newest files of checkpoints are cut, or end in zeros."""
+    """A crash of the machine: files of the newest checkpoint are cut, or end in zeros."""
     process = launch(whole.config, place / "run")
     wait(process, randomly.uniform(0.5, 1) * whole.seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    files = [path for path in (place / "run/checkpoints").rglob("*") if path.is_file()]
+    saved = sorted(
+        (place / "run/checkpoints").glob("[0-9]*"), key=lambda each: each.stat().st_mtime
+    )
+    if len(saved) < 2:
+        return Outcome(SUCCESS), "no checkpoint before the newest one"
+    files = [path for path in saved[-1].rglob("*") if path.is_file()]
     newest = sorted(files, key=lambda path: path.stat().st_mtime_ns)[-randomly.randint(1, 6) :]
     for file in newest:
         content = file.read_bytes()

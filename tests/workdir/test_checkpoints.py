@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, and what is taken for damaged."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +154,14 @@ def test_a_checkpoint_of_another_model(opened):
     ):
         opened().restore(like(state(width=7)))
     assert opened().steps == [1]
+
+
+def test_writes_that_fail_after_the_first_are_not_reported(opened, caplog):
+    """Of several files that a full disk cannot take; found by `make hostile`."""
+    opened(keep=1).save(1, state(), {})
+    logging.getLogger("asyncio").error("_GatheringFuture exception was never retrieved")
+    logging.getLogger("asyncio").error("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_a_full_disk_is_one_message(opened, capfd):
