@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,8 +53,11 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // named
     if math.prod(sizes) != len(devices):
+        count = len(devices)
+        fits = ", ".join(map(str, divisors(count)))
         raise ValueError(
-            f"mesh {described}: expected sizes whose product is the device count, {len(devices)}"
+            f"mesh {described}: expected sizes whose product is the device count, {count}: each a "
+            f"divisor of it ({fits}), or -1 for one of them, which takes what the others leave"
         )
     return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
 
@@ -113,21 +117,47 @@ def of_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, state, specs)
 
 
-def unsplit_leaves(shapes: Mapping[str, Any], mesh: Mesh, rules: tree.Rules = RULES) -> list[str]:
-    """Returns the paths of leaves that the rules would shard, but that every device holds whole.
+@dataclass(frozen=True)
+class Undivided:
+    """A dimension that the rules would split over mesh axes that do not divide it."""
 
-    These are leaves of which no dimension is divisible by the mesh axes that its rule names.
+    axes: tuple[str, ...]  # of more than one device
+    size: int
+
+
+def undivided(
+    shapes: Mapping[str, Any], mesh: Mesh, rules: tree.Rules = RULES
+) -> dict[str, tuple[Undivided, ...]]:
+    """Returns the dimensions that every device holds whole against the rules, by slash path.
+
+    Leaves without such a dimension are left out. The arguments are those of `shardings`.
     """
     specs = tree.match(rules, shapes, unused="allow")
-    found = shardings(shapes, mesh, rules)
+    found = {}
+    for path, where in shardings(shapes, mesh, rules).items():
+        shape = shapes[path].shape if quant.is_quantized(shapes[path]) else shapes[path]
+        dimensions = zip(shape, specs[path], split_axes(where, len(shape)), strict=False)
+        whole = [
+            Undivided(tuple(name for name in _names(entry) if mesh.shape.get(name, 1) > 1), size)
+            for size, entry, split in dimensions
+            if split is None
+        ]
+        found[path] = tuple(each for each in whole if each.axes)
+    return {path: dimensions for path, dimensions in found.items() if dimensions}
 
-    def wanted(spec: PartitionSpec) -> bool:
-        return any(mesh.shape.get(name, 1) > 1 for entry in spec for name in _names(entry))
 
-    def whole(where: Any) -> bool:
-        return not wanted((where.codes if quant.is_quantized(where) else where).spec)
+def split_axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | None, ...]:
+    """Returns the mesh axes that split each dimension of a leaf; if quantised, of its weight."""
+    if not quant.is_quantized(where):
+        return (*where.spec, *[None] * (dimensions - len(where.spec)))
+    # Codes are [..., blocks, block, out]: a split of either `blocks` or `block` splits the inputs.
+    *layers, blocks, block, outputs = where.codes.spec
+    return (*layers, blocks or block, outputs)
 
-    return [path for path in shapes if wanted(specs[path]) and whole(found[path])]
+
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a positive number in ascending order."""
+    return [each for each in range(1, number + 1) if number % each == 0]
 
 
 def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxtune import sharding, tree
-from jaxtune.sharding import fitted, make_mesh, of_state, unsplit_leaves
+from jaxtune.sharding import Undivided, fitted, make_mesh, of_state, undivided
 
 
 def test_minus_one_takes_what_is_left():
@@ -16,6 +16,10 @@ def test_minus_one_takes_what_is_left():
     ("axes", "says"),
     [
         ({"data": 3}, "expected sizes whose product is the device count, 8"),
+        (
+            {"data": 1, "fsdp": 3},
+            r"fsdp=3: .* count, 8: each a divisor of it \(1, 2, 4, 8\), or -1",
+        ),
         ({"data": 16}, "expected sizes whose product is the device count, 8"),
         ({"data": 3, "fsdp": -1}, "expected sizes whose product is the device count, 8"),
         ({"data": -1, "fsdp": -1}, "and -1 at most once"),
@@ -103,8 +107,13 @@ def test_a_state_lies_as_the_weights_it_is_for():
     assert [tuple(each.spec) for each in jax.tree.leaves(of_state(row, mesh))] == [()]
 
 
-def test_leaves_that_no_axis_divides():
+def test_dimensions_that_an_axis_does_not_divide():
     mesh = AbstractMesh((4, 1), ("fsdp", "tensor"))
     shapes = {"embed/w": (9, 6), "layers/attn/q/w": (2, 8, 3), "norm/scale": (6,)}
     # `tensor` has one device, over which nothing is to be split.
-    assert unsplit_leaves(shapes, mesh) == ["embed/w"]
+    assert undivided(shapes, mesh) == {"embed/w": (Undivided(("fsdp",), 6),)}
+    # A leaf that one of two axes splits is not as small as the rules make it.
+    shapes["layers/attn/q/w"] = (2, 6, 8)
+    found = undivided(shapes, AbstractMesh((4, 2), ("fsdp", "tensor")))
+    assert found["layers/attn/q/w"] == (Undivided(("fsdp",), 6),)
+    assert found["embed/w"] == (Undivided(("tensor",), 9), Undivided(("fsdp",), 6))

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune import quant, tree
+from jaxtune.tree import modules
 
 # These name weights of the decoder only. For a vision tower give patterns, such as
 # `img/layers/.*/w`.
-TARGETS = {
-    "all-linear": (r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w",),
-    "attention": (r"(llm/)?layers/attn/[qkvo]/w",),
-}
+TARGETS = ("all-linear", "attention")
 EMBEDDING = r"(llm/)?embed/w"
+LARGEST_SCALE = 1e6  # of an adapter; a larger one is a mistake, and overflows in the logits
 VARIANTS = ("lora", "rslora", "dora")
 INITS = ("default", "pissa")
 TRAINABLE: tree.Rules = ((r"lora/.*/(a|b|magnitude)", True), (r".*", False))
@@ -40,6 +39,9 @@ class Lora:
     scale: jax.Array  # float32[...]
     dropout: jax.Array  # float32[...], fraction of x that the adapter drops in training
     magnitude: jax.Array | None = None  # [..., out]
+    # float32[..., out], norms of the columns of w + scale · a @ b, where `with_norms` has computed
+    # them; None where they are to be computed at each product, as in training.
+    norms: jax.Array | None = None
 
     def stands_on(self, shape: tuple[int, ...]) -> bool:
         """Returns whether the adapter's shapes match a weight of this shape."""
@@ -68,14 +70,17 @@ class Lora:
         """
         inputs = x if key is None else _drop(x, self.dropout, key)
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
-        low = (((inputs @ a) * self.scale.astype(x.dtype)) @ b).astype(y.dtype)
+        # In bfloat16 a scale such as 1.1 would be 0.3 % too small, so factors stay in float32.
+        scaled = ((inputs @ a).astype(jnp.float32) * self.scale).astype(x.dtype)
+        low = (scaled @ b).astype(y.dtype)
         if self.magnitude is None:
             return y + low
-        # As in the DoRA paper, the norm is treated as a constant: its gradient changes little.
-        norm = jax.lax.stop_gradient(_column_norms(w, self))
-        ratio = (self.magnitude / norm).astype(y.dtype)
-        base = y if key is None else (inputs @ w.astype(x.dtype)).astype(y.dtype)
-        return y + (ratio - 1) * base + ratio * low
+        norms = self.norms
+        if norms is None:
+            # As in the DoRA paper, the norm is a constant: its gradient changes little.
+            norms = _column_norms(*jax.lax.stop_gradient((w, self)))
+        base = y if key is None else quant.dot(inputs, w, y.dtype)
+        return _rescaled(y, base, low, self.magnitude / norms)
 
 
 def add_lora(
@@ -97,7 +102,8 @@ def add_lora(
       variables: Variables of a model, whose weights may be quantised.
       rank: Rank of the adapters.
       alpha: Adapters are scaled by alpha / rank, or by alpha / sqrt(rank) with "rslora".
-      targets: "all-linear", "attention", or patterns over the paths of `params`.
+      targets: "all-linear", "attention", the name of a module as PEFT has it, such as "q_proj", or
+        a list of such names and of patterns over the paths of `params`.
       key: Random key for the initial values of `a`.
       dropout: Fraction of its input that an adapter drops in training.
       variant: One of "lora", "rslora" and "dora".
@@ -107,7 +113,7 @@ def add_lora(
     Returns:
       New variables, with the collection "lora" and, with "pissa", with changed weights.
     """
-    _check(rank, dropout, variant, init)
+    _check(rank, alpha, dropout, variant, init)
     params = quant.by_path(variables["params"])
     scale = alpha / (rank**0.5 if variant == "rslora" else rank)
     adapters = {}
@@ -133,6 +139,22 @@ def merge(variables: Mapping) -> dict:
         params[path] = merged(w, adapter, plain if quant.is_quantized(w) else w.dtype)
     rest = {name: leaves for name, leaves in variables.items() if name != "lora"}
     return rest | {"params": tree.unflatten(params)}
+
+
+def with_norms(variables: Mapping) -> Mapping:
+    """Returns variables whose DoRA adapters hold their column norms, for decoding.
+
+    Without them, every product computes the norms of all of its columns anew, which takes more time
+    than the product itself if there are few tokens. They are right for these weights only.
+    """
+    found = adapters(variables)
+    params = quant.by_path(variables["params"])
+    scaled = {path: params[path] for path, each in found.items() if each.magnitude is not None}
+    if not scaled:
+        return variables
+    norms = _all_norms(scaled, {path: found[path] for path in scaled})
+    ready = {path: found[path].replace(norms=each) for path, each in norms.items()}
+    return {**variables, "lora": tree.unflatten(found | ready)}
 
 
 def embedding(params: Mapping[str, Any]) -> Any:
@@ -162,9 +184,11 @@ def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
     return whole.astype(dtype)
 
 
-def _check(rank: int, dropout: float, variant: str, init: str) -> None:
+def _check(rank: int, alpha: float, dropout: float, variant: str, init: str) -> None:
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank {rank!r}: expected a positive integer")
+    if not abs(alpha) <= LARGEST_SCALE:
+        raise ValueError(f"alpha {alpha!r}: expected a number of at most {LARGEST_SCALE:g}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout!r}: expected a number from 0 to less than 1")
     for name, value, known in (("variant", variant, VARIANTS), ("init", init, INITS)):
@@ -177,11 +201,13 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
 
     Raises ValueError if a pattern matches no path, or one that is not the weight of a linear map.
     """
-    if isinstance(targets, str) and targets not in TARGETS:
+    names = [targets] if isinstance(targets, str) else targets
+    patterns = [modules.pattern(name, modules.WEIGHT) for name in names]
+    if isinstance(targets, str) and patterns == [targets]:
         raise ValueError(
-            f"targets {targets!r}: expected {', '.join(TARGETS)} or a list of patterns"
+            f"targets {targets!r}: expected {', '.join(TARGETS)}, the name of a module such as"
+            " q_proj, or a list of names and patterns"
         )
-    patterns = TARGETS[targets] if isinstance(targets, str) else targets
     rules = [*((pattern, True) for pattern in patterns), (r".*", False)]
     chosen = [path for path, take in tree.match(rules, params).items() if take]
     flat = [path for path in chosen if not path.endswith("/w") or re.fullmatch(EMBEDDING, path)]
@@ -208,12 +234,17 @@ def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
             "init='pissa' subtracts the adapter from the weights, and quantised weights cannot be "
             "changed: load the base without quant, or use init='default'"
         )
+    return _decomposed(w, adapter)
+
+
+@jax.jit
+def _decomposed(w: jax.Array, adapter: Lora) -> tuple[Lora, jax.Array]:
+    if w.ndim > 2:  # one layer at a time, as a decomposition takes several times the memory
+        return jax.lax.map(lambda each: _decomposed(*each), (w, adapter))
     rank = adapter.a.shape[-1]
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
-    root = jnp.sqrt(s[..., :rank] / adapter.scale[..., None])
-    adapter = adapter.replace(
-        a=u[..., :rank] * root[..., None, :], b=root[..., :, None] * vt[..., :rank, :]
-    )
+    root = jnp.sqrt(s[:rank] / adapter.scale)
+    adapter = adapter.replace(a=u[:, :rank] * root, b=root[:, None] * vt[:rank])
     return adapter, (w.astype(jnp.float32) - _product(adapter)).astype(w.dtype)
 
 
@@ -227,8 +258,22 @@ def _column_norms(w: Any, adapter: Lora) -> jax.Array:  # [..., out]
     return jnp.linalg.norm(w.astype(jnp.float32) + _product(adapter), axis=-2)
 
 
+@jax.jit
+def _all_norms(weights: Mapping[str, Any], adapters: Mapping[str, Lora]) -> dict[str, jax.Array]:
+    return {path: _column_norms(w, adapters[path]) for path, w in weights.items()}
+
+
+# For the backward pass its inputs are kept, not their float32 copies.
+@partial(jax.checkpoint, prevent_cse=False)
+def _rescaled(y: jax.Array, base: jax.Array, low: jax.Array, ratio: jax.Array) -> jax.Array:
+    """Returns y + (ratio - 1) · base + ratio · low, computed in float32, in the dtype of `y`."""
+    wide, base, low = (each.astype(jnp.float32) for each in (y, base, low))
+    return (wide + (ratio - 1) * base + ratio * low).astype(y.dtype)
+
+
 def _drop(x: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
-    return jnp.where(_kept(x.shape, share, key), x * (1 / (1 - share)).astype(x.dtype), 0)
+    grown = (x.astype(jnp.float32) * (1 / (1 - share))).astype(x.dtype)
+    return jnp.where(_kept(x.shape, share, key), grown, 0)
 
 
 def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array:  # bool[n, in]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
 from jaxtune.assembly.identity import identity
-from jaxtune.assembly.placer import Placer
+from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
 from jaxtune.checkpoint.hub import locate
@@ -124,10 +124,11 @@ class Assembly:
             process=share,
         )
 
-    def evaluating(self, given: Rows, share: tuple[int, int] = (0, 1)) -> Loader:
-        """Returns the loader of one unshuffled pass over the rows; `share` is as in `training`."""
-        more: dict[str, Any] = dict(accumulate=1, seed=None, epochs=1, process=share)
-        return rows.loader(self.config.batch, given, self.config.data.workers, **more)
+    def evaluating(self, given: Rows, placer: Placer) -> Loader:
+        """Returns the loader of one unshuffled pass over the rows, in batches for a placer."""
+        batch = replace(self.config.batch, rows=placer.rows, accumulate=1)
+        more: dict[str, Any] = dict(accumulate=1, seed=None, epochs=1, process=placer.share)
+        return rows.loader(batch, given, self.config.data.workers, **more)
 
     def total_steps(self, loader: Loader) -> int:
         """Returns the number of steps of a run, at least 1."""
@@ -143,9 +144,20 @@ class Assembly:
 
     @cached_property
     def placer(self) -> Placer:
-        """Placer of micro-batches on the devices of the mesh."""
+        """Placer of micro-batches; raises ValueError if the mesh does not divide their rows."""
         batch = self.config.batch
+        refuse_uneven(batch.rows, batch.accumulate, self.mesh)
         return Placer(self.mesh, batch.rows // batch.accumulate, batch.packing)
+
+    @cached_property
+    def eval_placer(self) -> Placer:
+        """Placer of batches to evaluate, whose rows are rounded up to what the mesh divides.
+
+        The held-out loss does not depend on their number; a run's training does.
+        """
+        batch, among = self.config.batch, ways(self.mesh)
+        parts = -(-(batch.rows // batch.accumulate) // among)
+        return Placer(self.mesh, parts * among, batch.packing)
 
     # Weights
 

@@ -1,5 +1,6 @@
 """Places batches on the devices of a mesh."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,13 +21,8 @@ class Placer:
 
     @cached_property
     def sharding(self) -> NamedSharding:
-        """Sharding of a micro-batch's rows; replicated if their number cannot be divided evenly."""
+        """Sharding of a micro-batch's rows, whose number the mesh divides."""
         return NamedSharding(self.mesh, sharding.fitted(sharding.ROWS, (self.rows,), self.mesh))
-
-    @property
-    def divided(self) -> bool:
-        """Whether rows are divided over the `data` and `fsdp` axes, or these have size 1."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] == 1 or any(self.sharding.spec)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -50,3 +46,38 @@ class Placer:
         spec = PartitionSpec(None, *self.sharding.spec) if parts else self.sharding.spec
         where = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), batch)
+
+
+def ways(mesh: Mesh) -> int:
+    """Returns the number of parts that a mesh divides the rows of a batch into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def refuse_uneven(rows: int, parts: int, mesh: Mesh) -> None:
+    """Raises ValueError unless a mesh divides the rows of each micro-batch evenly.
+
+    If it did not, every device would have to compute all of the rows.
+
+    Args:
+      rows: Rows of a batch, `batch.rows`.
+      parts: Micro-batches of a batch, `batch.accumulate`.
+      mesh: Mesh with the axes "data", "fsdp" and "tensor".
+    """
+    among, each = ways(mesh), rows // parts
+    if each % among == 0:
+        return
+    unit = among * parts
+    below = [rows // unit * unit] if rows > unit else []
+    choices = ["batch.rows to " + " or ".join(map(str, [*below, (rows // unit + 1) * unit]))]
+    fewer = [count for count in range(1, parts) if rows % (count * among) == 0]
+    choices += [f"batch.accumulate to {fewer[-1]}"] if fewer else []
+    split = math.gcd(each, among)
+    raise ValueError(
+        f"batch.rows={rows}"
+        + (f" in {parts} micro-batches of {each}" if parts > 1 else "")
+        + f" cannot be divided evenly over {among} devices (mesh data={mesh.shape['data']}, "
+        f"fsdp={mesh.shape['fsdp']}), each of which would compute all rows: set "
+        + ", or ".join(choices)
+        + ", or the mesh with --config.mesh.data=1 "
+        f"--config.mesh.fsdp={split} --config.mesh.tensor={mesh.size // split}"
+    )

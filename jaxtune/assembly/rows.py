@@ -17,13 +17,14 @@ from jaxtune.data.datafile import stamp
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
+from jaxtune.data.known_templates import KNOWN, check_fits, template_text
 from jaxtune.data.loader import Loader
 from jaxtune.data.messages import foreign
+from jaxtune.data.side_files import STANDARD
 from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
 from jaxtune.data.tokenizer import Tokenizer, beside
-from jaxtune.data.vocabulary import STANDARD
 from jaxtune.display.progress import Progress
 
 
@@ -39,10 +40,15 @@ class Rows:
 def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
     """Opens the config's tokenizer, or that in the checkpoint's directory or beside its .npz file.
 
-    `today` is the date that is passed to chat templates.
+    It has the config's chat template, if there is one. `today` is the date that is passed to chat
+    templates.
     """
     place = data.tokenizer or (beside(checkpoint) if checkpoint.is_file() else checkpoint)
-    return Tokenizer.open(place, today=today)
+    template = template_text(data.chat_template) if data.chat_template else None
+    found = Tokenizer.open(place, template=template, today=today)
+    eos = None if found.eos is None else found.piece(found.eos)
+    check_fits(data.chat_template, found.specials, eos)
+    return found
 
 
 def pictures_of(checkpoint: Path) -> Pictures | None:
@@ -148,18 +154,23 @@ def surveyed(
 
 
 def tokenizer_files(data: Data, checkpoint: Path) -> list[Path]:
-    """Returns the files that decide how text becomes tokens: the config's, or those of the base."""
+    """Returns the files that decide how text becomes tokens, a chat template's included."""
     place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
     place = beside(place) if place.suffix == NPZ else place
-    if place.is_file() and place.name not in STANDARD:
-        return [place]
-    folder = place.parent if place.is_file() else place
+    folder = place.parent if place.name in STANDARD else place  # its settings lie beside it
+    own = data.chat_template and data.chat_template not in KNOWN
+    template = [Path(data.chat_template).expanduser()] if own else []
+    if folder.is_file():
+        return [folder, *template]
     found = (file for pattern in COMPANIONS for file in sorted(folder.glob(pattern)))
-    return [file for file in found if file.is_file()]
+    return [*filter(Path.is_file, found), *template]
 
 
 def identity(data: Data, checkpoint: Path, today: str) -> list:
-    """Returns what examples depend on besides rows and settings: date, tokenizer and task files."""
+    """Returns what examples depend on besides rows and settings.
+
+    These are the date, and the files of the tokenizer, the chat template and the task.
+    """
     task = [Path(tasks.find(data.task).__file__)] if data.task else []
     return [today, *map(stamp, [*tokenizer_files(data, checkpoint), *task])]
 

@@ -122,29 +122,43 @@ def _sent(
     parts: Callable[[tuple[slice, ...]], Blocks],
     dtype: np.dtype,
 ) -> jax.Array:
-    """Builds a sharded array; `parts(index)` yields the blocks of the shard at `index`."""
+    """Builds a sharded array; `parts(index)` yields the blocks of the shard at `index`.
+
+    Each shard is read once, however many of this process's devices hold it.
+    """
     whole = where.shard_shape(shape)
+    holders: dict[str, list[Any]] = {}
+    indices = where.addressable_devices_indices_map(shape)
+    for device, index in indices.items():
+        holders.setdefault(str(index), []).append(device)
     shards = [
-        _filled(parts(index), whole, dtype, device)
-        for device, index in where.addressable_devices_indices_map(shape).items()
+        shard
+        for devices in holders.values()
+        for shard in _filled(parts(indices[devices[0]]), whole, dtype, devices)
     ]
     array = jax.make_array_from_single_device_arrays(shape, where, shards)
     return jax.block_until_ready(array)
 
 
-def _filled(blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, device: Any) -> jax.Array:
-    """Joins blocks into one array of the given shape on a device."""
-    array = None
+def _filled(
+    blocks: Blocks, shape: tuple[int, ...], dtype: np.dtype, devices: Sequence[Any]
+) -> list[jax.Array]:
+    """Joins blocks into one array of the given shape on each of the devices."""
+    arrays: list[jax.Array] = []
     for axis, start, block in blocks:
         # Without a copy, an array on the CPU backend would alias the memory-mapped file.
-        block = jax.device_put(block, device, may_alias=False)
+        copies = [jax.device_put(block, device, may_alias=False) for device in devices]
         if block.shape == shape:
-            return block
-        if array is None:
-            array = jnp.zeros(shape, dtype, device=device)
-        # Waits for the transfer, so that the host holds only one block at a time.
-        array = jax.block_until_ready(_set_block(array, block, start, axis))
-    return array
+            return copies
+        arrays = arrays or [jnp.zeros(shape, dtype, device=device) for device in devices]
+        # Waits for the transfers, so that the host holds only one block at a time.
+        arrays = jax.block_until_ready(
+            [
+                _set_block(array, copy, start, axis)
+                for array, copy in zip(arrays, copies, strict=True)
+            ]
+        )
+    return arrays
 
 
 def _converted(stored: Tensors, piece: Piece, dtype: np.dtype, index: tuple[slice, ...]) -> Blocks:

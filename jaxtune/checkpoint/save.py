@@ -42,7 +42,6 @@ from jaxtune.quant import by_path, is_quantized
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
 Plan = dict[str, tuple[names.Shape, np.dtype]]  # tensors to write, by their names on disk
-MOST_LISTED = 30  # lines of one error message
 
 
 def save_merged(
@@ -274,9 +273,7 @@ def _fitting(variables: Mapping, wanted: Mapping[str, names.Shape]) -> Leaves:
         )
     leaves = by_path(variables["params"])
     if problems := [*_misfits(leaves, wanted), *_idle(variables, wanted)]:
-        more = len(problems) - MOST_LISTED
-        listed = [*problems[:MOST_LISTED], *([f"  … and {more} more like these"] * (more > 0))]
-        raise CheckpointError("\n".join(["the variables do not fit the model:", *listed]))
+        raise CheckpointError(names.listed("the variables do not fit the model:", problems))
     return leaves
 
 

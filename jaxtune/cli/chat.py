@@ -158,18 +158,23 @@ def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place} begins like JSON but is not valid JSON: {error}") from None
     if messages := assembly.config.data.messages:
         return {messages: [{"role": "user", "content": text}]}
     task = assembly.task
     columns = [getattr(task, "ASK", "")] if task else assembly.encoder.form.asks
     if not columns:
-        raise DataError(f"{place}: data.prefix has no column to put a text in; pass {{}} instead")
+        raise DataError(
+            f"{place}: data.prefix is the same for every row, so there is no column to put the "
+            "text in; type {} instead, a row without columns (in a shell: '{}')"
+        )
     if len(columns) != 1 or not columns[0]:
         known = list(task.COLUMNS) if task else columns
+        row = json.dumps(dict.fromkeys(known, "…"), ensure_ascii=False)
         raise DataError(
-            f"{place}: the prompt needs several columns; pass a JSON object with {', '.join(known)}"
+            f"{place}: the prompt needs several columns; type a row as JSON (in a shell, within "
+            f"single quotes): {row}"
         )
     return {columns[0]: text}
 

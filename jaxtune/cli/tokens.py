@@ -147,9 +147,8 @@ def _opened(source: str) -> Tokenizer:
     path = hub.locate_tokenizer(source)
     try:
         return Tokenizer.open(path)
-    except Exception as error:  # the tokenizers package raises plain Exception
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        reason = reason.removeprefix(f"{path}: ")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{source}: cannot read a tokenizer: {reason}") from None
 
 

@@ -103,7 +103,12 @@ def _text_of_rows(config: Config) -> Conflicts:
     ]
     if sum(map(bool, ways)) > 1:
         yield sum(ways, ()), "each defines how a row becomes text; choose one of these ways"
-    for key, other in (("data.turns", "data.messages"), ("data.columns", "data.task")):
+    needed = {
+        "data.turns": "data.messages",
+        "data.chat_template": "data.messages",
+        "data.columns": "data.task",
+    }
+    for key, other in needed.items():
         if SCHEMA.given(config, key) and not SCHEMA.given(config, other):
             yield (key, other), f"{key} is used only with {other}; set {other}, or remove {key}"
 

@@ -11,7 +11,6 @@ import json
 import math
 import numbers
 import os
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,10 +82,14 @@ def _text(value: Any) -> str:
 
 
 def _pattern(value: Any) -> str:
+    from jaxtune.tree import patterns  # imports JAX, which most configs are read without
+
+    text = _text(value)
     try:
-        return re.compile(_text(value)).pattern
-    except re.error as error:
-        raise Misfit(f"{value!r} is not a valid regular expression: {error}") from None
+        patterns.check(text)
+    except patterns.PatternError as problem:
+        raise Misfit(str(problem)) from None
+    return text
 
 
 def _exactly(*known: Any) -> Callable[[Any], Any]:

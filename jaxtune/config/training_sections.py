@@ -81,6 +81,11 @@ class Data:
         "instead of prefix and suffix: column of chat messages (role and content, or from and "
         "value), formatted by the chat template",
     )
+    chat_template: str = about(
+        "",
+        "chat template to use: a file with a jinja template, or alpaca, chatml, gemma, llama2, "
+        "llama3, phi3 or zephyr; empty: the tokenizer's own",
+    )
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: str = about(
         "",
@@ -144,7 +149,7 @@ class Trainable:
     targets: Literal["all-linear", "attention"] | tuple[Pattern, ...] = about(
         "all-linear",
         "weights that get an adapter: all linear maps of the layers, only those of attention, or "
-        "those whose paths match a pattern",
+        "those with a name of PEFT, such as q_proj, or whose paths match a pattern",
         needed=True,
         when=LORA,
         also="target_modules",

@@ -4,12 +4,15 @@
 encoded as the continuation of another, without the space that some models put before every text.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jaxtune.data.errors import DataError
 
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # sets normalizer_spec.add_dummy_prefix to false
 TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")  # tokens of turns in templates, such as [INST]
@@ -31,6 +34,11 @@ class SentencePiece:
     spaced_after_special = False
 
     def __init__(self, file: Path):
+        self.file = file
+        with _named(file, "cannot be read"):
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
         proto = file.read_bytes()
@@ -44,11 +52,13 @@ class SentencePiece:
 
     def encode(self, text: str, continues: bool) -> list[int]:
         """Returns the ids of a plain text."""
-        return (self._continue if continues else self._begin).encode(text)
+        with _named(self.file, "cannot encode a text"):
+            return (self._continue if continues else self._begin).encode(text)
 
     def decode(self, ids: Sequence[int], begins: bool) -> str:
         """Returns the text of ids that are not special, without the space before a text."""
-        return (self._begin if begins else self._continue).decode(list(ids))
+        with _named(self.file, "cannot decode tokens"):
+            return (self._begin if begins else self._continue).decode(list(ids))
 
     def piece(self, number: int) -> str:
         """Returns a token as the file spells it."""
@@ -57,13 +67,19 @@ class SentencePiece:
     def id(self, piece: str) -> int | None:
         """Returns the id of a piece that exists."""
         number = self._begin.piece_to_id(piece)
-        return number if self._begin.id_to_piece(number) == piece else None
+        known = 0 <= number < self.size and self._begin.id_to_piece(number) == piece
+        return number if known else None
 
 
 class TokenizerJson:
     """Backend of a `tokenizer.json`, read by the `tokenizers` package."""
 
     def __init__(self, file: Path):
+        self.file = file
+        with _named(self.file, "cannot be read"):
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
         from tokenizers import Tokenizer
 
         self._begin = self._continue = _bare(Tokenizer.from_file(str(file)))
@@ -84,16 +100,18 @@ class TokenizerJson:
     def encode(self, text: str, continues: bool) -> list[int]:
         """Returns the ids of a plain text."""
         chosen = self._continue if continues else self._begin
-        return chosen.encode(text, add_special_tokens=False).ids
+        with _named(self.file, "cannot encode a text"):
+            return chosen.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], begins: bool) -> str:
         """Returns the text of ids that are not special, without the space before a text."""
-        if begins or self._continue is self._begin:
-            return self._begin.decode(ids, skip_special_tokens=False)
-        # Decoders drop a leading space, so the ids are decoded after an "a", which is then removed.
-        first = self._begin.encode("a", add_special_tokens=False).ids
-        whole = self._begin.decode([*first, *ids], skip_special_tokens=False)
-        return whole.removeprefix("a")
+        with _named(self.file, "cannot decode tokens"):
+            if begins or self._continue is self._begin:
+                return self._begin.decode(ids, skip_special_tokens=False)
+            # Decoders drop a leading space, so the ids are decoded after an "a", which is removed.
+            first = self._begin.encode("a", add_special_tokens=False).ids
+            whole = self._begin.decode([*first, *ids], skip_special_tokens=False)
+            return whole.removeprefix("a")
 
     def piece(self, number: int) -> str:
         """Returns a token as the file spells it."""
@@ -126,6 +144,19 @@ def tags(backend: SentencePiece | TokenizerJson, template: str) -> list[Special]
         return []
     found = {text: backend.id(text) for text in TAG.findall(template)}
     return [Special(number, text) for text, number in found.items() if number is not None]
+
+
+@contextlib.contextmanager
+def _named(file: Path, what: str) -> Iterator[None]:
+    """Names the file in errors of the packages that read it, which can be of any kind."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of the Rust code of `tokenizers` derives from BaseException alone.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            advice = "download the file again, or mend it"
+            raise DataError(f"{file} {what}: {error}; {advice}") from None
+        raise
 
 
 def _bare(tokenizer: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtune.data.errors import known
 from jaxtune.data.markup import Markup
 from jaxtune.data.messages import standard
+from jaxtune.data.meter import TemplateLimit
 from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
 
 ASSISTANT = ("assistant", "model")  # the second is Gemma's name for the role
@@ -37,6 +38,7 @@ class ChatTemplate:
         stops: Sequence[int],
         today: str | None = None,
     ):
+        self.text = text
         self._markup, self._names, self._stops = markup, names, stops
         self._render = compiled(text, today)
         self._marks = bool(GENERATION.search(text))
@@ -46,7 +48,7 @@ class ChatTemplate:
     ) -> tuple[str, list[Region]]:
         """Returns the text of a conversation, with its messages quoted, and the scored regions."""
         known("turns", turns, TURNS)
-        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        messages = self._quoted(messages)
         asked = [n for n, message in enumerate(messages) if message["role"] in ASSISTANT]
         chosen = [n for n in asked if turns == "all" or n == asked[-1]]
         chosen = [n for n in chosen if messages[n].get("weight", 1) != 0]
@@ -60,7 +62,7 @@ class ChatTemplate:
 
     def request(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         """Returns the text of a conversation up to where the assistant's turn begins."""
-        messages = [self._markup.quote(_plain(message)) for message in _checked(messages)]
+        messages = self._quoted(messages)
         return _blocks(self.write(messages, options, ask=True))[0]
 
     def write(
@@ -72,8 +74,15 @@ class ChatTemplate:
             return self._render(
                 **{**defaults, **options}, messages=messages, add_generation_prompt=ask
             )
+        except TemplateLimit:
+            raise
         except Exception as error:  # templates can raise anything
             raise ValueError(f"the chat template rejects the conversation: {error}") from None
+
+    def _quoted(self, messages: Any) -> list[Message]:
+        """Returns messages after checking them, without null values and with their texts quoted."""
+        plain = [_plain(message) for message in _checked(messages)]
+        return [self._markup.quote(each, f"message {n}") for n, each in enumerate(plain, 1)]
 
     def _answers(
         self,
@@ -83,7 +92,7 @@ class ChatTemplate:
         options: Mapping[str, Any],
     ) -> list[Region]:
         """Returns each chosen turn, from the end of its header to the first token that ends it."""
-        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self.ends]
         regions: list[Region] = []
         for number in chosen:
             turn = f"message {number + 1}"
@@ -107,7 +116,7 @@ class ChatTemplate:
 
     def _ended(self, text: str, blocks: Sequence[Region]) -> list[Region]:
         """Extends the marked blocks by the end token of the turn, if it follows them directly."""
-        ends = [piece for piece in self._markup.pieces(text) if piece.id in self._ends]
+        ends = [piece for piece in self._markup.pieces(text) if piece.id in self.ends]
         after = {piece.start: piece.end for piece in ends}
         regions = [(begin, after.get(end, end)) for begin, end in blocks]
         for begin, end in regions:
@@ -118,7 +127,7 @@ class ChatTemplate:
         return regions
 
     @functools.cached_property
-    def _ends(self) -> frozenset[int]:
+    def ends(self) -> frozenset[int]:
         """Ids of the stops and of the special token that the template writes after an answer."""
         try:
             text = self.write([ASK, {"role": "assistant", "content": PROBE}], {})

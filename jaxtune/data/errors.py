@@ -40,11 +40,11 @@ class TooLong(RowError):
         self.length = length
 
 
-class NothingScored(DataError):
-    """A row without scored tokens, which stops the run under every policy."""
+class NothingScored(RowError):
+    """A row without scored tokens, such as a conversation without an answer."""
 
     def __init__(self, place: str, problem: str):
-        super().__init__(f"{place}: no token is scored: {problem}")
+        super().__init__(place, f"no token is scored: {problem}")
 
 
 class Skipped:

@@ -4,19 +4,21 @@ Every example begins with one BOS token if the tokenizer adds it. The prompt is 
 completion and its end token are. No completion is cut unless the settings say so.
 """
 
-import json
+import contextlib
 import os
-import string
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxtune.data import images
+from jaxtune.data.braces import check_template, fields, filled
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong, column, known
 from jaxtune.data.images import Pictures, Reference
+from jaxtune.data.known_templates import MISSING
+from jaxtune.data.markup import check_texts
 from jaxtune.data.sources import folder
 from jaxtune.data.tokenizer import Span, Tokenizer
 
@@ -80,18 +82,18 @@ class Template:
 
     def __post_init__(self):
         for text in (self.prefix, self.suffix):
-            _fields(text)
+            check_template(text)
 
     @property
     def columns(self) -> list[str]:
         """Columns that the templates read."""
-        fields = [*_fields(self.prefix), *_fields(self.suffix)]
-        return list(dict.fromkeys(name for _, name, *_ in fields if name is not None))
+        found = [*fields(self.prefix), *fields(self.suffix)]
+        return list(dict.fromkeys(name for _, name, *_ in found if name is not None))
 
     @property
     def asks(self) -> list[str]:
         """Columns that the prefix reads."""
-        return list(dict.fromkeys(name for _, name, *_ in _fields(self.prefix) if name))
+        return list(dict.fromkeys(name for _, name, *_ in fields(self.prefix) if name))
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises DataError if the tokenizer has no end token for completions."""
@@ -99,11 +101,11 @@ class Template:
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """Returns the tokens of the prompt."""
-        return tokenizer.encode(_filled(self.prefix, record, place, tokenizer), special=True)
+        return tokenizer.encode(filled(self.prefix, record, place, tokenizer), special=True)
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """Returns the prompt, and the completion with its end token."""
-        texts = [_filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)]
+        texts = [filled(text, record, place, tokenizer) for text in (self.prefix, self.suffix)]
         found = _pair(*texts, place, tokenizer, self.end)
         if found[1].ids.count(found[1].ids[-1]) > 1:
             raise DataError(f"the suffix template {self.suffix!r} writes its end token twice")
@@ -161,9 +163,7 @@ class Chat:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises DataError if the tokenizer has no chat template."""
         if tokenizer.template is None:
-            raise DataError(
-                "the tokenizer has no chat template; pass one, or use prefix and suffix templates"
-            )
+            raise DataError(f"{MISSING}; or use data.prefix and data.suffix")
 
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """Returns the conversation up to where the assistant's turn begins."""
@@ -211,13 +211,10 @@ class RowEncoder:
         self.form.check(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], place: str) -> Example:
-        shown = self.pictures_of(record, place)
-        try:
+        with _placed(place):
+            _check_record(record)
+            shown = self.pictures_of(record, place)
             spans = self.form.spans(record, place, self.tokenizer)
-        except DataError:
-            raise
-        except ValueError as error:
-            raise RowError(place, str(error)) from None
         tokens, scored = self._joined(spans, len(shown))
         if not scored.any():
             raise NothingScored(place, "the row has no completion to learn")
@@ -228,13 +225,10 @@ class RowEncoder:
 
     def prompt(self, record: Mapping[str, Any], place: str) -> list[int]:
         """Returns the tokens of a row's prompt, with picture placeholders and BOS."""
-        shown = self.pictures_of(record, place)
-        try:
+        with _placed(place):
+            _check_record(record)
+            shown = self.pictures_of(record, place)
             ids = self.form.prompt(record, place, self.tokenizer)
-        except DataError:
-            raise
-        except ValueError as error:
-            raise RowError(place, str(error)) from None
         return self._joined([Span(ids, False)], len(shown))[0].tolist()
 
     def pictures_of(self, record: Mapping[str, Any], place: str) -> tuple[Reference, ...]:
@@ -323,6 +317,26 @@ class RowEncoder:
         )
 
 
+@contextlib.contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Turns errors of encoding a row into RowErrors, which begin with its place."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        raise RowError(place, str(error)) from None
+    except RecursionError:
+        raise RowError(place, "its values are nested too deep") from None
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises ValueError for a text in any column that UTF-8 cannot encode."""
+    for name, value in record.items():
+        check_texts(name, "a column's name")
+        check_texts(value, f"column {name!r}")
+
+
 def _pair(
     prefix: str, suffix: str, place: str, tokenizer: Tokenizer, end: str | None
 ) -> list[Span]:
@@ -340,37 +354,3 @@ def _end(tokenizer: Tokenizer, name: str | None) -> int:
     if found is None:
         raise DataError("the tokenizer defines no end token (EOS); specify one as `end`")
     return found
-
-
-def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    """Splits a template into (text before a field, column, format, conversion)."""
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(
-            f"template {template!r}: {error}; double braces that are meant literally"
-        ) from None
-    if any(name == "" for _, name, *_ in fields):
-        raise ValueError(f"template {template!r}: found braces without a column name")
-    return fields
-
-
-def _filled(template: str, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> str:
-    """Returns a template with its fields replaced by the columns of a row."""
-    parts = []
-    for before, name, form, conversion in _fields(template):
-        parts.append(before)
-        if name is not None:
-            value = column(record, name, place)
-            value = string.Formatter().convert_field(value, conversion)
-            parts.append(tokenizer.quote(_written(value, form or "", name, place)))
-    return "".join(parts)
-
-
-def _written(value: Any, form: str, name: str, place: str) -> str:
-    try:
-        if isinstance(value, list | tuple | dict | bool) and not form:
-            return json.dumps(value, ensure_ascii=False)
-        return format(value, form)
-    except (TypeError, ValueError) as error:
-        raise RowError(place, f"column {name!r}: cannot format {value!r}: {error}") from None

@@ -10,6 +10,7 @@ from jaxtune.data.backends import Special
 # Unicode reserves U+FDD0 to U+FDEF for use inside programs, so no text contains them.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARKS = re.compile("[\ufdd0-\ufdef]")
+ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fdd[01])")  # a mark in Python's repr of a text
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,22 @@ class Markup:
         self._special = re.compile(either)
         self._quoted_or_special = re.compile(f"{OPEN}(?:{either}){CLOSE}|({either})")
 
-    def quote(self, value: Any) -> Any:
-        """Marks text, or lists and mappings of it, so that its special tokens stay text."""
+    def quote(self, value: Any, name: str = "the text") -> Any:
+        """Marks text, or lists and mappings of it, so that its special tokens stay text.
+
+        `name` says in errors which text it is.
+        """
         if isinstance(value, str):
-            if MARKS.search(value):
-                raise ValueError(
-                    "the text contains a Unicode noncharacter (U+FDD0 to U+FDEF); remove it"
-                )
+            if problem := text_problem(value):
+                raise ValueError(f"{name} {problem}")
             return self._special.sub(f"{OPEN}\\g<0>{CLOSE}", value)
         if isinstance(value, Mapping):
-            return {key: self.quote(each) for key, each in value.items()}
+            return {
+                self.quote(key, name): self.quote(each, f"{name}[{key!r}]")
+                for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.quote(each) for each in value]
+            return [self.quote(each, f"{name}[{n}]") for n, each in enumerate(value)]
         return value
 
     def pieces(self, text: str) -> Iterator[Piece]:
@@ -70,6 +75,57 @@ class Markup:
         """Splits a text so that no part contains a whole special token."""
         cuts = [match.start() + 1 for match in self._special.finditer(text)]
         return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def half_character(text: str) -> str | None:
+    """Returns what is wrong with a text that UTF-8 cannot encode, or None if it can.
+
+    Such a text contains one half of a surrogate pair without the other.
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return (
+            f"contains half of a character (the lone surrogate U+{code:04X}) at position "
+            f"{error.start}; remove or replace it"
+        )
+    return None
+
+
+def text_problem(text: str) -> str | None:
+    """Returns why a text cannot be used, or None if it can."""
+    if MARKS.search(text):
+        return "contains a Unicode noncharacter (U+FDD0 to U+FDEF); remove it"
+    return half_character(text)
+
+
+def check_texts(value: Any, name: str) -> None:
+    """Raises ValueError, with the path to it, for a text within a value that is not valid."""
+    pending = [(name, value)]
+    while pending:
+        path, each = pending.pop()
+        if isinstance(each, str):
+            if problem := half_character(each):
+                raise ValueError(f"{path} {problem}")
+        elif isinstance(each, Mapping):
+            pending += [(path, key) for key in each]
+            pending += [(f"{path}[{key!r}]", inner) for key, inner in each.items()]
+        elif isinstance(each, list | tuple):
+            pending += [(f"{path}[{n}]", inner) for n, inner in enumerate(each)]
+
+
+def repr_with_marks(value: Any) -> str:
+    """Returns the text of a value whose texts are quoted.
+
+    Within lists and mappings, Python writes the marks as escapes; here they stay marks.
+    """
+    text = str(value)
+    if isinstance(value, str) or "\\ufdd" not in text:
+        return text
+    return ESCAPED.sub(lambda found: found[1] + chr(int(found[2], 16)), text)
 
 
 def unmarked(text: str) -> str:

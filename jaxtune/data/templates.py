@@ -1,33 +1,20 @@
-"""Finds the chat template of a checkpoint and compiles it with jinja, as transformers does.
+"""Compiles chat templates with jinja, as transformers does.
 
-Templates are untrusted code, so they run in jinja's sandbox.
+Templates are untrusted code, so they run in jinja's sandbox, with bounds on their work.
 """
 
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from jaxtune.data.errors import DataError
+from jaxtune.data.meter import metered
 
+LONGEST = 2**18  # characters of a template; published ones have up to 30,000
 BEGIN, END = "\ufdd2", "\ufdd3"  # put around the output of a {% generation %} block
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def find_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """Returns a tokenizer's chat template, or None; of several, the one named "default"."""
-    written = directory / "chat_template.jinja"
-    if written.is_file():
-        return written.read_text("utf-8")
-    older = directory / "chat_template.json"
-    if older.is_file():
-        settings = json.loads(older.read_bytes())
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = {each["name"]: each["template"] for each in found}.get("default")
-    return found
 
 
 def compiled(text: str, today: str | None = None) -> Callable[..., str]:
@@ -35,9 +22,34 @@ def compiled(text: str, today: str | None = None) -> Callable[..., str]:
 
     `today`, such as "2026-11-05", is the date that the template sees; None takes the current date.
     """
-    import jinja2
+    if len(text) > LONGEST:
+        raise DataError(f"chat template: it has {len(text):,} characters; expected {LONGEST:,}")
+    from jinja2 import TemplateSyntaxError
+
+    from jaxtune.data.sandbox import limited
+
+    environment = _environment(today)
+    try:
+        with metered(text):
+            template = environment.from_string(text)
+    except TemplateSyntaxError as error:
+        raise DataError(f"chat template, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # such as RecursionError, SyntaxError and MemoryError
+        raise DataError(f"chat template: it cannot be compiled: {error}") from None
+
+    def render(**variables: Any) -> str:
+        with metered(variables) as most:
+            return limited(template.generate(variables), most)
+
+    return render
+
+
+def _environment(today: str | None) -> Any:
+    """Returns jinja's environment for chat templates, as transformers sets it up, and bounded."""
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from jaxtune.data.sandbox import Sandbox
 
     class Generation(Extension):
         """Jinja extension for `{% generation %}`, which puts marks around the assistant's text."""
@@ -48,20 +60,18 @@ def compiled(text: str, today: str | None = None) -> Callable[..., str]:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             call = self.call_method("_mark")
-            return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+            return nodes.CallBlock(call, [], [], body).set_lineno(line)
 
         def _mark(self, caller):
             return BEGIN + caller() + END
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _json
+    environment.guard_filters()
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _clock(today)}
-    try:
-        return environment.from_string(text).render
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"chat template, line {error.lineno}: {error.message}") from None
+    return environment
 
 
 def _json(

@@ -12,7 +12,6 @@ Two decisions:
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any
 from jaxtune.data.backends import SentencePiece, Special, TokenizerJson, added_specials, tags
 from jaxtune.data.chat import ChatTemplate, Region
 from jaxtune.data.errors import DataError
-from jaxtune.data.markup import Markup, Piece, unmarked
-from jaxtune.data.templates import find_template
-from jaxtune.data.vocabulary import ROLES, STANDARD, tokenizer_facts
+from jaxtune.data.known_templates import MISSING
+from jaxtune.data.markup import Markup, Piece, half_character, unmarked
+from jaxtune.data.side_files import SideFiles
+from jaxtune.data.vocabulary import ROLES, tokenizer_facts
 
 ANY_ROWS = 2**31  # rows of the embedding, where there is no model to read them from
 
@@ -68,31 +68,33 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Opens the tokenizer of a directory or file.
 
-        `template` replaces its chat template. `today`, such as "2026-11-05", is the date that chat
-        templates may write; None takes the current date.
+        `template` replaces its chat template; the token that ends its answers is then among the
+        stops. `today`, such as "2026-11-05", is the date that chat templates may write; None takes
+        the current date.
         """
         path = Path(path).expanduser()
         if not path.exists():
             raise DataError(f"{path}: no such tokenizer file or directory")
-        folder = path if path.is_dir() else path.parent
-        beside = _Beside(folder if path.is_dir() or path.name in STANDARD else None)
-        facts = tokenizer_facts(path, beside.json("config.json"), ANY_ROWS)
+        files = SideFiles(path, strict=True)
+        facts = tokenizer_facts(files, files.json("config.json"), ANY_ROWS)
         if facts["file"] is None:
             raise DataError(f"{path}: {'; '.join(facts['problems'])}")
-        file = folder / facts["file"]
+        file = files.directory / facts["file"]
         backend = TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
-        written = template or beside.template()
+        written = template or files.template()
         named = [each for each in facts["special"].values() if each and each["id"] is not None]
         specials = [
             *backend.specials,
-            *added_specials(beside.json("tokenizer_config.json"), beside.json("added_tokens.json")),
+            *added_specials(files.json("tokenizer_config.json"), files.json("added_tokens.json")),
             *(Special(each["id"], each["token"]) for each in named),
             *tags(backend, written or ""),
         ]
         self = cls(backend, specials, facts)
         if written:
-            names = beside.names(facts["special"])
+            names = _names(files, facts["special"])
             self.template = ChatTemplate(written, self.markup, names, self.stops, today)
+        if self.template and template:
+            self.stops = tuple(sorted({*self.stops, *self.template.ends}))
         return self
 
     def __len__(self) -> int:
@@ -128,9 +130,12 @@ class Tokenizer:
                 parts.append(self._backend.decode(list(run), begins=not (parts or continues)))
         return "".join(parts)
 
-    def quote(self, value: Any) -> Any:
-        """Marks the special tokens in text, or in lists and mappings of it, as plain text."""
-        return self.markup.quote(value)
+    def quote(self, value: Any, name: str = "the text") -> Any:
+        """Marks the special tokens in text, or in lists and mappings of it, as plain text.
+
+        `name` says in errors which text it is.
+        """
+        return self.markup.quote(value, name)
 
     def piece(self, number: int) -> str:
         """Returns a token as the file spells it, such as `▁blue`."""
@@ -153,7 +158,7 @@ class Tokenizer:
         "last"; a message with `"weight": 0` is not scored. `options` are passed to the template.
         """
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; pass one as `template`")
+            raise DataError(MISSING)
         text, regions = self.template.conversation(messages, turns, options)
         runs = itertools.groupby(self._tokens(text, regions), lambda token: token[1])
         return [Span([number for number, _ in run], scored) for scored, run in runs]
@@ -161,9 +166,14 @@ class Tokenizer:
     def ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Encodes a conversation with the chat template, up to the assistant's turn."""
         if self.template is None:
-            raise DataError("the tokenizer has no chat template; pass one as `template`")
+            raise DataError(MISSING)
         text = self.template.request(messages, options)
         return [number for number, _ in self._tokens(text, [])]
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template in use, or None if there is none."""
+        return self.template.text if self.template else None
 
     @property
     def _joins(self) -> bool:
@@ -182,6 +192,8 @@ class Tokenizer:
 
     def _plain(self, text: str, continues: bool) -> list[int]:
         """Returns the ids of plain text, none of them special."""
+        if problem := half_character(text):
+            raise ValueError(f"the text {problem}")
         ids = self._backend.encode(text, continues)
         if self._forbidden.isdisjoint(ids):
             return ids
@@ -197,37 +209,16 @@ class Tokenizer:
         return ids
 
 
-class _Beside:
-    """Settings from the files beside a tokenizer file; there are none if `folder` is None."""
-
-    def __init__(self, folder: Path | None):
-        self.folder = folder
-
-    def json(self, name: str) -> dict[str, Any]:
-        """Returns a file's JSON object; `tokenizer_facts` reports files that are damaged."""
-        if self.folder is None or not (self.folder / name).is_file():
-            return {}
-        try:
-            found = json.loads((self.folder / name).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def template(self) -> str | None:
-        if self.folder is None:
-            return None
-        return find_template(self.folder, self.json("tokenizer_config.json"))
-
-    def names(self, special: Mapping[str, Any]) -> dict[str, str]:
-        """Returns the special tokens by their names in templates: `bos_token` and the like."""
-        found = {**self.json("special_tokens_map.json"), **self.json("tokenizer_config.json")}
-        texts = {
-            name: token.get("content") if isinstance(token, Mapping) else token
-            for name, token in found.items()
-            if name.endswith("_token")
-        }
-        texts |= {f"{role}_token": (special[role] or {}).get("token") for role in ROLES}
-        return {name: text for name, text in texts.items() if isinstance(text, str)}
+def _names(files: SideFiles, special: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the special tokens by their names in templates: `bos_token` and the like."""
+    found = {**files.json("special_tokens_map.json"), **files.json("tokenizer_config.json")}
+    texts = {
+        name: token.get("content") if isinstance(token, Mapping) else token
+        for name, token in found.items()
+        if name.endswith("_token")
+    }
+    texts |= {f"{role}_token": (special[role] or {}).get("token") for role in ROLES}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _cut(piece: Piece, borders: Sequence[int]) -> Iterator[Piece]:

@@ -1,36 +1,30 @@
 """Reads facts of a tokenizer from its files, without loading it: tokens, roles, problems."""
 
-import contextlib
-import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxtune.data.errors import DataError
+from jaxtune.data.side_files import IDS, SideFiles, Unusable
 
 ROLES = ("bos", "eos", "pad", "unk")
 SETTINGS = ("tokenizer_config.json", "generation_config.json")
 FEW = 4  # tokens past the embedding's rows that are listed
-# A tokenizer file of any other name ignores the settings beside it.
-STANDARD = ("tokenizer.json", "tokenizer.model")
 
 
-def tokenizer_facts(path: Path, raw: Mapping, rows: int) -> dict[str, Any]:
+def tokenizer_facts(files: SideFiles, raw: Mapping, rows: int) -> dict[str, Any]:
     """Returns the facts that a checkpoint's small files state about its tokenizer.
 
     Args:
-      path: Directory, or one tokenizer file; the settings beside a file apply to it if it has a
-        standard name.
+      files: The files; if they are not strict, those that are damaged are among the problems.
       raw: Parsed `config.json`.
       rows: Rows of the embedding.
 
     Returns:
       The facts by name; None where no file states one, and problems under "problems".
     """
-    files = _Files(path)
     settings = files.json("tokenizer_config.json")
     vocabulary = _vocabulary(files, settings)
     config = _flat(raw)
@@ -59,59 +53,8 @@ def stop_ids(directory: Path) -> tuple[int, ...]:
     Raises:
       DataError: If one of these files is damaged.
     """
-    files = _Files(directory)
-    found = _stops(files, _flat(files.json("config.json")))
-    if files.problems:
-        raise DataError(f"{directory}: {files.problems[0]}; download the file again")
-    return found
-
-
-class _Files:
-    """Small files of a checkpoint; a damaged one becomes a noted problem instead of an error."""
-
-    def __init__(self, path: Path):
-        self.chosen = None if path.is_dir() else path.name
-        self.directory = path if path.is_dir() else path.parent
-        self.problems: list[str] = []
-
-    def has(self, name: str) -> bool:
-        """Returns whether a file exists and applies to this tokenizer."""
-        alone = self.chosen is not None and self.chosen not in STANDARD
-        return (name == self.chosen or not alone) and (self.directory / name).is_file()
-
-    def json(self, name: str) -> dict[str, Any]:
-        """Returns a file's JSON object; {} if the file is missing or damaged."""
-        if not self.has(name):
-            return {}
-        with self.noted(name), _uncollected():
-            parsed = json.loads((self.directory / name).read_bytes())
-            if not isinstance(parsed, dict):
-                raise TypeError(f"expected a JSON object, found a {type(parsed).__name__}")
-            return parsed
-        return {}
-
-    @contextlib.contextmanager
-    def noted(self, name: str) -> Iterator[None]:
-        """Turns errors of reading a damaged file into noted problems."""
-        try:
-            yield
-        except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            self.problems.append(f"{name} cannot be read: {type(error).__name__}: {error}")
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Pauses the garbage collector.
-
-    With it, parsing the half a million merges of Gemma's tokenizer takes four times as long.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+    files = SideFiles(directory, strict=True)
+    return _stops(files, _flat(files.json("config.json")))
 
 
 @dataclass
@@ -132,7 +75,7 @@ class _Vocabulary:
         return {"token": self.tokens.get(number), "id": number}
 
 
-def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
+def _vocabulary(files: SideFiles, settings: Mapping) -> _Vocabulary:
     """Returns the tokens of tokenizer.json or a .model, with those that other files add."""
     json_first = files.chosen is None or files.chosen.endswith(".json")
     found = (_tokenizer_json(files) if json_first else None) or _sentencepiece(files)
@@ -149,13 +92,16 @@ def _vocabulary(files: _Files, settings: Mapping) -> _Vocabulary:
     return found
 
 
-def _tokenizer_json(files: _Files) -> _Vocabulary | None:
+def _tokenizer_json(files: SideFiles) -> _Vocabulary | None:
     name = files.chosen or "tokenizer.json"
     parsed = files.json(name)
-    if not parsed:
+    if not files.has(name) or name in files.damaged:
         return None
     with files.noted(name):
-        model = parsed["model"]
+        model = parsed.get("model")
+        if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), Mapping | list):
+            raise Unusable("expected a model with a vocabulary")
+        _check_merges(model)
         tokens = model["vocab"]
         if not isinstance(tokens, Mapping):  # Unigram lists (piece, score) in the order of ids
             tokens = {piece: number for number, (piece, _) in enumerate(tokens)}
@@ -170,7 +116,16 @@ def _tokenizer_json(files: _Files) -> _Vocabulary | None:
         )
 
 
-def _sentencepiece(files: _Files) -> _Vocabulary | None:
+def _check_merges(model: Mapping) -> None:
+    """Raises Unusable for merges on which the `tokenizers` package would abort the process."""
+    prefix = model.get("continuing_subword_prefix")
+    for merge in model.get("merges") or () if prefix else ():
+        second = merge.partition(" ")[2] if isinstance(merge, str) else merge[1]
+        if not second.startswith(prefix):
+            raise Unusable(f"a merge ends in {second!r}, which does not begin with {prefix!r}")
+
+
+def _sentencepiece(files: SideFiles) -> _Vocabulary | None:
     found = sorted(files.directory.glob("*.model"), key=lambda file: file.name != "tokenizer.model")
     if files.chosen:
         found = [files.directory / files.chosen]
@@ -179,7 +134,7 @@ def _sentencepiece(files: _Files) -> _Vocabulary | None:
     from sentencepiece import SentencePieceProcessor
 
     with files.noted(found[0].name):
-        model = SentencePieceProcessor(model_proto=found[0].read_bytes())
+        model = SentencePieceProcessor(model_proto=files.read(found[0].name))
         pieces = model.id_to_piece(list(range(model.vocab_size())))
         numbers = {role: getattr(model, f"{role}_id")() for role in ROLES}
         special = {role: pieces[number] for role, number in numbers.items() if number >= 0}
@@ -188,11 +143,14 @@ def _sentencepiece(files: _Files) -> _Vocabulary | None:
 
 
 def _numbered(tokens: Mapping) -> dict[str, int]:
-    return {str(token): int(number) for token, number in tokens.items()}
+    found = {str(token): int(number) for token, number in tokens.items()}
+    if found and not 0 <= min(found.values()) <= max(found.values()) < IDS:
+        raise Unusable(f"it has token ids outside 0 to {IDS - 1:,}")
+    return found
 
 
 def _special(
-    role: str, named: Mapping, config: Mapping, vocabulary: _Vocabulary, files: _Files
+    role: str, named: Mapping, config: Mapping, vocabulary: _Vocabulary, files: SideFiles
 ) -> dict[str, Any] | None:
     """Returns the token of a role and its id; null in the tokenizer's files means there is none."""
     if f"{role}_token" in named:
@@ -202,7 +160,7 @@ def _special(
         token = vocabulary.special[role]
     else:
         number = config.get(f"{role}_token_id")
-        return vocabulary.entry(number) if type(number) is int else None
+        return vocabulary.entry(number) if type(number) is int and number >= 0 else None
     if not token or not isinstance(token, str):
         return None
     if vocabulary.ids and token not in vocabulary.ids:
@@ -210,12 +168,12 @@ def _special(
     return {"token": token, "id": vocabulary.ids.get(token)}
 
 
-def _stops(files: _Files, config: Mapping) -> tuple[int, ...]:
+def _stops(files: SideFiles, config: Mapping) -> tuple[int, ...]:
     """Returns the ids of generation_config.json, or else of the config, that end a text."""
     generation = files.json("generation_config.json").get("eos_token_id")
     found = config.get("eos_token_id") if generation is None else generation
     numbers = found if isinstance(found, list) else [found]
-    return tuple(number for number in numbers if type(number) is int)
+    return tuple(number for number in numbers if type(number) is int and number >= 0)
 
 
 def _flat(raw: Mapping) -> dict[str, Any]:
@@ -224,7 +182,7 @@ def _flat(raw: Mapping) -> dict[str, Any]:
 
 
 def _adds_bos(
-    files: _Files, settings: Mapping, vocabulary: _Vocabulary, bos: Mapping | None
+    files: SideFiles, settings: Mapping, vocabulary: _Vocabulary, bos: Mapping | None
 ) -> bool | None:
     """Returns whether BOS is put before a text, or None if no file states it."""
     declared = settings.get("add_bos_token")
@@ -232,7 +190,7 @@ def _adds_bos(
     if vocabulary.processor is None:
         return declared
     found = False
-    with files.noted("tokenizer.json"):
+    with files.noted(vocabulary.file or ""):
         steps = vocabulary.processor.get("processors") or [vocabulary.processor]
         starts = [step["single"][0] for step in steps if step.get("type") == "TemplateProcessing"]
         tokens = [start["SpecialToken"]["id"] for start in starts if "SpecialToken" in start]
@@ -246,6 +204,6 @@ def _adds_bos(
     return found
 
 
-def _has_template(files: _Files, settings: Mapping) -> bool:
+def _has_template(files: SideFiles, settings: Mapping) -> bool:
     written = (files.has(f"chat_template.{suffix}") for suffix in ("jinja", "json"))
     return bool(settings.get("chat_template")) or any(written)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxtune.adapters.lora import with_norms
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.decoding.generate import extended, prefill, stops_of
 from jaxtune.decoding.requests import (
@@ -124,6 +125,7 @@ def beam_search(
     stops = np.int32(sorted(set(stops_of(model) if stops is None else stops)))
     how = (np.int32(max_new_tokens), stops, np.float32(length_penalty))
     room = fitting(max_new_tokens, sizes(LONGEST, 16))
+    variables = with_norms(variables)
     found: dict[int, Beam] = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows = padded(variables, [requests[i] for i in chosen])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxtune.adapters.lora import with_norms
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.decoding.requests import (
     LONGEST,
@@ -112,6 +113,7 @@ def completions(
     stops = stops_of(model) if stops is None else tuple(stops)
     requests = [replace(each, sample=number) for each in requests for number in range(samples)]
     how = DecodeSettings(tuple(stops), sampling, seed, finished)
+    variables = with_norms(variables)
     found: dict[int, Completion] = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows, room = [requests[i] for i in chosen], [max_new_tokens] * len(chosen)
@@ -137,6 +139,7 @@ def stream(
     given = None if images is None else [images]
     (request,) = make_requests(model, [prompt], given, max_new_tokens)
     how, room = DecodeSettings(tuple(stops), sampling, seed), max_new_tokens
+    variables = with_norms(variables)
     while room:
         limit = before_switch(model, request.tokens, room)
         under_way = begin(model, variables, [request], [limit], how)

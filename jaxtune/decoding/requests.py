@@ -14,6 +14,11 @@ from jaxtune import sharding
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.models.paligemma import Model
 
+EXPECTED = (
+    "expected a list of prompts, each a list of token ids, such as [[2, 10, 20]]. To make them of "
+    "text: tokenizer = model.origin.tokenizer; prompt = tokenizer.encode(text), with tokenizer.bos "
+    "before it if tokenizer.adds_bos"
+)
 LONGEST = 2**20  # upper limit of padded lengths, in tokens of a prompt or an answer
 
 
@@ -51,20 +56,42 @@ def make_requests(
       new: Number of tokens that an answer may have.
 
     Returns:
-      Requests in the order of the prompts. Raises ValueError for a prompt that is empty, has a
-      token outside the vocabulary, does not fit the context length with its answer, or has another
-      number of picture tokens than its pictures take.
+      Requests in the order of the prompts. Raises ValueError for a prompt that is no list of token
+      ids, is empty, has a token outside the vocabulary, does not fit the context length with its
+      answer, or has another number of picture tokens than its pictures take.
     """
+    prompts = _token_ids(prompts)
     if images is not None and len(images) != len(prompts):
         raise ValueError(
             f"found {len(images)} sets of images for {len(prompts)} prompts: expected one for each"
         )
     requests = [
-        _request(model, number, tuple(prompt), None if images is None else images[number])
+        _request(model, number, prompt, None if images is None else images[number])
         for number, prompt in enumerate(prompts)
     ]
     _check(model, [request.tokens for request in requests], new)
     return requests
+
+
+def _token_ids(prompts: Any) -> list[tuple[int, ...]]:
+    """Returns the tokens of each prompt; raises ValueError for text and other kinds of values."""
+    if isinstance(prompts, str | bytes) or not hasattr(prompts, "__iter__"):
+        raise ValueError(f"the prompts are {_shown(prompts)}: {EXPECTED}")
+    found = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids = np.asarray(prompt)
+        except (TypeError, ValueError, OverflowError):  # such as lists of different lengths
+            ids = None
+        if ids is None or ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"prompt {number} is {_shown(prompt)}: {EXPECTED}")
+        found.append(tuple(ids.tolist()))
+    return found
+
+
+def _shown(value: Any) -> str:
+    kind = "text" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+    return f"{kind}, {repr(value)[:40]}"
 
 
 def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) -> Request:

@@ -1,6 +1,5 @@
 """Text generation: decodes answers to tokenised prompts, and returns or streams them as text."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +8,10 @@ from jaxtune.config.run_sections import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding import generate
+from jaxtune.decoding.incremental import TextStream
 from jaxtune.decoding.requests import Completion
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.models.paligemma import Model
-
-TORN = "\ufffd"  # what the bytes of an incomplete character decode to
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte-fallback token of a character vocabulary
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ class TextGenerator:
 
     def stream(self, prompt: Sequence[int], images: Any = None) -> Iterator[str]:
         """Yields the text of an answer in pieces, as soon as no later token can change them."""
-        sent, tokens = "", []
+        stream, held = TextStream(self.tokenizer), ""  # settled text that is not yet yielded
+        stops = self.settings.stops
         for token in generate.stream(
             self.model,
             self.variables,
@@ -86,20 +84,26 @@ class TextGenerator:
             sampling=Sampling.of(**self._sampling_options),
             seed=self.seed,
         ):
-            tokens.append(token)
-            if self._finished(tokens):
+            if token in self.tokenizer.stops:
                 break
-            text = self._settled(tokens)
-            if len(text) > len(sent):
-                yield text[len(sent) :]
-                sent = text
-        if rest := self.text(tokens)[len(sent) :]:
+            held += stream.push(token)
+            # What is yielded ends before anything that may begin a stop string.
+            if stops and self._cut(text := held + stream.waiting) != text:
+                break
+            ready = held[: len(held) - self._begun(held)]
+            if ready:
+                yield ready
+                held = held[len(ready) :]
+        if rest := self._cut(held + stream.waiting):
             yield rest
 
     def text(self, tokens: Sequence[int]) -> str:
         """Returns the text of an answer up to its stop token or first stop string."""
         kept = [token for token in tokens if token not in self.tokenizer.stops]
-        text = self.tokenizer.decode(kept, continues=True)
+        return self._cut(self.tokenizer.decode(kept, continues=True))
+
+    def _cut(self, text: str) -> str:
+        """Returns a text up to its first stop string."""
         ends = [at for stop in self.settings.stops if (at := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
@@ -123,23 +127,15 @@ class TextGenerator:
         text = self.tokenizer.decode(tokens, continues=True)
         return any(stop in text for stop in self.settings.stops)
 
-    def _settled(self, tokens: Sequence[int]) -> str:
-        """Returns the part of a partial answer's text that no further token can change.
-
-        The end of the text that may begin a stop string is left out. Returns "" while the last
-        token may belong to an incomplete character.
-        """
-        text = self.text(tokens)
-        # One byte that fits no character turns all adjacent bytes into replacement characters, too.
-        if text.endswith(TORN) or BYTE.fullmatch(self.tokenizer.piece(tokens[-1])):
-            return ""
+    def _begun(self, text: str) -> int:
+        """Returns the length of the longest end of a text that may begin a stop string."""
         begun = (
             length
             for stop in self.settings.stops
             for length in range(1, len(stop))
             if text.endswith(stop[:length])
         )
-        return text[: len(text) - max(begun, default=0)]
+        return max(begun, default=0)
 
     def _next(self, prompts: Sequence[Sequence[int]], count: int, images: Any) -> list[tuple]:
         count = min(count, self.model.config.vocabulary)

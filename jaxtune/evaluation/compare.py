@@ -95,7 +95,7 @@ def compare(
     progress = progress or Progress()
     assembly = Assembly.of(config, begun(workdir))
     exported = tuned_at(workdir, adapter) if tuned else None
-    encoder, placer, task = assembly.encoder, assembly.placer, assembly.task
+    encoder, placer, task = assembly.encoder, assembly.eval_placer, assembly.task
     _, source = assembly.sources
     if source is None:
         raise ValueError(
@@ -109,7 +109,7 @@ def compare(
     with locked_directory(workdir / EVAL, "eval"):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")
-            loader = assembly.evaluating(rows, placer.share)
+            loader = assembly.evaluating(rows, placer)
             loss = held_out.loss(candidate.model, candidate.variables, loader, placer)
             loader.close()
             where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"

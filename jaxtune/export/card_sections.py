@@ -25,7 +25,11 @@ from jaxtune.export.markdown import as_code, figure_text, file_name, number_text
 from jaxtune.workdir.directory import FREE, begun
 
 TOLD = ("model.path", "data.source", "eval.source")  # shown in other sections
-FILES = ("data.tokenizer", "data.image_root")  # settings that may hold local paths
+FILES = (
+    "data.tokenizer",
+    "data.chat_template",
+    "data.image_root",
+)  # settings that may hold local paths
 OUTSIDE = "loaded in transformers (with PEFT for an adapter)"
 MERGING = {"merged": "merging"}
 VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}

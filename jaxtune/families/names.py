@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Shape = tuple[int, ...]
+MOST_LISTED = 8  # lines of an error message, besides its title
+NEAR = 200  # names that a wrong one is compared with
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class Piece:
         rows = (foreign[self.layer] if self.stacked else foreign)[self.rows]
         back = rows.transpose(np.argsort(self.axes)) if self.axes else rows
         return back.reshape(self.own) if self.view else back
+
+    def index(self, places: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns where elements lie in the foreign tensor, given their places in our flat layout.
+
+        With it, single values are read without the others, whatever the layout.
+        """
+        viewed = np.unravel_index(places, self.view or self.own)
+        first, *rest = (viewed[axis] for axis in self.axes) if self.axes else viewed
+        layer = (np.full_like(first, self.layer),) if self.stacked else ()
+        return (*layer, first + self.rows.start, *rest)
 
     def foreign(self, ours: np.ndarray) -> np.ndarray:
         """Returns our leaf, or one layer of it, in the layout of the foreign tensor's rows."""
@@ -175,7 +187,7 @@ def check(
 ) -> None:
     """Raises `NamesError` if a checkpoint's tensors are not those that the model needs.
 
-    The message lists missing, unknown and misshapen tensors, up to 30 of each. `found` are the
+    The message lists the first missing, unknown and misshapen tensors. `found` are the
     shapes of the checkpoint's tensors; `other` are patterns of known tensors that are not ours.
     """
     expected = {piece.theirs: piece.shape for piece in parts}
@@ -184,30 +196,35 @@ def check(
     extra = [name for name in found if name not in known]
     wrong = [name for name in expected if name in found and found[name] != expected[name]]
     if missing or extra or wrong:
-        raise NamesError("\n".join(_report(expected, found, missing, extra, wrong)))
+        raise NamesError(_report(expected, found, missing, extra, wrong))
 
 
-def _report(expected, found, missing, extra, wrong) -> Iterable[str]:
-    yield (
+def listed(title: str, *groups: Sequence[str]) -> str:
+    """Returns an error message: a title and the first lines of each group, `MOST_LISTED` in all."""
+    given = [group for group in groups if group]
+    most = MOST_LISTED // max(1, len(given))
+    shown = [line for group in given for line in group[:most]]
+    more = sum(map(len, given)) - len(shown)
+    return "\n".join([title, *shown, *([f"  … and {more} more like these"] * (more > 0))])
+
+
+def _report(expected, found, missing, extra, wrong) -> str:
+    def hint(number: int, name: str, others: Iterable[str]) -> str:
+        return near(name, others) if number < MOST_LISTED else ""
+
+    return listed(
         "the tensors do not match the config: "
-        f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape"
-    )
-    yield from _most(f"  missing  {name} {expected[name]}{_near(name, extra)}" for name in missing)
-    yield from _most(f"  unknown  {name} {found[name]}{_near(name, expected)}" for name in extra)
-    yield from _most(
-        f"  shape    {name} is {found[name]}, the config expects {expected[name]}" for name in wrong
+        f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} with a wrong shape",
+        [f"  missing  {x} {expected[x]}{hint(i, x, extra)}" for i, x in enumerate(missing)],
+        [f"  unknown  {x} {found[x]}{hint(i, x, expected)}" for i, x in enumerate(extra)],
+        [f"  shape    {x} is {found[x]}, the config expects {expected[x]}" for x in wrong],
     )
 
 
-def _most(lines: Iterable[str], most: int = 30) -> list[str]:
-    lines = list(lines)
-    cut = len(lines) - most
-    return [*lines[:most], f"  … and {cut} more like these"] if cut > 0 else lines
-
-
-def _near(name: str, others: Iterable[str]) -> str:
+def near(name: str, others: Iterable[str]) -> str:
+    """Returns a hint at the name that is most like another one, or "" if none is like it."""
     # The same module under another prefix is the best suggestion, however long the prefix.
     tail = name.rsplit(".", 2)[-2:]
     candidates = [other for other in others if other.rsplit(".", 2)[-2:] == tail] or list(others)
-    nearest = difflib.get_close_matches(name, candidates[:2000], n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:200], candidates[:NEAR], n=1, cutoff=0.5)
     return f"  (nearest: {nearest[0]})" if nearest else ""

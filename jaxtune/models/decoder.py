@@ -15,8 +15,8 @@ from flax import struct
 from jaxtune.models.attention import attend, soften
 from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
-from jaxtune.models.layout import Layout, arrange, lengths
-from jaxtune.models.remat import named, policy
+from jaxtune.models.layout import Layout, arrange, check_tokens, lengths
+from jaxtune.models.remat import named, rematerialised
 from jaxtune.models.rope import Rope, angles, rotate
 
 
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         config = self.config
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False, policy=policy(self.remat)),
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
@@ -208,6 +208,7 @@ class Decoder(nn.Module):
         valid: jax.Array | None = None,  # bool[B, T]
         causal: jax.Array | None = None,  # bool[B, T]
     ) -> jax.Array:  # float32[B, T, V]
+        check_tokens(tokens)
         layout = arrange(tokens.shape, positions, segments, valid, causal)
         return self.logits(self.hidden(self.embed(tokens), layout))
 

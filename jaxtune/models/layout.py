@@ -1,5 +1,7 @@
 """Token layouts: positions, packed segments and attention masks. All masks are made here."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,6 +27,21 @@ class Layout:
     causal: bool = struct.field(pytree_node=False, default=True)
     whole: bool = struct.field(pytree_node=False, default=True)
     counted: bool = struct.field(pytree_node=False, default=True)
+
+
+def check_tokens(tokens: Any) -> None:
+    """Raises ValueError for tokens that are no array of integers [B, T]."""
+    shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
+    if shape is None or dtype is None:
+        found = f"a value of type {type(tokens).__name__}, {repr(tokens)[:40]}"
+    elif len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
+        found = f"{dtype}{list(shape)}"
+    else:
+        return
+    raise ValueError(
+        f"the tokens are {found}: expected an array of token ids int32[B, T], such as "
+        "jnp.asarray([[2, 10, 20]]); text becomes ids with model.origin.tokenizer.encode(text)"
+    )
 
 
 def arrange(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtune.models.cache import KVCache
 from jaxtune.models.decoder import Decoder, DecoderConfig
 from jaxtune.models.layers import Linear
-from jaxtune.models.layout import Layout, arrange
+from jaxtune.models.layout import Layout, arrange, check_tokens
 from jaxtune.models.siglip import Siglip, SiglipConfig
 
 
@@ -65,6 +65,7 @@ class PaliGemma(nn.Module):
         valid: jax.Array | None = None,  # bool[B, T]
         causal: jax.Array | None = None,  # bool[B, T]
     ) -> jax.Array:  # float32[B, T, V]
+        check_tokens(tokens)
         layout = arrange(tokens.shape, positions, segments, valid, causal)
         return self.logits(self.hidden(self.embed(tokens, images), layout))
 

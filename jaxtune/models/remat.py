@@ -1,24 +1,27 @@
 """Rematerialisation policies: which activations of a layer are kept for the backward pass."""
 
-from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 # "dots" keeps the outputs of linear maps by name. JAX's policies that keep every dot product would
-# also keep the adapter's.
+# also keep the adapter's. With "none" a layer is not wrapped at all, since a policy that keeps
+# everything would overrule `quant.dot`, and would keep every dequantised weight.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names("linear"),
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": None,
 }
 
 
-def policy(remat: str) -> Callable:
-    """Returns JAX's checkpoint policy for a key of `REMAT`."""
+def rematerialised(layer: type[nn.Module], remat: str) -> Any:
+    """Returns a layer that recomputes its activations as a key of `REMAT` says."""
     if remat not in REMAT:
         raise ValueError(f"remat {remat!r}: expected one of {', '.join(REMAT)}")
-    return REMAT[remat]
+    policy = REMAT[remat]
+    return nn.remat(layer, prevent_cse=False, policy=policy) if policy else layer
 
 
 def named(projected: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxtune.models.attention import plain
 from jaxtune.models.layers import ACTIVATIONS, LayerNorm, Linear, random
-from jaxtune.models.remat import named, policy
+from jaxtune.models.remat import named, rematerialised
 
 BLOCK = 1024  # patches per block of queries; bounds the memory of attention logits
 
@@ -123,7 +123,7 @@ class Siglip(nn.Module):
         shape = (config.grid**2, config.width)
         self.positions = self.variable("params", "positions", random(self, shape, 0.02))
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False, policy=policy(self.remat)),
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             length=config.layers,

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from jaxtune import tree
 from jaxtune.quant import block_scales
+from jaxtune.tree import modules
 
 # The value of each code, as a fraction of its block's scale. NF4 holds quantiles of a normal
 # distribution; FP4 holds the numbers with a sign bit, two exponent bits and one fraction bit.
@@ -133,6 +134,7 @@ def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, s
     if given is None:
         return {}
     rules = [(LINEAR, given), (r".*", None)] if isinstance(given, str) else given
+    rules = [(modules.pattern(name, modules.WEIGHT), kind) for name, kind in rules]
     found = tree.match(rules, paths, unused="allow" if isinstance(given, str) else "error")
     for path, kind in found.items():
         if kind is not None and kind not in MADE:

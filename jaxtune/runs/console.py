@@ -1,10 +1,12 @@
 """Reports that a run prints before its first step and after its last one."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxtune import quant, tree
 from jaxtune.assembly.placer import Placer
@@ -14,7 +16,7 @@ from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.progress import duration
-from jaxtune.sharding import unsplit_leaves
+from jaxtune.sharding import divisors, undivided
 from jaxtune.training.optim import Optimizer
 
 
@@ -33,10 +35,10 @@ def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[s
       batch: Section `batch` of the config.
       loader: Loader of the training rows, which knows the steps of an epoch.
       total: Steps of the whole run.
-      placer: Its mesh tells the devices, and whether they can divide a micro-batch's rows.
+      placer: Its mesh tells the devices.
 
     Returns:
-      Lines of text, with a note if every device must compute all rows.
+      Lines of text.
     """
     parts = batch.accumulate
     kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
@@ -48,13 +50,6 @@ def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[s
         "steps": f"{total:,} ({total / loader.steps_per_epoch:.3g} epochs of "
         f"{loader.steps_per_epoch:,} steps)",
     }
-    if not placer.divided:
-        lines["note"] = (
-            f"{placer.rows} rows cannot be divided among "
-            f"{placer.mesh.shape['data']} × {placer.mesh.shape['fsdp']} devices, so each computes "
-            "all of them; make batch.rows / batch.accumulate a multiple of "
-            f"{placer.mesh.shape['data'] * placer.mesh.shape['fsdp']}"
-        )
     return labelled(lines)
 
 
@@ -83,19 +78,8 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
     }
     if kinds := _quantised(start.frozen):
         lines["quantised"] = kinds
-    shapes = {
-        path: leaf if quant.is_quantized(leaf) else leaf.shape
-        for path, leaf in quant.by_path(start.frozen).items()
-    }
-    unsplit = unsplit_leaves(
-        {path: shape for path, shape in shapes.items() if path.startswith("params/")}, placer.mesh
-    )
-    if unsplit:
-        lines["note"] = (
-            f"every device holds all of {few(unsplit, len(unsplit))}: no mesh axis divides "
-            + ("it" if len(unsplit) == 1 else "them")
-        )
-    return labelled(lines)
+    weights = {**quant.by_path(start.frozen), **quant.by_path(start.selected)}
+    return labelled(lines) + _undivided(weights, placer.mesh)
 
 
 def leaf_table(start: Start, placer: Placer) -> list[str]:
@@ -161,6 +145,29 @@ def _losses(name: str, rows: Rows) -> Iterator[tuple[str, str]]:
             yield "left out", f"{left.count:,} {name} rows, {reason}: {'; '.join(left.first)}"
     if found.cut:
         yield "cut", f"{found.cut:,} {name} rows, by {found.cut_tokens:,} tokens"
+
+
+def _undivided(weights: Mapping[str, Any], mesh: Mesh) -> list[str]:
+    """Returns a warning for each mesh axis that does not divide some of the model's weights."""
+    shapes = {
+        path: leaf if quant.is_quantized(leaf) else leaf.shape
+        for path, leaf in weights.items()
+        if path.startswith("params/")
+    }
+    found: dict[str, dict[str, int]] = {}
+    for path, dimensions in undivided(shapes, mesh).items():
+        for axis, size in ((axis, each.size) for each in dimensions for axis in each.axes):
+            found.setdefault(axis, {})[path] = size
+    lines = []
+    for axis, sizes in found.items():
+        fits = [each for each in divisors(math.gcd(*sizes.values())) if each <= mesh.size]
+        text = (
+            f"mesh.{axis}={mesh.shape[axis]} does not divide {few(list(sizes), len(sizes))}, so it "
+            f"does not split {'it' if len(sizes) == 1 else 'them'}, and each device holds more; "
+            f"sizes that would: {', '.join(map(str, fits))}"
+        )
+        lines += labelled({"warning": text})
+    return lines
 
 
 def _held(start: Start) -> str:

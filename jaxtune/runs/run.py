@@ -158,9 +158,9 @@ def _rows(
     )
     length = assembly.config.batch.max_length
     _tell(progress, console.of_rows(length, train, held_out))
-    share = assembly.placer.share
-    loader = assembly.training(train, share)
-    evaluator = held_out and assembly.evaluating(held_out, share)
+    placer = assembly.placer
+    loader = assembly.training(train, placer.share)
+    evaluator = held_out and assembly.evaluating(held_out, placer)
     for each in filter(None, (loader, evaluator)):
         stack.callback(each.close)
     return RunRows(loader, evaluator, _answered(assembly, held_out))
@@ -198,7 +198,7 @@ def _begun(
     progress: Progress,
 ) -> tuple[TrainState, int, Tally]:
     """Returns the state, step and tally of the newest checkpoint, or those of a new run."""
-    if not checkpoints.steps:
+    if not checkpoints.begun:
         return start.state(), 0, Tally()
     found = checkpoints.restore(start.shapes)
     _tell(progress, [f"damaged checkpoint moved aside: {each}" for each in found.damaged])

@@ -7,13 +7,11 @@ position: plain JSON with the progress of the run and a checksum of every array.
 import contextlib
 import json
 import logging
-import os
-import re
 import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import tree
+from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
-SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
 NOT_RAISED = "exception was never retrieved"  # part of a message of asyncio
 METADATA = "_CHECKPOINT_METADATA"  # file of Orbax in each checkpoint
+STORED = ("leaves", "checksums")  # what is stored beside the position that `save` is given
 DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
 
@@ -52,6 +51,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._keep, self._best = keep, best
         self._saving: int | None = None
+        _silence_orbax()
 
     @cached_property
     def _manager(self):
@@ -59,7 +59,7 @@ class Checkpoints:
             return self._opened()
         except Exception as error:  # Orbax opens none if it cannot parse the metadata of one
             raise WorkdirError(
-                f"{self.directory} cannot be opened: {_short(error)}. A {METADATA} in it may be "
+                f"{self.directory} cannot be opened: {agreement.short(error)}. A {METADATA} in it may be "
                 "damaged: remove that file, without which a checkpoint can be read, and run the "
                 "same command again"
             ) from error
@@ -68,7 +68,6 @@ class Checkpoints:
         import orbax.checkpoint as orbax
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        _silence_orbax()
         if self._keep is None:
             options = orbax.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
@@ -91,7 +90,14 @@ class Checkpoints:
         """Steps of the checkpoints on disk, in ascending order."""
         if not self.directory.is_dir():
             return []
-        return sorted(self._manager.all_steps())
+        # Orbax's manager would wait for processes that see no such directory.
+        found = (each for each in self.directory.iterdir() if each.is_dir())
+        return sorted(int(each.name) for each in found if each.name.isdecimal())
+
+    @property
+    def begun(self) -> bool:
+        """Whether any process finds a checkpoint on disk."""
+        return agreement.highest(bool(self.steps)) > 0
 
     def save(
         self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None
@@ -137,23 +143,25 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> Restored:
         """Returns the newest undamaged checkpoint, or the one of a given step.
 
-        `like` is a pytree with the shapes, dtypes and shardings of the state. Newer checkpoints
-        that are damaged are moved to `DAMAGED`, except from a read-only directory.
+        `like` is a pytree with the shapes, dtypes and shardings of the state. A checkpoint that one
+        process cannot read is damaged for all of them. Newer checkpoints that are damaged are moved
+        to `DAMAGED`, except from a read-only directory.
 
         Raises:
           WorkdirError: If no checkpoint can be read, or if one was saved with another config.
         """
         damaged: dict[int, str] = {}
-        for each in [step] if step is not None else self.steps[::-1]:
-            try:
-                state, position = self._read(each, like)
-            except WorkdirError:
-                raise
-            except Exception as error:
-                damaged[each] = f"{self.directory / str(each)}: {_short(error)}"
+        while (each := self._next(step, damaged)) >= 0:
+            read, problem = agreement.together(partial(self._read, each, like))
+            if read is not None:  # in all processes, which take part in computing checksums
+                _, problem = agreement.together(partial(_verify, *read))
+            if problem:
+                damaged[each] = f"{self.directory / str(each)}: {problem}"
                 continue
+            leaves, position = read
             self._put_aside(damaged)
-            return Restored(each, state, position, tuple(damaged.values()))
+            saved = {name: position[name] for name in position if name not in STORED}
+            return Restored(each, _rebuilt(like, leaves), saved, tuple(damaged.values()))
         raise WorkdirError(
             "\n  ".join([f"no checkpoint in {self.directory} can be read:", *damaged.values()])
             + "\nMove the directory away to start from step 0"
@@ -170,10 +178,7 @@ class Checkpoints:
 
     def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns a checkpoint's arrays by slash path, in host memory, and its position."""
-        from orbax.checkpoint import args
-
-        held = args.Composite(state=args.StandardRestore())
-        found = tree.flatten(self._manager.restore(step, args=held)["state"])
+        found = tree.flatten(self._state(step))
         return {path: np.asarray(leaf) for path, leaf in found.items()}, self._position(step)
 
     def close(self) -> None:
@@ -182,29 +187,34 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        from orbax.checkpoint import args
+    def _next(self, step: int | None, damaged: Mapping[int, str]) -> int:
+        """Returns the newest step that is not known to be damaged, or -1: one for all processes."""
+        known = self.steps if step is None else [step]
+        return agreement.highest(max((each for each in known if each not in damaged), default=-1))
 
+    def _read(self, step: int, like: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Returns the leaves by slash path, not verified yet, and the position as it is stored."""
         position = self._position(step)
         wanted = _plain(like)
-        self._check_leaves(step, position.pop("leaves"), wanted)
-        restore = args.StandardRestore(tree.unflatten(wanted))
-        found = self._manager.restore(step, args=args.Composite(state=restore))["state"]
-        leaves = tree.flatten(found)
-        wrong = [
-            path
-            for path, expected in position.pop("checksums").items()
-            if checksums({path: leaves[path]})[path] != expected
-        ]
-        if wrong:
-            raise ValueError(f"{wrong[0]} does not match its checksum")
-        return _rebuilt(like, leaves), position
+        self._check_leaves(step, position["leaves"], wanted)
+        return tree.flatten(self._state(step, tree.unflatten(wanted))), position
+
+    # Orbax's handlers are called directly. Its manager waits for all processes after each restore,
+    # where one that found damage does not come.
+
+    def _state(self, step: int, wanted: Any = None) -> Any:
+        import orbax.checkpoint as orbax
+
+        item = self.directory / str(step) / "state"
+        restore = orbax.args.StandardRestore(wanted)
+        return orbax.StandardCheckpointHandler().restore(_present(item), args=restore)
 
     def _position(self, step: int) -> dict[str, Any]:
-        from orbax.checkpoint import args
+        import orbax.checkpoint as orbax
 
-        held = args.Composite(position=args.JsonRestore())
-        found = self._manager.restore(step, args=held)["position"]
+        item = self.directory / str(step) / "position"
+        restore = orbax.args.JsonRestore()
+        found = orbax.JsonCheckpointHandler().restore(_present(item), args=restore)
         if found["checksum"] != _checksum(found["content"]):
             raise ValueError("its position does not match its checksum")
         return found["content"]
@@ -231,18 +241,27 @@ class Checkpoints:
             )
 
     def _put_aside(self, damaged: Mapping[int, str]) -> None:
-        if self._keep is None:
+        """Moves damaged checkpoints away, in the first process; the others wait for that."""
+        if self._keep is None or not damaged:
             return
-        if damaged and jax.process_index() == 0:
-            for step in damaged:
-                target = self.directory.parent / DAMAGED / str(step)
+
+        def move() -> None:
+            here = [self.directory / str(step) for step in damaged if jax.process_index() == 0]
+            for directory in filter(Path.exists, here):
+                target = self.directory.parent / DAMAGED / directory.name
                 target.parent.mkdir(exist_ok=True)
                 number = 1
                 while target.exists():
                     number += 1
-                    target = target.with_name(f"{step}-{number}")
-                (self.directory / str(step)).rename(target)
-        if damaged:
+                    target = target.with_name(f"{directory.name}-{number}")
+                directory.rename(target)
+
+        _, problem = agreement.together(move)
+        if problem:
+            raise WorkdirError(
+                f"a damaged checkpoint could not be moved out of {self.directory}: {problem}"
+            )
+        if "_manager" in vars(self):
             self._manager.reload()
 
     def _unwritten(self, error: Exception) -> WorkdirError:
@@ -250,7 +269,7 @@ class Checkpoints:
         last = f"the last complete one is that of step {whole[-1]:,}" if whole else "none is left"
         problem = WorkdirError(
             f"the checkpoint of step {self._saving:,} could not be written to {self.directory}: "
-            f"{_short(error)}; {last}"
+            f"{agreement.short(error)}; {last}"
         )
         self._saving = None
         return problem
@@ -310,6 +329,26 @@ def _shape(described: list | None) -> str:
     return f"{described[1]}{described[0]}" if described else "nothing"
 
 
+def _present(item: Path) -> Any:
+    """Returns the path of a part of a checkpoint as Orbax takes it; raises if it is missing."""
+    from etils import epath
+
+    if not item.is_dir():
+        raise FileNotFoundError(f"{item.name} is missing")
+    return epath.Path(item)
+
+
+def _verify(leaves: Mapping[str, jax.Array], position: Mapping[str, Any]) -> None:
+    """Raises ValueError if a leaf does not match the checksum that is stored with the position."""
+    wrong = [
+        path
+        for path, expected in position["checksums"].items()
+        if checksums({path: leaves[path]})[path] != expected
+    ]
+    if wrong:
+        raise ValueError(f"{wrong[0]} does not match its checksum")
+
+
 @cache
 def _silence_orbax() -> None:
     """Drops what Orbax reports besides raising an error.
@@ -327,11 +366,3 @@ def _silence_orbax() -> None:
             before(ignored)
 
     sys.unraisablehook = report
-
-
-def _short(error: Exception) -> str:
-    """Returns an error's text on one line; of an error of the system, only what that says."""
-    if found := SYSTEM_ERROR.search(str(error)):
-        return os.strerror(int(found[1]))
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"

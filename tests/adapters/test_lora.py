@@ -120,9 +120,30 @@ def test_targets(pair):
 
 
 @pytest.mark.parametrize(
+    ("targets", "paths"),
+    [
+        (["q_proj", "v_proj"], ["attn/q", "attn/v"]),
+        ("self_attn.q_proj", ["attn/q"]),
+        (["qkv_proj", "layers/mlp/up/w"], ["attn/k", "attn/q", "attn/v", "mlp/up"]),
+        (["gate_up_proj"], ["mlp/gate", "mlp/up"]),
+        (["attention", "down_proj"], ["attn/k", "attn/o", "attn/q", "attn/v", "mlp/down"]),
+    ],
+)
+def test_peft_s_names_are_targets(pair, targets, paths):
+    key, variables = jax.random.key(0), pair(NAME).variables
+    made = jax.eval_shape(lambda: add_lora(variables, key=key, targets=targets))
+    assert sorted(adapters(made)) == [f"layers/{path}/w" for path in paths]
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"targets": "mlp"}, "'mlp': expected all-linear, attention or a list"),
+        ({"targets": "mlp"}, "'mlp': expected all-linear, attention, the name of a module such as"),
+        ({"targets": ["q_prj"]}, r"q_prj    \(matches no leaf; the nearest module name is q_proj"),
+        ({"targets": ["embed_tokens"]}, "no adapter can be added to embed/w"),
+        ({"targets": ["(.*)*x"]}, r"\(\.\*\)\*x    \(matches no leaf"),
+        ({"alpha": 1e308}, r"alpha 1e\+308: expected a number of at most 1e\+06"),
+        ({"alpha": float("nan")}, "alpha nan: expected a number"),
         (
             {"targets": ["layers/atn/.*"]},
             r"(?s)layers/atn/\.\*    \(matches no leaf\).*layers/attn/q/w",

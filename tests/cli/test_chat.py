@@ -1,13 +1,16 @@
 """What is typed becomes a prompt, and what comes of it is shown."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly.rows import identity
 from jaxtune.cli import chat
 from jaxtune.config import load as configs
+from jaxtune.data.errors import DataError
 from jaxtune.decoding import generate
 from jaxtune.tasks.palette import shown
 
@@ -64,6 +67,33 @@ def test_what_a_model_sees_of_a_text(text, data, seen, asked):
     assert asked(text, **data) == f"<bos>{seen}"
 
 
+def test_the_template_of_a_config_replaces_the_tokenizers(asked, assembly, tmp_path):
+    seen = asked("hi", messages="m", chat_template="alpaca")
+    assert seen.startswith("<bos>Below is an instruction")
+    assert seen.endswith("\n\n### Instruction:\nhi\n\n### Response:\n")
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages[0].content }}!<end_of_turn>")
+    chosen = dict(messages="m", chat_template=str(file))
+    assert asked("hi", **chosen) == "<bos>hi!<end_of_turn>"
+    ours = assembly(**chosen)
+    assert ours.tokenizer.chat_template == file.read_text()
+    before = identity(ours.config.data, ours.checkpoint, ours.today)
+    file.write_text("{{ messages[0].content }}?<end_of_turn>!")
+    assert identity(ours.config.data, ours.checkpoint, ours.today) != before
+    with pytest.raises(DataError, match=r"data\.chat_template 'llama3' writes <\|start_header_id"):
+        asked("hi", messages="m", chat_template="llama3")
+    with pytest.raises(ValueError, match=r"data\.chat_template is used only with data\.messages"):
+        asked("hi", chat_template="gemma")
+
+
+def test_the_settings_beside_a_named_tokenizer_belong_to_the_data(assembly, base, tmp_path):
+    directory = shutil.copytree(base, tmp_path / "base")
+    ours = assembly(tokenizer=str(directory / "tokenizer.model"), **TEMPLATE)
+    before = identity(ours.config.data, ours.checkpoint, ours.today)
+    (directory / "added_tokens.json").write_text("{}")
+    assert identity(ours.config.data, ours.checkpoint, ours.today) != before
+
+
 @pytest.mark.parametrize(
     "text, data, problem",
     [
@@ -72,9 +102,13 @@ def test_what_a_model_sees_of_a_text(text, data, seen, asked):
         ("{name} and so on", TEMPLATE, r"^line 3 begins like JSON but is not valid JSON"),
         ('{"nam": "a pen"}', TEMPLATE, r"^line 3: no column 'name'; did you mean 'nam'\?"),
         ("a pen", {"prefix": "{name} {size} ", "suffix": "x"},
-         r"^line 3: .*several columns; pass a JSON object with name, size$"),
-        ("a pen", {"prefix": "Say a word:", "suffix": "{x}"}, r"^line 3: .*no column.*; pass \{\}"),
-        ("a table", {"task": "totto"}, r"^line 3: .*columns; pass a JSON object with .*table"),
+         r"^line 3: .*several columns; type a row as JSON .*: {.name.: .…., .size.: .….}$"),
+        ("a pen", {"prefix": "Say a word:", "suffix": "{x}"},
+         r"^line 3: data.prefix is the same for every row, .*; type \{\} instead"),
+        ("a \ud800 pen", TEMPLATE, r"^line 3: column 'name' contains half of a .*U\+D800"),
+        ('{"name": "\\udc00"}', TEMPLATE, r"^line 3: column 'name' contains half of a character"),
+        ("\udcff", {"messages": "m"}, r"^line 3: column 'm'\[0\]\['content'\] contains half"),
+        ("a table", {"task": "totto"}, r"^line 3: .*columns; type a row as JSON .*table"),
     ],
 )  # fmt: skip
 def test_texts_that_are_no_prompt(text, data, problem, asked):

@@ -255,7 +255,7 @@ def test_templates_that_cannot_be_trained_on(checkpoint, template, message):
 def test_templates_that_are_broken_or_missing(checkpoint, tokenizer):
     with pytest.raises(DataError, match=r"chat template, line 2: .*endfor"):
         Tokenizer.open(checkpoint("gemma"), template="\n{% for m in messages %}{% endif %}")
-    with pytest.raises(DataError, match="has no chat template; pass one"):
+    with pytest.raises(DataError, match=r"no chat template; set data\.chat_template to a file"):
         tokenizer("sentencepiece_gemma").chat(TURNS)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxtune.data.errors import DataError, NothingScored, RowError, TooLong
-from jaxtune.data.examples import RowEncoder, columns
+from jaxtune.data.examples import Chat, RowEncoder, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.sources import open_source
 from jaxtune.data.survey import CHUNK, survey
@@ -89,10 +89,34 @@ def test_the_longest_row_is_named_and_long_ones_are_counted(write, prompt):
         survey(source, prompt(80))
 
 
-def test_a_row_with_nothing_scored_stops_whatever_the_policy(write, prompt):
+def test_a_row_with_nothing_scored_fails_or_is_skipped(write, prompt):
     source = open_source(write("a.jsonl", [*ROWS, {"prefix": "a", "suffix": ""}]))
     with pytest.raises(NothingScored, match=r"a.jsonl:301: no token is scored"):
-        survey(source, prompt(too_long="skip"), malformed="skip")
+        survey(source, prompt(too_long="skip"))
+    found = survey(source, prompt(), malformed="skip")
+    assert len(found.rows) == 300 and found.malformed.count == 1
+
+
+def test_a_conversation_without_an_answer_is_skipped_and_counted(write, tokenizer):
+    asked = [{"role": "user", "content": "a"}]
+    answered = [*asked, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": each} for each in (answered, asked, answered)]
+    source = open_source(write("a.jsonl", rows))
+    with pytest.raises(NothingScored, match=r"a.jsonl:2: no token is scored: the row has no comp"):
+        survey(source, RowEncoder(tokenizer("gemma"), Chat(), 64))
+    found = survey(source, RowEncoder(tokenizer("gemma"), Chat(), 64), malformed="skip")
+    assert found.rows.tolist() == [0, 2] and found.malformed.count == 1
+    assert "a.jsonl:2: no token is scored" in found.malformed.first[0]
+
+
+def test_half_characters_are_skipped_and_counted(write, prompt):
+    bad = [{"prefix": "a\ud800b", "suffix": "c"}, {"prefix": "a", "suffix": "b", "more": "\udfff"}]
+    source = open_source(write("a.jsonl", [*ROWS, *bad]))
+    with pytest.raises(RowError, match=r"a.jsonl:301: column 'prefix' contains half of a char"):
+        survey(source, prompt())
+    found = survey(source, prompt(), malformed="skip")
+    assert len(found.rows) == 300 and found.malformed.count == 2
+    assert "a.jsonl:302: column 'more' contains half" in found.malformed.first[1]
 
 
 def test_no_rows_left(write, prompt):

@@ -127,8 +127,10 @@ def test_rows_that_a_survey_leaves_out_are_not_asked(eval_rows, tmp_path):
         eval_rows(tmp_path, records, data={"bad_rows": "skip"})
     with pytest.raises(ValueError, match=r"rows.jsonl:4: no column 'suffix'"):
         eval_rows(tmp_path, records, data={"too_long": "skip"})
+    silent = {"prefix": "a", "suffix": ""}
+    assert [each.number for each in eval_rows(tmp_path, [silent, RECORDS[0]], data=skip)] == [1]
     with pytest.raises(NothingScored):
-        eval_rows(tmp_path, [{"prefix": "a", "suffix": ""}], data=skip)
+        eval_rows(tmp_path, [silent], data={"too_long": "skip"})
     with pytest.raises(ValueError, match="no held-out rows to answer"):
         eval_rows(tmp_path, [ODD], data=skip)
 

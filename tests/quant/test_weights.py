@@ -209,7 +209,7 @@ def test_arrays_lie_as_the_weight_does(kind, inputs, codes, scales):
     held = {"layers/mlp/up/w": quant.abstract((2, inputs, 24), kind)}
     found = sharding.shardings(held, mesh)["layers/mlp/up/w"]
     assert (tuple(found.codes.spec), tuple(found.scales.spec)) == (codes, scales)
-    assert sharding.unsplit_leaves(held, mesh) == []
+    assert sharding.undivided(held, mesh) == {}
 
 
 @pytest.mark.slow
@@ -238,6 +238,8 @@ def test_rules_take_the_linear_maps_of_layers():
     paths = ["embed/w", "head/w", "layers/attn/q/w", "layers/attn/q/b", "layers/mlp/up/w"]
     assert quant.kinds(paths, "nf4") == {"layers/attn/q/w": "nf4", "layers/mlp/up/w": "nf4"}
     assert quant.kinds(paths, None) == {}
+    rules = [("q_proj", "nf4"), ("all-linear", "int8"), (".*", None)]
+    assert quant.kinds(paths, rules) == {"layers/attn/q/w": "nf4", "layers/mlp/up/w": "int8"}
 
 
 def test_what_cannot_be_quantised_is_refused():

@@ -21,12 +21,14 @@ import ml_dtypes
 import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
+from jaxtune.checkpoint.formats.tensors import shown
 from jaxtune.quant import KINDS, Quantized, block_scales, grid, plain_scales
 from jaxtune.quant.codebooks import dynamic_map
 
 STATE = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>\w+)")
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 READ = ("nf4", "fp4")
+LARGEST_SIZE = 2**31  # of a matrix along an axis, and of a block
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Qu
     """
     outputs, inputs = weight.shape
     blocks, block, lines = grid((inputs, outputs), weight.block)
-    _check_sizes(stored, weight, blocks * lines)
+    _check_sizes(stored, weight)
     _check_map(stored, f"{weight.name}.quant_map", np.float32(KINDS[weight.kind].table))
     codes = _codes(stored, weight, blocks * block * lines)
     codes = codes.reshape(lines, blocks, block).transpose(1, 2, 0)
@@ -83,6 +85,34 @@ def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Qu
         parts |= _nested(stored, weight, scales)
     whole = Quantized(codes=codes, **parts)
     return whole if rows.indices(outputs) == (0, outputs, 1) else _some(whole, weight, rows)
+
+
+def values(
+    stored: Safetensors, weight: Packed, index: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:  # float32[n]
+    """Returns single values of a packed weight, given their rows and columns in [out, in]."""
+    _check_sizes(stored, weight)
+    places = np.ravel_multi_index(index, weight.shape)
+    pairs = _bytes(stored, weight.name, places // 2)
+    codes = np.where(places % 2, pairs & 15, pairs >> 4)
+    blocks = places // weight.block
+    scales = _flat(stored, f"{weight.name}.absmax", blocks)
+    if weight.nested_block is not None:
+        table = stored.read(f"{weight.name}.nested_quant_map").astype(np.float32).reshape(-1)
+        peaks = _flat(stored, f"{weight.name}.nested_absmax", blocks // weight.nested_block)
+        scales = table[scales] * peaks.astype(np.float32) + np.float32(weight.offset)
+    return np.float32(KINDS[weight.kind].table)[codes] * scales.astype(np.float32)
+
+
+def _flat(stored: Safetensors, name: str, places: np.ndarray) -> np.ndarray:
+    return stored.elements(name, np.unravel_index(places, stored.tensors[name].shape))
+
+
+def _bytes(stored: Safetensors, name: str, places: np.ndarray) -> np.ndarray:  # uint8[n]
+    """Returns single bytes of a tensor, whose dtype may be a wider one."""
+    size = stored.tensors[name].dtype.itemsize
+    held = _flat(stored, name, places // size).view(np.uint8).reshape(-1, size)
+    return held[np.arange(len(places)), places % size]
 
 
 def _packed(stored: Safetensors, match: re.Match) -> Packed:
@@ -96,34 +126,53 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         raise CheckpointError(f"the checkpoint has {match.string} but no tensor {missing[0]}")
     try:
         state = json.loads(stored.read(match.string).tobytes())
-        outputs, inputs = map(int, state["shape"])
+        outputs, inputs = state["shape"]
         nested = state.get("nested_blocksize")
-        offset = float(state.get("nested_offset", 0))
-        return Packed(name, kind, (outputs, inputs), int(state["blocksize"]), nested, offset)
+        sizes = [outputs, inputs, state["blocksize"], 1 if nested is None else nested]
+        offset = state.get("nested_offset", 0)
+        if any(type(size) is not int or not 0 < size < LARGEST_SIZE for size in sizes):
+            raise ValueError(f"found the sizes {shown(sizes)}")
+        if type(offset) not in (int, float) or not abs(offset) <= np.finfo(np.float32).max:
+            raise ValueError(f"found the nested_offset {shown(offset)}")
+        return Packed(name, kind, (outputs, inputs), state["blocksize"], nested, float(offset))
     except OSError:  # `stored` has only the headers of a Hub repository, not its weight files
         raise CheckpointError(
             f"{name} is stored in 4 bits, and {stored.tensors[match.string].file}, which has its "
             "quantisation parameters, is not on this machine: download the checkpoint and give "
             "its directory"
         ) from None
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CheckpointError(
             f"{match.string}: expected JSON with the shape and blocksize of {name} "
-            f"({type(problem).__name__}: {problem})"
+            f"({type(problem).__name__}: {shown(str(problem))})"
         ) from None
 
 
-def _check_sizes(stored: Safetensors, weight: Packed, scales: int) -> None:
-    found = (
-        stored.tensors[weight.name].nbytes,
-        math.prod(stored.read(f"{weight.name}.absmax").shape),
-    )
+def _check_sizes(stored: Safetensors, weight: Packed) -> None:
+    """Raises unless the codes and scales of a weight have the sizes and dtypes that it needs."""
+    absmax = stored.tensors[f"{weight.name}.absmax"]
+    found = stored.tensors[weight.name].nbytes, math.prod(absmax.shape)
+    scales = -(-math.prod(weight.shape) // weight.block)
     expected = -(-math.prod(weight.shape) // 2), scales
     if found != expected:
         raise CheckpointError(
             f"{weight.name}: expected {expected[0]} bytes and {expected[1]} scales for shape "
             f"{weight.shape} in blocks of {weight.block}, found {found[0]} bytes and {found[1]} "
             "scales"
+        )
+    nested = {"nested_absmax": -(-scales // (weight.nested_block or 1)), "nested_quant_map": 256}
+    for part, count in nested.items() if weight.nested_block is not None else ():
+        info = stored.tensors.get(f"{weight.name}.{part}")
+        if info is None or math.prod(info.shape) != count or info.dtype.kind in "biu":
+            raise CheckpointError(
+                f"{weight.name}.{part}: expected {count} numbers, found "
+                + (f"{info.dtype}{list(info.shape)}" if info else "no such tensor")
+            )
+    plain = weight.nested_block is None
+    if absmax.dtype.kind in "biu" if plain else absmax.dtype != np.uint8:
+        raise CheckpointError(
+            f"{absmax.name}: expected {'floating-point scales' if plain else 'uint8 codes'},"
+            f" found {absmax.dtype}"
         )
 
 

@@ -25,8 +25,11 @@ from jaxtune.checkpoint.formats.tensors import (
     CheckpointError,
     TensorInfo,
     Tensors,
+    check_name,
+    check_shape,
     impostor,
     nbytes,
+    shown,
     some,
 )
 from jaxtune.checkpoint.formats.writing import blocks, new_file
@@ -39,6 +42,7 @@ PLAIN = tuple(
 )
 READABLE = ", ".join(str(dtype) for dtype in (*PLAIN, BFLOAT16))
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DEFLATED = 1100  # bytes that one compressed byte can stand for; 1032 by the format
 INFLATED_BYTES = 2**20  # decompressed at a time
 # Exceptions of zipfile and zlib that mean here that the file is damaged.
 DAMAGE = (
@@ -101,6 +105,12 @@ class Npz(Tensors):
             self._inflated[name] = _inflate(info)
         return self._inflated[name]
 
+    def elements(self, name: str, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Returns single elements of an array, which is decompressed whole if it is compressed."""
+        if self._info(name).deflated:
+            return self.read(name)[index]
+        return super().elements(name, index)
+
     def close(self) -> None:
         """Drops the memory map and the cache; arrays that were already read stay valid."""
         super().close()
@@ -145,7 +155,8 @@ def write(
 def _check_kind(path: Path) -> None:
     """Raises if a file is not a zip archive, naming what it is instead where that is known."""
     if not path.is_file():
-        problem = "is a directory: name the .npz file" if path.is_dir() else "no such file"
+        problem = "is not a regular file" if path.exists() else "no such file"
+        problem = "is a directory: name the .npz file" if path.is_dir() else problem
         raise CheckpointError(f"{path}: {problem}")
     with path.open("rb") as file:
         first = file.read(64)
@@ -173,7 +184,8 @@ def _damage_explained(path: Path, part: str = "") -> Iterator[None]:
     except DAMAGE as error:
         where = f"{path}: {part}" if part else str(path)
         raise CheckpointError(
-            f"{where} is damaged ({error or type(error).__name__}): download or copy it again"
+            f"{where} is damaged ({shown(str(error) or type(error).__name__)}): download or copy it"
+            " again"
         ) from None
 
 
@@ -212,10 +224,12 @@ def _tensor_info(
 ) -> TensorInfo:
     name = member.filename.removesuffix(SUFFIX)
     where = f"{path}: array {name}"
+    check_name(path, name)
     _check_member(where, member)
     with _damage_explained(path, f"array {name}"), archive.open(member) as opened:
         shape, fortran, stored = _read_header(where, opened)
         header = opened.tell()
+    check_shape(where, shape)
     dtype = _dtype(where, stored)
     if header + nbytes(shape, dtype) != member.file_size:
         raise CheckpointError(
@@ -249,6 +263,11 @@ def _check_member(where: str, member: zipfile.ZipInfo) -> None:
             f"{where} takes up {member.compress_size:,} bytes instead of {member.file_size:,}: the"
             " file is damaged; download or copy it again"
         )
+    if member.file_size > DEFLATED * (member.compress_size + 1):
+        raise CheckpointError(
+            f"{where} declares {member.file_size:,} bytes, more than its {member.compress_size:,}"
+            " compressed ones can hold: the file is damaged; download or copy it again"
+        )
 
 
 def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -259,9 +278,7 @@ def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np
             raise ValueError(f"unsupported version {version}")
         shape, fortran, dtype = HEADERS[version](file)
     except BAD_HEADER as error:
-        raise CheckpointError(f"{where} has an invalid .npy header ({error})") from None
-    if any(size < 0 for size in shape):
-        raise CheckpointError(f"{where} has the invalid shape {list(shape)}: the file is damaged")
+        raise CheckpointError(f"{where} has an invalid .npy header ({shown(str(error))})") from None
     return shape, fortran, dtype
 
 
@@ -275,7 +292,7 @@ def _dtype(where: str, stored: np.dtype) -> np.dtype:
     if stored == RECORD:
         return BFLOAT16
     if stored not in PLAIN:
-        raise CheckpointError(f"{where} has dtype {stored.str}; jaxtune reads {READABLE}")
+        raise CheckpointError(f"{where} has dtype {shown(stored.str)}; jaxtune reads {READABLE}")
     return stored
 
 
@@ -290,7 +307,13 @@ def _data_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
 
 
 def _inflate(info: TensorInfo) -> np.ndarray:
-    held = np.empty(info.nbytes, np.uint8)
+    try:
+        held = np.empty(info.nbytes, np.uint8)
+    except MemoryError:
+        raise CheckpointError(
+            f"{info.file}: array {info.name} takes {info.nbytes:,} bytes once decompressed, more"
+            " than this machine has: save the file with numpy.savez"
+        ) from None
     with (
         _damage_explained(info.file, f"array {info.name}"),
         zipfile.ZipFile(info.file) as archive,

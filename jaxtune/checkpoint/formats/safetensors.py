@@ -18,8 +18,11 @@ from jaxtune.checkpoint.formats.tensors import (
     CheckpointError,
     TensorInfo,
     Tensors,
+    check_name,
+    check_shape,
     impostor,
     nbytes,
+    shown,
     some,
 )
 from jaxtune.checkpoint.formats.writing import blocks, full_disk_explained
@@ -53,6 +56,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+LONGEST_FILE = 255  # bytes of a file's name
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "*.pth", "*.pt")
 ZIP = (
@@ -77,7 +81,8 @@ class Safetensors(Tensors):
         if path.is_file():
             return cls(*_scan(path))
         if not path.is_dir():
-            raise CheckpointError(f"{path}: no such file or directory")
+            problem = "is not a regular file" if path.exists() else "no such file or directory"
+            raise CheckpointError(f"{path}: {problem}")
         if (path / SINGLE_NAME).is_file():
             return cls(*_scan(path / SINGLE_NAME))
         if (path / INDEX_NAME).is_file():
@@ -127,7 +132,8 @@ def write_sharded(
 
 def _scan(path: Path) -> Scan:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        problem = "is not a regular file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {problem}")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = _header_length(path, file.read(64), size)
@@ -135,7 +141,9 @@ def _scan(path: Path) -> Scan:
         entries = _json_object(path, file.read(length), "its header")
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: expected an object as __metadata__, found {metadata}")
+        raise CheckpointError(
+            f"{path}: expected an object as __metadata__, found {shown(metadata)}"
+        )
     tensors = {name: _tensor_info(path, name, entries[name], 8 + length) for name in entries}
     _check_layout(path, tensors.values(), 8 + length, size)
     return tensors, metadata
@@ -174,31 +182,44 @@ def _truncated(path: Path, size: int, promised: int) -> CheckpointError:
 
 def _json_object(path: Path, text: bytes, part: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {part} is not valid JSON ({error})") from None
+        raise CheckpointError(f"{path}: {part} is not valid JSON ({shown(str(error))})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {part} is a JSON {type(value).__name__}, not an object")
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object, of whose equal keys `json` would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} occurs twice")
+    return found
+
+
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
     """Parses one header entry, whose offsets count from the byte `data` of the file."""
+    check_name(path, name)
     try:
         kind, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
-            f"{path}: tensor {name}: expected a dtype, a shape and two data_offsets, found {entry}"
+            f"{path}: tensor {name}: expected a dtype, a shape and two data_offsets, found"
+            f" {shown(entry)}"
         ) from None
     if not isinstance(kind, str) or kind not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name} has dtype {kind}; jaxtune reads {', '.join(DTYPES)}"
+            f"{path}: tensor {name} has dtype {shown(kind)}; jaxtune reads {', '.join(DTYPES)}"
         )
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise CheckpointError(
-            f"{path}: tensor {name} has shape {entry['shape']} and offsets [{start}, {stop}]:"
-            " expected non-negative integers"
+            f"{path}: tensor {name} has shape {shown(entry['shape'])} and offsets"
+            f" {shown([start, stop])}: expected non-negative integers"
         )
+    check_shape(f"{path}: tensor {name}", shape)
     if stop - start != nbytes(shape, DTYPES[kind]):
         raise CheckpointError(
             f"{path}: tensor {name} spans {stop - start:,} bytes, but {kind} of shape"
@@ -235,7 +256,7 @@ def _scan_shards(index: Path) -> Scan:
     if missing:
         raise CheckpointError(
             f"{index}: {len(missing)} of the {len(files)} files that it lists are missing:"
-            f" {', '.join(missing)}. Download or copy them again"
+            f" {some(missing)}. Download or copy them again"
         )
     headers = {file: _scan(index.parent / file) for file in files}
     lost = [f"{name} ({file})" for name, file in weight_map.items() if name not in headers[file][0]]
@@ -253,10 +274,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
     # Only plain file names are accepted: an index must not lead to files outside its directory.
-    outside = [str(file) for file in weight_map.values() if Path(str(file)).name != file]
+    outside = [str(file) for file in weight_map.values() if not _is_plain(file)]
     if outside:
         raise CheckpointError(f"{index} names files outside its directory: {some(outside)}")
     return weight_map
+
+
+def _is_plain(file: Any) -> bool:
+    """Whether an index names a file in its own directory, by a name that a system accepts."""
+    if not isinstance(file, str) or not file.isprintable() or len(file.encode()) > LONGEST_FILE:
+        return False
+    return Path(file).name == file != ".."
 
 
 def _lone_file(directory: Path) -> Path:

@@ -8,7 +8,7 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -19,6 +19,11 @@ IMPOSTORS = {
     b"GGUF": "a GGUF file: use the safetensors version of this checkpoint",
     b"<": "a web page, perhaps an error page that was saved instead of the file",
 }
+
+
+MOST_AXES = 32
+LONGEST_NAME = 500  # characters of a tensor's name
+LARGEST = 2**48  # elements of a tensor
 
 
 class CheckpointError(ValueError):
@@ -60,6 +65,18 @@ class Tensors:
         return np.ndarray(
             info.shape, info.dtype, self._map(info.file), info.start, order=info.order
         )
+
+    def elements(self, name: str, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Returns single elements of a tensor; reads only their bytes, and no pages around them."""
+        info = self._info(name)
+        size = info.dtype.itemsize
+        places = np.ravel_multi_index(index, info.shape, order=info.order)
+        found = bytearray()
+        with info.file.open("rb", buffering=0) as file:
+            for place in places.tolist():
+                file.seek(info.start + size * place)
+                found += file.read(size)
+        return np.frombuffer(found, info.dtype)
 
     def release(self, name: str) -> None:
         """Drops a tensor's pages from memory; existing views stay valid and read the file again."""
@@ -103,6 +120,32 @@ def nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def check_name(path: Path, name: str) -> None:
+    """Raises if a tensor has a name that cannot be shown, or an absurdly long one."""
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: expected printable tensor names of at most {LONGEST_NAME} characters, found"
+            f" {name[:60]!a}: the header is damaged"
+        )
+
+
+def check_shape(where: str, shape: tuple[int, ...]) -> None:
+    """Raises if a header gives a shape that no tensor of a checkpoint has."""
+    negative = any(size < 0 for size in shape)
+    if len(shape) > MOST_AXES or negative or math.prod(max(size, 1) for size in shape) > LARGEST:
+        raise CheckpointError(
+            f"{where} has the invalid shape {shown(list(shape))}: expected at most {MOST_AXES} axes"
+            f" and {LARGEST:,} elements"
+        )
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """Returns a value found in a file for an error message, cut to `most` characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = ascii(text)[1:-1] if not text.isprintable() else text
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def impostor(first: bytes) -> str | None:
     """Returns what a file is, judged by its first bytes, if it is often mistaken for weights."""
     return next((kind for magic, kind in IMPOSTORS.items() if first.startswith(magic)), None)
@@ -111,4 +154,4 @@ def impostor(first: bytes) -> str | None:
 def some(names: list[str], most: int = 8) -> str:
     """Joins names for an error message, at most `most` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown, names[:most])) + more

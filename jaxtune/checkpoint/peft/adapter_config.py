@@ -1,21 +1,27 @@
 """Reads and writes PEFT's adapter_config.json: the target modules and their ranks and scales."""
 
+import functools
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxtune.adapters.lora import LARGEST_SCALE
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
+from jaxtune.tree.patterns import PatternError, Patterns
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-MOST_LISTED = 30  # lines of one error message
+PLAIN = re.compile(r"[\w.-]+")  # a pattern without repetitions or alternatives
+LAYER = re.compile(r"\.(?P<number>\d+)(?=\.)")
 INITS = (True, False, "gaussian", "eva", "orthogonal")  # these leave the base unchanged
 
 # Keys that may have any value. A key that is neither here nor in `EXPECTED` must be off (null,
@@ -28,11 +34,11 @@ HARMLESS = {
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 2**31
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_map(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -154,6 +160,8 @@ class Settings:
     def read(cls, directory: Path) -> "Settings":
         """Reads the config in an adapter's directory; raises if it needs what jaxtune lacks."""
         file = directory / CONFIG_NAME
+        if file.exists() and not file.is_file():
+            raise CheckpointError(f"{file} is not a regular file")
         try:
             raw = json.loads(file.read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
@@ -191,14 +199,21 @@ class Settings:
     def scale(self, module: str) -> np.float32:
         """Returns the factor on a module's low-rank product."""
         alpha = self._by_pattern("alpha_pattern", module, self.raw.get("lora_alpha", 8))
-        return np.float32(alpha / _divisor(self.rank(module), bool(self.raw.get("use_rslora"))))
+        scale = alpha / _divisor(self.rank(module), bool(self.raw.get("use_rslora")))
+        if abs(scale) > LARGEST_SCALE:
+            raise CheckpointError(
+                f"{self.file}: lora_alpha (or alpha_pattern) is {alpha:g} for {module}, which"
+                f" multiplies its adapter by {scale:g}: expected a factor of at most"
+                f" {LARGEST_SCALE:g}"
+            )
+        return np.float32(scale)
 
     def targeted(self, module: str) -> bool:
         """Whether PEFT would put an adapter beside this module."""
         chosen, left_out = self.raw.get("target_modules"), self.raw.get("exclude_modules")
-        if left_out and self._picks(left_out, module):
+        if left_out and self._picks("exclude_modules", module):
             return False
-        if not chosen or not self._picks(chosen, module):
+        if not chosen or not self._picks("target_modules", module):
             return False
         return isinstance(chosen, str) or module in chosen or self._in_a_chosen_layer(module)
 
@@ -211,18 +226,23 @@ class Settings:
                 fine = not value or key in HARMLESS
                 why = "expected null, because jaxtune does not support this setting"
             if not fine:
-                raise CheckpointError(f"{self.file}: {key} is {value!r}: {why}")
+                raise CheckpointError(f"{self.file}: {key[:80]} is {_shown(value)}: {why}")
 
     def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
         """Returns the value of the first pattern in `key` that matches the end of a module name."""
         for pattern, value in (self.raw.get(key) or {}).items():
-            if self._compiled(rf"(.*\.)?({pattern})$").match(module):
+            if PLAIN.fullmatch(pattern):
+                fits = _ends_in(module, pattern)
+            else:
+                fits = self._matches(key, rf"(.*\.)?({pattern})$", module)
+            if fits:
                 return value
         return otherwise
 
-    def _picks(self, chosen: str | list[str], module: str) -> bool:
+    def _picks(self, key: str, module: str) -> bool:
+        chosen = self.raw[key]
         if isinstance(chosen, str):
-            return bool(self._compiled(chosen).fullmatch(module))
+            return self._matches(key, chosen, module)
         return any(module == each or module.endswith(f".{each}") for each in chosen)
 
     def _in_a_chosen_layer(self, module: str) -> bool:
@@ -232,26 +252,34 @@ class Settings:
         patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
         lead = r"(?:^|.*?\.)" if self.raw.get("layers_pattern") else r".*?\."
         for pattern in patterns:
-            if match := self._compiled(rf"{lead}{pattern}\.(?P<number>\d+)\.").match(module):
-                return int(match["number"]) in ([layers] if isinstance(layers, int) else layers)
+            for number in LAYER.finditer(module):
+                before = module[: number.start()]
+                if self._matches("layers_pattern", f"{lead}{pattern}", before):
+                    chosen = [layers] if isinstance(layers, int) else layers
+                    return int(number["number"]) in chosen
         return False
 
-    def _compiled(self, pattern: str) -> re.Pattern:
+    @cached_property
+    def _patterns(self) -> Patterns:
+        return Patterns()
+
+    def _matches(self, key: str, pattern: str, text: str) -> bool:
         try:
-            return re.compile(pattern)
-        except re.error as problem:
-            raise CheckpointError(
-                f"{self.file}: {pattern!r} is not a valid regular expression: {problem}"
-            ) from None
+            return self._patterns.fullmatch(pattern, text)
+        except PatternError as problem:
+            raise CheckpointError(f"{self.file}: {key}: {problem}") from None
 
 
-def listed(title: str, lines: Iterable[str]) -> str:
-    """Returns an error message: a title and the first `MOST_LISTED` lines."""
-    lines = list(lines)
-    more = len(lines) - MOST_LISTED
-    return "\n".join(
-        [title, *lines[:MOST_LISTED], *([f"  … and {more} more like these"] * (more > 0))]
-    )
+def _ends_in(module: str, pattern: str) -> bool:
+    """Whether a plain pattern matches the last parts of a name, where a dot is any character."""
+    start = len(module) - len(pattern)
+    whole_parts = start == 0 or (start > 0 and module[start - 1] == ".")
+    return whole_parts and bool(_compiled(pattern).match(module, start))
+
+
+@functools.lru_cache(4096)  # each module may have a pattern of its own
+def _compiled(pattern: str) -> re.Pattern:
+    return re.compile(pattern)
 
 
 def _no_config(directory: Path) -> str:
@@ -263,6 +291,14 @@ def _no_config(directory: Path) -> str:
     return (
         f"{directory} has no {CONFIG_NAME}: expected the directory of an adapter in PEFT's layout"
     )
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of many digits"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _divisor(rank: int, rslora: bool) -> float:

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxtune import families
@@ -19,16 +18,19 @@ from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.load import leaf_shapes, match_names, read_config, table_of
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import stacking
-from jaxtune.checkpoint.peft.fingerprint import Fingerprint
+from jaxtune.checkpoint.peft.fingerprint import Fingerprint, named
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears
 from jaxtune.checkpoint.placing import oriented, quantized
-from jaxtune.checkpoint.processes import gathered
 from jaxtune.checkpoint.save import stored_at
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized, same
 
+WHAT_TO_DO = (
+    "If weights were trained too, write them: jaxtune.save_merged(model, jaxtune.merge(variables),"
+    " …). Otherwise pass the checkpoint that was loaded as `base`"
+)
 ROUNDING = 2.0**-8  # bound on the relative error of a weight held in a narrower dtype
 
 
@@ -98,23 +100,55 @@ class Base:
         if not self._holds(place, weight, first):
             raise CheckpointError(_explain_other_weight(self.directory, place, bool(started)))
 
+    @cached_property
+    def parts(self) -> tuple[Piece, ...]:
+        """Pieces of the checkpoint's tensors that make up each leaf; raises if they do not fit."""
+        table = table_of(self.family, self.model, self.stored)
+        return match_names(table, self.shapes, self.stored, self.family.other, self.directory)
+
     def piece_of(self, path: str, layer: int | None) -> Piece:
         """Returns the piece of the checkpoint that holds a leaf or a layer of it."""
-        table = table_of(self.family, self.model, self.stored)
-        parts = match_names(table, self.shapes, self.stored, self.family.other, self.directory)
-        return next(piece for piece in parts if (piece.path, piece.layer) == (path, layer))
+        return next(piece for piece in self.parts if (piece.path, piece.layer) == (path, layer))
 
-    def fingerprint(self, path: str, layer: int | None, weight: Any) -> Fingerprint | None:
-        """Returns the fingerprint of the checkpoint's weight; None if it is only a config.json.
+    def fingerprint(self, like: Fingerprint | None = None) -> Fingerprint | None:
+        """Returns the checkpoint's fingerprint, to compare with `like` if that is given.
 
-        If the checkpoint stores it in 4 bits, the fingerprint is that of `weight`, which is the
-        same weight in memory.
+        None if the checkpoint is only a config.json.
         """
         if not self.stored.tensors:
             return None
-        place = self.piece_of(path, layer)
-        coded = place.theirs in bnb.packed(self.stored)
-        return Fingerprint.of(path, layer, weight if coded else oriented(self.stored.read, place))
+        packed = bnb.packed(self.stored)
+
+        def read(piece: Piece, places: np.ndarray) -> np.ndarray:
+            index = piece.index(places)
+            if piece.theirs in packed:
+                return bnb.values(self.stored, packed[piece.theirs], index)
+            return self.stored.elements(piece.theirs, index).astype(np.float32)
+
+        return Fingerprint.of(names.by_leaf(self.parts), packed, read, like)
+
+    def held(self, params: Mapping[str, Any], changed: Collection[str]) -> Fingerprint:
+        """Takes the fingerprint of weights in memory, without quantised and `changed` ones.
+
+        With several processes, all of them must call this.
+        """
+        if not self.stored.tensors:
+            return Fingerprint({})
+        leaves = names.by_leaf(self.parts)
+        plain = {
+            path: params[path]
+            for path in leaves
+            if path in params and path not in changed and not is_quantized(params[path])
+        }
+        return Fingerprint.of_arrays(leaves, plain)
+
+    def refuse_others(self, held: Fingerprint, published: Fingerprint | None) -> None:
+        """Raises, naming the leaves, if weights in memory are not those of the checkpoint."""
+        if published and (other := published.only(held.samples).differences(held)):
+            raise CheckpointError(
+                f"the variables are not the weights of {self.directory}, so the adapters alone"
+                f" would not reproduce this model: {named(other)}. {WHAT_TO_DO}"
+            )
 
     def _holds(self, place: Piece, weight: Any, first: Lora | None) -> bool:
         """Whether a weight equals the checkpoint's, less the product of its initial adapter.
@@ -141,9 +175,7 @@ def _explain_other_weight(directory: Path, place: Piece, started: bool) -> str:
     return (
         f"{place.path} of the variables is not {place.theirs} of {directory}, so the adapters alone"
         " would not reproduce this model. If they were initialised with init='pissa', pass the"
-        " variables that add_lora returned as `initial`. If weights were trained too, write them:"
-        " jaxtune.save_merged(model, jaxtune.merge(variables), …). Otherwise pass the checkpoint"
-        " that was loaded as `base`"
+        f" variables that add_lora returned as `initial`. {WHAT_TO_DO}"
     )
 
 
@@ -160,7 +192,7 @@ def params_of(variables: Mapping) -> dict[str, Any]:
 def refuse_other_base(
     noted: Fingerprint, model: Model, params: Mapping[str, Any], label: str
 ) -> None:
-    """Raises if an adapter was trained on other weights than those of the model's origin.
+    """Raises, naming the leaves, if an adapter was trained on another base than the model's origin.
 
     Args:
       noted: fingerprint in the adapter's file.
@@ -168,15 +200,13 @@ def refuse_other_base(
       params: its parameters by slash path.
       label: the adapter as error messages name it.
     """
-    if noted.path not in params:
-        return
-    weight = jax.tree.map(gathered, one_layer(params[noted.path], noted.layer))
     base = Base.at(Origin.of(model).path, params)
     with base.stored:
-        found = base.fingerprint(noted.path, noted.layer, weight)
-    if found and not noted.near(found):
-        raise CheckpointError(
-            f"{label} was trained on a different base than {model.origin}: {noted.path} differs by "
-            f"{noted.apart(found):.2g} of its norm. Load the base it was trained on, or call "
-            "jaxtune.load_adapter(…, any_base=True) if this is intended"
-        )
+        found = base.fingerprint(noted)
+    if found is None or not (different := noted.differences(found)):
+        return
+    raise CheckpointError(
+        f"{label} was trained on a different base than {model.origin}: {len(different)} of "
+        f"{len(found.samples)} leaves differ. {named(different)}. Load the "
+        "base it was trained on, or call jaxtune.load_adapter(…, any_base=True) if this is intended"
+    )

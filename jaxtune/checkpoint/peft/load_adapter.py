@@ -1,6 +1,5 @@
 """Loads an adapter that PEFT or jaxtune wrote, and adds it to the variables of its model."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -62,7 +61,7 @@ def load_adapter(
     modules = stacking.linears(table, leaf_shapes(model))
     if problems := list(_misfits(found, modules, settings)):
         title = f"{source}{settings.base} does not fit the model from {model.origin}:"
-        raise CheckpointError(adapter_config.listed(title, problems))
+        raise CheckpointError(names.listed(title, problems))
     if not any_base and (noted := Fingerprint.noted(metadata)):
         refuse_other_base(noted, model, params, f"{source}{settings.base}")
     adapters = {
@@ -103,11 +102,12 @@ def _without_towers(found: Modules, other: Sequence[str]) -> Modules:
 
 
 def _misfits(found: Modules, modules: Linears, settings: adapter_config.Settings) -> Iterator[str]:
+    unknown = [module for module in found if module not in modules]
+    for number, module in enumerate(unknown):
+        hint = names.near(module, modules) if number < names.MOST_LISTED else ""
+        yield f"  unknown  {module}: the model has no such linear map{hint}"
     for module, adapter in found.items():
         if module not in modules:
-            near = difflib.get_close_matches(module, modules, n=1, cutoff=0.5)
-            hint = f" (nearest: {near[0]})" if near else ""
-            yield f"  unknown  {module}: the model has no such linear map{hint}"
             continue
         parts = {"a": adapter.a.shape[1:], "b": adapter.b.shape[:1]}
         if adapter.magnitude is not None:

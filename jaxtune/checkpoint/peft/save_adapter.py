@@ -25,6 +25,7 @@ from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.families import names
 
 
 def save_adapter(
@@ -66,6 +67,7 @@ def save_adapter(
         started = {} if initial is None else _fitting(initial, standing, "`initial`")
         if jax.process_index() == 0:
             refuse_existing(target, overwrite, adapter_config.CONFIG_NAME)
+    held = standing.held(params, started)
     sample = standing.smallest(adapters)
     weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
     norms = {
@@ -76,7 +78,8 @@ def save_adapter(
         if jax.process_index() == 0:
             adapters = _since(started, adapters)
             standing.check(sample, weight, started)
-            fingerprint = standing.fingerprint(sample.path, sample.layer, weight)
+            fingerprint = standing.fingerprint()
+            standing.refuse_others(held, fingerprint)
             adapter = _Written.of(adapters, norms, standing, fingerprint)
             with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
@@ -102,7 +105,7 @@ def _fitting(variables: Mapping, base: Base, label: str) -> dict[str, Lora]:
         problems.append("  some have a magnitude (DoRA) and some do not: PEFT needs all or none")
     if problems:
         raise CheckpointError(
-            adapter_config.listed(f"the adapters in {label} do not fit {base.directory}:", problems)
+            names.listed(f"the adapters in {label} do not fit {base.directory}:", problems)
         )
     return adapters
 
@@ -125,7 +128,7 @@ def _since(started: Adapters, adapters: Adapters) -> Adapters:
     ]
     if unlike:
         raise CheckpointError(
-            adapter_config.listed(
+            names.listed(
                 "`initial` must have the same adapters with the same scales; these differ:", unlike
             )
         )

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune.adapters.lora import Lora, one_layer
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
-from jaxtune.checkpoint.peft.adapter_config import Settings, listed
+from jaxtune.checkpoint.peft.adapter_config import Settings
 from jaxtune.checkpoint.processes import gathered
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
@@ -30,6 +30,7 @@ TENSOR = re.compile(
     rf"{re.escape(PREFIX)}(?P<module>.+)\."
     r"((?P<a>lora_A\.weight)|(?P<b>lora_B\.weight)|(?P<magnitude>lora_magnitude_vector(\.weight)?))"
 )
+LONGEST_NAME = 500  # characters of a tensor's name
 RANKS = "jaxtune_ranks"  # in a file's metadata: the rank of each weight in a fused module
 
 
@@ -134,20 +135,21 @@ def read_pairs(stored: Safetensors, settings: Settings) -> dict[str, LowRank]:
     grouped: dict[str, dict[str, str]] = {}
     problems = []
     for name, info in stored.tensors.items():
-        match = TENSOR.fullmatch(name)
+        match = TENSOR.fullmatch(name) if len(name) <= LONGEST_NAME else None
         if match and info.dtype.kind not in "biu":
             part = next(part for part in PARTS if match[part])
             grouped.setdefault(match["module"], {})[part] = name
         else:
             problems.append(
-                f"  {name} {info.dtype}{list(info.shape)}: not a LoRA tensor{_advice(name)}"
+                f"  {name[:LONGEST_NAME]} {info.dtype}{list(info.shape)}: not a LoRA tensor"
+                + _advice(name)
             )
     for module, parts in grouped.items():
         shapes = {part: stored.tensors[name].shape for part, name in parts.items()}
         problems += [f"  {module}: {each}" for each in _broken_promises(module, shapes, settings)]
     if problems:
         files = ", ".join(sorted({str(info.file) for info in stored.tensors.values()}))
-        raise CheckpointError(listed(f"{files} does not match {settings.file}:", problems))
+        raise CheckpointError(names.listed(f"{files} does not match {settings.file}:", problems))
     return {
         module: LowRank(
             scale=settings.scale(module),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxtune import sharding, tree
+from jaxtune import sharding
 from jaxtune.quant import is_quantized
 
 
@@ -36,31 +36,22 @@ def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
 
 def placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placement]:
     """Returns the placement of every leaf, given its shape and dtype or its quantised arrays."""
-    rules = tree.match(sharding.RULES, held, unused="allow")
     found = {}
     shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
+    whole = sharding.undivided(shapes, mesh)
     for path, where in sharding.shardings(shapes, mesh).items():
         leaf = held[path]
-        axes = _axes(where, leaf.ndim)
-        wanted = zip(leaf.shape, rules[path], axes, strict=False)
-        undivided = [
-            _whole_because(entry, mesh, size) for size, entry, got in wanted if got is None
-        ]
+        reasons = (
+            f"{', '.join(f'{name}={mesh.shape[name]}' for name in each.axes)} does not divide "
+            f"{each.size:,}"
+            for each in whole.get(path, ())
+        )
         found[path] = Placement(
-            axes=axes,
-            undivided=tuple(filter(None, undivided)),
+            axes=sharding.split_axes(where, leaf.ndim),
+            undivided=tuple(reasons),
             bytes_per_device=_device_bytes(leaf, where),
         )
     return found
-
-
-def _axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | None, ...]:
-    """Returns the mesh axes that split each dimension of a leaf; if quantised, of its weight."""
-    if not is_quantized(where):
-        return (*where.spec, *[None] * (dimensions - len(where.spec)))
-    # Codes are [..., blocks, block, out]: a split of either `blocks` or `block` splits the inputs.
-    *layers, blocks, block, outputs = where.codes.spec
-    return (*layers, blocks or block, outputs)
 
 
 def _device_bytes(leaf: Any, where: Any) -> int:
@@ -72,13 +63,3 @@ def _device_bytes(leaf: Any, where: Any) -> int:
         return size * jax.dtypes.itemsize_bits(array.dtype)
 
     return sum(jax.tree.leaves(jax.tree.map(bits_of, leaf, where))) // 8
-
-
-def _whole_because(entry: str | tuple | None, mesh: AbstractMesh, size: int) -> str | None:
-    """Returns why an unsplit dimension could not be split: `fsdp=8 does not divide 211`.
-
-    Returns None if no rule would split it over more than one device.
-    """
-    names = entry if isinstance(entry, tuple) else (entry,)
-    axes = [f"{name}={mesh.shape[name]}" for name in names if mesh.shape.get(name, 1) > 1]
-    return f"{', '.join(axes)} does not divide {size:,}" if axes else None

@@ -23,6 +23,7 @@ from jaxtune.cli.inspect.placement import Placement, abstract_mesh, placements
 from jaxtune.cli.inspect.quant_measure import quant_report
 from jaxtune.cli.inspect.quant_report import QuantReport, check_kinds, read_text
 from jaxtune.data.errors import DataError
+from jaxtune.data.side_files import SideFiles
 from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.display.columns import few
@@ -104,7 +105,8 @@ def inspect(
     described = load.describe(*hub.locate_headers(source))
     leaves = _leaves(described, mesh, dtype)
     rows = described.model.config.vocabulary
-    tokenizer = tokenizer_facts(_tokenizer_of(described.directory), described.raw, rows)
+    files = SideFiles(_tokenizer_of(described.directory), strict=False)
+    tokenizer = tokenizer_facts(files, described.raw, rows)
     return Report(
         source=os.fspath(source),
         directory=str(described.directory),

@@ -159,6 +159,10 @@ def with_state(text):
     return lambda tensors: tensors.update({name: np.frombuffer(text.encode(), np.uint8)})
 
 
+def recast(name, dtype):
+    return lambda tensors: tensors.update({name: tensors[name].astype(dtype)})
+
+
 def renamed(tensors):
     tensors["w.quant_state.bitsandbytes__nf5"] = tensors.pop("w.quant_state.bitsandbytes__nf4")
 
@@ -175,6 +179,25 @@ def renamed(tensors):
             "expected JSON with the shape and blocksize of w",
         ),
         (with_state('{"shape": [8, 256], "blocksize": 64}'), "1024 bytes and 32 scales"),
+        *(
+            (with_state(f'{{"shape": [8, 128], {rest}}}'), "expected JSON with the shape and bloc")
+            for rest in (
+                '"blocksize": 0',
+                '"blocksize": 64.5',
+                '"blocksize": 64, "nested_blocksize": "256"',
+                '"blocksize": 64, "nested_blocksize": 256, "nested_offset": 1e999',
+                f'"blocksize": {"9" * 5000}',
+            )
+        ),
+        (with_state('{"a":' * 100_000), "expected JSON with the shape and blocksize of w"),
+        (with_state("[1]"), "expected JSON with the shape and blocksize of w"),
+        (without("w.nested_absmax"), "w.nested_absmax: expected 1 numbers, found no such tensor"),
+        (without("w.nested_quant_map"), "w.nested_quant_map: expected 256 numbers, found no such"),
+        (recast("w.absmax", np.int8), "w.absmax: expected uint8 codes, found int8"),
+        (
+            with_state('{"shape": [8, 128], "blocksize": 64}'),
+            "w.absmax: expected floating-point scales, found uint8",
+        ),
         (renamed, "'nf5': expected one of nf4, fp4"),
     ],
 )

@@ -85,6 +85,16 @@ def test_fortran_order(tmp_path, save, dtype):
 
 
 @pytest.mark.parametrize("save", SAVERS)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_single_elements(tmp_path, save, order):
+    array = np.asarray(random_array((3, 5, 7), np.dtype(np.float16)), order=order)
+    save(tmp_path / "model.npz", w=array)
+    index = np.unravel_index(np.arange(0, array.size, 4), array.shape)
+    with Npz.open(tmp_path / "model.npz") as stored:
+        np.testing.assert_array_equal(stored.elements("w", index), array[index])
+
+
+@pytest.mark.parametrize("save", SAVERS)
 def test_scalars_and_empty_arrays(tmp_path, save):
     arrays = {
         "empty": np.zeros((0, 4), np.float32),

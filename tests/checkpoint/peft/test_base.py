@@ -4,11 +4,10 @@ import re
 import shutil
 
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import jaxtune
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
-from tests.checkpoint.peft.adapters import PLAIN, WEIGHTS, adapted, attach, check_same
+from tests.checkpoint.peft.adapters import PLAIN, adapted, attach, check_same
 from tests.marks import slow_after
 
 
@@ -36,15 +35,12 @@ def test_another_base_of_the_same_shapes(pair, other, directory):
         jaxtune.load_adapter(model, variables, directory)
     message = str(refused.value)
     assert str(pair("llama-linear").directory) in message and str(model.origin) in message
-    apart = re.search(r"a different base .* differs by (\S+) of its norm", message)[1]
+    apart = re.search(
+        r"a different base .*: 12 of 12 leaves differ. embed/w differs by (\S+) of its norm",
+        message,
+    )[1]
     assert float(apart) == pytest.approx(0.01, rel=0.2)
     attached = jaxtune.load_adapter(model, variables, directory, any_base=True)
-    check_same(attached, attach(pair("llama-linear"), directory))
-
-
-def test_a_base_that_was_rounded_is_the_same(pair, other, directory):
-    model, variables = other(2**-9)
-    attached = jaxtune.load_adapter(model, variables, directory)
     check_same(attached, attach(pair("llama-linear"), directory))
 
 
@@ -56,9 +52,3 @@ def test_codes_are_told_by_what_they_were_made_from(pair, other, directory):
     jaxtune.load_adapter(made.model, same, directory)
     with pytest.raises(CheckpointError, match="trained on a different base"):
         jaxtune.load_adapter(model, variables, directory)
-
-
-def test_a_note_that_is_none_of_ours(pair, directory):
-    save_file(load_file(directory / WEIGHTS), directory / WEIGHTS, {"jaxtune_base": "llama"})
-    with pytest.raises(CheckpointError, match="jaxtune_base that jaxtune did not write: 'llama'"):
-        attach(pair("llama-linear"), directory)

@@ -168,10 +168,28 @@ def test_adapters_lie_where_their_weights_do(pair, tmp_path):
         ({"r": "4"}, "r is '4': expected a positive integer"),
         ({"rank_pattern": {"v_proj": 2}}, r"v_proj: lora_B.weight has shape \[24, 4\].*rank is 2"),
         ({"alpha_pattern": {"(": 2}}, r"'\(.*' is not a valid regular expression"),
-        ({"target_modules": ["q_proj"]}, "up_proj: it is present, but target_modules"),
+        ({"target_modules": ["q_proj"]}, "k_proj: it is present, but target_modules"),
         ({"target_modules": 7}, "target_modules is 7: expected a name, a list of names"),
         ({"lora_dropout": 1}, "lora_dropout is 1: expected a number from 0 to less than 1"),
         ({"use_dora": True}, "q_proj: lora_magnitude_vector is missing"),
+        (
+            {"lora_alpha": 1e308},
+            r"lora_alpha .* is 1e\+308 for model.*: expected a factor of at mo",
+        ),
+        ({"alpha_pattern": {"v_proj": -1e30}}, r"alpha_pattern\) is -1e\+30 for .*v_proj, which m"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.*…: expected a number"),
+        ({"r": 10**400}, "r is 1000.*…: expected a positive integer"),
+        (
+            {"rank_pattern": {"q_proj": 0}},
+            "rank_pattern is {'q_proj': 0}: expected an object whose",
+        ),
+        ({"target_modules": "(.*)*x"}, "_proj: it is present, but target_modules"),
+        (
+            {"target_modules": "(?:(?=(?:(?=(?:(?=(?:(?=.*)*.*)*.*)*.*)*.*)*.*)*).)*x"},
+            "target_modules: .* takes too long to match: write it without nested repetitions",
+        ),
+        ({"target_modules": "(" * 5000}, r"target_modules: '\(\(.*…' is (nested|not a valid)"),
+        ({"exclude_modules": r"(a)\1"}, "exclude_modules: .* has a reference to a group"),
     ],
 )
 def test_configs_we_cannot_follow(pair, directory, changes, says):
@@ -220,8 +238,9 @@ def test_tensors_that_do_not_fit(pair, directory, changes, says):
 def test_adapters_of_other_models(pair, directory, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"unknown  model.layers.0.*q_proj.*nearest.*qkv_proj"
-    ):
+    ) as refused:
         attach(pair(FUSED), directory)
+    assert len(str(refused.value).splitlines()) == 1 + 8 + 1  # a title, and how many more
     with pytest.raises(
         CheckpointError, match=r"k_proj: lora_B.weight has size 24, the model expects 12"
     ):

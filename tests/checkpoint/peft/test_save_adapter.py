@@ -205,6 +205,7 @@ def test_what_is_not_written(pair, tmp_path):
     made = pair("llama-linear")
     variables = adapted(made)
     tuned = jax.tree.map(lambda leaf: leaf * 1.02, made.variables["params"])
+    embedded = made.variables["params"] | {"embed": {"w": -made.variables["params"]["embed"]["w"]}}
     other = pair("mistral-mqa").directory
     lora, mixed, path = variables["lora"], adapters(variables), "layers/attn/q/w"
     mixed[path] = mixed[path].replace(magnitude=np.ones(48))
@@ -212,6 +213,11 @@ def test_what_is_not_written(pair, tmp_path):
         (made.variables, made.directory, "no adapters in the variables: .*save_merged"),
         ({"lora": lora}, made.directory, "the variables have no 'params' \\(found lora\\)"),
         (variables | {"params": tuned}, made.directory, "If weights were trained too, write them"),
+        (
+            variables | {"params": embedded},
+            made.directory,
+            "not the weights of .*: embed/w differs by 2 of its norm. If weights were trained too",
+        ),
         (
             variables,
             other,

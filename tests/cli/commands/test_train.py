@@ -53,7 +53,7 @@ def test_rows_that_cannot_be_trained_on(content, data, problem, config, failure)
     [
         (["--config.optim.lrr=1"], "optim.lrr (command line): no such field; did you mean"),
         (["--config.optim.lr=fast"], "optim.lr (command line): found 'fast', expected number"),
-        (["--config.data.task=pallette"], "data.task 'pallette' is not one of 'caption',"),
+        (["--config.data.task=pallette"], "data.task 'pallette' is not one of 'alpaca',"),
         (["--config.model.path=./nowhere"], "'./nowhere': no such directory or file"),
         (["--config.mesh.fsdp=3"], "expected sizes whose product is the device count"),
         (["--config.trainable.targets=['layers/attn/z/w']"], "these rules apply to no leaf"),

@@ -41,7 +41,7 @@ def test_unmatched_leaves_and_the_rules_are_both_named():
     message = str(error.value)
     assert "layers/attn/q/w" in message
     assert "layers/atn/.*    (matches no leaf)" in message
-    assert "layers/mlp/up/w" in message.split("the leaves are:")[1]
+    assert "layers/mlp/up/w" in message.split("the leaves most like them are:")[1]
     assert "layers/mlp/up/w" not in message.split("the rules, in order")[0]
 
 
@@ -55,8 +55,33 @@ def test_tables_for_many_models_may_have_idle_rules():
 
 
 def test_long_listings_are_cut():
-    with pytest.raises(tree.RuleError, match="… and 60 more"):
+    with pytest.raises(tree.RuleError, match="… and 94 more"):
         tree.match([("x", 1)], [f"leaf{i}" for i in range(100)])
+
+
+def test_the_names_of_modules_are_rules():
+    rules = [("self_attn.q_proj", 1), ("up_proj", 2), (".*", 3)]
+    assert tree.select({"params": LEAVES}, rules) == {
+        "params": {
+            "embed": {"w": 3},
+            "layers": {"attn": {"q": {"w": 1, "b": 1}}, "mlp": {"up": {"w": 2}}},
+        }
+    }
+
+
+def test_a_misspelt_name_is_told_the_nearest_ones():
+    paths = [f"params/layers/{part}/w" for part in ("attn/q", "attn/k", "mlp/up")]
+    paths += [f"params/layers/other{number}/w" for number in range(50)]
+    with pytest.raises(tree.RuleError) as error:
+        tree.match([("q_prj", 1), ("layers/atn/q/w", 2), (".*", 3)], paths)
+    message = str(error.value)
+    assert "q_prj    (matches no leaf; the nearest module name is q_proj)" in message
+    assert "… and 47 more" in message and len(message.splitlines()) == 11
+
+
+def test_a_pattern_that_would_hang_is_decided():
+    with pytest.raises(tree.RuleError, match=r"\(\.\*\)\*x    \(matches no leaf"):
+        tree.match([("(.*)*x", 1), (".*", 2)], ["layers/" + "a" * 400])
 
 
 def test_partition_and_combine_undo_each_other():

@@ -1,18 +1,23 @@
 """Pytree leaves by slash path, and rules over these paths: ordered lists of (pattern, value).
 
-A pattern is a regular expression that must match a whole path, such as `layers/attn/.*/w`.
-The first rule that matches a leaf gives its value. A leaf that no rule matches is an error, and so
-is a rule that decides no leaf: either may be a typo that would otherwise go unnoticed.
+A pattern is a regular expression that must match a whole path, such as `layers/attn/.*/w`, or the
+name that transformers and PEFT give to a module, such as `q_proj` (see `modules.py`). The first
+rule that matches a leaf gives its value. A leaf that no rule matches is an error, and so is a rule
+that decides no leaf: either may be a typo that would otherwise go unnoticed.
 """
 
-import re
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from jaxtune.tree import modules
+from jaxtune.tree.patterns import Patterns
+
 Rules = Sequence[tuple[str, Any]]
 IsLeaf = Callable[[Any], bool] | None
+MOST_LISTED = 6  # paths and rules in an error message
 
 
 class RuleError(ValueError):
@@ -86,9 +91,9 @@ def refuse_idle(name: str, rules: Rules, paths: Iterable[str]) -> None:
 
 def _deciding(rules: Rules, paths: Iterable[str]) -> dict[str, int]:
     """Returns, by path, the number of the first rule that matches; unmatched paths are left out."""
-    patterns = [re.compile(pattern) for pattern, _ in rules]
+    patterns, texts = Patterns(), [modules.pattern(rule) for rule, _ in rules]
     found = {
-        path: next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(path)), None)
+        path: next((i for i, text in enumerate(texts) if patterns.fullmatch(text, path)), None)
         for path in paths
     }
     return {path: number for path, number in found.items() if number is not None}
@@ -142,22 +147,28 @@ def _explain(rules: Rules, paths: list[str], unmatched: list[str], idle: list[in
         lines += ["no rule matches these leaves:", *_listing(unmatched)]
         lines += ["the rules, in order:", *_listing([pattern for pattern, _ in rules])]
     if idle:
-        lines += ["these rules apply to no leaf:", *_listing(_idle(rules, paths, idle))]
-        lines += ["the leaves are:", *_listing(paths)]
+        late = {number for number in idle if _deciding([rules[number]], paths)}
+        described = [_idle(rules[number][0], number in late) for number in idle]
+        lines += ["these rules apply to no leaf:", *_listing(described)]
+        if lost := [rules[number][0] for number in idle if number not in late]:
+            ordered = sorted(paths, key=lambda path: -_likeness(lost[0][:100], path))
+            lines += ["the leaves most like them are:", *_listing(ordered)]
     return "\n".join(lines)
 
 
-def _idle(rules: Rules, paths: list[str], idle: list[int]) -> list[str]:
-    """Returns each idle pattern with the reason: it matches nothing, or earlier rules decide."""
-    described = []
-    for number in idle:
-        pattern = rules[number][0]
-        late = any(re.fullmatch(pattern, path) for path in paths)
-        reason = "earlier rules match all its leaves" if late else "matches no leaf"
-        described.append(f"{pattern}    ({reason})")
-    return described
+def _idle(pattern: str, late: bool) -> str:
+    """Returns an idle pattern with the reason: it matches nothing, or earlier rules decide."""
+    if late:
+        return f"{pattern}    (earlier rules match all its leaves)"
+    near = modules.nearest(pattern)
+    hint = f"; the nearest module name is {near}" if near and near != pattern else ""
+    return f"{pattern}    (matches no leaf{hint})"
 
 
-def _listing(items: Sequence[str], most: int = 40) -> list[str]:
-    shown = [f"  {item}" for item in items[:most]]
-    return shown + ([f"  … and {len(items) - most} more"] if len(items) > most else [])
+def _likeness(pattern: str, path: str) -> float:
+    return difflib.SequenceMatcher(None, pattern, path, autojunk=False).ratio()
+
+
+def _listing(items: Sequence[str]) -> list[str]:
+    shown, more = [f"  {item}" for item in items[:MOST_LISTED]], len(items) - MOST_LISTED
+    return shown + ([f"  … and {more} more"] if more > 0 else [])
