@@ -2,6 +2,7 @@
 # make demo-pictures   another one learns to say all that a picture shows
 # make test    the whole suite
 # make check   lint, the import rule and the fast tests
+# make hostile tries 20,000 bad inputs and kills runs 60 times; SEED=N repeats a seed's inputs
 # make format  put the code into its one format
 
 PYTHON ?= python3
@@ -26,6 +27,9 @@ check: .venv/.test-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+hostile: .venv/.test-ready
+	$(BIN)/python -m tests.hostile $(if $(SEED),--seed $(SEED)) $(OPTIONS)
+
 format: .venv/.test-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -44,4 +48,4 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-.PHONY: demo demo-pictures test check format
+.PHONY: demo demo-pictures test check hostile format

@@ -58,11 +58,14 @@ def whole_file(final: Path, partial: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a UTF-8 text file whole or not at all, and creates its folder if that is missing."""
+    """Writes a UTF-8 text file whole or not at all, and creates its folder if that is missing.
+
+    Lone surrogates, which UTF-8 cannot hold, become escapes, as JSON writes them.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as out:
-            out.write(text.encode())
+            out.write(text.encode(errors="backslashreplace"))
     except OSError as error:
         raise UnwritableError(file, error) from None
 

@@ -87,3 +87,10 @@ def test_a_file_of_another_shape_is_refused(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(UnreadableError, match=r"a.json is not valid: expected an object, found a"):
         read_json(tmp_path / "a.json", SHAPE)
+
+
+def test_half_a_character_is_written_as_json_escapes_it(tmp_path):
+    """Names in other programs' files may hold lone surrogates; found by `make hostile`."""
+    content = {"a\ud800": "é\udcff"}
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_bytes()) == content

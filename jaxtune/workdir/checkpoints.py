@@ -24,6 +24,8 @@ from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import WorkdirError
 
 ITEMS = ("state", "position")
+NOT_RAISED = "exception was never retrieved"  # part of a message of asyncio
+METADATA = "_CHECKPOINT_METADATA"  # file of Orbax in each checkpoint
 STORED = ("leaves", "checksums")  # what is stored beside the position that `save` is given
 DAMAGED = "damaged"  # directory beside the checkpoints that unreadable ones are moved to
 
@@ -53,6 +55,16 @@ class Checkpoints:
 
     @cached_property
     def _manager(self):
+        try:
+            return self._opened()
+        except Exception as error:  # Orbax opens none if it cannot parse the metadata of one
+            raise WorkdirError(
+                f"{self.directory} cannot be opened: {agreement.short(error)}. A {METADATA} in it may be "
+                "damaged: remove that file, without which a checkpoint can be read, and run the "
+                "same command again"
+            ) from error
+
+    def _opened(self):
         import orbax.checkpoint as orbax
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
@@ -341,9 +353,11 @@ def _verify(leaves: Mapping[str, jax.Array], position: Mapping[str, Any]) -> Non
 def _silence_orbax() -> None:
     """Drops what Orbax reports besides raising an error.
 
-    It logs the same error several times, with tracebacks, and after a failure TensorStore calls
-    back an event loop that Orbax has closed, which Python reports as an ignored exception.
+    It logs the same error several times, with tracebacks; after a failure TensorStore calls back an
+    event loop that Orbax has closed, which Python reports as an ignored exception; and asyncio logs
+    the errors of the writes that failed after the first one.
     """
+    logging.getLogger("asyncio").addFilter(lambda record: NOT_RAISED not in record.getMessage())
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
     before = sys.unraisablehook
 

@@ -20,7 +20,7 @@ import filelock
 import jax
 
 from jaxtune.config.load import difference
-from jaxtune.files import UnwritableError, write_json
+from jaxtune.files import UnwritableError, special_kind, write_json
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
 CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
@@ -192,12 +192,11 @@ def decisive(changes: Iterable[str]) -> list[str]:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """Reads a JSON object that jaxtune wrote; returns None if the file does not exist."""
-    try:
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    content = read_bytes(file)
+    if content is None:
         return None
-    except OSError as error:
-        raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise WorkdirError(
             f"{file} is not valid JSON ({error}), so its run cannot be identified; name another "
@@ -206,6 +205,22 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise WorkdirError(f"{file} is not a JSON object; name another --workdir, or move it away")
     return found
+
+
+def read_bytes(file: Path) -> bytes | None:
+    """Reads a file of a run; returns None if it does not exist.
+
+    Raises WorkdirError for what cannot be read, such as a directory, and for what might be read
+    without an end, such as a named pipe.
+    """
+    try:
+        if kind := special_kind(file):
+            raise WorkdirError(f"{file} is {kind}, expected a regular file; move it away")
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _about(path: Path) -> dict[str, Any] | None:
@@ -253,12 +268,7 @@ def _stepped(path: Path) -> bool:
     """Whether the run in a directory has done a step that its checkpoints or its journal know."""
     if _has_checkpoints(path):
         return True
-    try:
-        return b'"kind": "train"' in (path / METRICS).read_bytes()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise WorkdirError(f"{path / METRICS} cannot be read: {error.strerror}") from None
+    return b'"kind": "train"' in (read_bytes(path / METRICS) or b"")
 
 
 def _has_checkpoints(path: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from jaxtune.config.run_sections import Log
 from jaxtune.files import UnwritableError, whole_file
-from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError
+from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, read_bytes
 from jaxtune.workdir.tensorboard import EventFile
 
 
@@ -154,12 +154,7 @@ def entries(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     A last line without a line break is incomplete, as its process was killed, and is left out.
     Raises WorkdirError for a line that jaxtune did not write.
     """
-    try:
-        lines = file.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise WorkdirError(f"{file} cannot be read: {error.strerror}") from None
+    lines = (read_bytes(file) or b"").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if line.endswith(b"\n"):
             yield line, _entry(line, f"{file}:{number}")

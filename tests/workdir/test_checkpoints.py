@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, and what is taken for damaged."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +131,20 @@ def test_a_changed_position_is_damage(opened, tmp_path):
         opened().restore(like(state()))
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"item_handlers": 5}'])
+def test_metadata_that_orbax_cannot_parse_is_named(content, opened, tmp_path):
+    """Orbax then opens no checkpoint of the directory; found by `make hostile`."""
+    saved = opened(keep=2)
+    saved.save(1, state(), {})
+    saved.wait()
+    file = tmp_path / "checkpoints/1/_CHECKPOINT_METADATA"
+    file.write_text(content)
+    with pytest.raises(WorkdirError, match=r"A _CHECKPOINT_METADATA in it .* remove that file"):
+        opened(keep=2).restore(like(state()))
+    file.unlink()
+    assert opened(keep=2).restore(like(state())).step == 1
+
+
 def test_a_checkpoint_of_another_model(opened):
     saved = opened(keep=2)
     saved.save(1, state(), {})
@@ -138,6 +154,14 @@ def test_a_checkpoint_of_another_model(opened):
     ):
         opened().restore(like(state(width=7)))
     assert opened().steps == [1]
+
+
+def test_writes_that_fail_after_the_first_are_not_reported(opened, caplog):
+    """Of several files that a full disk cannot take; found by `make hostile`."""
+    opened(keep=1).save(1, state(), {})
+    logging.getLogger("asyncio").error("_GatheringFuture exception was never retrieved")
+    logging.getLogger("asyncio").error("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_a_full_disk_is_one_message(opened, capfd):

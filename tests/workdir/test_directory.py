@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -148,6 +149,20 @@ def test_a_run_json_that_jaxtune_did_not_write(content, problem, tmp_path):
     with pytest.raises(WorkdirError, match=problem):
         run_at(tmp_path)
     assert (tmp_path / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("make, kind", [(os.mkfifo, "a named pipe"), (os.mkdir, "a directory")])
+def test_what_is_no_file_is_not_read(name, make, kind, tmp_path):
+    """Reading a named pipe would wait for ever; found by `make hostile`."""
+    if name != "run.json":
+        stepped(tmp_path)
+    if name == "metrics.jsonl":
+        shutil.rmtree(tmp_path / "checkpoints")  # now only the journal says whether it has stepped
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(WorkdirError, match=f"{name} is {kind}, expected a regular file"):
+        run_at(tmp_path, {"optim": {"lr": 0.1}}, accept_changes=True)
 
 
 def stepped(place, **about):
