@@ -158,8 +158,8 @@ def test_a_long_value_is_cut():
 def test_all_problems_are_listed_with_where_they_come_from():
     more = dict(optim=dict(lr="x", lrr=1), batch=3, steps=5, epochs=1)
     assert problems(more, "--config.steps=6", "--config.seed=-1", "--config.mesh.tensor=0") == [
-        "optim.lr (run.py): found 'x', expected number ≥ 0 and ≤ 1,000,000; usually 1e-5 to 1e-3 with "
-        "adamw",
+        "optim.lr (run.py): found 'x', expected number ≥ 0 and ≤ 1,000,000; usually 1e-5 to 1e-3 "
+        "with adamw",
         "optim.lrr (run.py): no such field; did you mean optim.lr?",
         "batch (run.py): found 3, but this is a section; set its fields, such as batch.rows",
         "seed (command line): found '-1', expected whole number ≥ 0 and ≤ 4,294,967,295",
