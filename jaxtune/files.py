@@ -113,11 +113,13 @@ def read_json(file: Path, shape: Any = object, *, most: int = MOST_JSON) -> Any:
     try:
         content = json.loads(text.decode("utf-8-sig"))
     except RecursionError:
-        raise UnreadableError(f"{file} is not JSON: it is nested too deeply") from None
+        raise UnreadableError(
+            f"{file} is not valid JSON (it is nested too deeply); repair or remove it"
+        ) from None
     except ValueError as error:
-        raise UnreadableError(f"{file} is not JSON: {error}") from None
+        raise UnreadableError(f"{file} is not valid JSON ({error}); repair or remove it") from None
     if problem := misfit(content, shape):
-        raise UnreadableError(f"{file} is not valid: {problem}; repair or remove it")
+        raise UnreadableError(f"{file} is not valid ({problem}); repair or remove it")
     return content
 
 

@@ -180,7 +180,7 @@ def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
 def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
     """Returns the predictions already in a directory by row number; drops a torn last line."""
     held = directory / "about.json"
-    if held.exists() and read_json(held) != about:
+    if held.exists() and read_json(held, dict) != about:
         raise ValueError(
             f"{directory} contains answers of another model or other settings; remove it first"
         )

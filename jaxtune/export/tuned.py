@@ -47,7 +47,7 @@ def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
     if before is None:
         raise WorkdirError(
             f"{workdir / CONFIG} is missing, so the config of the run's checkpoints is not known: "
-            "restore it"
+            "restore it, or run the training command again with --accept-changes, which writes it"
         )
     changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:

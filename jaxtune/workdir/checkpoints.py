@@ -59,9 +59,9 @@ class Checkpoints:
             return self._opened()
         except Exception as error:  # Orbax opens none if it cannot parse the metadata of one
             raise WorkdirError(
-                f"{self.directory} cannot be opened: {agreement.short(error)}. A {METADATA} in it may be "
-                "damaged: remove that file, without which a checkpoint can be read, and run the "
-                "same command again"
+                f"{self.directory} cannot be opened: {agreement.short(error)}. A {METADATA} in it "
+                "may be damaged: remove that file, without which a checkpoint can be read, and run "
+                "the same command again"
             ) from error
 
     def _opened(self):
@@ -150,6 +150,8 @@ class Checkpoints:
         Raises:
           WorkdirError: If no checkpoint can be read, or if one was saved with another config.
         """
+        if self._keep is not None:
+            self._manager  # noqa: B018 (opened now, so that what prevents saving is told now)
         damaged: dict[int, str] = {}
         while (each := self._next(step, damaged)) >= 0:
             read, problem = agreement.together(partial(self._read, each, like))

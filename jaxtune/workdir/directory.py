@@ -203,7 +203,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
             "--workdir, or move this one away"
         ) from None
     if not isinstance(found, dict):
-        raise WorkdirError(f"{file} is not a JSON object; name another --workdir, or move it away")
+        raise WorkdirError(
+            f"{file} is not valid: expected a JSON object; name another --workdir, or move it away"
+        )
     return found
 
 

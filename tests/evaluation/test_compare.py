@@ -17,7 +17,7 @@ from jaxtune.evaluation import compare, held_out
 from jaxtune.metrics import Prediction
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
-from jaxtune.workdir.directory import WorkdirError, locked_directory
+from jaxtune.workdir.directory import WorkdirError, claim, locked_directory
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +149,13 @@ def test_in_the_hubs_cache_the_content_is_the_name(tmp_path):
 def test_one_evaluation_at_a_time(base, rows, tmp_path):
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
+    claim(tmp_path)
     with (
         locked_directory(tmp_path / "eval", "eval"),
         pytest.raises(WorkdirError, match="another eval is using"),
     ):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
-    assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == [".lock", "eval", "run.json"]
 
 
 @pytest.fixture
