@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from jaxtune.display.errors import UserError
+
 # Kinds of paths that cannot be read like a file; reading some of them would wait for ever.
 KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -25,11 +27,11 @@ LARGEST_NUMBER = 1e18  # of a JSON file whose shape is checked; NaN and infinity
 MOST_JSON = 16 * 2**20  # bytes of a JSON file; a larger one is refused before it is parsed
 
 
-class UnreadableError(ValueError):
+class UnreadableError(UserError):
     """A file that is there, but cannot be read as what it should be."""
 
 
-class UnwritableError(ValueError):
+class UnwritableError(UserError):
     """A file or directory that cannot be written where it should be."""
 
     def __init__(self, path: Path, error: OSError):
