@@ -203,9 +203,9 @@ def test_an_adapter_is_loaded_onto_a_base_that_is_loaded_once(loads, base, monke
 def test_weights_that_are_not_numbers(base, rows, tmp_path):
     model, variables = jaxtune.load(base)
     broken = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), variables)
-    jaxtune.save_merged(model, broken, tmp_path / "broken")
+    place = str(jaxtune.save_merged(model, broken, tmp_path / "broken"))
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
     with pytest.raises(held_out.LossError, match=r"broken: the held-out loss is nan for the rows"):
-        compare.compare(config, tmp_path, adapter=str(tmp_path / "broken"), progress=Quiet())
-    assert not (tmp_path / "eval.json").exists()
+        compare.compare(config, tmp_path / "run", adapter=place, progress=Quiet())
+    assert not (tmp_path / "run/eval.json").exists()
