@@ -26,7 +26,7 @@ SHORT = """
 from pathlib import Path
 
 def get_config():
-    space = {{}}
+    space = {{"__file__": {path!r}}}
     exec(Path({path!r}).read_text(), space)
     config = space["get_config"]()
     few = dict(every=None, rows=2)
