@@ -1,8 +1,10 @@
 """PaliGemma on the bundled tiny base: a picture -> a sentence that describes it, in minutes."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-TINY = "configs/tiny_pictures"
+TINY = Path(__file__).parent / "tiny_pictures"
 
 
 def get_config() -> ConfigDict:

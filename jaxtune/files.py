@@ -1,4 +1,7 @@
-"""Writes files whole or not at all: a file gets its final name once its bytes are on disk."""
+"""Writes files whole or not at all, and reads JSON files that may be damaged or hostile.
+
+A written file gets its final name once its bytes are on disk.
+"""
 
 import contextlib
 import json
@@ -17,15 +20,19 @@ KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+MOST_JSON = 16 * 2**20  # bytes of a JSON file; a larger one is refused before it is parsed
+
+
+class UnreadableError(ValueError):
+    """A file that is there, but cannot be read as what it should be."""
 
 
 class UnwritableError(ValueError):
-    """A file or directory that cannot be written where the user asked for it."""
+    """A file or directory that cannot be written where it should be."""
 
     def __init__(self, path: Path, error: OSError):
-        super().__init__(
-            f"{path} cannot be written: {error.strerror}; choose another directory with --workdir"
-        )
+        super().__init__(f"{path} cannot be written: {error.strerror}")
+        self.path = path
 
 
 @contextlib.contextmanager
@@ -73,3 +80,35 @@ def special_kind(path: str | Path) -> str:
     except (OSError, ValueError):  # missing, or no valid path: opening it reports that
         return ""
     return next((kind for matches, kind in KINDS if matches(mode)), "")
+
+
+def read_json(file: Path, most: int = MOST_JSON) -> Any:
+    """Returns the content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+      file: The file, or a link to it.
+      most: Bytes that it may have.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      UnreadableError: If it is no regular file, is too large, is not JSON, or is nested too deeply.
+    """
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+            raise UnreadableError(f"{file} is not a regular file; expected JSON")
+        if about.st_size > most:
+            raise UnreadableError(
+                f"{file} has {about.st_size:,} bytes; expected JSON of at most {most:,} bytes"
+            )
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except RecursionError:
+        raise UnreadableError(f"{file} is not JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise UnreadableError(f"{file} is not JSON: {error}") from None

@@ -92,7 +92,7 @@ def test_workdir_that_cannot_be(checkpoint, capsys):
     Path("file").touch()
     message = failure(capsys, "inspect", checkpoint, "--workdir", "file/runs")
     assert "file/runs/run.json cannot be written: Not a directory" in message
-    assert "choose another directory with --workdir" in message
+    assert "choose another path with --workdir" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -21,7 +21,8 @@ from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
 from jaxtune.checkpoint.hub import locate
-from jaxtune.config.schema import Config
+from jaxtune.config.fields import ConfigError
+from jaxtune.config.schema import MANY, Config
 from jaxtune.data.examples import RowEncoder
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
@@ -131,9 +132,15 @@ class Assembly:
         return rows.loader(batch, given, self.config.data.workers, **more)
 
     def total_steps(self, loader: Loader) -> int:
-        """Returns the number of steps of a run, at least 1."""
-        config = self.config
-        return config.steps or max(1, round((config.epochs or 1) * loader.steps_per_epoch))
+        """Returns the number of steps of a run, at least 1; raises if they are more than `MANY`."""
+        epochs = self.config.epochs or 1
+        total = self.config.steps or max(1, round(epochs * loader.steps_per_epoch))
+        if total > MANY:
+            raise ConfigError(
+                f"epochs: {epochs:g} epochs of {loader.steps_per_epoch:,} steps are {total:,} "
+                f"steps, and a run may have {MANY:,}; lower epochs, or set steps"
+            )
+        return total
 
     # Devices
 

@@ -24,6 +24,7 @@ from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors, some
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.origin import Origin
+from jaxtune.display.escapes import shown
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import IMPLEMENTATIONS
@@ -204,8 +205,8 @@ def refuse_quantised(raw: Mapping, directory: Path) -> None:
         return
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
     raise CheckpointError(
-        f"{directory} is stored quantised ({method}, according to quantization_config in its "
-        "config.json), and jaxtune reads only the 4-bit formats of bitsandbytes: use the "
+        f"{directory} is stored quantised ({shown(method)}, according to quantization_config in "
+        "its config.json), and jaxtune reads only the 4-bit formats of bitsandbytes: use the "
         "full-precision checkpoint that it was made from"
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.data.errors import DataError
 from jaxtune.decoding.text import TextGenerator
+from jaxtune.display.escapes import visible
 from jaxtune.evaluation.compare import tuned_at, tuned_variables
 from jaxtune.files import write_json
 from jaxtune.workdir.directory import claim
@@ -107,7 +108,7 @@ def answer(
     parts = []
     for part in generator.stream(prompt.tokens, prompt.images):
         parts.append(part)
-        say(part)
+        say(for_output(part))
     whole = "".join(parts)
     shown = getattr(task, "shown", None)
     say((_instead(whole, shown) if shown and sys.stdout.isatty() else "") + "\n")
@@ -145,10 +146,18 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": found["answer"]}]
 
 
+def for_output(text: str) -> str:
+    """Returns a text as standard output gets it: control characters are visible on a terminal.
+
+    Where the output goes to a file or another program, the text stays as it is.
+    """
+    return visible(text) if sys.stdout.isatty() else text
+
+
 def _instead(text: str, shown: Callable[[str, bool], str]) -> str:
     """Returns the task's form of an answer, to print over its text, or below it if it is long."""
     short = text.isprintable() and len(text) < shutil.get_terminal_size().columns
-    return (ERASED if short else "\n") + shown(text, True)
+    return (ERASED if short else "\n") + shown(visible(text), True)
 
 
 def recorded(assembly: Assembly, text: str, place: str) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from jaxtune.config import load as configs
+from jaxtune.display.escapes import show, visible
 from jaxtune.evaluation.compare import compare
 from jaxtune.runs.run import fit
 from jaxtune.tasks import palette
@@ -25,15 +26,15 @@ def main() -> None:
     answered = {who: lines(Path(result[who]["predictions"])) for who in ("base", "tuned")}
     print("\nheld-out themes: answers of the base and the tuned model, and the reference palette\n")
     for base, tuned in list(zip(*answered.values(), strict=True))[:THEMES]:
-        print(base["prompt"].partition("Theme: ")[2].partition("\n")[0])
+        show(base["prompt"].partition("Theme: ")[2].partition("\n")[0])
         for who, text in (
             ("base", base["answer"]),
             ("tuned", tuned["answer"]),
             ("reference", base["references"][0]),
         ):
-            print(f"  {who:<11}{palette.shown(text, sys.stdout.isatty())}")
+            print(f"  {who:<11}{palette.shown(visible(text), sys.stdout.isatty())}")
         print()
-    print(f"adapter, also readable by PEFT: {summary['exported']}")
+    show(f"adapter, also readable by PEFT: {summary['exported']}")
 
 
 def lines(file: Path) -> list[dict]:

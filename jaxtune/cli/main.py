@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+from jaxtune.cli.messages import check_command, check_unknown, told
 from jaxtune.runs import signals
 
 INTERRUPTED = 128  # exit codes above it are this plus the number of the signal
@@ -33,6 +34,7 @@ def console(program: str = "jaxtune") -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> int:
     """Runs one command and returns the exit code: 2 for errors that the user can correct."""
+    options = None
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
         return options.run(options)
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -52,7 +54,10 @@ def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespa
     """Parses the arguments of a command; only the module of that command is imported."""
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         arguments = [DEFAULT, *arguments]
+    if arguments and not arguments[0].startswith("-"):
+        check_command(arguments[0])
     root = Parser(prog=program, description="Exact, memory-aware fine-tuning in JAX.")
+    chosen = root
     commands = root.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, about in COMMANDS.items():
         command = commands.add_parser(
@@ -63,10 +68,15 @@ def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespa
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if arguments[:1] == [name]:
+            chosen = command
             importlib.import_module(f"jaxtune.cli.commands.{name}").arguments(command)
     rest, changes = overrides(arguments)
-    options = root.parse_args(rest)
+    options, unknown = root.parse_known_args(rest)
+    check_unknown(unknown, chosen)
     if changes and "config" not in options:
         raise UsageError(f"{changes[0]}: {options.command} does not read a config")
     options.overrides = changes
+    options.names = {
+        each.dest: (each.option_strings or [each.dest])[-1] for each in chosen._actions
+    }
     return options

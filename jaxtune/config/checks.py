@@ -6,6 +6,8 @@ from typing import get_args
 from jaxtune.config.fields import Conflicts
 from jaxtune.config.schema import FIELDS, SCHEMA, Config, counted
 
+MOST_TOKENS = 2**30  # of a step, padding included
+LEAST_TEMPERATURE = 1e-3  # above 0: logits are divided by it
 REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 
 # Each check yields the keys that conflict, and a message that says how to resolve the conflict.
@@ -40,6 +42,12 @@ def _batch(config: Config) -> Conflicts:
             ("batch.rows", "batch.accumulate"),
             f"{batch.rows} rows cannot be split into {batch.accumulate} equal micro-batches; "
             "make rows a multiple of accumulate",
+        )
+    if batch.rows * batch.max_length > MOST_TOKENS:
+        yield (
+            ("batch.rows", "batch.max_length"),
+            f"{batch.rows:,} rows of up to {batch.max_length:,} tokens are more than the "
+            f"{MOST_TOKENS:,} tokens that a step can have; lower one of these",
         )
     if list(batch.buckets) != sorted(set(batch.buckets)):
         yield (
@@ -123,10 +131,8 @@ def _pictures(config: Config) -> Conflicts:
     names = [name for name, _ in data.augment]
     if len(set(names)) < len(names):
         yield ("data.augment",), f"found {', '.join(names)}; expected each augmentation once"
-    for name, amount in data.augment:
-        if amount > 1 or (name == "crop" and not amount):
-            limits = "above 0 and at most 1" if name == "crop" else "from 0 to 1"
-            yield ("data.augment",), f"found {amount} for {name}, expected a share {limits}"
+    if ("crop", 0) in data.augment:
+        yield ("data.augment",), "found 0 for crop, expected a share above 0 and at most 1"
 
 
 def _evaluation(config: Config) -> Conflicts:
@@ -162,6 +168,12 @@ def _answers(config: Config) -> Conflicts:
         yield (
             ("generate.stops",),
             "found an empty string, which would end every answer at once; remove it",
+        )
+    if 0 < given.temperature < LEAST_TEMPERATURE:
+        yield (
+            ("generate.temperature",),
+            f"found {given.temperature:g}, expected at least {LEAST_TEMPERATURE:g}, or 0 for "
+            "greedy decoding",
         )
     drawn = SCHEMA.given(config, "generate.top_k", "generate.top_p", "generate.min_p")
     if drawn and not given.temperature:

@@ -4,21 +4,17 @@ A `Schema` holds the fields of nested dataclasses by dotted key. It builds these
 settings, which are Python values or text from the command line, or reports all errors in them.
 """
 
-import ast
 import dataclasses
 import difflib
 import json
-import math
-import numbers
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from types import NoneType, UnionType
-from typing import Any, Literal, NewType, Union, get_args, get_origin
+from typing import Any
 
-Pattern = NewType("Pattern", str)  # a regular expression over slash paths, as in `tree`
+from jaxtune.config.values import Misfit, conform, expected, fit, parse_text, within
+from jaxtune.display.escapes import MOST, cut, one_line, shown
 
 # Condition for a field to be read: the name of another field of its section, and the values of that
 # field for which it is read.
@@ -28,6 +24,9 @@ When = tuple[str, tuple[Any, ...]]
 Conflicts = Iterator[tuple[tuple[str, ...], str]]
 
 
+MOST_PROBLEMS = 30  # listed in one message
+
+
 class ConfigError(ValueError):
     """An invalid config; the message lists every problem found."""
 
@@ -35,159 +34,13 @@ class ConfigError(ValueError):
 def about(default: Any, meaning: str, **more: Any) -> Any:
     """Returns a dataclass field of the schema with a default and a one-line meaning.
 
-    `more` may hold `least` (≥), `above` (>) and `below` (<), the limits of its numbers;
-    `share=True` if a float is a share below 1; `needed=True` if it must not be empty; `when`, the
-    condition for it to be read; and `also`, its names in other trainers, separated by spaces, by
-    which an error about an unknown key suggests it.
+    `more` may hold `least` (≥), `above` (>), `below` (<) and `most` (≤), the limits of its numbers,
+    and `usual`, values in common use, as text; `share=True` if a float is a share below 1;
+    `needed=True` if it must not be empty; `when`, the condition for it to be read; and `also`, its
+    names in other trainers, separated by spaces, by which an error about an unknown key suggests
+    it.
     """
     return field(default=default, metadata={"meaning": meaning, **more})
-
-
-# Conversion of values, from Python or text, to a field's type. The types of a union are tried in
-# order, so one with text has its lists first: every value from the command line would fit text.
-
-
-class Misfit(Exception):
-    """A value that a type rejects; the message is empty where naming the type explains enough."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A scalar type: its displayed name, its conversion of Python values, and its text parser."""
-
-    name: str
-    accept: Callable[[Any], Any]
-    read: Callable[[str], Any]
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise Misfit
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise Misfit
-    try:
-        return float(value)
-    except OverflowError:
-        raise Misfit from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise Misfit
-    return str(os.fspath(value))
-
-
-def _pattern(value: Any) -> str:
-    from jaxtune.tree import patterns  # imports JAX, which most configs are read without
-
-    text = _text(value)
-    try:
-        patterns.check(text)
-    except patterns.PatternError as problem:
-        raise Misfit(str(problem)) from None
-    return text
-
-
-def _exactly(*known: Any) -> Callable[[Any], Any]:
-    def accept(value):
-        if not any(value is each for each in known):
-            raise Misfit
-        return value
-
-    return accept
-
-
-WORDS = {"true": True, "false": False, "none": None, "null": None}
-KINDS: dict[Any, Kind] = {
-    bool: Kind("True | False", _exactly(True, False), lambda text: WORDS[text.lower()]),
-    NoneType: Kind("None", _exactly(None), lambda text: WORDS[text.lower()]),
-    int: Kind("whole number", _whole, int),
-    float: Kind("number", _number, float),
-    str: Kind("text", _text, str),
-    Pattern: Kind("pattern", _pattern, str),
-}
-
-
-def fit(value: Any, kind: Any, take: Callable[[Any, Any], Any]) -> Any:
-    """Converts a value by `take` to a type, or to the first type of a union that accepts it."""
-    reason = ""
-    for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
-        try:
-            return take(value, each)
-        except Misfit as misfit:
-            reason = str(misfit) or reason
-    raise Misfit(reason)
-
-
-def conform(value: Any, kind: Any) -> Any:
-    """Converts a Python value to a type; raises Misfit if the type does not accept it."""
-    if kind in KINDS:
-        return KINDS[kind].accept(value)
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        if value not in inner:
-            raise Misfit
-        return value
-    if isinstance(value, Mapping) and inner == (tuple[str, str], ...):
-        value = sorted(value.items(), key=repr)  # pairs of names, whose order has no meaning
-    if not isinstance(value, list | tuple):
-        raise Misfit
-    if inner[-1] is ...:
-        inner = (inner[0],) * len(value)
-    if len(value) != len(inner):
-        raise Misfit
-    return tuple(fit(each, part, conform) for each, part in zip(value, inner, strict=True))
-
-
-def parse_text(text: str, kind: Any) -> Any:
-    """Converts text from the command line to a type; raises Misfit as `conform` does."""
-    whole = str if get_origin(kind) is Literal else ast.literal_eval
-    read = KINDS[kind].read if kind in KINDS else whole
-    try:
-        value = read(text)
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-        raise Misfit from None
-    return conform(value, kind)
-
-
-def within(value: Any, limits: Mapping[str, Any]) -> bool:
-    """Returns whether all numbers in a value are within limits; infinity and NaN never are."""
-    if isinstance(value, tuple):
-        return all(within(each, limits) for each in value)
-    if type(value) not in (int, float):
-        return True
-    return (
-        value >= limits.get("least", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and value < limits.get("below", math.inf)
-        and (type(value) is int or "share" not in limits or value < 1)
-    )
-
-
-def expected(known: dataclasses.Field) -> str:
-    """Returns a field's type and limits as text for errors and help."""
-    if "share" in known.metadata:
-        return "whole number | share below 1"
-    signs = {"least": "≥", "above": ">", "below": "<"}
-    limits = [f"{signs[name]} {known.metadata[name]}" for name in signs if name in known.metadata]
-    return _notation(known.type, " and ".join(limits))
-
-
-def _notation(kind: Any, limits: str) -> str:
-    if kind in KINDS:
-        return f"{KINDS[kind].name} {limits if kind in (int, float) else ''}".rstrip()
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        return " | ".join(inner)
-    if get_origin(kind) in (Union, UnionType):
-        return " | ".join(_notation(each, limits) for each in inner)
-    if inner[-1] is ...:
-        return f"[{_notation(inner[0], limits)}, …]"
-    return f"({', '.join(_notation(each, limits) for each in inner)})"
 
 
 # Settings: values by dotted key, assembled into dataclasses.
@@ -252,13 +105,15 @@ class Schema:
                 values[key] = self._value(setting)
             except Misfit as misfit:
                 wrong[key] = str(misfit)
+                if len(wrong) > MOST_PROBLEMS:
+                    break
         config = _built(self.root, values)
         problems = [((key,), message) for key, message in wrong.items()]
         # An invalid field has its default in `config`, so conflicts that involve it are skipped.
         for check in (self._missing, self._idle, *checks):
             problems += [each for each in check(config) if not wrong.keys() & set(each[0])]
         if problems:
-            raise ConfigError(_listing(problems, settings))
+            raise ConfigError(self._listing(problems, settings))
         return config
 
     def given(self, config: Any, *keys: str) -> tuple[str, ...]:
@@ -301,7 +156,7 @@ class Schema:
                 f"found {shown(value)}, but this is a section; set its fields, such as {inner}"
             )
         if key not in self.fields:
-            raise Misfit(f"no such field; did you mean {self._nearest(key)}?")
+            raise Misfit(f"no such field; did you mean {self.nearest(key)}?")
         if setting.typed and value is None:
             raise Misfit(f"found no value, expected --config.{key}=VALUE")
         known = self.fields[key]
@@ -314,19 +169,30 @@ class Schema:
             raise Misfit(f"found {shown(value)}{reason}, expected {expected(known)}") from None
         return fitted
 
-    def _nearest(self, key: str) -> str:
+    def nearest(self, key: str) -> str:
         """Returns the field or section that an unknown key was probably meant to be."""
+        key = key[:MOST]  # comparing takes time that grows with the square of the length
         # The last part is compared for keys in a wrong section, the whole for `section_field`.
         forms = (key.split(".")[-1], key.replace(".", "_"))
 
         def score(known: str) -> float:
-            also = self.fields[known].metadata.get("also", "") if known in self.fields else ""
-            names = [known.split(".")[-1], *also.split()]
-            exact = 2 * any(form in also.split() for form in forms)  # another trainer's name for it
+            names = self._names(known)
+            exact = 2 * any(form in names[1:] for form in forms)  # another trainer's name for it
             near = max(_alike(form, name) for form in forms for name in names)
             return exact + _alike(key, known) + near
 
         return max(self.fields if "." in key else (*self.fields, *self.sections), key=score)
+
+    def called(self, name: str) -> str | None:
+        """Returns the field with this name, with or without its section, here or elsewhere."""
+        forms = (name, name.replace("-", "_"))
+        known = [key for key in self.fields if {key, *self._names(key)} & set(forms)]
+        return max(known, key=lambda key: (key in forms, _alike(key, name)), default=None)
+
+    def _names(self, key: str) -> list[str]:
+        """Returns a field's own name, and its names in other trainers."""
+        also = self.fields[key].metadata.get("also", "") if key in self.fields else ""
+        return [key.split(".")[-1], *also.split()]
 
     def _counts(self, config: Any, key: str) -> bool:
         """Returns whether a field is read at all, given its `when` condition."""
@@ -349,6 +215,31 @@ class Schema:
                     f"{at(config, _beside(key, other))!r}; remove {name} or change {other}",
                 )
 
+    def _listing(self, problems: Sequence[tuple[Sequence[str], str]], settings: Mapping) -> str:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        if len(problems) > MOST_PROBLEMS:
+            count = f"more than {MOST_PROBLEMS} problems"
+        lines = [f"the config has {count}:"]
+        for keys, message in problems[:MOST_PROBLEMS]:
+            origins = (settings[key].origin if key in settings else "default" for key in keys)
+            named = (
+                f"{cut(one_line(key))} ({origin})"
+                for key, origin in zip(keys, origins, strict=True)
+            )
+            lines.append(f"{', '.join(named)}: {message}{self._way_out(keys, settings)}")
+        return "\n  ".join(lines)
+
+    def _way_out(self, keys: Sequence[str], settings: Mapping[str, Setting]) -> str:
+        """Returns the override that ends a conflict of the command line with a file, if None does.
+
+        For example, a file may set `epochs`, and the command line `steps`.
+        """
+        given = [settings[key] for key in keys if key in settings and key in self.fields]
+        written = [each.key for each in given if not each.typed]
+        if len(written) != 1 or len(given) < 2 or self.fields[written[0]].default is not None:
+            return ""
+        return f"; here, add --config.{written[0]}=None"
+
 
 def _built(kind: type, values: Mapping[str, Any], parent: str = "") -> Any:
     arguments = {
@@ -366,22 +257,6 @@ def _beside(key: str, name: str) -> str:
 
 def _alike(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
-
-
-def _listing(problems: Sequence[tuple[Sequence[str], str]], settings: Mapping) -> str:
-    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"the config has {count}:"]
-    for keys, message in problems:
-        origins = (settings[key].origin if key in settings else "default" for key in keys)
-        named = (f"{key} ({origin})" for key, origin in zip(keys, origins, strict=True))
-        lines.append(f"{', '.join(named)}: {message}")
-    return "\n  ".join(lines)
-
-
-def shown(value: Any) -> str:
-    """Returns a value's repr, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _described(key: str, known: dataclasses.Field) -> str:

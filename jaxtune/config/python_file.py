@@ -6,14 +6,18 @@ An error that a config file raises is reported with the line of the file that it
 import difflib
 import inspect
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config.fields import ConfigError, shown
+from jaxtune.config.fields import ConfigError
+from jaxtune.display.escapes import MOST, cut, one_line, shown
+
+MOST_BYTES = 1_048_576  # of a config file
 
 
 def values_of(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
@@ -29,18 +33,26 @@ def values_of(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[
 def _named(text: str) -> tuple[Path, tuple[str, ...]]:
     """Splits `file.py:text` into the file's path and the arguments of its `get_config`."""
     named = re.fullmatch(r"(.+?\.py):(.*)", text, re.DOTALL)
-    if named and not Path(text).exists():
-        return Path(named[1]).expanduser(), (named[2],)
-    return Path(text).expanduser(), ()
+    try:
+        if named and not Path(text).exists():
+            return Path(named[1]).expanduser(), (named[2],)
+        return Path(text).expanduser(), ()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a home that is unknown
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{cut(one_line(text))} cannot be a config file: {reason}") from None
 
 
 def _returned(
     file: Path, arguments: tuple[str, ...], sections: Collection[str]
 ) -> Mapping[str, Any]:
-    """Runs a config file, and returns what its `get_config` returns as dictionaries."""
+    """Runs a config file, and returns what its `get_config` returns as dictionaries.
+
+    What the file prints goes to standard error, since commands print JSON to standard output.
+    """
     source = _source(file)
     space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
-    with _neighbours(file.parent.resolve()), _located(file, sections):
+    aside = redirect_stdout(sys.stderr)
+    with _neighbours(file.parent.resolve()), _located(file, sections), aside:
         exec(compile(source, str(file), "exec"), space)
         get_config = space.get("get_config")
         _check_call(file, get_config, arguments)
@@ -54,15 +66,29 @@ def _returned(
 
 def _source(file: Path) -> bytes:
     try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+            raise ConfigError(
+                f"{file} is not a regular file; expected a Python file with get_config()"
+            )
+        if about.st_size > MOST_BYTES:
+            raise ConfigError(
+                f"{file} has {about.st_size:,} bytes, and a config file at most {MOST_BYTES:,}; "
+                "expected a Python file with get_config()"
+            )
         return file.read_bytes()
+    except ConfigError:
+        raise
     except FileNotFoundError:
         there = [each.name for each in file.parent.glob("*.py")]
         near = difflib.get_close_matches(file.name, there, 1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
         raise ConfigError(f"{file}: no such file{hint}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError for a null character
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{file} cannot be read ({error.strerror}); expected a Python file with get_config()"
+            f"{cut(one_line(str(file)))} cannot be read ({reason}); expected a Python file with "
+            "get_config()"
         ) from None
 
 
@@ -76,7 +102,7 @@ def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None
     try:
         takes.bind(*arguments)
     except TypeError:
-        given = repr(arguments[0]) if arguments else "no argument"
+        given = shown(arguments[0]) if arguments else "no argument"
         takes = takes.replace(return_annotation=takes.empty)
         raise ConfigError(
             f"{file}: get_config{takes} cannot be called with {given}; its argument, if any, "
@@ -122,11 +148,11 @@ def _located(file: Path, sections: Collection[str]) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_report(error, file, sections)) from error
 
 
-def _report(error: Exception, file: Path, sections: Collection[str]) -> str:
+def _report(error: BaseException, file: Path, sections: Collection[str]) -> str:
     trace = traceback.extract_tb(error.__traceback__)
     places = [(each.filename, each.lineno, each.line) for each in trace]
     message = str(error)
@@ -134,10 +160,14 @@ def _report(error: Exception, file: Path, sections: Collection[str]) -> str:
         places.append((error.filename or "", error.lineno, error.text))
         message = error.msg
     directory = file.parent.resolve()
-    own = [place for place in places if Path(place[0]).resolve().parent == directory]
+    files = [place for place in places if not place[0].startswith("<")]
+    own = [place for place in files if Path(place[0]).resolve().parent == directory]
     name, number, line = own[-1] if own else (file.name, None, None)
     where = str(file.parent / Path(name).name) + (f", line {number}" if number else "")
     section = message.strip("'\"")
     if isinstance(error, AttributeError) and section in sections:
         message += f"; create the section before you set its fields: config.{section} = dict(…)"
-    return f"{where}: {type(error).__name__}: {message}" + (f"\n  {line.strip()}" if line else "")
+    if isinstance(error, SystemExit):
+        message = "a config file must not end the program; remove this call"
+    told = ": ".join(filter(None, (where, type(error).__name__, cut(message, 10 * MOST))))
+    return told + (f"\n  {cut(line.strip())}" if line else "")

@@ -7,11 +7,20 @@ import dataclasses
 import difflib
 from collections.abc import Iterator
 
-from jaxtune.config.fields import ConfigError, expected
+from jaxtune.config.fields import ConfigError
 from jaxtune.config.load import describe
 from jaxtune.config.schema import FIELDS, SECTIONS, Config
+from jaxtune.config.values import (
+    MOST_CHARACTERS,
+    MOST_ENTRIES,
+    Name,
+    Pattern,
+    Place,
+    expected,
+)
+from jaxtune.display.escapes import MOST, shown
 
-PAGE = """\
+PAGE = f"""\
 # Config fields
 
 A config file is a Python file with a `get_config()` that returns the settings that differ from the
@@ -19,6 +28,20 @@ defaults below, as a `ConfigDict` or a dictionary. Every field can be overridden
 line, for example `--config.optim.lr=3e-4`. `python launch.py config` prints this list, `python
 launch.py config optim` prints one section of it, and `python launch.py config --config FILE` prints
 the complete config of a file.
+
+A value outside the range of its field is refused before any work is done. The ranges hold every
+value that makes sense, and are far wider than the usual values that follow them. Texts and lists
+have a largest length too:
+
+- name: one line of {MOST_CHARACTERS[Name]:,} characters, without control characters
+- path: {MOST_CHARACTERS[Place]:,} characters
+- pattern: {MOST_CHARACTERS[Pattern]:,} characters
+- text: {MOST_CHARACTERS[str]:,} characters
+- list: {MOST_ENTRIES:,} entries
+
+A relative path in a config starts at the current directory, as on the command line. A config that
+belongs to files beside it, as the bundled demos do, starts their paths with
+`Path(__file__).parent`, and so works from every directory.
 
 This page is generated from the schema by `python -m jaxtune.config.reference > docs/configs.md`.
 """
@@ -44,10 +67,10 @@ def text(name: str = "") -> str:
             if lines or (begins and line.split()[0] == name):
                 lines.append(line)
         return "\n".join(lines)
-    close = difflib.get_close_matches(name, [*sections, *FIELDS], 1)
+    close = difflib.get_close_matches(name[:MOST], [*sections, *FIELDS], 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigError(
-        f"{name!r} is not a section or field of a config{hint}; the sections are "
+        f"{shown(name)} is not a section or field of a config{hint}; the sections are "
         f"{', '.join(sections)}"
     )
 

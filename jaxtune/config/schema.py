@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from jaxtune.config.fields import Schema, about
 from jaxtune.config.run_sections import Checkpoint, Eval, Generate, Hub, Log, Mesh
-from jaxtune.config.training_sections import Batch, Data, Model, Optim, Schedule, Trainable
+from jaxtune.config.training_sections import (
+    MANY,
+    Batch,
+    Data,
+    Model,
+    Optim,
+    Schedule,
+    Trainable,
+)
 
 
 @dataclass(frozen=True)
@@ -13,15 +21,27 @@ class Config:
     """Settings of one fine-tuning run."""
 
     steps: int | None = about(
-        None, "number of optimiser steps; None: derived from epochs", least=1, also="max_steps"
+        None,
+        "number of optimiser steps; None: derived from epochs",
+        least=1,
+        most=MANY,
+        usual="100 to 100,000",
+        also="max_steps",
     )
     epochs: float | None = about(
         None,
         "passes over the training rows; None: 1, unless steps is set",
-        above=0,
+        least=1e-6,
+        most=1e6,
+        usual="1 to 10",
         also="num_train_epochs",
     )
-    seed: int = about(0, "random seed of row order, adapter initialisation and dropout", least=0)
+    seed: int = about(
+        0,
+        "random seed of row order, adapter initialisation and dropout",
+        least=0,
+        most=2**32 - 1,  # JAX takes the lower 32 bits of a seed
+    )
     model: Model = Model()
     data: Data = Data()
     trainable: Trainable = Trainable()

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtune.config.fields import Pattern, When, about
+from jaxtune.config.fields import When, about
+from jaxtune.config.values import Name, Pattern, Place
+
+MANY = 1_000_000_000  # of steps or rows: counters on devices are 32 bits wide
+LONGEST = 16_777_216  # tokens of a row
 
 LORA: When = ("kind", ("lora",))
 ADAM: When = ("name", ("adamw", "adamw8bit"))
@@ -14,7 +18,7 @@ ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
 class Model:
     """The checkpoint to fine-tune, and the storage and compute types of its weights."""
 
-    path: str = about(
+    path: Place = about(
         "",
         "base checkpoint: a directory, an .npz file, or owner/name[@revision] on the Hub",
         needed=True,
@@ -51,22 +55,23 @@ class Model:
 class Data:
     """The rows to train on, and how a row becomes text."""
 
-    source: tuple[str, ...] | str = about(
+    source: tuple[Place, ...] | Place = about(
         "",
         "files (.jsonl, .json, .csv, .tsv, .parquet), globs, a saved dataset, or a dataset on the "
         "Hub",
         needed=True,
         also="train path dataset dataset_name train_file",
     )
-    split: str = about("train", "split of the dataset; not used for files")
-    subset: str = about("", "configuration of the dataset", also="dataset_config_name")
-    revision: str = about(
+    split: Name = about("train", "split of the dataset; not used for files")
+    subset: Name = about("", "configuration of the dataset", also="dataset_config_name")
+    revision: Name = about(
         "", "branch, tag or commit of the dataset on the Hub; empty: the default branch"
     )
     rows: int | None = about(
         None,
         "maximum number of rows to use, from the start; None: all",
         least=1,
+        most=MANY,
         also="train_size limit",
     )
     prefix: str = about(
@@ -87,7 +92,7 @@ class Data:
         "llama3, phi3 or zephyr; empty: the tokenizer's own",
     )
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
-    task: str = about(
+    task: Name = about(
         "",
         "instead of prefix and suffix: module of jaxtune/tasks that writes prompt and completion",
     )
@@ -100,7 +105,7 @@ class Data:
         "empty: text only",
         also="image_column images",
     )
-    image_root: str = about(
+    image_root: Place = about(
         "", "folder that relative picture paths start from; empty: the folder of the data file"
     )
     augment: tuple[tuple[Literal["crop", "flip", "colour"], float], ...] = about(
@@ -108,8 +113,9 @@ class Data:
         "augmentation in training: (crop, smallest share of the area kept), (flip, probability of "
         "mirroring), (colour, largest relative change of brightness and colours)",
         least=0,
+        most=1,
     )
-    tokenizer: str = about("", "tokenizer directory or file; empty: the checkpoint's")
+    tokenizer: Place = about("", "tokenizer directory or file; empty: the checkpoint's")
     bad_rows: Literal["fail", "skip"] = about(
         "fail", "malformed rows: stop the run, or skip and count them"
     )
@@ -120,7 +126,14 @@ class Data:
         also="truncation",
     )
     shuffle: bool = about(True, "reshuffle the rows each epoch")
-    workers: int = about(2, "threads that prepare batches in advance", least=0, also="num_workers")
+    workers: int = about(
+        2,
+        "threads that prepare batches in advance",
+        least=0,
+        most=256,
+        usual="1 to 8",
+        also="num_workers",
+    )
 
 
 @dataclass(frozen=True)
@@ -130,11 +143,21 @@ class Trainable:
     kind: Literal["lora", "attention", "full", "rules"] = about(
         "lora", "train adapters, the attention weights, all weights, or those selected by rules"
     )
-    rank: int = about(8, "rank of the adapters", least=1, when=LORA, also="r lora_r")
+    rank: int = about(
+        8,
+        "rank of the adapters",
+        least=1,
+        most=16_384,
+        usual="4 to 128",
+        when=LORA,
+        also="r lora_r",
+    )
     alpha: float = about(
         16.0,
         "adapters are scaled by alpha / rank, or with rslora by alpha / √rank",
-        above=0,
+        least=1e-6,
+        most=1e6,
+        usual="rank to 2 × rank",
         when=LORA,
         also="lora_alpha",
     )
@@ -142,7 +165,8 @@ class Trainable:
         0.0,
         "dropout on the adapters' input",
         least=0,
-        below=1,
+        most=0.99,
+        usual="0 to 0.1",
         when=LORA,
         also="lora_dropout",
     )
@@ -163,7 +187,7 @@ class Trainable:
         when=LORA,
         also="init_lora_weights",
     )
-    adapter: str = about(
+    adapter: Place = about(
         "",
         "adapter to continue training: a directory or Hub repository; rank, alpha, targets and "
         "variant, if set, must match it",
@@ -173,7 +197,9 @@ class Trainable:
     lora_plus: float = about(
         1.0,
         "LoRA+: learning rate of the adapters' matrix b, as a multiple of that of a",
-        above=0,
+        least=1e-3,
+        most=1e3,
+        usual="1 to 16",
         when=LORA,
         also="loraplus_lr_ratio",
     )
@@ -194,18 +220,28 @@ class Optim:
         "optimiser; adamw8bit stores the moments in a quarter of the memory",
         also="optimizer",
     )
-    lr: float = about(1e-4, "peak learning rate", least=0, also="learning_rate")
+    lr: float = about(
+        1e-4,
+        "peak learning rate",
+        least=0,
+        most=1e6,
+        usual="1e-5 to 1e-3 with adamw",
+        also="learning_rate",
+    )
     weight_decay: float = about(
         0.0,
         "decoupled weight decay: each step subtracts lr × weight_decay × weight",
         least=0,
+        most=1e3,
+        usual="0 to 0.1",
         also="wd",
     )
     b1: float = about(
         0.9,
         "decay rate of the first moment",
         least=0,
-        below=1,
+        most=0.9999,
+        usual="0.9",
         when=ADAM_OR_LION,
         also="beta1 betas adam_beta1",
     )
@@ -213,28 +249,50 @@ class Optim:
         0.999,
         "decay rate of the second moment; with lion, of the stored moment",
         least=0,
-        below=1,
+        most=0.999999,
+        usual="0.95 to 0.999",
         when=ADAM_OR_LION,
         also="beta2 adam_beta2",
     )
     epsilon: float = about(
-        1e-8, "added to the denominator of the update", above=0, when=ADAM, also="eps adam_epsilon"
+        1e-8,
+        "added to the denominator of the update",
+        least=1e-20,
+        most=1,
+        usual="1e-8 to 1e-6",
+        when=ADAM,
+        also="eps adam_epsilon",
     )
-    momentum: float = about(0.0, "momentum of SGD", least=0, below=1, when=("name", ("sgd",)))
+    momentum: float = about(
+        0.0,
+        "momentum of SGD",
+        least=0,
+        most=0.9999,
+        usual="0 to 0.9",
+        when=("name", ("sgd",)),
+    )
     clip_norm: float | None = about(
         1.0,
         "maximum global gradient norm; larger gradients are scaled down; None: no clipping",
-        above=0,
+        least=1e-6,
+        most=1e6,
+        usual="0.1 to 1",
         also="max_grad_norm",
     )
     rates: tuple[tuple[Pattern, float], ...] = about(
-        (), "learning rate factor of each leaf: that of the first matching pattern, or 1", least=0
+        (),
+        "learning rate factor of each leaf: that of the first matching pattern, or 1",
+        least=0,
+        most=1e3,
+        usual="0 to 16",
     )
     decays: tuple[tuple[Pattern, float], ...] = about(
         (),
         "weight decay factor of each leaf: that of the first matching pattern, or 0 for norms and "
         "biases and 1 for all others",
         least=0,
+        most=1e3,
+        usual="0 or 1",
     )
 
 
@@ -252,14 +310,18 @@ class Schedule:
         0,
         "linear warmup from 0: number of steps, or share of all steps",
         least=0,
+        most=MANY,
         share=True,
+        usual="0 to 0.1",
         also="warmup_steps warmup_ratio",
     )
     decay: int | float = about(
         0.1,
         "final decay of wsd: number of steps, or share of all steps",
         least=0,
+        most=MANY,
         share=True,
+        usual="0.1 to 0.2",
         when=("name", ("wsd",)),
     )
 
@@ -272,18 +334,24 @@ class Batch:
         16,
         "rows per step, over all micro-batches and devices; with packing, packed lines per step",
         least=1,
+        most=1_048_576,
+        usual="8 to 256",
         also="size batch_size per_device_train_batch_size",
     )
     accumulate: int = about(
         1,
         "micro-batches per step, to save memory; the result is the same",
         least=1,
+        most=1_048_576,
+        usual="1 to 64",
         also="gradient_accumulation_steps",
     )
     max_length: int = about(
         1024,
         "maximum number of tokens per row, prompt and completion together",
         least=2,
+        most=LONGEST,
+        usual="128 to 8,192",
         also="max_seq_length seq_len sequence_length",
     )
     packing: bool = about(
@@ -293,6 +361,7 @@ class Batch:
         (),
         "ascending lengths that rows are padded to; empty: a few lengths up to max_length",
         least=1,
+        most=LONGEST,
         when=("packing", (False,)),
     )
     weighting: Literal["token", "example"] = about(

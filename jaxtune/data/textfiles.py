@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxtune.data.datafile import DataFile, stamp
 from jaxtune.data.errors import DataError, RowError
+from jaxtune.display.escapes import plural
 
 BLOCK = 2**24  # bytes read at a time while looking for lines
 BOM = b"\xef\xbb\xbf"
@@ -105,7 +106,9 @@ class Delimited:
         index = range(len(self))[index]
         fields = self._fields(index + 1)
         if len(fields) != len(self.columns):
-            problem = f"found {len(fields)} fields, but the header has {len(self.columns)}"
+            problem = (
+                f"found {plural(len(fields), 'field')}, but the header has {len(self.columns)}"
+            )
             raise RowError(self.place(index), problem)
         return dict(zip(self.columns, fields, strict=True))
 

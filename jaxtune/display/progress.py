@@ -4,12 +4,16 @@ import sys
 import time
 from typing import TextIO
 
+from jaxtune.display.escapes import visible
+
 CLEAR = "\r\033[K"
 EVERY = 0.2  # least seconds between two drawings of the line
 
 
 class Progress:
     """A status line that is redrawn in place on a terminal, with lasting texts printed above it.
+
+    Control characters in these texts are made visible.
 
     `verbose` asks those who report to it for details, such as a table of every leaf.
     """
@@ -27,13 +31,13 @@ class Progress:
         """Redraws the status line, but at most every `EVERY` seconds and only on a terminal."""
         now = time.monotonic()
         if self.live and now - self._last >= EVERY:
-            self._out.write(CLEAR + text)
+            self._out.write(CLEAR + visible(text))
             self._out.flush()
             self._drawn, self._last = True, now
 
     def say(self, text: str = "") -> None:
         """Prints a text that stays, in place of the status line."""
-        self._out.write((CLEAR if self._drawn else "") + text + "\n")
+        self._out.write((CLEAR if self._drawn else "") + visible(text) + "\n")
         self._out.flush()
         self._drawn, self._last = False, 0.0
 

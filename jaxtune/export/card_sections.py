@@ -12,6 +12,7 @@ from jaxtune.config.load import resolved
 from jaxtune.config.schema import FIELDS, SCHEMA, Config
 from jaxtune.data.sources import on_hub
 from jaxtune.display.columns import size_text
+from jaxtune.display.escapes import plural
 from jaxtune.display.progress import duration
 from jaxtune.export.card_facts import (
     CardSubject,
@@ -202,7 +203,8 @@ def _counts(survey: Path) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     share = scored.sum() / lengths.sum()
-    return f"; {len(lengths):,} rows with {lengths.sum():,} tokens, {share:.0%} of them scored"
+    told = f"{plural(len(lengths), 'row')} with {plural(int(lengths.sum()), 'token')}"
+    return f"; {told}, {share:.0%} of them scored"
 
 
 def _settings(config: Config) -> list[str]:
@@ -230,8 +232,8 @@ def _verified(subject: CardSubject) -> list[str]:
     if not rows:
         return []
     asked = found["rows"]
-    told = f"The written files were compared with the model in memory on {asked['count']:,} rows"
-    told += f" ({asked['from']}):"
+    told = "The written files were compared with the model in memory on "
+    told += f"{plural(asked['count'], 'row')} ({asked['from']}):"
     heads = [
         "",
         "logits (standard deviations)",
@@ -257,8 +259,8 @@ def _run(subject: CardSubject) -> list[str]:
     if found:
         early = ", stopped early" if found["stopped_early"] else ""
         lines += [
-            f"{found['steps']:,} steps ({found['epochs']:.3g} epochs){early}: "
-            f"{found['examples']:,} rows, {found['tokens']:,} tokens",
+            f"{plural(found['steps'], 'step')} ({plural(found['epochs'], 'epoch', '.3g')}){early}: "
+            f"{plural(found['examples'], 'row')}, {plural(found['tokens'], 'token')}",
             f"{found['trained_parameters']:,} of {found['parameters']:,} parameters trained",
             f"{found['devices']}: {duration(found['seconds'])}, "
             f"{found['tokens_per_second']:,.0f} tokens/s, "

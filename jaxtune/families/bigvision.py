@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.families.huggingface import ConfigJson, FamilyError
 from jaxtune.families.names import Name, Shape, Table
+from jaxtune.families.ranges import ConfigJson, FamilyError
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import Model
 from jaxtune.models.siglip import SiglipConfig

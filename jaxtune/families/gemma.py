@@ -6,21 +6,16 @@ from jaxtune.families.huggingface import (
     LLAMA_NAMES,
     MLP,
     SANDWICH_NORMS,
-    ConfigJson,
     Family,
-    FamilyError,
     activation,
-    flag,
     layers,
     listed_windows,
-    number,
-    optional,
     rotary,
     sizes,
     uniform_layers,
-    whole,
 )
 from jaxtune.families.names import prefixed
+from jaxtune.families.ranges import ConfigJson, FamilyError, flag, number, optional, section, whole
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.rope import Rope
 
@@ -91,18 +86,16 @@ def gemma3(config: ConfigJson) -> DecoderConfig:
     """Returns the decoder that the `config.json` of a Gemma 3 text model describes."""
     config = {**GEMMA3, **config}
     period = whole(config, "sliding_window_pattern")
-    types = config.get("layer_types") or _every(period, whole(config, "num_hidden_layers"))
-    ropes, windows = _ropes(config), listed_windows(config, types)
+    default = _every(period, whole(config, "num_hidden_layers"))
+    ropes, windows = _ropes(config), listed_windows(config, default)
+    types = config.get("layer_types") or default
     kinds = layers(config, windows, [ropes[each] for each in types])
     return _sandwiched(config, kinds, qk_norm=True)
 
 
 def gemma3_tower(config: ConfigJson) -> DecoderConfig:
     """Returns the text tower that the `config.json` of a Gemma 3 image model describes."""
-    text = config.get("text_config")
-    if not isinstance(text, dict):
-        raise FamilyError(f"text_config is {text!r}; expected an object")
-    text = dict(text)
+    text = dict(section(config, "text_config"))
     # As in transformers, the outer config decides: the head belongs to the whole model.
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return gemma3(text)
@@ -115,8 +108,9 @@ def _shared(config: ConfigJson) -> dict:
             "supports only causal language models"
         )
     bias = flag(config, "attention_bias")
-    scale = config["hidden_size"] ** 0.5
-    return dict(**sizes(config), norm_offset=1.0, embed_scale=scale, qkv_bias=bias, out_bias=bias)
+    shared = sizes(config)
+    scale = shared["width"] ** 0.5
+    return dict(**shared, norm_offset=1.0, embed_scale=scale, qkv_bias=bias, out_bias=bias)
 
 
 def _sandwiched(config: ConfigJson, kinds, **switches) -> DecoderConfig:
@@ -138,12 +132,12 @@ def _ropes(config: ConfigJson) -> dict[str, Rope]:
     Older files give only a theta for the sliding layers, and their `rope_scaling` does not apply
     to these.
     """
-    nested = config.get("rope_parameters") or {}
-    older = config.get("rope_scaling") or {}
+    nested = section(config, "rope_parameters", {})
+    older = section(config, "rope_scaling", {})
     local = {**config, "rope_theta": config["rope_local_base_freq"]}
     return dict(
-        full_attention=rotary(config, {**(nested.get("full_attention") or {}), **older}),
-        sliding_attention=rotary(local, nested.get("sliding_attention") or {}),
+        full_attention=rotary(config, {**section(nested, "full_attention", {}), **older}),
+        sliding_attention=rotary(local, section(nested, "sliding_attention", {})),
     )
 
 

@@ -1,20 +1,24 @@
 """Parsing of what the `config.json` files of Hugging Face's text models have in common."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtune.display.escapes import cut, shown
 from jaxtune.families.names import TRANSPOSED, Name, Table, linear
+from jaxtune.families.ranges import (
+    ConfigJson,
+    FamilyError,
+    flag,
+    number,
+    numbers,
+    optional,
+    section,
+    whole,
+)
 from jaxtune.models import rope
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.paligemma import Model, PaliGemma, PicturesConfig
-
-ConfigJson = Mapping[str, Any]
-
-
-class FamilyError(ValueError):
-    """A `config.json` that is malformed, or describes a model that jaxtune does not support."""
 
 
 @dataclass(frozen=True)
@@ -101,44 +105,20 @@ def sizes(config: ConfigJson) -> dict[str, Any]:
 
 def head_size(config: ConfigJson) -> int:
     """Returns the size of a head: `head_dim`, or else the width divided by the number of heads."""
-    return whole(
-        config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads")
-    )
-
-
-def whole(config: ConfigJson, key: str, otherwise: int | None = None) -> int:
-    """Returns a positive integer; `otherwise` if the key is absent or null."""
-    value = otherwise if config.get(key) is None else config[key]
-    if type(value) is not int or value < 1:
-        raise FamilyError(f"{key} is {value!r}; expected a positive integer")
-    return value
-
-
-def number(config: ConfigJson, key: str) -> float:
-    """Returns a finite number above 0."""
-    value = config.get(key)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise FamilyError(f"{key} is {value!r}; expected a positive number")
-    return value
-
-
-def flag(config: ConfigJson, key: str) -> bool:
-    """Returns a boolean; the key must be present."""
-    if type(config[key]) is not bool:
-        raise FamilyError(f"{key} is {config[key]!r}; expected true or false")
-    return config[key]
-
-
-def optional(read: Callable, config: ConfigJson, key: str) -> Any:
-    """Returns `read(config, key)`, or None if the key is absent or null."""
-    return None if config.get(key) is None else read(config, key)
+    width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    if config.get("head_dim") is None and width % heads:
+        raise FamilyError(
+            f"hidden_size is {width:,}; expected a multiple of num_attention_heads, {heads:,}, or "
+            "a head_dim"
+        )
+    return whole(config, "head_dim", width // heads)
 
 
 def activation(name: str) -> str:
     """Returns our name of one of Hugging Face's activations."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise FamilyError(f"activation {name!r} is not supported; expected one of {known}")
+        raise FamilyError(f"activation {shown(name)} is not supported; expected one of {known}")
     return ACTIVATIONS[name]
 
 
@@ -160,25 +140,23 @@ def listed_windows(config: ConfigJson, default: list[str]) -> list[int | None]:
     """Returns each layer's window, by `layer_types` or, in files without it, by `default`."""
     types = config.get("layer_types") or default
     if not isinstance(types, list):
-        raise FamilyError(f"layer_types is {types!r}; expected a list")
+        raise FamilyError(f"layer_types is {shown(types)}; expected a list")
     known = {
         "full_attention": None,
         "sliding_attention": optional(whole, config, "sliding_window"),
     }
-    unknown = sorted({str(each) for each in types} - set(known))
+    unknown = [each for each in types if not isinstance(each, str) or each not in known]
     if unknown:
         raise FamilyError(
-            f"layer_types has unknown entries ({', '.join(unknown)}); expected {', '.join(known)}"
+            f"layer_types has unknown entries ({cut(str(unknown[0]))}); expected {', '.join(known)}"
         )
     return [known[each] for each in types]
 
 
 def rope_parameters(config: ConfigJson) -> ConfigJson:
     """Returns a config's `rope_scaling` (the older key) or else its `rope_parameters`."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(given, Mapping):
-        raise FamilyError(f"rope parameters are {given!r}; expected an object")
-    return given
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    return section(config, key, {})
 
 
 def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
@@ -188,9 +166,9 @@ def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
     """
     given = rope_parameters(config) if given is None else given
     scheme = given.get("rope_type") or given.get("type") or "default"
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         known = ", ".join(SCHEMES)
-        raise FamilyError(f"rope type {scheme!r} is not supported; expected one of {known}")
+        raise FamilyError(f"rope type {shown(scheme)} is not supported; expected one of {known}")
     merged = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0, **config}
     merged |= {key: value for key, value in given.items() if value is not None}
     part = head_size(config) * number(merged, "partial_rotary_factor")
@@ -202,9 +180,11 @@ def rotary(config: ConfigJson, given: ConfigJson | None = None) -> rope.Rope:
     try:
         return SCHEMES[scheme](number(merged, "rope_theta"), int(part), given, config)
     except KeyError as missing:
-        raise FamilyError(f"rope type {scheme!r} needs {missing}; found {dict(given)}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as problem:
-        raise FamilyError(f"rope type {scheme!r}: {problem}; found {dict(given)}") from None
+        found = shown(dict(given))
+        raise FamilyError(f"rope type {scheme!r} needs {missing}; found {found}") from None
+    except (ArithmeticError, ValueError) as problem:
+        found = shown(dict(given))
+        raise FamilyError(f"rope type {scheme!r}: {problem}; found {found}") from None
 
 
 def _default(theta, dim, given, config):
@@ -216,15 +196,22 @@ def _linear(theta, dim, given, config):
 
 
 def _llama3(theta, dim, given, config):
-    _factor(given, config)
     keys = ("factor", "low_freq_factor", "high_freq_factor")
-    return rope.llama3(theta, dim, original=_original(given, config), **{k: given[k] for k in keys})
+    factors = {key: number({key: given[key]}, key) for key in keys}
+    low, high = factors["low_freq_factor"], factors["high_freq_factor"]
+    if low >= high:
+        raise FamilyError(
+            f"low_freq_factor is {low:g}; expected less than high_freq_factor, {high:g}"
+        )
+    return rope.llama3(theta, dim, original=_original(given, config), **factors)
 
 
 def _yarn(theta, dim, given, config):
     original = _original(given, config)
-    keys = ("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim")
-    options = {key: given[key] for key in keys if given.get(key) is not None}
+    keys = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+    options = {key: number(given, key) for key in keys if given.get(key) is not None}
+    if given.get("truncate") is not None:
+        options["truncate"] = flag(given, "truncate")
     factor = _factor(given, config, original)
     return rope.yarn(theta, dim, factor=factor, original=original, **options)
 
@@ -234,18 +221,18 @@ def _longrope(theta, dim, given, config):
     return rope.longrope(
         theta,
         dim,
-        short_factor=tuple(given["short_factor"]),
-        long_factor=tuple(given["long_factor"]),
+        short_factor=numbers(given, "short_factor"),
+        long_factor=numbers(given, "long_factor"),
         factor=_factor(given, config, original),
         original=original,
-        attention_factor=given.get("attention_factor"),
+        attention_factor=optional(number, given, "attention_factor"),
     )
 
 
 def _factor(given: ConfigJson, config: ConfigJson, original: int | None = None) -> float:
     """Returns the factor of the context's extension: `factor`, or else context / `original`."""
     if given.get("factor") is None and original:
-        return config["max_position_embeddings"] / original
+        return whole(config, "max_position_embeddings") / original
     return number({"factor": given["factor"]}, "factor")
 
 
@@ -255,7 +242,7 @@ def _original(given: ConfigJson, config: ConfigJson) -> int:
     As in transformers, a value at the top level of the config overrides that of the rope.
     """
     key = "original_max_position_embeddings"
-    return whole(config, key, given.get(key) or whole(config, "max_position_embeddings"))
+    return whole(config, key, whole(given, key, whole(config, "max_position_embeddings")))
 
 
 SCHEMES = {

@@ -1,14 +1,7 @@
 """Llama 3, 3.1, 3.2 and 3.3 (text)."""
 
-from jaxtune.families.huggingface import (
-    LLAMA_NAMES,
-    ConfigJson,
-    Family,
-    activation,
-    flag,
-    sizes,
-    uniform_layers,
-)
+from jaxtune.families.huggingface import LLAMA_NAMES, Family, activation, sizes, uniform_layers
+from jaxtune.families.ranges import ConfigJson, flag
 from jaxtune.models.decoder import DecoderConfig
 
 DEFAULTS = dict(

@@ -1,15 +1,7 @@
 """Mistral 7B and Mistral Nemo."""
 
-from jaxtune.families.huggingface import (
-    LLAMA_NAMES,
-    ConfigJson,
-    Family,
-    activation,
-    optional,
-    sizes,
-    uniform_layers,
-    whole,
-)
+from jaxtune.families.huggingface import LLAMA_NAMES, Family, activation, sizes, uniform_layers
+from jaxtune.families.ranges import ConfigJson, optional, whole
 from jaxtune.models.decoder import DecoderConfig
 
 DEFAULTS = dict(

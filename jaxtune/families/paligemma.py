@@ -1,19 +1,9 @@
 """PaliGemma 1 and 2 in transformers' layout."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from jaxtune.families import gemma
-from jaxtune.families.huggingface import (
-    LLAMA_NAMES,
-    ConfigJson,
-    Family,
-    FamilyError,
-    activation,
-    number,
-    whole,
-)
+from jaxtune.families.huggingface import LLAMA_NAMES, Family, activation
 from jaxtune.families.names import Name, Table, linear, prefixed
+from jaxtune.families.ranges import ConfigJson, FamilyError, number, section, whole
 from jaxtune.models.decoder import DecoderConfig
 from jaxtune.models.paligemma import PicturesConfig
 from jaxtune.models.siglip import SiglipConfig
@@ -51,7 +41,7 @@ def decoder2(config: ConfigJson) -> DecoderConfig:
 
 
 def _text(config: ConfigJson) -> ConfigJson:
-    text = dict(_section(config, "text_config"))
+    text = dict(section(config, "text_config"))
     # transformers sets this for full attention over the prefix; here each batch has its own mask.
     text.pop("use_bidirectional_attention", None)
     return text | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
@@ -59,15 +49,14 @@ def _text(config: ConfigJson) -> ConfigJson:
 
 def pictures(config: ConfigJson) -> PicturesConfig:
     """Returns the vision tower and the image token that a PaliGemma `config.json` describes."""
-    tower = siglip(_section(config, "vision_config"))
+    tower = siglip(section(config, "vision_config"))
     return PicturesConfig(tower, token=whole(config, "image_token_index", 257_152))
 
 
 def siglip(config: ConfigJson) -> SiglipConfig:
     """Returns the SigLIP tower that a `vision_config` describes."""
     config = {**SO400M, **config}
-    if config["num_channels"] != 3:
-        raise FamilyError(f"vision_config: num_channels is {config['num_channels']}; expected 3")
+    whole(config, "num_channels")
     if config.get("vision_use_head"):
         raise FamilyError("vision_config: vision_use_head is set; expected a tower without a head")
     width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
@@ -75,9 +64,14 @@ def siglip(config: ConfigJson) -> SiglipConfig:
         raise FamilyError(
             f"vision_config: hidden_size is {width}; expected a multiple of the {heads} heads"
         )
+    side, patch = whole(config, "image_size"), whole(config, "patch_size")
+    if patch > side:
+        raise FamilyError(
+            f"vision_config: patch_size is {patch:,}; expected at most the image_size, {side:,}"
+        )
     return SiglipConfig(
-        side=whole(config, "image_size"),
-        patch=whole(config, "patch_size"),
+        side=side,
+        patch=patch,
         width=width,
         hidden=whole(config, "intermediate_size"),
         heads=heads,
@@ -85,13 +79,6 @@ def siglip(config: ConfigJson) -> SiglipConfig:
         activation=activation(config["hidden_act"]),
         norm_epsilon=number(config, "layer_norm_eps"),
     )
-
-
-def _section(config: ConfigJson, name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    if not isinstance(found, dict):
-        raise FamilyError(f"{name} is {found!r}; expected an object")
-    return found
 
 
 def _norm(theirs: str, ours: str) -> Table:

@@ -3,16 +3,14 @@
 from jaxtune.families.huggingface import (
     ENDS,
     PRE_NORMS,
-    ConfigJson,
     Family,
     activation,
-    optional,
     rope_parameters,
     sizes,
     uniform_layers,
-    whole,
 )
 from jaxtune.families.names import linear
+from jaxtune.families.ranges import ConfigJson, optional, whole
 from jaxtune.models.decoder import DecoderConfig
 
 DEFAULTS = dict(

@@ -2,16 +2,14 @@
 
 from jaxtune.families.huggingface import (
     LLAMA_NAMES,
-    ConfigJson,
     Family,
     activation,
-    flag,
     layers,
     listed_windows,
     rotary,
     sizes,
-    whole,
 )
+from jaxtune.families.ranges import ConfigJson, flag, whole
 from jaxtune.models.decoder import DecoderConfig
 
 DEFAULTS = dict(
@@ -46,7 +44,7 @@ def qwen3(config: ConfigJson) -> DecoderConfig:
 
 
 def _shared(config: ConfigJson) -> dict:
-    count, first = whole(config, "num_hidden_layers"), config["max_window_layers"]
+    count, first = whole(config, "num_hidden_layers"), whole(config, "max_window_layers")
     if not flag(config, "use_sliding_window"):
         config = {**config, "sliding_window": None}
     pattern = ["full_attention" if i < first else "sliding_attention" for i in range(count)]

@@ -15,6 +15,7 @@ from jaxtune.assembly.state import Start, parameters, trained_leaves
 from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
+from jaxtune.display.escapes import plural
 from jaxtune.display.progress import duration
 from jaxtune.sharding import divisors, undivided
 from jaxtune.training.optim import Optimizer
@@ -41,16 +42,16 @@ def of_steps(batch: Batch, loader: Loader, total: int, placer: Placer) -> list[s
       Lines of text.
     """
     parts = batch.accumulate
-    kind = f"lines of {batch.max_length:,} tokens" if batch.packing else "rows"
+    lines = f"{plural(batch.rows, 'line')} of {batch.max_length:,} tokens"
     devices = placer.mesh.size
-    lines = {
-        "batch": f"{batch.rows} {kind}"
+    found = {
+        "batch": (lines if batch.packing else plural(batch.rows, "row"))
         + (f" in {parts} micro-batches of {batch.rows // parts}" if parts > 1 else "")
         + (f", over {devices} devices" if devices > 1 else ""),
-        "steps": f"{total:,} ({total / loader.steps_per_epoch:.3g} epochs of "
-        f"{loader.steps_per_epoch:,} steps)",
+        "steps": f"{total:,} ({plural(total / loader.steps_per_epoch, 'epoch', '.3g')} of "
+        f"{plural(loader.steps_per_epoch, 'step')})",
     }
-    return labelled(lines)
+    return labelled(found)
 
 
 def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -> list[str]:
@@ -70,9 +71,9 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
     hyper, paths = optimizer.hyper, list(tree.flatten(start.selected))
     lines = {
         "trains": f"{trained:,} of {whole:,} parameters ({trained / whole:.2%}), in "
-        f"{len(paths)} leaves: {few(paths, len(paths))}",
+        f"{len(paths)} {'leaf' if len(paths) == 1 else 'leaves'}: {few(paths, len(paths))}",
         "optimiser": f"{optimizer.name}, lr {hyper['lr']:g} ({optimizer.schedule} schedule), "
-        f"warm-up {hyper['warmup_steps']:,} steps, weight decay {hyper['weight_decay']:g}, "
+        f"warm-up {plural(hyper['warmup_steps'], 'step')}, weight decay {hyper['weight_decay']:g}, "
         f"clip norm {hyper['clip_norm']:g}, seed {seed}",
         "memory": _held(start),
     }
@@ -92,7 +93,7 @@ def leaf_table(start: Start, placer: Placer) -> list[str]:
 def ending(summary: Mapping[str, Any]) -> str:
     """Returns a few lines that sum up a finished run, from the content of summary.json."""
     lines = {
-        "done": f"{summary['steps']:,} steps in {duration(summary['seconds'])}, "
+        "done": f"{plural(summary['steps'], 'step')} in {duration(summary['seconds'])}, "
         f"{summary['tokens_per_second']:,.0f} tokens/s"
         + (" (stopped early: no recent improvement)" if summary["stopped_early"] else ""),
         "memory": f"peak {size_text(summary['memory']['bytes'])} ({summary['memory']['of']})",
@@ -132,8 +133,9 @@ def _process_peak() -> int | None:
 def _rows(rows: Rows, max_length: int) -> str:
     found = rows.survey
     return (
-        f"{len(found.rows):,} rows with {found.tokens:,} tokens, {found.scored_tokens:,} scored "
-        f"({found.share:.0%}); longest row {found.longest:,} of {max_length:,} tokens"
+        f"{plural(len(found.rows), 'row')} with {plural(found.tokens, 'token')}, "
+        f"{found.scored_tokens:,} scored ({found.share:.0%}); "
+        f"longest row {found.longest:,} of {max_length:,} tokens"
     )
 
 
@@ -142,9 +144,12 @@ def _losses(name: str, rows: Rows) -> Iterator[tuple[str, str]]:
     found = rows.survey
     for reason, left in (("malformed", found.malformed), ("too long", found.too_long)):
         if left.count:
-            yield "left out", f"{left.count:,} {name} rows, {reason}: {'; '.join(left.first)}"
+            yield (
+                "left out",
+                f"{plural(left.count, f'{name} row')}, {reason}: {'; '.join(left.first)}",
+            )
     if found.cut:
-        yield "cut", f"{found.cut:,} {name} rows, by {found.cut_tokens:,} tokens"
+        yield "cut", f"{plural(found.cut, f'{name} row')}, by {plural(found.cut_tokens, 'token')}"
 
 
 def _undivided(weights: Mapping[str, Any], mesh: Mesh) -> list[str]:

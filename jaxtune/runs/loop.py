@@ -18,6 +18,7 @@ from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.text import TextGenerator
+from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, duration
 from jaxtune.evaluation import held_out
 from jaxtune.evaluation.held_out import EvalRow
@@ -276,7 +277,9 @@ class Run:
         figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
         log.write(self.done, "answers", figures, {})
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.say(f"step {self.done:,}: answers to {len(self.answered):,} rows: {text}")
+        self.progress.say(
+            f"step {self.done:,}: answers to {plural(len(self.answered), 'row')}: {text}"
+        )
         return figures
 
     def _score(self, loss: float, figures: Mapping[str, float]) -> float:

@@ -314,7 +314,7 @@ def test_packed_weights_are_refused(copied):
         jaxtune.load(copied)
     for given, named in (({"quant_method": "gptq"}, "gptq"), ("fp8", "fp8")):
         configure(copied, quantization_config=given)
-        with pytest.raises(CheckpointError, match=rf"stored quantised \({named}, according"):
+        with pytest.raises(CheckpointError, match=rf"stored quantised \('{named}', according"):
             jaxtune.load(copied)
 
 

@@ -197,3 +197,28 @@ def test_without_messages_every_prompt_stands_alone(assembly, monkeypatch):
     for _ in range(2):
         conversation.reply("a pen", "the prompt", lambda text: None)
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_answer_cannot_control_the_terminal(terminal, monkeypatch):
+    """It is written to a file as it is."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    parts = ["a\x1b]0;owned\x07", "\x1b[2J", "\n\té"]
+    generator = SimpleNamespace(check=lambda *_: None, stream=lambda *_: iter(parts))
+    prompt = chat.TypedPrompt("a", "line 3", [1], None)
+    said = []
+    found = chat.answer(generator, None, prompt, said.append)
+    seen = "a\\x1b]0;owned\\x07\\x1b[2J\n\té" if terminal else "".join(parts)
+    assert "".join(said) == f"{seen}\n" and found["answer"] == "".join(parts)
+    task = SimpleNamespace(shown=lambda answer, colour: f"\033[1m{answer}\033[0m")
+    chat.answer(generator, task, prompt, said.append)
+    controls = {"\x1b[1m", "\x1b[0m"} if terminal else {"\x1b[2J"}
+    assert "\x07" not in "".join(said) or not terminal
+    assert all(each in "".join(said) for each in controls)
+
+
+def test_a_prompt_nested_deeply_is_refused(asked):
+    with pytest.raises(
+        DataError, match="begins like JSON but is not valid JSON: maximum recursion"
+    ):
+        asked('{"a":' * 100_000, **TEMPLATE)

@@ -58,8 +58,12 @@ from tests.config.jobs import LEAST, joined, problems
             r"data.image_root .* data.image .*: no pictures are read without data.image; set it",
         ),
         (dict(data=dict(image="", augment=[["flip", 0.5]])), r"or remove data.augment"),
-        (dict(data=dict(augment=[["flip", 2]])), r"2.0 for flip, expected a share from 0 to 1"),
-        (dict(data=dict(augment=[["crop", 0]])), r"0.0 for crop, expected a share above 0 and"),
+        (dict(data=dict(augment=[["crop", 0]])), r"found 0 for crop, expected a share above 0 and"),
+        (
+            dict(batch=dict(rows=1_048_576, max_length=16_777_216)),
+            r"batch.rows .* batch.max_length .*: 1,048,576 rows of up to 16,777,216 tokens are m",
+        ),
+        (dict(generate=dict(temperature=1e-9)), r"found 1e-09, expected at least 0.001, or 0 for"),
         (
             dict(data=dict(augment=[["flip", 1], ["flip", 1]])),
             r"flip, flip; expected each augmentation once",

@@ -83,6 +83,20 @@ def test_a_config_loads_and_is_short(file):
     assert function.end_lineno - function.lineno <= 25
 
 
+@pytest.mark.parametrize("file", DEMOS, ids=called)
+def test_a_demo_runs_from_every_directory(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = load(file)
+    paths = (run.model.path, run.data.source, run.data.tokenizer, run.eval.source)
+    assert all(Path(path).exists() for path in paths if path)
+    assert all(len(source) for source in assembly_of(run).sources)
+
+
+def test_at_the_root_a_demo_has_the_paths_that_people_write(at_root):
+    run = load("configs/palette_demo.py")
+    assert (run.model.path, run.data.source) == ("configs/tiny/base", "configs/tiny/palette.csv")
+
+
 def test_there_is_a_demo_of_every_job():
     jobs = {file.stem.partition("_")[0] for file in FILES}
     assert {file.stem for file in DEMOS} == {f"{job}_demo" for job in jobs}

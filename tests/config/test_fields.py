@@ -2,8 +2,9 @@
 
 import pytest
 
-from jaxtune.config import fields, schema
+from jaxtune.config import fields, schema, values
 from jaxtune.config.load import load, parse
+from jaxtune.display.escapes import shown
 from tests.config.jobs import LEAST, joined, problems, refusal
 
 
@@ -73,70 +74,73 @@ def test_an_unknown_key_stops_with_the_nearest(key, nearest):
 
 
 @pytest.mark.parametrize(
-    "key, value, expected",
+    "key, value",
     [
-        ("optim.lr", "3e-4", "number ≥ 0"),
-        ("optim.lr", -1, "number ≥ 0"),
-        ("optim.lr", True, "number ≥ 0"),
-        ("optim.lr", float("nan"), "number ≥ 0"),
-        ("optim.lr", None, "number ≥ 0"),
-        ("optim.lr", float("inf"), "number ≥ 0"),
-        ("optim.lr", 10**400, "number ≥ 0"),
-        ("optim.b1", 1, "number ≥ 0 and < 1"),
-        ("optim.epsilon", 0, "number > 0"),
-        ("optim.clip_norm", float("inf"), "number > 0 | None"),
-        ("optim.name", "adam", "adamw | adamw8bit | sgd | adafactor | lion"),
-        ("optim.rates", {".*": 1}, "[(pattern, number ≥ 0), …]"),
-        ("optim.rates", [(".*", -1)], "[(pattern, number ≥ 0), …]"),
-        ("optim.decays", [(".*", 1, 2)], "[(pattern, number ≥ 0), …]"),
-        ("trainable.targets", "mlp", "all-linear | attention | [pattern, …]"),
-        ("trainable.rules", [(".*", 1)], "[(pattern, True | False), …]"),
-        ("trainable.rank", 0, "whole number ≥ 1"),
-        ("batch.rows", 16.0, "whole number ≥ 1"),
-        ("batch.rows", True, "whole number ≥ 1"),
-        ("batch.buckets", 64, "[whole number ≥ 1, …]"),
-        ("batch.buckets", [64, 0], "[whole number ≥ 1, …]"),
-        ("batch.packing", 1, "True | False"),
-        ("steps", 10.0, "whole number ≥ 1 | None"),
-        ("epochs", 0, "number > 0 | None"),
-        ("schedule.warmup", 1.0, "whole number | share below 1"),
-        ("schedule.warmup", -1, "whole number | share below 1"),
-        ("data.source", ["a", 1], "[text, …] | text"),
-        ("data.columns", {"a": 1}, "[(text, text), …]"),
-        ("data.columns", {"a": "b", 1: "c"}, "[(text, text), …]"),
-        ("model.path", 3, "text"),
-        ("mesh.data", -2, "whole number ≥ -1"),
-        ("model.dtype", ["auto"], "auto | float32 | bfloat16 | float16"),
+        ("optim.lr", "3e-4"),
+        ("optim.lr", -1),
+        ("optim.lr", True),
+        ("optim.lr", float("nan")),
+        ("optim.lr", None),
+        ("optim.lr", float("inf")),
+        ("optim.lr", 10**400),
+        ("optim.b1", 1),
+        ("optim.epsilon", 0),
+        ("optim.clip_norm", float("inf")),
+        ("optim.name", "adam"),
+        ("optim.rates", {".*": 1}),
+        ("optim.rates", [(".*", -1)]),
+        ("optim.decays", [(".*", 1, 2)]),
+        ("trainable.targets", "mlp"),
+        ("trainable.rules", [(".*", 1)]),
+        ("trainable.rank", 0),
+        ("batch.rows", 16.0),
+        ("batch.rows", True),
+        ("batch.buckets", 64),
+        ("batch.buckets", [64, 0]),
+        ("batch.packing", 1),
+        ("steps", 10.0),
+        ("epochs", 0),
+        ("schedule.warmup", 1.0),
+        ("schedule.warmup", -1),
+        ("data.source", ["a", 1]),
+        ("data.columns", {"a": 1}),
+        ("data.columns", {"a": "b", 1: "c"}),
+        ("model.path", 3),
+        ("mesh.data", -2),
+        ("model.dtype", ["auto"]),
     ],
 )
-def test_a_value_of_another_type_or_range_stops(key, value, expected):
+def test_a_value_of_another_type_or_range_stops(key, value):
     section, _, name = key.rpartition(".")
     found = problems({section: {name: value}} if section else {name: value})
-    assert found == [f"{key} (run.py): found {fields.shown(value)}, expected {expected}"]
+    expected = values.expected(schema.FIELDS[key])
+    assert found == [f"{key} (run.py): found {shown(value)}, expected {expected}"]
 
 
 @pytest.mark.parametrize(
     "override, problem",
     [
-        ("optim.lr=fast", "found 'fast', expected number ≥ 0"),
-        ("optim.lr=", "found '', expected number ≥ 0"),
-        ("optim.lr=nan", "found 'nan', expected number ≥ 0"),
-        ("steps=1e3", "found '1e3', expected whole number ≥ 1 | None"),
-        ("batch.rows=16.0", "found '16.0', expected whole number ≥ 1"),
-        ("batch.rows=null", "found 'null', expected whole number ≥ 1"),
-        ("batch.buckets=64", "found '64', expected [whole number ≥ 1, …]"),
-        ("optim.rates={[]: 1}", "found '{[]: 1}', expected [(pattern, number ≥ 0), …]"),
-        ("batch.buckets=[64", "found '[64', expected [whole number ≥ 1, …]"),
-        ("data.shuffle=yes", "found 'yes', expected True | False"),
-        ("data.shuffle=1", "found '1', expected True | False"),
+        ("optim.lr=fast", "found 'fast'"),
+        ("optim.lr=", "found ''"),
+        ("optim.lr=nan", "found 'nan'"),
+        ("steps=1e3", "found '1e3'"),
+        ("batch.rows=16.0", "found '16.0'"),
+        ("batch.rows=null", "found 'null'"),
+        ("batch.buckets=64", "found '64'"),
+        ("optim.rates={[]: 1}", "found '{[]: 1}'"),
+        ("batch.buckets=[64", "found '[64'"),
+        ("data.shuffle=yes", "found 'yes'"),
+        ("data.shuffle=1", "found '1'"),
         ("data.shuffle", "found no value, expected --config.data.shuffle=VALUE"),
-        ("model.dtype=null", "found 'null', expected auto | float32 | bfloat16 | float16"),
+        ("model.dtype=null", "found 'null'"),
         ("=3", "no such field; did you mean optim.lr?"),
         ("optim=sgd", "found 'sgd', but this is a section; set its fields, such as optim.name"),
     ],
 )
 def test_an_override_that_cannot_be_read_stops(override, problem):
     key = override.partition("=")[0] or "--config.=3"
+    if key in schema.FIELDS and "VALUE" not in problem:
+        problem += f", expected {values.expected(schema.FIELDS[key])}"
     assert problems({}, f"--config.{override}") == [f"{key} (command line): {problem}"]
 
 
@@ -148,18 +152,19 @@ def test_a_pattern_that_is_none_is_explained():
 
 def test_a_long_value_is_cut():
     (line,) = problems(dict(optim=dict(lr="x" * 1000)))
-    assert len(line) < 150 and "…" in line
+    assert len(line) < 180 and "…" in line
 
 
 def test_all_problems_are_listed_with_where_they_come_from():
     more = dict(optim=dict(lr="x", lrr=1), batch=3, steps=5, epochs=1)
     assert problems(more, "--config.steps=6", "--config.seed=-1", "--config.mesh.tensor=0") == [
-        "optim.lr (run.py): found 'x', expected number ≥ 0",
+        "optim.lr (run.py): found 'x', expected number ≥ 0 and ≤ 1,000,000; usually 1e-5 to 1e-3 "
+        "with adamw",
         "optim.lrr (run.py): no such field; did you mean optim.lr?",
         "batch (run.py): found 3, but this is a section; set its fields, such as batch.rows",
-        "seed (command line): found '-1', expected whole number ≥ 0",
+        "seed (command line): found '-1', expected whole number ≥ 0 and ≤ 4,294,967,295",
         "steps (command line), epochs (run.py): both set how long to train; remove one, or set it "
-        "to None",
+        "to None; here, add --config.epochs=None",
         "mesh.tensor (command line): found 0, expected 1 or more, or -1 for all remaining devices",
     ]
 

@@ -104,8 +104,8 @@ def test_describe_has_every_field_with_its_default():
                 shown = "(required)" if needed else repr(field.default)
                 assert f"\n  {key} = {shown} " in text
                 assert field.metadata["meaning"].split("; ")[0][:60] in text
-    assert "number ≥ 0 and < 1; only with name adamw/adamw8bit/lion\n" in text
-    assert "number > 0; only with name adamw/adamw8bit\n" in text
+    assert "number ≥ 0 and ≤ 0.9999; usually 0.9; only with name\n" in text
+    assert "number ≥ 1e-20 and ≤ 1; usually 1e-8 to 1e-6; only with name\n" in text
     assert all(len(line) <= 100 for line in text.splitlines())
 
 

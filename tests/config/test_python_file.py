@@ -1,5 +1,6 @@
 """Config files are Python: what they return is taken, and errors in them are told by their line."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,6 +54,10 @@ def test_an_argument_after_a_colon_is_handed_on(write):
         (b"x = '\x00'\n", "run.py: SyntaxError: source code string cannot contain null bytes"),
         ("", "run.py has no get_config(); define a function"),
         ("get_config = {}\n", "run.py has no get_config(); define a function"),
+        ("exit(3)\n", "run.py, line 1: SystemExit: a config file must not end the program; remove"),
+        ("x = " + "-" * 100_000 + "1\n", "run.py: MemoryError"),
+        ("x = " + "(" * 300 + "\n", "run.py, line 1: SyntaxError: too many nested parentheses"),
+        ("raise ValueError('x' * 10_000)\n", f"run.py, line 1: ValueError: {'x' * 799}…\n  raise"),
         ("def get_config(): return 3\n", "run.py: get_config() returned 3, expected a ConfigDict"),
     ],
 )
@@ -66,6 +71,23 @@ def test_a_file_that_is_not_there_is_named_with_the_nearest(write):
     assert refusal(load, "paletdemo.py") == problem
     assert refusal(load, "away/x.py") == "away/x.py: no such file"
     assert ". cannot be read (Is a directory); expected a Python file" in refusal(load, ".")
+
+
+def test_what_is_no_file_of_moderate_size_is_refused(write, tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    problem = "pipe.py is not a regular file; expected a Python file with get_config()"
+    assert refusal(load, "pipe.py") == problem
+    file = write("#" * 1_048_577)
+    assert refusal(load, file).startswith("run.py has 1,048,577 bytes, and a config file at most")
+    for name in ("x" * 5000, "x" * 5000 + ".py:3"):
+        assert refusal(load, name).startswith("xxxxxx") and len(refusal(load, name)) < 200
+    assert "a\\x00b cannot be read (embedded null byte)" in refusal(load, "a\0b")
+    assert refusal(load, "~nobody-of-this-name/x.py").startswith("~nobody")
+
+
+def test_what_a_file_prints_goes_to_standard_error(write, capsys):
+    load(write(f"print('loaded')\ndef get_config():\n    return {LEAST!r}\n"))
+    assert capsys.readouterr() == ("", "loaded\n")
 
 
 def test_a_config_may_start_from_its_neighbour_which_leaves_no_trace(write, tmp_path):

@@ -149,7 +149,7 @@ def test_long_fields_are_read(write):
     "line, message",
     [
         (b"1,2,3", "a.csv:3: found 3 fields, but the header has 2"),
-        (b"1", "found 1 fields, but the header has 2"),
+        (b"1", "found 1 field, but the header has 2"),
         (b"caf\xe9,1", "not valid UTF-8: byte 4"),
         (b'"a"b,1', "cannot be split into fields"),
     ],

@@ -98,12 +98,14 @@ def of_command(error: Exited) -> Outcome:
 
 
 def of_exception(error: BaseException) -> Outcome:
-    """Judges an exception that the Python interface raised: only messages for people are clean."""
+    """Judges an exception of the Python interface, and its message as a terminal would get it."""
+    from jaxtune.display.escapes import unbroken, visible
+
     text = "".join(traceback.format_exception(error))
     cause = f"{type(error).__name__} in {where(text)}"
     if not for_people(error):
         return defect(TRACEBACK, text, cause)
-    return of_message(str(error), cause)
+    return of_message(visible(unbroken(str(error))), cause)
 
 
 def for_people(error: BaseException) -> bool:

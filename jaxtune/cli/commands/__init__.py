@@ -9,6 +9,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from jaxtune.cli.options import filled, path
+
 COMMANDS = {
     "train": "fine-tune a model from a config, or resume the run (the default command)",
     "preview": "show tokenised rows with their scored tokens marked, and count all rows",
@@ -56,11 +58,15 @@ def configured(parser: ArgumentParser, usage: str) -> None:
     """Adds the arguments of a command that reads a config; `usage` ends its usage line."""
     parser.usage = f"{parser.prog} --config FILE [--workdir DIR] [--config.key=value …] {usage}"
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="config file, such as configs/x.py"
+        "--config",
+        required=True,
+        type=filled,
+        metavar="FILE",
+        help="config file, such as configs/x.py",
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="directory of the run (default: runs/NAME for configs/NAME.py)",
     )
@@ -69,13 +75,15 @@ def configured(parser: ArgumentParser, usage: str) -> None:
 def config_and_place(options: Namespace) -> tuple[Any, Path]:
     """Returns the config with its overrides applied, and the workdir: by default runs/NAME.
 
-    Raises WorkdirError if that is a directory of something else.
+    Both are also kept in `options`, where error messages look for what names a file.
+
+    Raises WorkdirError if the workdir is a directory of something else.
     """
     from jaxtune.config import load as schema
     from jaxtune.workdir.directory import refuse_foreign
 
-    found = schema.load(options.config, options.overrides)
+    options.settings = schema.load(options.config, options.overrides)
     name = Path(options.config.partition(".py:")[0]).stem
-    workdir = (options.workdir or Path("runs") / name).expanduser()
-    refuse_foreign(workdir)
-    return found, workdir
+    options.workdir = (options.workdir or Path("runs") / name).expanduser()
+    refuse_foreign(options.workdir)
+    return options.settings, options.workdir

@@ -1,9 +1,10 @@
 """`config`: what a config may set, and what one file and its overrides resolve to."""
 
-import json
 from argparse import ArgumentParser, Namespace
 
 from jaxtune.cli.commands import UsageError
+from jaxtune.cli.options import filled
+from jaxtune.display.escapes import json_text, show
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config",
+        type=filled,
         metavar="FILE",
         help="print the resolved config of this file as JSON",
     )
@@ -30,7 +32,7 @@ def run(options: Namespace) -> int:
             raise UsageError(f"{options.overrides[0]}: add --config FILE, the config to change")
         from jaxtune.config import reference
 
-        print(reference.text(options.name or ""))
+        show(reference.text(options.name or ""))
         return 0
     if options.name:
         raise UsageError(
@@ -39,5 +41,5 @@ def run(options: Namespace) -> int:
     from jaxtune.config.load import load, resolved
 
     found = resolved(load(options.config, options.overrides))
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json_text(found))
     return 0

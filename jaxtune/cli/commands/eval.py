@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from jaxtune.cli.commands import UsageError, config_and_place, configured
+from jaxtune.cli.options import filled
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--adapter",
+        type=filled,
         metavar="DIR",
         help="adapter or merged checkpoint to evaluate: a directory or Hub repository "
         "(default: the run's export)",

@@ -1,10 +1,10 @@
 """`export`: writes a run's adapter or merged model, and verifies it."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from jaxtune.checkpoint.dtypes import AUTO, DTYPES
 from jaxtune.cli.commands import UsageError, config_and_place, configured
+from jaxtune.cli.options import filled, path
 
 INTO = ("original", "dequantised")
 
@@ -27,7 +27,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="output directory, or .npz file for PaliGemma (default: in the run's export folder)",
     )
@@ -38,7 +38,10 @@ def arguments(parser: ArgumentParser) -> None:
         help="checkpoint: best, last or a step number (default: best)",
     )
     parser.add_argument(
-        "--adapter", metavar="DIR", help="adapter to merge instead: a directory or Hub repository"
+        "--adapter",
+        type=filled,
+        metavar="DIR",
+        help="adapter to merge instead: a directory or Hub repository",
     )
     parser.add_argument(
         "--verify",
@@ -68,7 +71,7 @@ def run(options: Namespace) -> int:
         workdir,
         merged=options.merged,
         into=options.into,
-        to=options.to and options.to.expanduser(),
+        to=options.to,
         step=options.step,
         adapter=options.adapter,
         outside=options.verify == "reference",

@@ -3,9 +3,10 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from jaxtune.cli.commands import config_and_place, configured
+from jaxtune.cli.options import filled, path
+from jaxtune.display.escapes import show
 
 TYPED = "the prompt"
 
@@ -17,15 +18,16 @@ def arguments(parser: ArgumentParser) -> None:
     which.add_argument("--base", action="store_true", help="use the untuned base")
     which.add_argument(
         "--adapter",
+        type=filled,
         metavar="DIR",
         help="adapter or merged checkpoint to use: a directory or Hub repository "
         "(default: the run's export)",
     )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="a prompt, or a row as JSON")
-    prompts.add_argument("--file", type=Path, metavar="FILE", help="file with one prompt per line")
+    prompts.add_argument("--file", type=path, metavar="FILE", help="file with one prompt per line")
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="picture to use with all prompts"
+        "--image", type=path, metavar="FILE", help="picture to use with all prompts"
     )
     parser.set_defaults(run=run)
 
@@ -37,6 +39,7 @@ def run(options: Namespace) -> int:
     from jaxtune.cli.chat import (
         Conversation,
         answer,
+        for_output,
         text_generator,
         typed_prompt,
         write_answers,
@@ -58,12 +61,12 @@ def run(options: Namespace) -> int:
     try:
         for prompt in prompts:
             if options.file:
-                say(f"> {prompt.text}\n")
+                say(for_output(f"> {prompt.text}\n"))
             found.append(answer(generator, assembly.task, prompt, say))
             say("\n" if options.file else "")
     finally:
         if found:
-            print(f"answers written to {write_answers(workdir, found)}", file=sys.stderr)
+            show(f"answers written to {write_answers(workdir, found)}", sys.stderr)
     return 0
 
 
@@ -73,7 +76,7 @@ def given(options: Namespace) -> list[tuple[str, str]]:
         return [("--prompt", options.prompt)]
     if options.file is None:
         return []
-    file = options.file.expanduser()
+    file = options.file
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -92,7 +95,7 @@ def conversed(answer: Callable[[str], object]) -> None:
         except ValueError as error:
             if not sys.stdin.isatty():
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            show(f"error: {error}", sys.stderr)
 
 
 def typed() -> Iterator[str]:

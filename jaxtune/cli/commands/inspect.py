@@ -1,14 +1,18 @@
 """`inspect`: reports what a checkpoint holds, from its headers."""
 
 import dataclasses
-import json
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtune.cli.commands import UsageError
+from jaxtune.cli.options import filled, path
+from jaxtune.display.escapes import json_text, show, shown
+
+SIZE = re.compile(r"[0-9]{1,6}")  # of a mesh axis
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -16,13 +20,14 @@ def arguments(parser: ArgumentParser) -> None:
     parser.usage = f"{parser.prog} CHECKPOINT [--quant[=KINDS]] [--text FILE] [--mesh AXES] …"
     parser.add_argument(
         "checkpoint",
+        type=filled,
         nargs="?",  # argparse may have given it to --quant: see `meant`
         metavar="CHECKPOINT",
         help="a directory, or owner/name or owner/name@revision on the Hub",
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="directory for inspect.json (default: runs/inspect/NAME)",
     )
@@ -43,7 +48,9 @@ def arguments(parser: ArgumentParser) -> None:
         help="show the sizes of the quantised model; with kinds, such as --quant=nf4,int8, also "
         "read the weights and measure the errors in weights and predictions",
     )
-    parser.add_argument("--text", metavar="FILE", help="text file to compare predictions on")
+    parser.add_argument(
+        "--text", type=filled, metavar="FILE", help="text file to compare predictions on"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -61,8 +68,8 @@ def run(options: Namespace) -> int:
     from jaxtune.workdir.directory import claim, refuse_foreign
 
     # Not runs/NAME itself, which may be a run or this very checkpoint.
-    workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
-    refuse_foreign(workdir)
+    options.workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
+    refuse_foreign(options.workdir)
     progress = Progress(sys.stderr)
     report = inspect(
         checkpoint,
@@ -76,13 +83,14 @@ def run(options: Namespace) -> int:
         progress.say()
     content = dataclasses.asdict(report)
     if options.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json_text(content))
     else:
-        print(table(report, names=options.names))
-    claim(workdir)
-    write_json(workdir / "inspect.json", content)
+        show(table(report, names=options.names))
+    claim(options.workdir)
+    file = options.workdir / "inspect.json"
+    write_json(file, content)
     where = sys.stderr if options.json else sys.stdout
-    print(f"\nwritten to {workdir / 'inspect.json'}", file=where)
+    show(f"\nwritten to {file}", where)
     return 0
 
 
@@ -107,9 +115,12 @@ def axes(text: str | None) -> Mapping[str, int] | None:
     if text is None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
-    found = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
+    found = {name.strip(): int(size) for name, _, size in pairs if SIZE.fullmatch(size.strip())}
     if len(found) < len(pairs):
-        raise UsageError(f"--mesh {text!r}: expected axes and sizes, such as fsdp=8,tensor=2")
+        raise UsageError(
+            f"--mesh {shown(text)}: expected axes and sizes, such as fsdp=8,tensor=2, of up to "
+            "999,999 devices"
+        )
     return found
 
 

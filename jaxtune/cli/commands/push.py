@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from jaxtune.cli.commands import UsageError
+from jaxtune.cli.options import filled, path
+from jaxtune.display.escapes import show
 
 MARKS = ("adapter_config.json", "config.json")  # a directory that may be pushed has one of them
 
@@ -11,10 +13,12 @@ MARKS = ("adapter_config.json", "config.json")  # a directory that may be pushed
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
     parser.add_argument(
-        "source", type=Path, help="directory of an adapter or a model, or an .npz file"
+        "source", type=path, help="directory of an adapter or a model, or an .npz file"
     )
     parser.add_argument(
-        "repo", help="owner/name on the Hub, or a name in the account that HF_TOKEN belongs to"
+        "repo",
+        type=filled,
+        help="owner/name on the Hub, or a name in the account that HF_TOKEN belongs to",
     )
     parser.add_argument(
         "--public", action="store_true", help="create a public repository, or push to one"
@@ -27,12 +31,12 @@ def run(options: Namespace) -> int:
     """Uploads the export as one commit, and prints the address of that commit."""
     from jaxtune.checkpoint import hub
 
-    source = checked(options.source.expanduser())
+    source = checked(options.source)
     account = hub.account()
     repo = options.repo if "/" in options.repo else f"{account}/{options.repo}"
     hub.claim(repo, private=not options.public)
     url = hub.upload(source, repo, options.message or f"{source.name}, by jaxtune")
-    print(f"pushed to {url}")
+    show(f"pushed to {url}")
     return 0
 
 

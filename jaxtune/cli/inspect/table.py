@@ -7,6 +7,7 @@ from typing import Any
 from jaxtune.cli.inspect.quant_table import quant_sections
 from jaxtune.cli.inspect.report import Leaf, Report, token_text
 from jaxtune.display.columns import grid, labelled, size_text, wrapped
+from jaxtune.display.escapes import plural
 
 NUMBERS = ("parameters", "stored", "per device")  # columns aligned to the right
 
@@ -112,7 +113,7 @@ def _total_lines(report: Report) -> dict[str, str]:
         f"{totals['non_embedding']:,} elsewhere",
         "bytes": f"{stored} as stored, {single} in float32, {half} in bfloat16",
         "not loaded": "; ".join(
-            f"{other.names} ({other.tensors:,} tensors, {size_text(other.bytes)})"
+            f"{other.names} ({plural(other.tensors, 'tensor')}, {size_text(other.bytes)})"
             for other in report.others
         ),
     }
@@ -120,7 +121,7 @@ def _total_lines(report: Report) -> dict[str, str]:
         axes = ", ".join(f"{name}={size}" for name, size in report.mesh.items())
         dtype = "the stored dtype" if report.dtype == "auto" else report.dtype
         lines["mesh"] = (
-            f"{axes}: {math.prod(report.mesh.values()):,} devices, each holding "
+            f"{axes}: {plural(math.prod(report.mesh.values()), 'device')}, each holding "
             f"{size_text(totals['bytes_per_device'])} in {dtype}"
         )
     return lines

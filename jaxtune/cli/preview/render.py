@@ -17,6 +17,7 @@ from jaxtune.data.images import Pictures
 from jaxtune.data.survey import Survey
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display import pictures
+from jaxtune.display.escapes import one_line, plural, visible
 
 # Kind of token -> its meaning, its colour on a terminal and its colour on a page.
 KINDS = {
@@ -100,9 +101,9 @@ def text(
     Returns:
       The text, with a line break at its end.
     """
-    found = [f"{name:<22}{_indented(value, 22)}" for name, value in _counts(survey)]
+    found = [f"{name:<22}{_indented(visible(value), 22)}" for name, value in _counts(survey)]
     for each in chain.from_iterable(_headed(batch, tokenizer, places, pictures)):
-        found += ["", each.heading]
+        found += ["", one_line(each.heading)]
         found += [_line(run, colour) for run in each.runs]
     return "\n".join(found).lstrip("\n") + "\n"
 
@@ -161,7 +162,7 @@ def _headed(
         for runs in line:
             tokens = sum(run.tokens for run in runs)
             scored = sum(run.tokens for run in runs if run.kind == "scored")
-            heading = f"line {number} · {tokens:,} tokens"
+            heading = f"line {number} · {plural(tokens, 'token')}"
             if runs[0].kind != "padding":
                 place = next(named, "")
                 heading += f", {scored:,} scored" + (f" · {place}" if place else "")
@@ -247,7 +248,7 @@ def _line(run: Run, colour: bool) -> str:
 def _told(run: Run) -> str:
     """Returns the number of tokens of a run that is not text, such as padding."""
     many = f"{run.text}: " if run.text not in ("", run.kind) else ""
-    return f"{many}{run.tokens:,} tokens"
+    return f"{many}{plural(run.tokens, 'token')}"
 
 
 def _indented(text: str, by: int) -> str:
@@ -290,7 +291,7 @@ def _square(line: Sequence[Shown], seen: np.ndarray) -> str:  # bool[T, T]
 
 def _block(run: Run) -> str:
     if run.kind == "padding":
-        return _marked(run.kind, f"{run.tokens:,} tokens of padding")
+        return _marked(run.kind, f"{plural(run.tokens, 'token')} of padding")
     if run.kind == "picture":
         return f"{_marked(run.kind, f'{run.text}: {run.tokens:,} tokens')}\n"
     return _marked(run.kind, _visible(run.text))

@@ -1,9 +1,12 @@
 """The small parts of `launch.py inspect`; the report has tests of its own."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import launch
 from jaxtune.cli.commands.inspect import checkpoint_name, kinds, meant
@@ -105,3 +108,14 @@ def test_what_cannot_be_measured(base, failure, arguments, message):
 def test_kinds_are_a_list():
     assert kinds(None) is None and kinds("") == []
     assert kinds("nf4, int8,nf4") == ["nf4", "int8"]
+
+
+def test_names_in_a_checkpoint_cannot_control_the_terminal(base, tmp_path, capsys):
+    spoilt = shutil.copytree(base, tmp_path / "a\x1b]0;owned\x07b\x1b[2Jc")
+    printed, _ = report(capsys, spoilt, "--names")
+    assert r"a\x1b]0;owned\x07b\x1b[2Jc: " in printed and "\x1b" not in printed
+    tensors = load_file(spoilt / "model.safetensors")
+    save_file({**tensors, "x\x1b[2J": np.zeros(1)}, spoilt / "model.safetensors")
+    assert launch.main(["inspect", str(spoilt)]) == 2
+    printed = capsys.readouterr()
+    assert r"x\x1b[2J (1,)" in printed.err and "\x1b" not in printed.err + printed.out

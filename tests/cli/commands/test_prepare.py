@@ -45,7 +45,10 @@ def test_what_is_written_and_left_out(source, capsys):
             "none of the 1 rows can be used; the first: bad.jso",
         ),
         (["totto", "a.json", "out.jsonl"], "a.json: a directory, but not a dataset saved by save_"),
-        (["totto", "in.jsonl", "out.jsonl", "--rows=0"], "--rows 0: expected 1 or more"),
+        (
+            ["totto", "in.jsonl", "out.jsonl", "--rows=0"],
+            "--rows: found '0', expected a whole number from 1 to 1,000,000,000",
+        ),
         (["totto", "in.jsonl"], "the following arguments are required: OUT.jsonl"),
     ],
 )

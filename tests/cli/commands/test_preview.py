@@ -26,4 +26,6 @@ def test_bad_rows_are_named_before_any_weight_is_read(config, failure):
     Path("rows.jsonl").write_text('{"prefix": "a"}\n')
     message = failure("preview", "--config", config(data={"source": "rows.jsonl"}))
     assert "rows.jsonl:1: no column 'suffix'" in message
-    assert "--rows 0: expected 1 or more" in failure("preview", "--config=x.py", "--rows=0")
+    assert "--rows: found '0', expected a whole number from 1" in failure(
+        "preview", "--config=x.py", "--rows=0"
+    )

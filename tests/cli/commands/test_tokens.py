@@ -60,7 +60,10 @@ def test_json_is_what_is_written(tokenizers, capsys):
         (["llama", "--text", "text.txt"], "text.txt is empty: expected text to count tokens in"),
         (["llama", "--text", "none.txt"], "none.txt cannot be read: No such file or directory"),
         (["llama", "--text", "bytes.txt"], "bytes.txt is not UTF-8 text"),
-        (["llama", "--up-to", "-1"], "--up-to -1: expected 0 or more"),
+        (
+            ["llama", "--up-to", "-1"],
+            "--up-to: found '-1', expected a whole number from 0 to 9,999,999",
+        ),
         ([], "the following arguments are required: TOKENIZER"),
     ],
 )

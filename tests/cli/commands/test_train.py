@@ -60,7 +60,7 @@ def test_rows_that_cannot_be_trained_on(content, data, problem, config, failure)
         (["--config.trainable.kind=rules", "--config.trainable.rules=[('.*', False)]"],
          "the rules select no leaf to train"),
         (["--config.log.wandb=project"], "wandb"),
-        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--bogus"], "'--bogus': launch.py train has no such option; see launch.py train --help"),
     ],
 )  # fmt: skip
 def test_configs_that_make_no_run(changes, problem, config, failure, monkeypatch):
@@ -72,8 +72,7 @@ def test_a_workdir_that_cannot_be_written(config, failure):
     Path("file").touch()
     message = failure("--config", config(), "--workdir", "file/run")
     assert (
-        "file/run cannot be written: Not a directory; choose another directory with --workdir"
-        in message
+        "file/run cannot be written: Not a directory; choose another path with --workdir" in message
     )
 
 

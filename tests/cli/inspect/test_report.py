@@ -239,7 +239,7 @@ def test_tensors_that_do_not_fit_are_all_listed(llama):
 
 def test_quantised(llama):
     edit_config(llama, quantization_config=dict(quant_method="gptq"))
-    with pytest.raises(CheckpointError, match=r"stored quantised \(gptq, according"):
+    with pytest.raises(CheckpointError, match=r"stored quantised \('gptq', according"):
         inspect(llama)
 
 

@@ -105,6 +105,12 @@ def test_colours_are_for_terminals_and_data_commands_none(shown):
     assert re.sub(r"\033\[[\d;]*m", "", coloured) == render.text(batch, ours, places, found)
 
 
+def test_places_cannot_control_the_terminal(shown):
+    batch, ours, places, found = shown()
+    hostile = [f"\x1b[2J{place}\n" for place in places]
+    assert r"\x1b[2J" in (text := render.text(batch, ours, hostile, found)) and "\x1b" not in text
+
+
 def test_a_page_stands_alone(shown):
     batch, ours, places, found = shown()
     page = render.page(batch, ours, places, found, title="a <b>")
