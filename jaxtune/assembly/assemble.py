@@ -20,6 +20,7 @@ from jaxtune.assembly.identity import identity
 from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
+from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.hub import locate
 from jaxtune.config.fields import ConfigError
 from jaxtune.config.schema import MANY, Config
@@ -63,6 +64,12 @@ class Assembly:
     def tokenizer(self) -> Tokenizer:
         """The config's tokenizer, or else that of the base."""
         return rows.open_tokenizer(self.config.data, self.checkpoint, self.today)
+
+    @property
+    def tokenizer_files(self) -> TokenizerFiles:
+        """Files of that tokenizer, with the chat template of the config, for exports."""
+        place = rows.tokenizer_place(self.config.data, self.checkpoint)
+        return TokenizerFiles.of(place, self.tokenizer, self.checkpoint)
 
     @cached_property
     def encoder(self) -> RowEncoder:

@@ -37,13 +37,23 @@ class Rows:
     survey: Survey
 
 
+def tokenizer_place(data: Data, checkpoint: Path) -> Path:
+    """Returns the directory or file of the tokenizer: the config's, or else the checkpoint's own.
+
+    The latter is in the checkpoint's directory, or beside its .npz file.
+    """
+    if data.tokenizer:
+        return Path(data.tokenizer).expanduser()
+    return beside(checkpoint) if checkpoint.is_file() else checkpoint
+
+
 def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
-    """Opens the config's tokenizer, or that in the checkpoint's directory or beside its .npz file.
+    """Opens the config's tokenizer, or that of the checkpoint.
 
     It has the config's chat template, if there is one. `today` is the date that is passed to chat
     templates.
     """
-    place = data.tokenizer or (beside(checkpoint) if checkpoint.is_file() else checkpoint)
+    place = tokenizer_place(data, checkpoint)
     template = template_text(data.chat_template) if data.chat_template else None
     found = Tokenizer.open(place, template=template, today=today)
     eos = None if found.eos is None else found.piece(found.eos)

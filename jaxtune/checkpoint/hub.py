@@ -19,9 +19,7 @@ from jaxtune.checkpoint.formats.safetensors import DTYPES, CheckpointError, Safe
 REPO_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)
 NO_REPO_SUFFIXES = (".safetensors", ".npz", ".json", ".bin", ".pt", ".pth", ".gguf", ".git")
 
-# Files that are copied and downloaded along with the weights.
-COMPANIONS = [
-    "generation_config.json",
+TOKENIZER_FILES = [
     "tokenizer*",
     "*.model",
     "special_tokens_map.json",
@@ -29,9 +27,11 @@ COMPANIONS = [
     "vocab.json",
     "merges.txt",
     "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
 ]
+PROCESSOR_FILES = ["preprocessor_config.json", "processor_config.json"]
+GENERATION_CONFIG = "generation_config.json"
+# Files that are copied and downloaded along with the weights.
+COMPANIONS = [GENERATION_CONFIG, *TOKENIZER_FILES, *PROCESSOR_FILES]
 WANTED = [
     "config.json",
     "adapter_config.json",

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtune import families
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import one_layer
+from jaxtune.checkpoint.companions import TokenizerFiles, matching
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb, npz
 from jaxtune.checkpoint.formats.npz import Npz
@@ -29,7 +30,7 @@ from jaxtune.checkpoint.formats.safetensors import (
     write_sharded,
 )
 from jaxtune.checkpoint.formats.tensors import Tensors
-from jaxtune.checkpoint.hub import COMPANIONS
+from jaxtune.checkpoint.hub import COMPANIONS, GENERATION_CONFIG
 from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
@@ -53,6 +54,7 @@ def save_merged(
     into: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    tokenizer: TokenizerFiles | None = None,
 ) -> Path:
     """Merges adapters into the weights and writes a checkpoint that transformers can load.
 
@@ -72,6 +74,7 @@ def save_merged(
         "original" if the origin has full-precision weights, else "dequantised".
       max_shard_bytes: most bytes of tensors per .safetensors file.
       overwrite: whether an earlier checkpoint under this name may be replaced.
+      tokenizer: tokenizer to write into a directory, if not that of the model's origin.
 
     Returns:
       The path that was written, with `~` expanded.
@@ -96,7 +99,7 @@ def save_merged(
                 npz.write(target, writer.plan, writer.blocks, overwrite)
             elif jax.process_index() == 0:
                 with new_directory(target, overwrite=overwrite) as partial:
-                    _write_companions(partial, base.directory, config)
+                    _write_companions(partial, base.directory, config, tokenizer)
                     write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
         finally:
             writer.gather_rest()
@@ -112,13 +115,17 @@ def _table_to_write(
     return bigvision.tables(model)[0] if target.suffix == NPZ else family.tables[0]
 
 
-def _write_companions(directory: Path, origin: Path, config: Mapping) -> None:
+def _write_companions(
+    directory: Path, origin: Path, config: Mapping, tokenizer: TokenizerFiles | None
+) -> None:
     """Writes config.json and the tokenizer files; called before the weights, to fail early."""
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
-    for pattern in COMPANIONS:
-        for file in filter(Path.is_file, origin.glob(pattern)):
-            shutil.copyfile(file, directory / file.name)
+    # A given tokenizer brings its files; what tells how to generate may still be the origin's.
+    for file in matching(origin, [GENERATION_CONFIG] if tokenizer else COMPANIONS):
+        shutil.copyfile(file, directory / file.name)
+    if tokenizer:
+        tokenizer.write(directory, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)

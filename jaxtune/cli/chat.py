@@ -16,7 +16,7 @@ from jaxtune.assembly.assemble import Assembly
 from jaxtune.data.errors import DataError
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.escapes import visible
-from jaxtune.evaluation.compare import tuned_at, tuned_variables
+from jaxtune.evaluation.compare import tuned_at, tuned_model
 from jaxtune.files import write_json
 from jaxtune.workdir.directory import claim
 
@@ -49,11 +49,8 @@ def text_generator(
     Returns:
       A text generator with the weights on the devices.
     """
-    tuned = None if base else tuned_at(workdir, adapter)
-    model, variables = assembly.base()
-    if tuned is not None:
-        model, variables = tuned_variables(assembly, model, variables, tuned)
-    return assembly.generator(model, variables)
+    loaded = assembly.base() if base else tuned_model(assembly, tuned_at(workdir, adapter))
+    return assembly.generator(*loaded)
 
 
 def typed_prompt(

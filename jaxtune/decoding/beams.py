@@ -26,6 +26,7 @@ from jaxtune.decoding.requests import (
     make_requests,
     padded,
 )
+from jaxtune.decoding.state import NotFiniteError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
 
@@ -132,7 +133,10 @@ def beam_search(
         wanted = np.arange(len(rows.length)) < len(chosen)  # the others are padding
         search = _begun(model, room, beams, variables, rows, wanted, *how)
         kept = _searched(model, variables, search).kept
-        found |= zip(chosen, _collected(kept, len(chosen), stops.tolist()), strict=True)
+        best = _collected(kept, len(chosen), stops.tolist())
+        if not all(NONE / 2 < each.score <= 0 for each in best):  # NaN or no answer at all
+            raise NotFiniteError(model)
+        found |= zip(chosen, best, strict=True)
     return [found[i] for i in range(len(prompts))]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxtune.adapters.lora import with_norms
 from jaxtune.data.batches import fitting, sizes
@@ -27,29 +26,13 @@ from jaxtune.decoding.requests import (
     padded,
 )
 from jaxtune.decoding.sampling import Sampling, filtered
+from jaxtune.decoding.state import DecodeState, NotFiniteError, collected, newest
 from jaxtune.models import forward
 from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
 
 EVERY = 8  # tokens between two calls of `finished`
-
-
-@struct.dataclass
-class DecodeState:
-    """State of the decoding loop for a batch of answers, one per row."""
-
-    cache: KVCache  # of all tokens but the last
-    tokens: jax.Array  # int32[B, N], -1 where an answer has no token
-    log_probs: jax.Array  # float32[B, N], log-probabilities of the tokens before sampling filters
-    count: jax.Array  # int32[], columns of `tokens` filled so far, the same in every row
-    limit: jax.Array  # int32[B], limit on the tokens of each answer
-    length: jax.Array  # int32[B], tokens of each prompt
-    ended: jax.Array  # bool[B]
-    stops: jax.Array  # int32[n]
-    sampling: Sampling
-    seen: jax.Array | None  # bool[B, V], tokens whose repetition is penalised; None: no penalty
-    keys: jax.Array  # [B], random keys
 
 
 def generate(
@@ -145,7 +128,7 @@ def stream(
         under_way = begin(model, variables, [request], [limit], how)
         for count in range(1, limit + 1):
             under_way = advance(model, variables, under_way, count)
-            token = int(under_way.tokens[0, count - 1])
+            token = newest(model, under_way)
             yield token
             if token in stops:
                 return
@@ -167,6 +150,8 @@ def next_tokens(
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows = padded(variables, [requests[i] for i in chosen])
         log_probs, tokens = map(np.asarray, _likeliest(model, count, variables, rows))
+        if not np.isfinite(log_probs[: len(chosen)]).all():
+            raise NotFiniteError(model)
         for row, i in enumerate(chosen):
             found[i] = list(zip(tokens[row].tolist(), log_probs[row].tolist(), strict=True))
     return [found[i] for i in range(len(prompts))]
@@ -219,18 +204,6 @@ def advance(
     return _advanced(model, variables, under_way, np.int32(until or LONGEST))
 
 
-def collected(under_way: DecodeState, rows: int) -> list[Completion]:
-    """Returns the answers of the first `rows` rows, each without the padding after its end."""
-    tokens, log_probs = np.asarray(under_way.tokens), np.asarray(under_way.log_probs)
-    stops = set(np.asarray(under_way.stops).tolist())
-    found = []
-    for row in range(rows):
-        length = int((tokens[row] >= 0).sum())
-        answer, its = tokens[row, :length].tolist(), log_probs[row, :length].tolist()
-        found.append(Completion(answer, its, ended=bool(answer) and answer[-1] in stops))
-    return found
-
-
 def _answered(
     model: Model,
     variables: Mapping,
@@ -258,10 +231,10 @@ def _finished(
 ) -> list[Completion]:
     """Decodes until each answer has ended by a stop token, its limit or `how.finished`."""
     if how.finished is None:
-        return collected(advance(model, variables, under_way), rows)
+        return collected(model, advance(model, variables, under_way), rows)
     while True:
         under_way = advance(model, variables, under_way, int(under_way.count) + EVERY)
-        found = collected(under_way, rows)
+        found = collected(model, under_way, rows)
         over = [how.finished(answer.tokens) for answer in found]
         over += [True] * (under_way.ended.shape[0] - rows)
         under_way = under_way.replace(ended=under_way.ended | np.array(over))

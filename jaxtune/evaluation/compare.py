@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly.placer import Placer
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config import training_sections as sections
@@ -21,6 +22,7 @@ from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
 from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
+from jaxtune.data.loader import Loader
 from jaxtune.display.columns import grid
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
@@ -110,7 +112,7 @@ def compare(
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")
             loader = assembly.evaluating(rows, placer)
-            loss = held_out.loss(candidate.model, candidate.variables, loader, placer)
+            loss = _held_out_loss(candidate, loader, placer)
             loader.close()
             where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"
             progress.draw(f"{candidate.name}: generating answers")
@@ -124,23 +126,28 @@ def compare(
         return _told(task, assembly.metrics, workdir, found, progress)
 
 
-def tuned_variables(
-    assembly: Assembly, model: Model, base: Mapping, tuned: Path
+def tuned_model(
+    assembly: Assembly, tuned: Path, base: tuple[Model, Mapping] | None = None
 ) -> tuple[Model, dict]:
-    """Loads a tuned model: an adapter on top of the base, or a whole model in its place.
+    """Loads a tuned model: an adapter with its base, or a whole model without the base.
 
     Args:
-      assembly: Parts of the run's config; it loads a whole model, unquantised.
-      model: The base model.
-      base: Variables of the base.
-      tuned: Directory of an adapter, or a merged checkpoint.
+      assembly: Parts of the run's config.
+      tuned: Directory of an adapter, or a merged checkpoint, which is loaded unquantised.
+      base: The base model and its variables, if they are loaded already.
 
     Returns:
       The model and its variables.
     """
-    if (tuned / "adapter_config.json").is_file():
-        return model, load_adapter(model, base, tuned)
-    return assembly.base(tuned, quant=None)
+    if not is_adapter(tuned):
+        return assembly.base(tuned, quant=None)
+    model, variables = base or assembly.base()
+    return model, load_adapter(model, variables, tuned)
+
+
+def is_adapter(tuned: Path) -> bool:
+    """Returns whether tuned weights are an adapter, which needs its base."""
+    return (tuned / "adapter_config.json").is_file()
 
 
 def tuned_at(workdir: Path, adapter: str | None) -> Path:
@@ -154,6 +161,17 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
         f"{workdir / 'export'} contains no adapter or merged model: train first, pass the run's"
         " --workdir or an --adapter, or use --base"
     )
+
+
+def _held_out_loss(candidate: Candidate, loader: Loader, placer: Placer) -> float:
+    """Returns the held-out loss of a candidate; raises LossError if it is not finite."""
+    try:
+        return held_out.loss(candidate.model, candidate.variables, loader, placer)
+    except held_out.LossError as error:
+        raise held_out.LossError(
+            f"{candidate.weights}: {error}. Its weights hold NaN or infinity, or values that "
+            "overflow: use an earlier checkpoint, or set model.compute to 'float32'"
+        ) from None
 
 
 def _about(
@@ -204,15 +222,22 @@ def _hash(file: Path) -> str:
 def _candidates(
     assembly: Assembly, tuned: Path | None, base: bool, about: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    """Loads and yields the candidates one by one; the tuned model builds on the loaded base."""
-    model, variables = assembly.base()
-    about = _plain({**about, "base": _files(assembly.checkpoint)})
+    """Loads and yields the candidates one by one; an adapter builds on the loaded base."""
+    of_base = {"base": _files(assembly.checkpoint)} if base or _needs_base(tuned) else {}
+    loaded = None
     if base:
-        yield Candidate("base", model, variables, about, assembly.checkpoint)
+        loaded = assembly.base()
+        yield Candidate("base", *loaded, _plain({**about, **of_base}), assembly.checkpoint)
     if tuned is not None:
-        model, variables = tuned_variables(assembly, model, variables, tuned)
-        about = _plain({**about, "tuned": _files(tuned)})
+        if not is_adapter(tuned):
+            loaded, of_base = None, {}  # the base makes room for the merged model
+        model, variables = tuned_model(assembly, tuned, loaded)
+        about = _plain({**about, **of_base, "tuned": _files(tuned)})
         yield Candidate("tuned", model, variables, about, tuned)
+
+
+def _needs_base(tuned: Path | None) -> bool:
+    return tuned is not None and is_adapter(tuned)
 
 
 def _plain(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,13 +26,25 @@ from jaxtune.data.sources import Source
 from jaxtune.decoding.text import Answer, TextGenerator
 from jaxtune.display.columns import few
 from jaxtune.display.progress import Progress
-from jaxtune.files import write_json, write_text
+from jaxtune.files import NUMBER, misfit, read_json, write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
 
 CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
+# Shape of a line of predictions, as `files.misfit` checks it.
+LINE = {
+    "row": int,
+    "place": str,
+    "prompt": str,
+    "references": [str],
+    "answer": str,
+    "tokens": int,
+    "log_probability": NUMBER,
+    "ended": bool,
+    "next?": [[(str, *NUMBER)]],
+}
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"
 
 
@@ -168,7 +180,7 @@ def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
 def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
     """Returns the predictions already in a directory by row number; drops a torn last line."""
     held = directory / "about.json"
-    if held.is_file() and json.loads(held.read_text()) != about:
+    if held.exists() and read_json(held) != about:
         raise ValueError(
             f"{directory} contains answers of another model or other settings; remove it first"
         )
@@ -179,8 +191,24 @@ def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
     if whole != text:
         write_text(file, whole.decode())
     # Split as bytes: `str.splitlines` would also split at separators that JSON does not escape.
-    lines = map(json.loads, whole.split(b"\n")[:-1])
-    return {line["row"]: line for line in lines}
+    lines = enumerate(whole.split(b"\n")[:-1], 1)
+    found = (_answered(text, f"{file}:{number}") for number, text in lines)
+    return {line["row"]: line for line in found}
+
+
+def _answered(text: bytes, place: str) -> dict[str, Any]:
+    """Parses a line of predictions; raises ValueError if `evaluate` has not written it."""
+    try:
+        line = json.loads(text)
+        problem = misfit(line, LINE)
+    except (ValueError, RecursionError) as error:
+        problem = f"not valid JSON: {error}"
+    if problem:
+        raise ValueError(
+            f"{place} is no prediction ({problem}); remove {Path(place).parent} to answer its rows "
+            "again"
+        )
+    return line
 
 
 def _emptied(directory: Path) -> dict[int, dict]:

@@ -87,11 +87,16 @@ def edited(file: Path) -> bool:
 
 
 def carry(old: str | os.PathLike, new: str | os.PathLike) -> bool:
-    """Copies an edited card to the directory that will replace its own; returns whether it did."""
+    """Copies an edited card, and the plot that it shows, to the directory that replaces its own.
+
+    Returns whether there was one.
+    """
     mine, yours = card_file(Path(old).expanduser()), card_file(Path(new).expanduser())
     if mine.name != README or not edited(mine):  # an .npz file's card is not replaced
         return False
-    shutil.copyfile(mine, yours)
+    for file in (mine, mine.with_name(CURVE)):
+        if file.is_file():
+            shutil.copyfile(file, yours.with_name(file.name))
     return True
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +13,46 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxtune import files
 from jaxtune.checkpoint.hub import NO_REPO_SUFFIXES, REPO_ID
+from jaxtune.checkpoint.report import read_report
 from jaxtune.config.schema import Config
 from jaxtune.data.sources import on_hub
 from jaxtune.display import plots
-from jaxtune.export.markdown import file_name
+from jaxtune.export.markdown import as_code, file_name, plain
+from jaxtune.files import NUMBER
 from jaxtune.workdir.journal import METRICS
 
 Kind = Literal["adapter", "merged", "npz"]
-README, CURVE, REPORT = "README.md", "curve.svg", "export.json"
+README, CURVE = "README.md", "curve.svg"
 LICENCE = ("license", "license_name", "license_link")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_DRAWN = 500  # maximum number of points of a curve; beyond it, neighbours are averaged
+LOSS = {"step": int, "loss": NUMBER, "kind": str}
+# Shapes of the records of a run, as `files.misfit` checks them.
+SUMMARY = {
+    **dict.fromkeys(("steps", "tokens", "examples", "trained_parameters", "parameters"), int),
+    **dict.fromkeys(("epochs", "seconds", "tokens_per_second"), NUMBER),
+    "stopped_early": bool,
+    "devices": str,
+    "memory": {"bytes": (int, None), "of": str},
+    "eval_step?": (int, None),
+}
+FIGURE = dict.fromkeys(("value", "low", "high"), (*NUMBER, None))
+ANSWERS = {
+    "rows": int,
+    "loss": (*NUMBER, None),
+    "perplexity": (*NUMBER, None),
+    "metrics": {...: FIGURE},
+    "weights": str,
+    "predictions": str,
+}
+EVALUATION = {
+    "base?": ANSWERS,
+    "tuned?": ANSWERS,
+    "tuned_less_base?": {...: FIGURE},
+    "remarks?": [str],
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +90,10 @@ class CardBase:
     def text(self) -> str:
         """Markdown that names the base, as a link if it is on the Hub."""
         if not self.hub:
-            return f"`{self.name}` (a local checkpoint)"
+            return f"{as_code(self.name)} (a local checkpoint)"
         at = self.commit or self.revision
-        return f"[{self.name}](https://huggingface.co/{self.name})" + (f" at `{at}`" if at else "")
+        link = f"[{plain(self.name)}](https://huggingface.co/{self.name})"
+        return f"{link} at {as_code(at)}" if at else link
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -87,7 +117,7 @@ class CardSubject:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        return read_json(self.workdir / "summary.json")
+        return read_json(self.workdir / "summary.json", SUMMARY)
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -112,34 +142,32 @@ def answered_by(subject: CardSubject, tuned: Mapping[str, Any]) -> str | None:
       step that was merged into it.
     """
     about = subject.workdir / "eval" / Path(tuned["predictions"]).parent.name / "about.json"
-    files = read_json(about).get("tuned", ())
+    answered = read_json(about, {"tuned?": [[str]]}).get("tuned", ())
     weights = subject.workdir / "export" / Path(tuned["weights"]).name
-    if same_files(subject.target, files):
+    if same_files(subject.target, answered):
         return " by this model"
     of_one_step = read_report(weights).get("step") == subject.report.get("step")
-    if subject.kind != "adapter" and of_one_step and same_files(weights, files):
+    if subject.kind != "adapter" and of_one_step and same_files(weights, answered):
         return " by the adapter on its base, before merging"
     return None
 
 
-def same_files(weights: Path, files: Sequence[Sequence[str]]) -> bool:
+def same_files(weights: Path, pairs: Sequence[Sequence[str]]) -> bool:
     """Returns whether a weight file, or the files of a directory, match (name, SHA-256) pairs."""
-    return bool(files) and all(
-        file_hash(weights if weights.is_file() else weights / name) == digest
-        for name, digest in files
+    return bool(pairs) and all(
+        len(pair) == 2
+        and file_hash(weights if weights.is_file() else weights / Path(pair[0]).name) == pair[1]
+        for pair in pairs
     )
 
 
 def file_hash(file: Path) -> str | None:
-    with contextlib.suppress(OSError), file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    """Returns the SHA-256 of a regular file, or None if there is none that can be read."""
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as content:
+                return hashlib.file_digest(content, "sha256").hexdigest()
     return None
-
-
-def read_report(target: Path) -> dict[str, Any]:
-    """Reads the report of an export: in its directory, or beside its .npz file."""
-    beside = target.with_name(f"{target.stem}.{REPORT}")
-    return read_json(beside if target.suffix == ".npz" else target / REPORT)
 
 
 def loss_curve(workdir: Path) -> str | None:
@@ -150,12 +178,24 @@ def loss_curve(workdir: Path) -> str | None:
 
 
 def losses_of(workdir: Path, kind: str) -> list[tuple[int, float]]:
-    """Returns (step, loss) pairs from metrics.jsonl; `kind` is "train" or "eval" (held-out)."""
+    """Returns (step, loss) pairs from metrics.jsonl; `kind` is "train" or "eval" (held-out).
+
+    Lines that a run has not written are passed over.
+    """
     file = workdir / METRICS
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    content = file.read_bytes() if file.is_file() else b""
     # The text after the last newline may be an incomplete line.
-    lines = map(json.loads, text.split("\n")[:-1])
-    return [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+    lines = map(_loss_line, content.split(b"\n")[:-1])
+    return [(line["step"], line["loss"]) for line in lines if line and line["kind"] == kind]
+
+
+def _loss_line(text: bytes) -> dict[str, Any] | None:
+    """Returns a line of the journal with a finite loss, or None for any other line."""
+    with contextlib.suppress(ValueError, RecursionError):
+        line = json.loads(text)
+        if not files.misfit(line, LOSS) and math.isfinite(line["loss"]):
+            return line
+    return None
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
@@ -191,11 +231,9 @@ def metadata(card: Path) -> dict[str, Any]:
         return {}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON file; returns {} if it does not exist, and raises if it is malformed."""
+def read_json(file: Path, shape: Any = dict) -> dict[str, Any]:
+    """Reads a JSON object; returns {} if the file is missing, raises if it has another shape."""
     try:
-        return json.loads(file.read_bytes())
+        return files.read_json(file, shape)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): repair or remove it") from None

@@ -1,6 +1,7 @@
 """Writes the sections of a model card as Markdown."""
 
 import datetime
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtune.display.columns import size_text
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import duration
 from jaxtune.export.card_facts import (
+    EVALUATION,
     CardSubject,
     answered_by,
     listed,
@@ -22,7 +24,16 @@ from jaxtune.export.card_facts import (
     read_json,
     repository,
 )
-from jaxtune.export.markdown import as_code, figure_text, file_name, number_text, public, table
+from jaxtune.export.markdown import (
+    as_code,
+    as_literal,
+    figure_text,
+    file_name,
+    number_text,
+    plain,
+    public,
+    table,
+)
 from jaxtune.workdir.directory import FREE, begun
 
 TOLD = ("model.path", "data.source", "eval.source")  # shown in other sections
@@ -52,7 +63,7 @@ def body(subject: CardSubject, curve: str | None) -> str:
         "Verification": _verified(subject),
         "Training run": _run(subject),
     }
-    parts = [f"# {subject.workdir.resolve().name}", _summary(subject)]
+    parts = [f"# {plain(subject.workdir.resolve().name)}", _summary(subject)]
     parts += [part for title, told in sections.items() if told for part in (f"## {title}", *told)]
     return "\n\n".join(parts) + "\n"
 
@@ -61,7 +72,8 @@ def _summary(subject: CardSubject) -> str:
     trainable = subject.config.trainable
     if subject.kind == "adapter":
         # An adapter with PiSSA init is written with twice the rank.
-        rank = read_json(subject.target / "adapter_config.json").get("r", trainable.rank)
+        written = read_json(subject.target / "adapter_config.json", {"r?": int})
+        rank = written.get("r", trainable.rank)
         what = f"A {VARIANTS[trainable.variant]} adapter of rank {rank} for {subject.base.text}"
     else:
         how = MERGED[trainable.kind].format(rank=trainable.rank)
@@ -79,9 +91,9 @@ def _kinds(quant: Any) -> str:
 
 def _loading(subject: CardSubject) -> list[str]:
     """Returns the code to load the export, for each library that can."""
-    here, base = subject.name, subject.base
-    at = f', revision="{base.revision}"' if base.revision else ""
-    full = f"{base.name}@{base.revision}" if base.revision else base.name
+    here, base = as_literal(subject.name), subject.base
+    at = f", revision={as_literal(base.revision)}" if base.revision else ""
+    full = as_literal(f"{base.name}@{base.revision}" if base.revision else base.name)
     quant = subject.config.model.quant
     few = f', quant="{quant}"' if isinstance(quant, str) else ""
     within = base.directory if subject.kind == "adapter" else subject.target
@@ -90,28 +102,29 @@ def _loading(subject: CardSubject) -> list[str]:
         "adapter": {
             "PEFT": (
                 "import peft, transformers",
-                f'base = transformers.{auto}.from_pretrained("{base.name}"{at})',
-                f'model = peft.PeftModel.from_pretrained(base, "{here}")',
+                f"base = transformers.{auto}.from_pretrained({as_literal(base.name)}{at})",
+                f"model = peft.PeftModel.from_pretrained(base, {here})",
+                *_companion(subject),
             ),
             "jaxtune": (
                 "import jaxtune",
-                f'model, variables = jaxtune.load("{full}"{few})',
-                f'variables = jaxtune.load_adapter(model, variables, "{here}")',
+                f"model, variables = jaxtune.load({full}{few})",
+                f"variables = jaxtune.load_adapter(model, variables, {here})",
             ),
         },
         "merged": {
             "transformers": (
                 "import transformers",
-                f'model = transformers.{auto}.from_pretrained("{here}")',
+                f"model = transformers.{auto}.from_pretrained({here})",
                 *_companion(subject),
             ),
-            "jaxtune": ("import jaxtune", f'model, variables = jaxtune.load("{here}")'),
+            "jaxtune": ("import jaxtune", f"model, variables = jaxtune.load({here})"),
         },
-        "npz": {"jaxtune": ("import jaxtune", f'model, variables = jaxtune.load("{here}")')},
+        "npz": {"jaxtune": ("import jaxtune", f"model, variables = jaxtune.load({here})")},
     }[subject.kind]
     if within and within.is_file():
         lines.pop("PEFT", None)  # transformers reads no .npz
-    told = [_stands(subject)]
+    told = [" ".join(filter(None, (_stands(subject), _tokenizer(subject))))]
     for library, code in lines.items():
         told += [f"With {library}:", "\n".join(["```python", *code, "```"])]
     return told
@@ -119,10 +132,10 @@ def _loading(subject: CardSubject) -> list[str]:
 
 def _stands(subject: CardSubject) -> str:
     """Returns a sentence that explains the placeholder names in the loading code."""
-    here = f"`{subject.name}` stands for this "
+    here = f"{as_code(subject.name)} stands for this "
     here += "file" if subject.kind == "npz" else "directory or its repository on the Hub"
     local = subject.kind == "adapter" and not subject.base.hub
-    return f"{here}{f', and `{subject.base.name}` for the base' if local else ''}."
+    return f"{here}{f', and {as_code(subject.base.name)} for the base' if local else ''}."
 
 
 def _auto(directory: Path | None) -> str:
@@ -133,11 +146,21 @@ def _auto(directory: Path | None) -> str:
 
 def _companion(subject: CardSubject) -> Iterator[str]:
     """Yields the line that loads the processor or tokenizer, if the export has one."""
-    directory = subject.target
+    directory, here = subject.target, as_literal(subject.name)
     if any((directory / f"{name}processor_config.json").is_file() for name in ("", "pre")):
-        yield f'processor = transformers.AutoProcessor.from_pretrained("{subject.name}")'
+        yield f"processor = transformers.AutoProcessor.from_pretrained({here})"
     elif any(directory.glob("tokenizer*")):
-        yield f'tokenizer = transformers.AutoTokenizer.from_pretrained("{subject.name}")'
+        yield f"tokenizer = transformers.AutoTokenizer.from_pretrained({here})"
+
+
+def _tokenizer(subject: CardSubject) -> str:
+    """Returns a sentence on the tokenizer files of the export, or "" if it has none."""
+    names = subject.report.get("tokenizer", ())
+    if not names:
+        return ""
+    told = f"It holds the tokenizer of the run ({', '.join(map(as_code, names))})"
+    templated = any(name.startswith("chat_template") for name in names)
+    return f"{told}, with the chat template that the run used." if templated else f"{told}."
 
 
 def _results(subject: CardSubject, curve: str | None) -> list[str]:
@@ -148,13 +171,13 @@ def _results(subject: CardSubject, curve: str | None) -> list[str]:
             f"**{found[subject.step]:.4f}** after step {subject.step:,}."
         )
     if curve:
-        told.append(f"![Loss by step]({curve})")
+        told.append(f"![Loss by step]({urllib.parse.quote(curve)})")
     return told + _answers(subject)
 
 
 def _answers(subject: CardSubject) -> list[str]:
     """Returns the results of the latest evaluation, if it was of these weights."""
-    found = read_json(subject.workdir / "eval.json")
+    found = read_json(subject.workdir / "eval.json", EVALUATION)
     tuned = found.get("tuned")
     asked = tuned and answered_by(subject, tuned)
     if not asked:
@@ -162,7 +185,7 @@ def _answers(subject: CardSubject) -> list[str]:
     names = [name for name in ("base", "tuned") if name in found]
     less = found.get("tuned_less_base", {})
     rows = [
-        [metric, *(figure_text(found[name]["metrics"].get(metric)) for name in names)]
+        [plain(metric), *(figure_text(found[name]["metrics"].get(metric)) for name in names)]
         + ([figure_text(less.get(metric))] if less else [])
         for metric in tuned["metrics"]
     ]
@@ -172,7 +195,8 @@ def _answers(subject: CardSubject) -> list[str]:
     ]
     heads = ["", *names, *(["tuned - base"] if less else [])]
     told = f"{tuned['rows']:,} held-out rows, answered{asked}, with 95% bootstrap intervals:"
-    return [told, table(heads, rows), *map(public, found.get("remarks", ()))]
+    remarks = (plain(public(each)) for each in found.get("remarks", ()))
+    return [told, table(heads, rows), *remarks]
 
 
 def _data(subject: CardSubject) -> list[str]:
@@ -227,13 +251,14 @@ def _verified(subject: CardSubject) -> list[str]:
     found = subject.report
     compared = {"reloaded from disk": found.get("comparison"), OUTSIDE: found.get("reference")}
     for into, change in (found.get("merging") or {}).items():
-        compared[MERGING.get(into, f"merging into the {into} weights")] = change
+        compared[MERGING.get(into, f"merging into the {plain(into)} weights")] = change
     rows = [[what, *_comparison(each)] for what, each in compared.items() if each]
-    if not rows:
-        return []
+    warnings = [f"**Warning:** {plain(each)}." for each in found.get("warnings", ())]
+    if not rows or "rows" not in found:
+        return warnings
     asked = found["rows"]
     told = "The written files were compared with the model in memory on "
-    told += f"{plural(asked['count'], 'row')} ({asked['from']}):"
+    told += f"{plural(asked['count'], 'row')} ({plain(asked['from'])}):"
     heads = [
         "",
         "logits (standard deviations)",
@@ -241,7 +266,7 @@ def _verified(subject: CardSubject) -> list[str]:
         "same most likely token",
         "identical answers",
     ]
-    return [told, table(heads, rows)]
+    return [told, table(heads, rows), *warnings]
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:
@@ -262,18 +287,17 @@ def _run(subject: CardSubject) -> list[str]:
             f"{plural(found['steps'], 'step')} ({plural(found['epochs'], 'epoch', '.3g')}){early}: "
             f"{plural(found['examples'], 'row')}, {plural(found['tokens'], 'token')}",
             f"{found['trained_parameters']:,} of {found['parameters']:,} parameters trained",
-            f"{found['devices']}: {duration(found['seconds'])}, "
+            f"{plain(found['devices'])}: {duration(found['seconds'])}, "
             f"{found['tokens_per_second']:,.0f} tokens/s, "
-            f"peak memory {size_text(found['memory']['bytes'])} ({found['memory']['of']})",
+            f"peak memory {size_text(found['memory']['bytes'])} ({plain(found['memory']['of'])})",
         ]
     today = datetime.date.today().isoformat()
-    lines.append(
-        f"jaxtune {jaxtune.__version__}; run started {begun(subject.workdir)}, card written {today}"
-    )
+    started = plain(str(begun(subject.workdir)))
+    lines.append(f"jaxtune {jaxtune.__version__}; run started {started}, card written {today}")
     return ["\n".join(f"- {line}" for line in lines)]
 
 
 def _dataset(spec: str) -> str:
     if on_hub(spec):
-        return f"[{spec}](https://huggingface.co/datasets/{spec})"
+        return f"[{plain(spec)}](https://huggingface.co/datasets/{spec})"
     return as_code(file_name(spec))

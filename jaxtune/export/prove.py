@@ -1,7 +1,7 @@
 """Verifies written files: loads them afresh and compares them with the expected outputs."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Check:
     # Effect of merging by `into`, or as "merged" if no weight is quantised.
     merging: dict[str, Comparison] = field(default_factory=dict)
     problem: str = ""  # why merging itself failed
+    warnings: tuple[str, ...] = ()  # what merging changed, and how to avoid it
 
 
 def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
@@ -62,7 +63,7 @@ def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
         return None
 
 
-def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
+def check_adapter(tuned: Tuned, staged: Path, rows: ComparisonRows) -> Check:
     """Prepares the check that a written adapter gives the same outputs on the base as in memory.
 
     With PiSSA init, the limit is widened by the difference between the published base and the
@@ -70,7 +71,6 @@ def check_adapter(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRo
 
     Args:
       tuned: The tuned model.
-      wanted: Unused; the signature is that of `check_merged`.
       staged: Path of the written adapter.
       rows: Rows to compare on.
 
@@ -117,6 +117,7 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
             del plain
     plain = merging.merged(model, tuned.variables, into or INTO[1], wanted.dtype, take=True)
     expected, places = observed(model, plain, rows), _places(plain)
+    narrow = sorted({leaf.dtype.name for leaf in jax.tree.leaves(plain) if leaf.itemsize < 4})
     del plain
     change = moved[into or "merged"] = compared(before, expected, limit)
     problem = ""
@@ -132,7 +133,29 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
         found, variables = tuned.assembly.base(staged, **held)
         return found, _laid(variables, places)
 
-    return Check(expected, limit, load, moved, problem)
+    return Check(expected, limit, load, moved, problem, tuple(_losses(change, into, narrow)))
+
+
+def _losses(change: Comparison, into: str | None, narrow: Sequence[str]) -> Iterator[str]:
+    """Yields a warning if merging changed answers, with the settings that avoid it.
+
+    Args:
+      change: The merged model compared with the unmerged one.
+      into: What quantised weights were merged into, or None if there are none.
+      narrow: Names of the written dtypes that are narrower than float32.
+    """
+    how, ways = "merging", []
+    if into:
+        how += f" into the {into} weights"
+    if narrow:
+        how += f" in {' and '.join(narrow)}"
+        ways.append("--merged float32 avoids its rounding")
+    if into == INTO[0]:
+        ways.append(f"--into {INTO[1]} keeps the weights that the adapter was trained on")
+    # Without rounding, answers that part between equally likely tokens are the same answers.
+    lost = change.answers - change.alike - (0 if ways else change.ties)
+    if lost:
+        yield f"{how} changed {lost} of {change.answers} answers" + "".join(f"; {w}" for w in ways)
 
 
 def _ways(model: Model, variables: dict) -> tuple[str, ...]:

@@ -4,9 +4,12 @@ Files get their final name only after they were loaded afresh and matched the mo
 that fail are kept under a name that says so.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ import jax
 
 import jaxtune
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.dtypes import AUTO
-from jaxtune.checkpoint.peft.load_adapter import REPORT
+from jaxtune.checkpoint.hub import PROCESSOR_FILES, TOKENIZER_FILES
 from jaxtune.checkpoint.peft.save_adapter import save_adapter
+from jaxtune.checkpoint.processes import in_step
+from jaxtune.checkpoint.report import REPORT, report_file
 from jaxtune.checkpoint.save import NPZ, save_merged
 from jaxtune.config.load import resolved
 from jaxtune.config.schema import Config
@@ -34,19 +40,21 @@ from jaxtune.export.prove import (
 )
 from jaxtune.export.targets import (
     Wanted,
-    beside,
     default_name,
+    foreign,
     free_name,
     give_name,
     in_dtype,
     is_there,
     refuse_what_is_there,
-    report_file,
+    staging,
 )
 from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
 from jaxtune.export.verify import Comparison, ComparisonRows
 from jaxtune.files import write_json
 from jaxtune.workdir.directory import begun, claim, locked_directory
+
+EXPORTS = "export"  # subdirectory of the workdir with the exports, locked while one is written
 
 
 class Unverified(ValueError):
@@ -110,7 +118,7 @@ def export(
     whole = merged is not None or config.trainable.kind != "lora"
     name = default_name(whole, config.model.path, None if step == "best" else number)
     wanted = Wanted(
-        to or workdir / "export" / name,
+        to or workdir / EXPORTS / name,
         whole,
         merged or AUTO,
         into,
@@ -120,7 +128,7 @@ def export(
     wanted = replace(wanted, there=to is None and not overwrite and is_there(wanted, number))
     refuse_what_is_there(wanted)
     claim(workdir)
-    with locked_directory(workdir / "export", "export"):
+    with locked_directory(workdir / EXPORTS, "export"):
         assembly = Assembly.of(config, begun(workdir))
         given = rows(assembly, progress)
         progress.draw(f"reading the weights of {config.model.path}")
@@ -146,12 +154,13 @@ def write_verified(
     Returns:
       The final path and the report. A failed export is moved to a free name beside the target.
     """
-    staged = wanted.target if wanted.there else beside(wanted.target, "unverified")
+    staged = wanted.target if wanted.there else staging(wanted.target)
     progress.draw(f"writing {wanted.target}")
     if not wanted.there:
         save(tuned, wanted, staged)
     progress.draw(f"verifying {wanted.target}")
-    check = (check_merged if wanted.merged else check_adapter)(tuned, wanted, staged, rows)
+    with _discarding(staged, wanted):
+        check = _check(tuned, wanted, staged, rows)
     report = _about(tuned, wanted, rows)
     problem, found = verify_files(check, rows)
     if wanted.outside and not problem:
@@ -161,24 +170,65 @@ def write_verified(
         "problem": problem or None,
         "comparison": found and found.told(),
         "merging": {into: each.moved() for into, each in check.merging.items()},
-        "files": _files(staged, wanted.target.name),
     }
-    final = free_name(wanted.target) if problem else wanted.target
+    report |= _contents(staged, wanted)
+    report["warnings"] += check.warnings
+    final = free_name(wanted.target, "failed") if problem else wanted.target
     write_json(report_file(staged), report)
     if staged != wanted.target or problem:
-        give_name(staged, final, wanted)
+        _named(staged, final, wanted, progress)
     if not problem:
-        write_card(tuned, wanted)
+        write_card(tuned, wanted, progress)
     for line in _lines(report, found, check, final, wanted.there):
         progress.say(line)
     return Exported(final, report, problem)
 
 
+def write_unverified(tuned: Tuned, wanted: Wanted, progress: Progress) -> Exported:
+    """Writes an export that several processes hold, with a report of its files, and a card.
+
+    All processes must call this; the first one writes.
+    """
+    staged = staging(wanted.target)
+    save(tuned, wanted, staged)
+    with in_step():
+        if jax.process_index() == 0:
+            write_json(report_file(staged), _about(tuned, wanted, None) | _contents(staged, wanted))
+            _named(staged, wanted.target, wanted, progress)
+    write_card(tuned, wanted, progress)
+    return Exported(wanted.target, {})
+
+
+def _check(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
+    if wanted.merged:
+        return check_merged(tuned, wanted, staged, rows)
+    return check_adapter(tuned, staged, rows)
+
+
+@contextlib.contextmanager
+def _discarding(staged: Path, wanted: Wanted) -> Iterator[None]:
+    """Removes what was just written if the tuned model itself cannot be used."""
+    try:
+        yield
+    except ValueError:
+        if staged.is_dir() and not wanted.there:
+            shutil.rmtree(staged)
+        elif not wanted.there:
+            staged.unlink(missing_ok=True)
+        raise
+
+
+def _named(staged: Path, final: Path, wanted: Wanted, progress: Progress) -> None:
+    if kept := give_name(staged, final, wanted):
+        progress.say(f"{final} was not as an export had written it: it is kept as {kept}")
+
+
 def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
     """Writes an adapter or merged model to `place`, replacing an earlier one; does not verify."""
     config = tuned.assembly.config
+    tokenizer = _tokenizer(tuned.assembly)
     if wanted.merged:
-        given = {"dtype": wanted.dtype, "into": wanted.into}
+        given = {"dtype": wanted.dtype, "into": wanted.into, "tokenizer": tokenizer}
         return save_merged(tuned.model, tuned.variables, place, **given, overwrite=True)
     return save_adapter(
         tuned.variables,
@@ -188,20 +238,35 @@ def save(tuned: Tuned, wanted: Wanted, place: Path) -> Path:
         rslora=config.trainable.variant == "rslora",
         name=config.model.path,
         overwrite=True,
+        tokenizer=tokenizer,
     )
 
 
-def write_card(tuned: Tuned, wanted: Wanted) -> None:
-    """Writes the card of an export on the first process, if a run of the config tuned it."""
+def _tokenizer(assembly: Assembly) -> TokenizerFiles | None:
+    """Returns the files of the config's tokenizer, or None if it cannot be opened."""
+    try:
+        return assembly.tokenizer_files
+    except (ValueError, OSError):
+        return None
+
+
+def write_card(tuned: Tuned, wanted: Wanted, progress: Progress) -> None:
+    """Writes the card of an export on the first process, if a run of the config tuned it.
+
+    If records of the run are damaged, the export stands without a card, and a warning says so.
+    """
     if tuned.workdir is None or jax.process_index():
         return
     whole = "npz" if wanted.target.suffix == NPZ else "merged"
     kind = whole if wanted.merged else "adapter"
     base = tuned.assembly.checkpoint
-    card.write(wanted.target, tuned.workdir, tuned.assembly.config, kind=kind, base=base)
+    try:
+        card.write(wanted.target, tuned.workdir, tuned.assembly.config, kind=kind, base=base)
+    except ValueError as error:
+        progress.say(f"warning: no model card was written: {error}, and export again")
 
 
-def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows) -> dict[str, Any]:
+def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows | None) -> dict[str, Any]:
     given = tuned.assembly.config.model
     return {
         "jaxtune": jaxtune.__version__,
@@ -213,17 +278,30 @@ def _about(tuned: Tuned, wanted: Wanted, rows: ComparisonRows) -> dict[str, Any]
         "into": wanted.into,
         "quant": given.quant,
         "compute": compute_of(tuned.model),
-        "rows": {"from": rows.about, "count": len(rows.batch.tokens)},
+        **({"rows": {"from": rows.about, "count": len(rows.batch.tokens)}} if rows else {}),
         "reference": None,
     }
 
 
-def _files(path: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Returns size and SHA-256 of the files in a directory, or of one file, listed as `name`."""
+def _contents(staged: Path, wanted: Wanted) -> dict[str, Any]:
+    """Returns the files of an export, those among them that are the tokenizer's, and warnings."""
+    files = _files(staged, wanted.target.name, foreign(staged) if wanted.there else ())
+    patterns = (*TOKENIZER_FILES, *PROCESSOR_FILES)
+    tokenizer = [name for name in files if any(fnmatch(name, each) for each in patterns)]
+    lacking = not tokenizer and staged.is_dir()
+    warning = "it has no tokenizer, as neither data.tokenizer nor the base has one that opens"
+    return {"files": files, "tokenizer": tokenizer, "warnings": [warning] if lacking else []}
+
+
+def _files(path: Path, name: str, besides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns size and SHA-256 of the files in a directory, or of one file, listed as `name`.
+
+    Files that are named in `besides` are left out.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     found = {}
     for file in files:
-        if file.name not in (REPORT, README, CURVE):
+        if file.name not in (REPORT, README, CURVE, *besides):
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             found[file.name if path.is_dir() else name] = {
@@ -242,6 +320,7 @@ def _lines(
     for into, each in check.merging.items():
         base = "" if into == "merged" else f" into the {into} weights"
         yield f"effect of merging{base} {in_dtype(report['dtype'])}: {each}"
+    yield from (f"warning: {each}" for each in report["warnings"])
     if apart := report["reference"]:
         yield f"loaded in transformers: {_comparison(apart)}"
     state = "unchanged in" if there and report["kept"] else "written to"

@@ -41,7 +41,7 @@ def read_config(directory: Path) -> tuple[ConfigJson, Family, Model]:
     file = directory / "config.json"
     try:
         config = read_json(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FamilyError(
             f"{directory} has no config.json: expected a checkpoint directory as save_pretrained "
             "writes it, with config.json and *.safetensors"

@@ -19,11 +19,9 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
-from jaxtune.export import prove, verify
+from jaxtune.export import delivery
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
-from jaxtune.export.targets import Wanted, default_name
 from jaxtune.export.tuned import Tuned
-from jaxtune.export.write import Exported, save, write_card, write_verified
 from jaxtune.runs import console
 from jaxtune.runs.loop import RESUME, Run, RunError
 from jaxtune.runs.signals import stopping
@@ -94,6 +92,7 @@ def _prepared(
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
         refuse_foreign_lines(workdir.path / METRICS)
+        delivery.refuse_in_the_way(config, workdir.path)
         assembly = Assembly.of(config, workdir.started)
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
@@ -115,9 +114,8 @@ def _prepared(
         _refuse_idle_changes(workdir, done, total)
         workdir.adopt(stands_on=assembly.identity)
 
-        def tuned(variables: dict, folder: Path, step: int | None = None):
-            found = Tuned(assembly, model, variables, step, workdir.path)
-            return _wanted(found, folder)
+        def tuned(variables: dict, step: int | None = None) -> Tuned:
+            return Tuned(assembly, model, variables, step, workdir.path)
 
         yield Run(
             config=config,
@@ -139,10 +137,8 @@ def _prepared(
             task=assembly.task,
             metrics=assembly.metrics,
             answered=rows.answered,
-            export=lambda variables, folder: save(*tuned(variables, folder)),
-            deliver=lambda variables, step: _delivered(
-                *tuned(variables, workdir.path / "export", step), progress
-            ),
+            export=lambda variables, folder: delivery.save_into(tuned(variables), folder),
+            deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
         )
 
@@ -217,29 +213,6 @@ def _refuse_idle_changes(workdir: Workdir, done: int, total: int) -> None:
             "\n  ".join([f"the run in {workdir.path} is complete; no step is left for:", *changes])
             + f"\nSet steps above {done:,}, or name another --workdir"
         )
-
-
-def _wanted(tuned: Tuned, folder: Path) -> tuple[Tuned, Wanted, Path]:
-    """Returns what to export and where: a run's adapter, or the whole model if it has none."""
-    whole, base = "lora" not in tuned.variables, tuned.assembly.checkpoint
-    target = folder / default_name(whole, base)
-    return tuned, Wanted(target, whole, overwrite=True), target
-
-
-def _delivered(tuned: Tuned, wanted: Wanted, target: Path, progress: Progress) -> Exported:
-    """Writes the export over an earlier one, and verifies it on a few rows.
-
-    If several processes hold the model, the export is written but not verified.
-    """
-    if jax.process_count() > 1:
-        progress.say(
-            "export not verified, because several processes hold the model: run the export command"
-        )
-        save(tuned, wanted, target)
-        write_card(tuned, wanted)
-        return Exported(target, {})
-    rows = prove.rows(tuned.assembly, progress) or verify.random_rows(tuned.model)
-    return write_verified(tuned, wanted, rows, progress)
 
 
 def _tell(progress: Progress, lines: list[str]) -> None:

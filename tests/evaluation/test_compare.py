@@ -4,9 +4,13 @@ import hashlib
 import math
 import os
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import jaxtune
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.cli import chat
 from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import compare, held_out
@@ -151,3 +155,56 @@ def test_one_evaluation_at_a_time(base, rows, tmp_path):
     ):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
     assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]
+
+
+@pytest.fixture
+def loads(base, rows, tmp_path, monkeypatch):
+    """Parts of a config whose weights are only named, those that were loaded, and merged ones."""
+    values = {"model": {"path": str(base), "quant": "int8"}, "data": {"source": str(rows)}}
+    loaded = []
+
+    def load(self, checkpoint=None, **held):
+        loaded.append((checkpoint or self.checkpoint, held))
+        return "model", {}
+
+    monkeypatch.setattr(Assembly, "base", load)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    (merged / "model.safetensors").write_bytes(b"weights")
+    return Assembly(configs.parse(values), base, "2026-11-21"), loaded, merged
+
+
+def test_a_merged_model_is_loaded_without_its_base(loads, base, tmp_path):
+    assembly, loaded, merged = loads
+    alone = [(merged, {"quant": None})]
+    (tuned,) = compare._candidates(assembly, merged, False, {})
+    assert loaded == alone and "base" not in tuned.about
+    loaded.clear()
+    chat.text_generator(assembly, tmp_path, str(merged), base=False)
+    assert loaded == alone
+    loaded.clear()
+    first, second = compare._candidates(assembly, merged, True, {})
+    assert loaded == [(base, {}), *alone]
+    assert second.about == tuned.about and first.about.keys() == {"base"}
+
+
+def test_an_adapter_is_loaded_onto_a_base_that_is_loaded_once(loads, base, monkeypatch):
+    assembly, loaded, adapter = loads
+    (adapter / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(compare, "load_adapter", lambda *given: {"lora": given[-1]})
+    first, second = compare._candidates(assembly, adapter, True, {})
+    assert loaded == [(base, {})] and second.variables == {"lora": adapter}
+    assert second.about.keys() == {"base", "tuned"} and first.weights == base
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_numbers(base, rows, tmp_path):
+    model, variables = jaxtune.load(base)
+    broken = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), variables)
+    jaxtune.save_merged(model, broken, tmp_path / "broken")
+    given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
+    config = configs.parse({"model": {"path": str(base)}, **given})
+    with pytest.raises(held_out.LossError, match=r"broken: the held-out loss is nan for the rows"):
+        compare.compare(config, tmp_path, adapter=str(tmp_path / "broken"), progress=Quiet())
+    assert not (tmp_path / "eval.json").exists()

@@ -289,3 +289,26 @@ def test_a_run_keeps_what_does_best_by_its_metric(higher, best, make, tmp_path, 
     exported = (tmp_path / "export/adapter/adapter_model.safetensors").read_bytes()
     assert chosen[0].T.copy().tobytes() in exported
     assert last[0].T.copy().tobytes() not in exported
+
+
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("about.json", "[1]", r"about\.json is not valid .* found a list\); repair or remove it"),
+        ("about.json", "{", r"about\.json is not valid JSON"),
+        (
+            "predictions.jsonl",
+            "[1]\n",
+            r"jsonl:1 is no prediction \(expected an object",
+        ),
+        ("predictions.jsonl", '{"row": "a"}\n', r"jsonl:1 is no prediction \(it lacks 'place'"),
+        ("predictions.partial.jsonl", "garbage\n", r"jsonl:1 is no prediction \(not valid JSON"),
+    ],
+)
+def test_files_that_no_evaluation_has_written(name, content, problem, eval_rows, base, tmp_path):
+    where = tmp_path / "e"
+    where.mkdir()
+    (where / name).write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        evaluate(Told(base), eval_rows(tmp_path, RECORDS), where, ABOUT)
+    assert (where / name).read_text() == content

@@ -1,12 +1,14 @@
 """Exports of every kind do what was tuned, here and under transformers and PEFT."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from jaxtune.display.progress import Quiet
-from jaxtune.export import reference, verify
+from jaxtune.export import prove, reference, verify
 from jaxtune.export.targets import Wanted
+from jaxtune.export.verify import Comparison
 from jaxtune.export.write import write_verified
 from tests import pictured
 from tests.export.exports import FLOAT32, names, tuned
@@ -21,6 +23,43 @@ def test_a_merged_model_is_what_rounding_makes_of_it(base, given, merged, record
     # 11 bits: a weight's rounding is 5e-4 at most, and a logit is made with thousands.
     assert 1e-5 < moved["logits"] < 2e-2 and moved["kl"] < 1e-3
     record_property("float16", moved["logits"])
+
+
+COMPARED = dict(logits=0.1, kl=0.1, agreement=0.9, positions=9, answers=8, ties=1, limit=1e-4)
+
+
+@pytest.mark.parametrize(
+    "alike, into, narrow, told",
+    [
+        (8, None, ["bfloat16"], []),
+        (5, None, ["bfloat16"], ["merging in bfloat16 changed 3 of 8 answers; --merged float32"]),
+        (7, None, [], []),  # a tie
+        (5, None, [], ["merging changed 2 of 8 answers"]),
+        (5, "dequantised", ["float16"], ["the dequantised weights in float16 changed 3 of 8"]),
+        (5, "original", [], ["original weights changed 3 of 8 answers; --into dequantised keeps"]),
+    ],
+)
+def test_answers_that_merging_changes_are_told_with_the_way_out(alike, into, narrow, told):
+    found = list(prove._losses(Comparison(**COMPARED, alike=alike), into, narrow))
+    assert [part in each for part, each in zip(told, found, strict=True)] == [True] * len(told)
+
+
+@pytest.mark.slow
+def test_a_merge_that_changes_answers_warns_everywhere(base, given, merged, monkeypatch, capsys):
+    """Whatever the weights do: two of two answers count as changed here."""
+    from jaxtune.display.progress import Progress
+
+    of_both = verify.compared
+
+    def compared(*args):
+        found = of_both(*args)
+        return replace(found, alike=0) if found.logits > FLOAT32 else found
+
+    monkeypatch.setattr(prove, "compared", compared)
+    write_verified(tuned(base), merged, given, Progress()).check()
+    warning = "merging in float16 changed 2 of 2 answers; --merged float32 avoids its rounding"
+    assert f"\nwarning: {warning}\n" in capsys.readouterr().out
+    assert json.loads((merged.target / "export.json").read_text())["warnings"] == [warning]
 
 
 @pytest.mark.slow

@@ -5,13 +5,17 @@ import os
 import re
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import pytest
+from transformers import AutoTokenizer
 
 import jaxtune
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.display.progress import Quiet
 from jaxtune.export import write
 from jaxtune.export.write import Unverified, write_verified
+from tests.data import made
 from tests.export.exports import ADAPTER, FLOAT32, MERGED, alpha, names, tuned
 
 
@@ -32,6 +36,81 @@ def test_an_adapter_and_what_was_measured(base, given, adapter, tmp_path):
     assert re.match(
         r"verified: .* on random tokens: logits differ by at most 0\.0e\+00 st", said[0]
     )
+
+
+def said_by(run, wanted, rows):
+    """What is printed of an export, which must be verified, and the export."""
+    said = []
+    progress = Quiet()
+    progress.say = said.append
+    found = write_verified(run, wanted, rows, progress)
+    found.check()
+    return said, found
+
+
+def test_an_adapter_brings_the_tokenizer_of_its_run(base, given, adapter, tmp_path):
+    (tmp_path / "other").mkdir()
+    made.llama(tmp_path / "other")
+    data = {"source": "rows.jsonl", "tokenizer": str(tmp_path / "other")}
+    _, found = said_by(tuned(base, data=data), adapter, given)
+    names = ["tokenizer.json", "tokenizer_config.json"]
+    assert found.report["tokenizer"] == names and found.report["files"].keys() > set(names)
+    for name in names:
+        assert (adapter.target / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    theirs = AutoTokenizer.from_pretrained(adapter.target)
+    assert theirs.bos_token == "<|begin_of_text|>"
+
+
+@pytest.mark.slow
+def test_a_merged_model_brings_the_tokenizer_of_its_run(base, given, merged, tmp_path):
+    other = tmp_path / "other.model"
+    made.train_sentencepiece(other)
+    data = {"source": "rows.jsonl", "tokenizer": str(other)}
+    _, found = said_by(tuned(base, data=data), merged, given)
+    assert found.report["tokenizer"] == ["tokenizer.model", "tokenizer_config.json"]
+    assert (merged.target / "tokenizer.model").read_bytes() == other.read_bytes()
+    assert not (merged.target / "tokenizer.json").exists()
+    generation = (base / "generation_config.json").read_bytes()
+    assert (merged.target / "generation_config.json").read_bytes() == generation
+    assert AutoTokenizer.from_pretrained(merged.target).encode("a", add_special_tokens=False)
+
+
+def test_no_tokenizer_is_told(base, given, adapter, tmp_path):
+    data = {"source": "rows.jsonl", "tokenizer": str(tmp_path / "nowhere")}
+    said, found = said_by(tuned(base, data=data), adapter, given)
+    (warning,) = found.report["warnings"]
+    assert warning.startswith("it has no tokenizer") and f"warning: {warning}" in said
+
+
+def test_files_of_others_stay_and_are_not_adopted(base, given, adapter):
+    said_by(tuned(base), adapter, given)
+    (adapter.target / "letters.txt").write_text("mine")
+    _, found = said_by(tuned(base), replace(adapter, there=True), given)
+    assert "letters.txt" not in found.report["files"]
+    said, _ = said_by(tuned(base), replace(adapter, overwrite=True), given)
+    kept = adapter.target.with_name("adapter.replaced")
+    assert (kept / "letters.txt").read_text() == "mine"
+    assert f"{adapter.target} was not as an export had written it: it is kept as {kept}" in said
+
+
+def test_records_that_are_damaged_cost_no_export(base, given, adapter, tmp_path):
+    run = tuned(base)
+    run.workdir = tmp_path
+    (tmp_path / "summary.json").write_text('{"steps": "many"}')
+    said, _ = said_by(run, adapter, given)
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert "no model card was written" in warning and "it lacks 'tokens'" in warning
+    assert not (adapter.target / "README.md").exists()
+
+
+def test_weights_that_are_not_numbers_leave_nothing(base, given, adapter, tmp_path):
+    run = tuned(base)
+    run.variables["params"]["embed"] = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, jnp.nan), run.variables["params"]["embed"]
+    )
+    with pytest.raises(ValueError, match="finite"):
+        write_verified(run, adapter, given, Quiet())
+    assert names(tmp_path) == []
 
 
 def sabotaged(monkeypatch, damage):

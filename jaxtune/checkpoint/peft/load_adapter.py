@@ -1,7 +1,6 @@
 """Loads an adapter that PEFT or jaxtune wrote, and adds it to the variables of its model."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,9 @@ from jaxtune.checkpoint.peft import adapter_config, stacking
 from jaxtune.checkpoint.peft.base import params_of, refuse_other_base
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears, Modules
+from jaxtune.checkpoint.report import REPORT, read_report
 from jaxtune.families import names
 from jaxtune.models.paligemma import Model
-
-REPORT = "export.json"  # report of the export, with the checksums of the adapter's files
 
 
 def load_adapter(
@@ -124,17 +122,16 @@ def _misfits(found: Modules, modules: Linears, settings: adapter_config.Settings
 
 def _refuse_changed(source: Path) -> None:
     """Raises if the adapter's files differ from those that were verified when it was exported."""
-    report = source / REPORT
-    if not report.is_file():
-        return
-    known = json.loads(report.read_bytes())["files"]
+    known = read_report(source).get("files", {})
     for name in (adapter_config.CONFIG_NAME, adapter_config.WEIGHTS_NAME):
+        if name not in known or not (source / name).is_file():
+            continue
         with (source / name).open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
-        if name in known and found != known[name]["sha256"]:
+        if found != known[name]["sha256"]:
             raise CheckpointError(
                 f"{source / name} is not the file that was verified when this adapter was exported:"
-                f" its SHA-256 is {found}, but {report} records {known[name]['sha256']}. Export it"
+                f" its SHA-256 is {found}, but {REPORT} records {known[name]['sha256']}. Export it"
                 f" again, or remove {REPORT} if the file was changed on purpose"
             )
 

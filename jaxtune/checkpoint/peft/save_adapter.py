@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats.safetensors import PYTORCH, write_sharded
 from jaxtune.checkpoint.formats.tensors import CheckpointError
@@ -38,6 +39,7 @@ def save_adapter(
     rslora: bool = False,
     name: str | None = None,
     overwrite: bool = False,
+    tokenizer: TokenizerFiles | None = None,
 ) -> Path:
     """Writes the adapters alone, for `PeftModel.from_pretrained(model, directory)`.
 
@@ -54,6 +56,7 @@ def save_adapter(
         lora_alpha / rank; the scales themselves are the same.
       name: what the adapter's config calls the base, if not `base`.
       overwrite: whether an earlier adapter in the directory may be replaced.
+      tokenizer: tokenizer to write beside the adapter.
 
     Returns:
       The directory, with `~` expanded.
@@ -83,6 +86,8 @@ def save_adapter(
             adapter = _Written.of(adapters, norms, standing, fingerprint)
             with new_directory(target, overwrite, adapter_config.CONFIG_NAME) as partial:
                 adapter.write(partial, kind, rslora, _named(name or base))
+                if tokenizer:
+                    tokenizer.write(partial, whole=False)
     return target
 
 

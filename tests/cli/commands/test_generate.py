@@ -135,6 +135,17 @@ def test_an_adapter_of_another_base(config, failure, wider):
     assert "q_proj" in message and "48" in message and "32" in message
 
 
+@pytest.mark.slow
+def test_a_merged_model_that_is_no_number(config, failure, base):
+    model, variables = jaxtune.load(base)
+    broken = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jax.numpy.nan), variables)
+    jaxtune.save_merged(model, broken, "broken")
+    options = ("--adapter", "broken", "--prompt", "a")
+    message = failure("generate", "--config", config(), *options)
+    assert "the logits of" in message and "broken" in message and "not finite" in message
+    assert message.count("\n") == 1 and not Path("runs/x/answers.json").exists()
+
+
 @pytest.mark.parametrize(
     "command, options",
     [
