@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from jaxtune.display.errors import UserError
+
 # Kinds of paths that cannot be read like a file; reading some of them would wait for ever.
 KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -25,11 +27,11 @@ LARGEST_NUMBER = 1e18  # of a JSON file whose shape is checked; NaN and infinity
 MOST_JSON = 16 * 2**20  # bytes of a JSON file; a larger one is refused before it is parsed
 
 
-class UnreadableError(ValueError):
+class UnreadableError(UserError):
     """A file that is there, but cannot be read as what it should be."""
 
 
-class UnwritableError(ValueError):
+class UnwritableError(UserError):
     """A file or directory that cannot be written where it should be."""
 
     def __init__(self, path: Path, error: OSError):
@@ -113,11 +115,13 @@ def read_json(file: Path, shape: Any = object, *, most: int = MOST_JSON) -> Any:
     try:
         content = json.loads(text.decode("utf-8-sig"))
     except RecursionError:
-        raise UnreadableError(f"{file} is not JSON: it is nested too deeply") from None
+        raise UnreadableError(
+            f"{file} is not valid JSON (it is nested too deeply); repair or remove it"
+        ) from None
     except ValueError as error:
-        raise UnreadableError(f"{file} is not JSON: {error}") from None
+        raise UnreadableError(f"{file} is not valid JSON ({error}); repair or remove it") from None
     if problem := misfit(content, shape):
-        raise UnreadableError(f"{file} is not valid: {problem}; repair or remove it")
+        raise UnreadableError(f"{file} is not valid ({problem}); repair or remove it")
     return content
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import quant, tree
+from jaxtune.display.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights over the last two
 
@@ -48,14 +49,14 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     sizes = list(axes.values())
     described = ", ".join(f"{name}={size}" for name, size in axes.items())
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {described}: expected positive sizes, and -1 at most once")
+        raise UserError(f"mesh {described}: expected positive sizes, and -1 at most once")
     named = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // named
     if math.prod(sizes) != len(devices):
         count = len(devices)
         fits = ", ".join(map(str, divisors(count)))
-        raise ValueError(
+        raise UserError(
             f"mesh {described}: expected sizes whose product is the device count, {count}: each a "
             f"divisor of it ({fits}), or -1 for one of them, which takes what the others leave"
         )
@@ -71,16 +72,16 @@ def check_mesh(mesh: Any, rules: tree.Rules | None = None) -> None:
     """
     made = "make one with jaxtune.make_mesh({'fsdp': -1})"
     if not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh: {made}")
+        raise UserError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh: {made}")
     named = {name for _, spec in rules or () for entry in spec for name in _names(entry)}
     idle = [name for name in mesh.axis_names if name not in named | set(AXES)]
     if idle:
-        raise ValueError(
+        raise UserError(
             f"mesh axis {idle[0]!r} shards nothing: expected {', '.join(AXES)}, or an axis that "
             "the rules name"
         )
     if AxisType.Explicit in mesh.axis_types:
-        raise ValueError(f"the mesh has explicit axes; expected AxisType.Auto: {made}")
+        raise UserError(f"the mesh has explicit axes; expected AxisType.Auto: {made}")
 
 
 def shardings(
@@ -166,7 +167,7 @@ def fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partition
     Several axes in one entry are dropped together if their product does not divide the dimension.
     """
     if len(spec) > len(shape):
-        raise ValueError(f"{spec} has more entries than the shape {shape} has dimensions")
+        raise UserError(f"{spec} has more entries than the shape {shape} has dimensions")
     kept = []
     for size, entry in zip(shape, spec, strict=False):
         names = tuple(name for name in _names(entry) if name in mesh.shape)

@@ -11,12 +11,12 @@ from jaxtune.files import NUMBER, UnreadableError, misfit, read_json, write_json
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is not JSON: Expecting value"),
-        (b"{'a'", "is not JSON: Expecting property name"),
-        (b"\xff\xfe", "is not JSON: 'utf-8' codec"),
-        (b"[" * 100_000, "is not JSON: it is nested too deeply"),
-        (b'{"a":' * 100_000, "is not JSON: it is nested too deeply"),
-        (b"9" * 5000, "is not JSON: Exceeds the limit"),
+        (b"", "is not valid JSON (Expecting value"),
+        (b"{'a'", "is not valid JSON (Expecting property name"),
+        (b"\xff\xfe", "is not valid JSON ('utf-8' codec"),
+        (b"[" * 100_000, "is not valid JSON (it is nested too deeply"),
+        (b'{"a":' * 100_000, "is not valid JSON (it is nested too deeply"),
+        (b"9" * 5000, "is not valid JSON (Exceeds the limit"),
         (b" " * 1001, "has 1,001 bytes; expected JSON of at most 1,000 bytes"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_file_of_another_shape_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"files": {}}))
     assert read_json(tmp_path / "a.json", SHAPE) == {"files": {}}
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(UnreadableError, match=r"a.json is not valid: expected an object, found a"):
+    with pytest.raises(UnreadableError, match=r"a.json is not valid \(expected an object, found a"):
         read_json(tmp_path / "a.json", SHAPE)
 
 

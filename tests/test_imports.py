@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. What stands in a layer may import what stands in lower ones, and itself;
 # never what stands above it or beside it.
 LAYERS = (
-    ("tree", "files", "display"),
+    ("display",),
+    ("tree", "files"),
     ("config", "metrics", "data"),
     ("quant", "tasks", "workdir"),
     ("sharding", "models"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,8 +127,21 @@ def test_interrupt_and_defects(monkeypatch, capsys):
     assert launch.main(["inspect", "model"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     monkeypatch.setattr("jaxtune.cli.commands.inspect.run", fail)
+    assert launch.main(["inspect", "model"]) == 1
+    assert capsys.readouterr().err == (
+        "error: RuntimeError: a defect\n  This is a defect of jaxtune. Run the command again with "
+        "--debug for the traceback, and report it\n"
+    )
     with pytest.raises(RuntimeError, match="a defect"):
-        launch.main(["inspect", "model"])
+        launch.main(["inspect", "model", "--debug"])
+
+
+def test_errors_that_a_person_can_correct_have_one_base():
+    """Any other ValueError is a defect, and keeps its traceback; no module raises a plain one."""
+    for file in sorted((ROOT / "jaxtune").rglob("*.py")):
+        assert not re.search(
+            r"raise ValueError\(|^class (?!UserError).*\(ValueError\)", file.read_text(), re.M
+        ), file
 
 
 def run(*arguments):

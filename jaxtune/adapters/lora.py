@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune import quant, tree
+from jaxtune.display.errors import UserError
 from jaxtune.tree import modules
 
 # These name weights of the decoder only. For a vision tower give patterns, such as
@@ -186,14 +187,14 @@ def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
 
 def _check(rank: int, alpha: float, dropout: float, variant: str, init: str) -> None:
     if type(rank) is not int or rank < 1:
-        raise ValueError(f"rank {rank!r}: expected a positive integer")
+        raise UserError(f"rank {rank!r}: expected a positive integer")
     if not abs(alpha) <= LARGEST_SCALE:
-        raise ValueError(f"alpha {alpha!r}: expected a number of at most {LARGEST_SCALE:g}")
+        raise UserError(f"alpha {alpha!r}: expected a number of at most {LARGEST_SCALE:g}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout!r}: expected a number from 0 to less than 1")
+        raise UserError(f"dropout {dropout!r}: expected a number from 0 to less than 1")
     for name, value, known in (("variant", variant, VARIANTS), ("init", init, INITS)):
         if value not in known:
-            raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
+            raise UserError(f"{name} {value!r}: expected one of {', '.join(known)}")
 
 
 def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
@@ -204,7 +205,7 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
     names = [targets] if isinstance(targets, str) else targets
     patterns = [modules.pattern(name, modules.WEIGHT) for name in names]
     if isinstance(targets, str) and patterns == [targets]:
-        raise ValueError(
+        raise UserError(
             f"targets {targets!r}: expected {', '.join(TARGETS)}, the name of a module such as"
             " q_proj, or a list of names and patterns"
         )
@@ -212,7 +213,7 @@ def _targeted(params: Mapping, targets: str | Sequence[str]) -> list[str]:
     chosen = [path for path, take in tree.match(rules, params).items() if take]
     flat = [path for path in chosen if not path.endswith("/w") or re.fullmatch(EMBEDDING, path)]
     if flat:
-        raise ValueError(f"no adapter can be added to {', '.join(flat)}: not a linear map")
+        raise UserError(f"no adapter can be added to {', '.join(flat)}: not a linear map")
     return chosen
 
 
@@ -230,7 +231,7 @@ def _new(w: Any, rank: int, scale: float, dropout: float, key: jax.Array) -> Lor
 def _principal(w: Any, adapter: Lora) -> tuple[Lora, jax.Array]:
     """Returns the top singular directions of a weight as a PiSSA adapter, and the remainder."""
     if quant.is_quantized(w):
-        raise ValueError(
+        raise UserError(
             "init='pissa' subtracts the adapter from the weights, and quantised weights cannot be "
             "changed: load the base without quant, or use init='default'"
         )

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import sharding
 from jaxtune.data.batches import Batch
+from jaxtune.display.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def refuse_uneven(rows: int, parts: int, mesh: Mesh) -> None:
     fewer = [count for count in range(1, parts) if rows % (count * among) == 0]
     choices += [f"batch.accumulate to {fewer[-1]}"] if fewer else []
     split = math.gcd(each, among)
-    raise ValueError(
+    raise UserError(
         f"batch.rows={rows}"
         + (f" in {parts} micro-batches of {each}" if parts > 1 else "")
         + f" cannot be divided evenly over {among} devices (mesh data={mesh.shape['data']}, "

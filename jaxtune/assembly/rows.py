@@ -25,6 +25,7 @@ from jaxtune.data.sources import Source, first, open_source, set_apart
 from jaxtune.data.survey import Survey, survey
 from jaxtune.data.survey_cache import cached
 from jaxtune.data.tokenizer import Tokenizer, beside
+from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 
 
@@ -83,7 +84,7 @@ def row_encoder(
       The encoder. With `pictures`, a prompt's tokens attend to each other in both directions.
     """
     if data.augment and pictures is None:
-        raise ValueError(f"data.augment is set, but {model} takes no pictures")
+        raise UserError(f"data.augment is set, but {model} takes no pictures")
     return RowEncoder(
         tokenizer,
         _form(data),
@@ -227,7 +228,7 @@ def _form(data: Data) -> Form:
         task = tasks.find(data.task)
         renamed = dict(data.columns)
         for name in renamed.keys() - task.COLUMNS.keys():
-            raise ValueError(
+            raise UserError(
                 f"data.columns names {name!r}, which the task {data.task!r} does not read: "
                 f"expected some of {', '.join(task.COLUMNS)}"
             )

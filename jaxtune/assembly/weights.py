@@ -14,6 +14,7 @@ from jaxtune.checkpoint.load import load
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config import training_sections as sections
 from jaxtune.config.training_sections import Trainable
+from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
 
 
@@ -76,7 +77,7 @@ def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> d
     """Loads existing adapters, sharded over the mesh; raises if the config contradicts them."""
     made = lora.adapters(load_adapter(model, variables, given.adapter))
     if problems := list(_disagreeing(given, variables, made)):
-        raise ValueError(
+        raise UserError(
             "\n  ".join([f"the adapter {given.adapter} does not match the config:", *problems])
             + "\nSet these fields to the adapter's values, or omit them"
         )

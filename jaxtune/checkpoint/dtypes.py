@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import ml_dtypes  # noqa: F401 (tells NumPy of bfloat16)
 import numpy as np
 
+from jaxtune.display.errors import UserError
+
 if TYPE_CHECKING:  # the command line lists the dtypes, and starts without JAX
     from jax.typing import DTypeLike
 
@@ -25,5 +27,5 @@ def dtype_name(dtype: "DTypeLike") -> str:
         with contextlib.suppress(TypeError, ValueError):  # NumPy knows no such dtype
             name = np.dtype(dtype).name
     if name not in (AUTO, *DTYPES):
-        raise ValueError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or {AUTO}")
+        raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)} or {AUTO}")
     return name

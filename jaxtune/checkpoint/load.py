@@ -24,6 +24,7 @@ from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors, some
 from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.origin import Origin
+from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece, Shape
@@ -68,9 +69,9 @@ def load(
     """
     dtype = dtype_name(dtype)
     if attention not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
+        raise UserError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
     if compute not in COMPUTE:
-        raise ValueError(f"compute {compute!r}: expected one of {', '.join(COMPUTE)}")
+        raise UserError(f"compute {compute!r}: expected one of {', '.join(COMPUTE)}")
     described = describe(locate(source))
     with described.stored as stored:
         described = untied_if_stored_apart(described)
@@ -350,7 +351,7 @@ def placements(
         shapes = {path: leaf if is_quantized(leaf) else leaf.shape for path, leaf in held.items()}
         return sharding.shardings(shapes, mesh, rules or sharding.RULES)
     if rules is not None:
-        raise ValueError("rules were given without a mesh: pass `mesh` as well")
+        raise UserError("rules were given without a mesh: pass `mesh` as well")
     default = jnp.zeros(()).sharding
     return jax.tree.map(lambda _: default, dict(held))
 

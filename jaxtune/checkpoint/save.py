@@ -35,6 +35,7 @@ from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_o
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
 from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.display.errors import UserError
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece
 from jaxtune.models.paligemma import Model
@@ -163,7 +164,7 @@ class _Weights:
           The weights to write.
         """
         if into not in (None, *INTO):
-            raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
+            raise UserError(f"into {into!r}: expected one of {', '.join(INTO)}")
         full = bool(stored.tensors) and not bnb.packed(stored)
         if into == "original" and not full:
             raise CheckpointError(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
-from jaxtune.cli.messages import check_command, check_unknown, told
+from jaxtune.cli.messages import check_command, check_unknown, defect, told
+from jaxtune.display.errors import UserError
 from jaxtune.runs import signals
 
 INTERRUPTED = 128  # exit codes above it are this plus the number of the signal
@@ -33,7 +34,11 @@ def console(program: str = "jaxtune") -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> int:
-    """Runs one command and returns the exit code: 2 for errors that the user can correct."""
+    """Runs one command and returns the exit code.
+
+    It is 2 for errors that the user can correct, and 1 for an unexpected one, which is a defect of
+    jaxtune: with --debug it is raised.
+    """
     options = None
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
@@ -42,12 +47,17 @@ def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> 
         # The reader, such as `head`, has closed the pipe; Python must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {told(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if options is None or options.debug:
+            raise
+        print(f"error: {defect(error)}", file=sys.stderr)
+        return 1
 
 
 def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespace:
@@ -66,6 +76,9 @@ def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespa
             description=f"{about[0].upper()}{about[1:]}.",
             epilog="\n".join(["examples:", *(f"  {program} {each}" for each in EXAMPLES[name])]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument(
+            "--debug", action="store_true", help="print the traceback of an unexpected error"
         )
         if arguments[:1] == [name]:
             chosen = command

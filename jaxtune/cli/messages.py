@@ -34,6 +34,15 @@ def told(error: BaseException, options: Namespace | None = None) -> str:
     return visible(unbroken(message))
 
 
+def defect(error: Exception) -> str:
+    """Returns the message of an exception that no input should cause."""
+    text = cut(unbroken(str(error)), 300)
+    return visible(
+        f"{type(error).__name__}: {text}\n  This is a defect of jaxtune. Run the command again "
+        "with --debug for the traceback, and report it"
+    )
+
+
 def _named(file: Path, options: Namespace | None) -> list[str]:
     """Returns the options and config fields that name a file or a directory above it."""
     file, found = file.absolute(), []

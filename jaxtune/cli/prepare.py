@@ -15,6 +15,7 @@ from typing import IO, Any
 from jaxtune import tasks
 from jaxtune.data.errors import DataError, RowError, Skipped, known
 from jaxtune.data.sources import Source, open_source
+from jaxtune.display.errors import UserError
 from jaxtune.files import whole_file
 
 SCRIPT = "Dataset scripts are no longer supported"  # the error of the datasets package
@@ -85,7 +86,7 @@ def _task(name: str) -> ModuleType:
     """Returns a task's module; raises ValueError unless it has `prepared`."""
     ready = [each for each in tasks.names() if hasattr(tasks.find(each), "prepared")]
     if name in tasks.names() and name not in ready:
-        raise ValueError(
+        raise UserError(
             f"task {name!r} reads published data directly, with nothing to prepare; tasks with data"
             f" to prepare: {', '.join(ready)}"
         )
@@ -136,11 +137,11 @@ def _line(task: ModuleType, record: Mapping[str, Any], place: str) -> bytes:
 def _refuse(file: Path, overwrite: bool) -> None:
     """Raises ValueError for a wrong suffix, a directory, or a file that must not be replaced."""
     if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{file}: expected a name ending in {', '.join(SUFFIXES)}")
+        raise UserError(f"{file}: expected a name ending in {', '.join(SUFFIXES)}")
     if file.is_dir():
-        raise ValueError(f"{file}: is a directory; expected the name of a file")
+        raise UserError(f"{file}: is a directory; expected the name of a file")
     if file.exists() and not overwrite:
-        raise ValueError(f"{file}: already exists; --overwrite replaces it")
+        raise UserError(f"{file}: already exists; --overwrite replaces it")
 
 
 @contextlib.contextmanager

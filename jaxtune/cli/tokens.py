@@ -9,6 +9,7 @@ from typing import Any
 from jaxtune.checkpoint import hub
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.columns import FEW, few, grid, labelled
+from jaxtune.display.errors import UserError
 from jaxtune.export.distance import SAMPLE
 
 COLUMNS = ("tokenizer", "vocabulary", "alone", "after text", "others", "per word", "per byte")
@@ -74,7 +75,7 @@ def report(sources: Sequence[str], text: str | os.PathLike | None, up_to: int) -
     counted on a sample of prose, a list and code.
     """
     if up_to < 0:
-        raise ValueError(f"integers up to {up_to}: expected 0 or more")
+        raise UserError(f"integers up to {up_to}: expected 0 or more")
     sample, name = (SAMPLE, "the sample text") if text is None else (_read(text), os.fspath(text))
     about = Text(name, len(sample), len(sample.split()), len(sample.encode()))
     return Report(up_to, about, tuple(facts(source, sample, up_to) for source in sources))
@@ -86,7 +87,7 @@ def facts(source: str, text: str, up_to: int) -> Facts:
     try:
         tokens = tokenizer.encode(text)
     except ValueError as error:
-        raise ValueError(f"{source}: the text {error}") from None
+        raise UserError(f"{source}: the text {error}") from None
     return Facts(
         tokenizer=source,
         vocabulary=len(tokenizer),
@@ -135,11 +136,11 @@ def _read(file: str | os.PathLike) -> str:
         with open(os.path.expanduser(file), encoding="utf-8") as stream:
             text = stream.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error})") from None
+        raise UserError(f"{file} is not UTF-8 text ({error})") from None
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if not text.strip():
-        raise ValueError(f"{file} is empty: expected text to count tokens in")
+        raise UserError(f"{file} is empty: expected text to count tokens in")
     return text
 
 
@@ -149,7 +150,7 @@ def _opened(source: str) -> Tokenizer:
         return Tokenizer.open(path)
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{source}: cannot read a tokenizer: {reason}") from None
+        raise UserError(f"{source}: cannot read a tokenizer: {reason}") from None
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, Any]:

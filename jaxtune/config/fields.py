@@ -14,6 +14,7 @@ from functools import reduce
 from typing import Any
 
 from jaxtune.config.values import Misfit, conform, expected, fit, parse_text, within
+from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import MOST, cut, one_line, shown
 
 # Condition for a field to be read: the name of another field of its section, and the values of that
@@ -27,7 +28,7 @@ Conflicts = Iterator[tuple[tuple[str, ...], str]]
 MOST_PROBLEMS = 30  # listed in one message
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """An invalid config; the message lists every problem found."""
 
 

@@ -8,6 +8,7 @@ from flax import struct
 
 from jaxtune.data.errors import known
 from jaxtune.data.examples import Example
+from jaxtune.display.errors import UserError
 
 WEIGHTS = ("token", "example")
 
@@ -45,7 +46,7 @@ def fitting(length: int, among: Sequence[int]) -> int:
     for size in among:
         if size >= length:
             return size
-    raise ValueError(f"{length:,} tokens exceed the largest size, {among[-1]:,}")
+    raise UserError(f"{length:,} tokens exceed the largest size, {among[-1]:,}")
 
 
 def collate(
@@ -85,7 +86,7 @@ def split(batch: Batch, accumulate: int) -> Batch:
 
     def divided(array: np.ndarray) -> np.ndarray:
         if len(array) % accumulate:
-            raise ValueError(
+            raise UserError(
                 f"{len(array)} lines cannot be split into {accumulate} equal micro-batches"
             )
         return array.reshape(accumulate, -1, *array.shape[1:])
@@ -120,7 +121,7 @@ def _place(
     """Writes an example into a line; returns where its next token and its next target go."""
     at = slice(start, start + len(example.tokens))
     if at.stop > batch.tokens.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{example.place}: {at.stop:,} tokens do not fit on a line of {batch.tokens.shape[1]:,}"
         )
     batch.tokens[row, at] = example.tokens

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtune.data.errors import RowError, column
 from jaxtune.data.markup import half_character
 from jaxtune.data.tokenizer import Tokenizer
+from jaxtune.display.errors import UserError
 
 NUMBERS = re.compile("[0-9]+")  # in a format, the width and the precision
 
@@ -18,26 +19,26 @@ def fields(template: str) -> list[tuple[str, str | None, str | None, str | None]
     try:
         found = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"template {template!r}: {error}; double braces that are meant literally"
         ) from None
     if any(name == "" for _, name, *_ in found):
-        raise ValueError(f"template {template!r}: found braces without a column name")
+        raise UserError(f"template {template!r}: found braces without a column name")
     return found
 
 
 def check_template(template: str) -> None:
     """Raises ValueError for a template that is not valid, or would write too much."""
     if problem := half_character(template):
-        raise ValueError(f"template {template!r} {problem}")
+        raise UserError(f"template {template!r} {problem}")
     for _, name, form, conversion in fields(template):
         shown = f"template {template[:80]!r}, column {name!r}"
         if conversion not in (None, "s", "r", "a"):
-            raise ValueError(f"{shown}: found !{conversion}, expected !s, !r or !a")
+            raise UserError(f"{shown}: found !{conversion}, expected !s, !r or !a")
         if "{" in (form or ""):
-            raise ValueError(f"{shown}: found braces in the format {form!r}; write the number")
+            raise UserError(f"{shown}: found braces in the format {form!r}; write the number")
         if any(len(digits) > 3 for digits in NUMBERS.findall(form or "")):
-            raise ValueError(
+            raise UserError(
                 f"{shown}: the format {form!r} has a number above 999, which would pad the text to "
                 "as many characters; lower it"
             )

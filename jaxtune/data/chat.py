@@ -9,6 +9,7 @@ from jaxtune.data.markup import Markup
 from jaxtune.data.messages import standard
 from jaxtune.data.meter import TemplateLimit
 from jaxtune.data.templates import BEGIN, END, GENERATION, compiled
+from jaxtune.display.errors import UserError
 
 ASSISTANT = ("assistant", "model")  # the second is Gemma's name for the role
 TURNS = ("all", "last")
@@ -77,7 +78,7 @@ class ChatTemplate:
         except TemplateLimit:
             raise
         except Exception as error:  # templates can raise anything
-            raise ValueError(f"the chat template rejects the conversation: {error}") from None
+            raise UserError(f"the chat template rejects the conversation: {error}") from None
 
     def _quoted(self, messages: Any) -> list[Message]:
         """Returns messages after checking them, without null values and with their texts quoted."""
@@ -98,19 +99,19 @@ class ChatTemplate:
             turn = f"message {number + 1}"
             before = self.write(messages[:number], options, ask=True)
             if regions and len(before) < regions[-1][1]:
-                raise ValueError(
+                raise UserError(
                     f"the chat template writes no end token between {turn} and the assistant turn "
                     "before it"
                 )
             if not text.startswith(before):
-                raise ValueError(
+                raise UserError(
                     f"the chat template renders the text before {turn} differently once that turn "
                     'is included; score only the last turn (turns="last"), or use a template that '
                     "marks the assistant's text with {% generation %}"
                 )
             end = next((piece.end for piece in ends if piece.start >= len(before)), None)
             if end is None:
-                raise ValueError(f"the chat template writes no end token after {turn}")
+                raise UserError(f"the chat template writes no end token after {turn}")
             regions.append((len(before), end))
         return regions
 
@@ -121,7 +122,7 @@ class ChatTemplate:
         regions = [(begin, after.get(end, end)) for begin, end in blocks]
         for begin, end in regions:
             if not any(begin <= piece.start < end for piece in ends):
-                raise ValueError(
+                raise UserError(
                     f"the chat template writes no end token after {text[begin:end][:40]!r}"
                 )
         return regions
@@ -141,14 +142,14 @@ class ChatTemplate:
 def _checked(messages: Any) -> Sequence[Message]:
     """Returns messages after checking that they are a list of mappings with roles."""
     if not isinstance(messages, list | tuple) or not messages:
-        raise ValueError("expected a list of messages, each with a role and a content")
+        raise UserError("expected a list of messages, each with a role and a content")
     messages = standard(messages)
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {number} has no role: {str(message)[:80]}")
+            raise UserError(f"message {number} has no role: {str(message)[:80]}")
         if message.get("content") is None and not message.get("tool_calls"):
             keys = ", ".join(map(str, message))
-            raise ValueError(f"message {number} has no content; its keys are {keys}")
+            raise UserError(f"message {number} has no content; its keys are {keys}")
     return messages
 
 
@@ -172,7 +173,7 @@ def _blocks(text: str) -> tuple[str, list[Region]]:
 def _of_turns(blocks: list[Region], asked: list[int], chosen: list[int]) -> list[Region]:
     """Returns the blocks of the chosen turns; raises ValueError unless there is one per turn."""
     if len(blocks) != len(asked):
-        raise ValueError(
+        raise UserError(
             f"the chat template marks {len(blocks)} blocks for {len(asked)} assistant turns; "
             "scoring only some of the turns needs one block per turn"
         )

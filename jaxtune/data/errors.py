@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxtune.display.errors import UserError
+
 POLICIES = ("fail", "skip")
 DEFAULTS = ("prefix", "suffix")  # columns that a config reads if it names no others
 # Columns of rows as others write them, and the advice to read them.
@@ -20,7 +22,7 @@ LAYOUTS = (
 FEW = 5  # skipped rows whose errors are kept
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; the message says where it is and what to do."""
 
 
@@ -76,7 +78,7 @@ def column(record: Mapping[str, Any], name: str, place: str) -> Any:
 def known(what: str, value: str, values: Iterable[str]) -> str:
     """Returns a value that is one of `values`; raises ValueError for any other."""
     if value not in values:
-        raise ValueError(f"{what} {value!r} is not one of {', '.join(map(repr, values))}")
+        raise UserError(f"{what} {value!r} is not one of {', '.join(map(repr, values))}")
     return value
 
 

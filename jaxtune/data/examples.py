@@ -21,6 +21,7 @@ from jaxtune.data.known_templates import MISSING
 from jaxtune.data.markup import check_texts
 from jaxtune.data.sources import folder
 from jaxtune.data.tokenizer import Span, Tokenizer
+from jaxtune.display.errors import UserError
 
 TOO_LONG = ("fail", "skip", "cut_prefix", "cut_suffix")
 
@@ -48,7 +49,7 @@ class Example:
 
     def __post_init__(self):
         if self.scored[0]:
-            raise ValueError(f"{self.place}: the first token is scored, but no token precedes it")
+            raise UserError(f"{self.place}: the first token is scored, but no token precedes it")
 
 
 class Form(Protocol):
@@ -207,7 +208,7 @@ class RowEncoder:
     def __post_init__(self):
         known("too_long", self.too_long, TOO_LONG)
         if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; expected at least 2 tokens")
+            raise UserError(f"max_length is {self.max_length}; expected at least 2 tokens")
         self.form.check(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], place: str) -> Example:

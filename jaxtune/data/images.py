@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data.errors import RowError, known
+from jaxtune.display.errors import UserError
 from jaxtune.files import special_kind
 
 Reference = str | bytes  # the absolute path of a picture, or an encoded picture itself
@@ -189,7 +190,7 @@ def _tensorflow() -> ModuleType:
             with _quiet():
                 import tensorflow
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise UserError(
                 f"pictures are decoded by TensorFlow, and {error.name} is not installed: run "
                 "pip install 'jaxtune[pictures]', or pip install tensorflow-cpu"
             ) from None

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtune.data.datafile import stamp
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.textfiles import JsonLines, Text, decoded, json_object, some_rows
+from jaxtune.display.errors import UserError
 
 BLOCK = 2**22  # bytes read at a time while looking for elements
 LARGEST = 2**28  # bytes of an element
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class NoArrayError(ValueError):
+class NoArrayError(UserError):
     """A file that begins like an array, but does not end with it."""
 
 

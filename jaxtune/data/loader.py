@@ -18,6 +18,7 @@ from jaxtune.data.order import Order, Turn
 from jaxtune.data.packing import Lines, one_each, packed
 from jaxtune.data.sources import Source
 from jaxtune.data.survey import Survey
+from jaxtune.display.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class Loader:
     ):
         index, count = process
         if batch % count:
-            raise ValueError(
+            raise UserError(
                 f"a batch of {batch} lines cannot be split evenly among {count} processes"
             )
         self._source, self._encoder = source, encoder

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtune.data.backends import Special
+from jaxtune.display.errors import UserError
 
 # Unicode reserves U+FDD0 to U+FDEF for use inside programs, so no text contains them.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -43,7 +44,7 @@ class Markup:
         """
         if isinstance(value, str):
             if problem := text_problem(value):
-                raise ValueError(f"{name} {problem}")
+                raise UserError(f"{name} {problem}")
             return self._special.sub(f"{OPEN}\\g<0>{CLOSE}", value)
         if isinstance(value, Mapping):
             return {
@@ -109,7 +110,7 @@ def check_texts(value: Any, name: str) -> None:
         path, each = pending.pop()
         if isinstance(each, str):
             if problem := half_character(each):
-                raise ValueError(f"{path} {problem}")
+                raise UserError(f"{path} {problem}")
         elif isinstance(each, Mapping):
             pending += [(path, key) for key in each]
             pending += [(f"{path}[{key!r}]", inner) for key, inner in each.items()]

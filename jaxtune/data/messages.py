@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.display.errors import UserError
+
 # Names in `from`, and the roles of chat templates that they stand for.
 ROLES = {
     "human": "user",
@@ -38,7 +40,7 @@ def foreign(message: Any) -> bool:
 def _renamed(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     speaker = message["from"]
     if not isinstance(speaker, str) or speaker.lower() not in ROLES:
-        raise ValueError(
+        raise UserError(
             f"message {number} is from {str(speaker)[:40]!r}; expected one of {', '.join(ROLES)}"
         )
     rest = {key: value for key, value in message.items() if key not in ("role", "from", "value")}

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxtune.data.errors import DataError
 from jaxtune.data.markup import half_character
+from jaxtune.display.errors import UserError
 
 # A tokenizer file of any other name ignores the settings beside it.
 STANDARD = ("tokenizer.json", "tokenizer.model")
@@ -105,7 +106,7 @@ class SideFiles:
         return value
 
 
-class Unusable(ValueError):
+class Unusable(UserError):
     """A file that can be read, but not used."""
 
 

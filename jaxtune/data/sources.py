@@ -15,6 +15,7 @@ from jaxtune.data.errors import FEW, DataError
 from jaxtune.data.jsonarray import open_json
 from jaxtune.data.tables import HuggingFace, Parquet
 from jaxtune.data.textfiles import Delimited
+from jaxtune.display.errors import UserError
 
 READERS = {
     ".jsonl": open_json,
@@ -181,7 +182,7 @@ def first(source: Source, limit: int | None) -> Source:
     if limit is None or limit >= len(source):
         return source
     if limit < 1:
-        raise ValueError(f"limit is {limit}; expected 1 row or more")
+        raise UserError(f"limit is {limit}; expected 1 row or more")
     return Chosen(source, range(limit))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxtune.data.errors import DataError
 from jaxtune.data.meter import metered
+from jaxtune.display.errors import UserError
 
 LONGEST = 2**18  # characters of a template; published ones have up to 30,000
 BEGIN, END = "\ufdd2", "\ufdd3"  # put around the output of a {% generation %} block
@@ -92,7 +93,7 @@ def _json(
 
 
 def _refuse(message: str) -> None:
-    raise ValueError(message)
+    raise UserError(message)
 
 
 def _clock(today: str | None) -> Callable[[str], str]:

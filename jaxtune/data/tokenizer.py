@@ -24,6 +24,7 @@ from jaxtune.data.known_templates import MISSING
 from jaxtune.data.markup import Markup, Piece, half_character, unmarked
 from jaxtune.data.side_files import SideFiles
 from jaxtune.data.vocabulary import ROLES, tokenizer_facts
+from jaxtune.display.errors import UserError
 
 ANY_ROWS = 2**31  # rows of the embedding, where there is no model to read them from
 
@@ -193,7 +194,7 @@ class Tokenizer:
     def _plain(self, text: str, continues: bool) -> list[int]:
         """Returns the ids of plain text, none of them special."""
         if problem := half_character(text):
-            raise ValueError(f"the text {problem}")
+            raise UserError(f"the text {problem}")
         ids = self._backend.encode(text, continues)
         if self._forbidden.isdisjoint(ids):
             return ids
@@ -203,7 +204,7 @@ class Tokenizer:
         ids = list(itertools.chain.from_iterable(runs))
         if not self._forbidden.isdisjoint(ids):
             found = [self.piece(number) for number in self._forbidden.intersection(ids)]
-            raise ValueError(
+            raise UserError(
                 f"the text contains {found}, which this tokenizer can encode only as special tokens"
             )
         return ids

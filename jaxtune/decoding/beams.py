@@ -27,6 +27,7 @@ from jaxtune.decoding.requests import (
     padded,
 )
 from jaxtune.decoding.state import NotFiniteError
+from jaxtune.display.errors import UserError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
 
@@ -120,7 +121,7 @@ def beam_search(
     """
     for name, value in dict(max_new_tokens=max_new_tokens, beams=beams, batch=batch).items():
         if value < 1:
-            raise ValueError(f"{name} {value}: expected 1 or more")
+            raise UserError(f"{name} {value}: expected 1 or more")
     requests = make_requests(model, prompts, images, max_new_tokens)
     _check_switch(model, prompts, max_new_tokens)
     stops = np.int32(sorted(set(stops_of(model) if stops is None else stops)))
@@ -147,7 +148,7 @@ def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> N
     """
     for number, prompt in enumerate(prompts):
         if before_switch(model, prompt, new) < new:
-            raise ValueError(
+            raise UserError(
                 f"prompt {number} has {len(prompt):,} tokens and may get {new:,} more, but this "
                 f"model's RoPE changes above {model.config.switch:,} tokens, a limit that beam "
                 "search cannot cross. Request fewer tokens, or decode without beams"

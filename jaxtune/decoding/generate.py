@@ -27,6 +27,7 @@ from jaxtune.decoding.requests import (
 )
 from jaxtune.decoding.sampling import Sampling, filtered
 from jaxtune.decoding.state import DecodeState, NotFiniteError, collected, newest
+from jaxtune.display.errors import UserError
 from jaxtune.models import forward
 from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
@@ -88,7 +89,7 @@ def completions(
       Completions in the order of the prompts; the samples of a prompt are consecutive.
     """
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens {max_new_tokens}: expected 1 or more")
+        raise UserError(f"max_new_tokens {max_new_tokens}: expected 1 or more")
     requests = make_requests(model, prompts, images, max_new_tokens)
     sampling = Sampling.of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from jaxtune import sharding
 from jaxtune.data.batches import fitting, sizes
+from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
 
 EXPECTED = (
@@ -62,7 +63,7 @@ def make_requests(
     """
     prompts = _token_ids(prompts)
     if images is not None and len(images) != len(prompts):
-        raise ValueError(
+        raise UserError(
             f"found {len(images)} sets of images for {len(prompts)} prompts: expected one for each"
         )
     requests = [
@@ -76,7 +77,7 @@ def make_requests(
 def _token_ids(prompts: Any) -> list[tuple[int, ...]]:
     """Returns the tokens of each prompt; raises ValueError for text and other kinds of values."""
     if isinstance(prompts, str | bytes) or not hasattr(prompts, "__iter__"):
-        raise ValueError(f"the prompts are {_shown(prompts)}: {EXPECTED}")
+        raise UserError(f"the prompts are {_shown(prompts)}: {EXPECTED}")
     found = []
     for number, prompt in enumerate(prompts):
         try:
@@ -84,7 +85,7 @@ def _token_ids(prompts: Any) -> list[tuple[int, ...]]:
         except (TypeError, ValueError, OverflowError):  # such as lists of different lengths
             ids = None
         if ids is None or ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"prompt {number} is {_shown(prompt)}: {EXPECTED}")
+            raise UserError(f"prompt {number} is {_shown(prompt)}: {EXPECTED}")
         found.append(tuple(ids.tolist()))
     return found
 
@@ -99,12 +100,12 @@ def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) ->
     wants = model.pictures
     if wants is None:
         if images is not None:
-            raise ValueError("images were given, but the model takes only text")
+            raise UserError("images were given, but the model takes only text")
         return Request(tokens)
     side = wants.side
     stacked = np.zeros((0, side, side, 3), np.float32) if images is None else np.float32(images)
     if stacked.shape[-3:] != (side, side, 3) or stacked.ndim not in (3, 4):
-        raise ValueError(
+        raise UserError(
             f"the images of prompt {number} have the shape {stacked.shape}; expected"
             f" [{side}, {side}, 3] or several of these, [I, {side}, {side}, 3]"
         )
@@ -113,7 +114,7 @@ def _request(model: Model, number: int, tokens: tuple[int, ...], images: Any) ->
     if expected and not found:
         return Request((wants.token,) * expected + tokens, stacked, expected)
     if found != expected:
-        raise ValueError(
+        raise UserError(
             f"prompt {number} has {found:,} picture tokens ({wants.token}), but {len(stacked)} "
             f"pictures of {wants.tokens:,} tokens each"
         )
@@ -126,16 +127,16 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], new: int) -> None:
     beside = {model.pictures.token} if model.pictures else set()
     for number, prompt in enumerate(prompts):
         if set(prompt) <= beside:
-            raise ValueError(
+            raise UserError(
                 f"prompt {number} is empty: a model needs at least one token to continue"
             )
         if len(prompt) + new > context:
-            raise ValueError(
+            raise UserError(
                 f"prompt {number} has {len(prompt):,} tokens, which with {new:,} new ones exceed "
                 f"the model's context length of {context:,}: shorten it, or request fewer new ones"
             )
         if not all(0 <= token < vocabulary or token in beside for token in prompt):
-            raise ValueError(
+            raise UserError(
                 f"prompt {number} has a token outside the vocabulary of {vocabulary:,}: it comes "
                 "from another model's tokenizer"
             )

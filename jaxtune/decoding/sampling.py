@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxtune.display.errors import UserError
+
 
 @struct.dataclass
 class Sampling:
@@ -34,11 +36,11 @@ class Sampling:
         for name, value in given.items():
             low, high = limits[name]
             if value is not None and not (low <= value <= high and value == value):
-                raise ValueError(f"{name} {value!r}: expected a number from {low} to {high}")
+                raise UserError(f"{name} {value!r}: expected a number from {low} to {high}")
         if not given.get("temperature"):
             unused = [name for name in ("top_k", "top_p", "min_p") if given.get(name) is not None]
             if unused:
-                raise ValueError(
+                raise UserError(
                     f"{', '.join(unused)} without a temperature: decoding is greedy without one"
                 )
             given["temperature"] = None

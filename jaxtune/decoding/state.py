@@ -9,11 +9,12 @@ from flax import struct
 
 from jaxtune.decoding.requests import Completion
 from jaxtune.decoding.sampling import Sampling
+from jaxtune.display.errors import UserError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(UserError):
     """Logits that are NaN, or infinite for the token that was chosen."""
 
     def __init__(self, model: Model):

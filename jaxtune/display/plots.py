@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from xml.etree import ElementTree
 
+from jaxtune.display.errors import UserError
+
 INK = "#767676"  # contrast of 4.5 : 1 with both black and white
 COLOURS = ("#1b9e77", "#e08e0b", "#d1495b", "#4c78c8", "#9467bd", "#767676")  # of kinds, cyclic
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 SIZE, TITLE_SIZE = 12, 15  # font sizes in pixels
 LETTER = 0.6 * SIZE  # assumed width of a letter in pixels, an upper bound
 TOP, RIGHT, BOTTOM = 62, 28, 50  # margins in pixels; the left one depends on the tick labels
-SQUARE = 460  # side in pixels of a scatter's plot area
-WIDE, HIGH = 640, 300  # size in pixels of the plot area of bars and curves
+SQUARE, WIDE, HIGH = 460, 640, 300  # pixels: side of a scatter's plot area; that of other plots
 STRIP = 0.12  # fraction of a logarithmic axis reserved for values of zero and less
 TICKS = 6  # approximate number of ticks on an axis
-CROWD = 300  # number of points above which they are drawn smaller
-FEW = 40  # number of points up to which each point of a curve gets a dot
+CROWD, FEW = 300, 40  # points above which they are drawn smaller; up to which a curve shows each
 EQUAL = 1e-9  # relative difference below which values are drawn as equal
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -149,7 +149,7 @@ def bars(
     values = [*sizes, *marks.values(), *reach]
     _check(values)
     if min(values) < 0:
-        raise ValueError(f"cannot plot an error of {min(values)}: expected 0 or more")
+        raise UserError(f"cannot plot an error of {min(values)}: expected 0 or more")
     axis = axis_of(values if log else [*values, 0.0], log)
     colours = _colours(items, kinds)
     ranks = Axis(_ranks(len(items)), 0, len(items))
@@ -341,10 +341,10 @@ def _draw_curve(
 
 def _check(values: Sequence[float]) -> None:
     if not values:
-        raise ValueError("nothing to plot: expected at least one value")
+        raise UserError("nothing to plot: expected at least one value")
     invalid = [value for value in values if not math.isfinite(value)]
     if invalid:
-        raise ValueError(f"cannot plot {invalid[0]}: expected finite numbers")
+        raise UserError(f"cannot plot {invalid[0]}: expected finite numbers")
 
 
 def _colours(items: Iterable[Point | Bar], kinds: Sequence[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import grid
+from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.evaluation import answer_page, held_out
 from jaxtune.evaluation.held_out import EvalRow
@@ -100,7 +101,7 @@ def compare(
     encoder, placer, task = assembly.encoder, assembly.eval_placer, assembly.task
     _, source = assembly.sources
     if source is None:
-        raise ValueError(
+        raise UserError(
             "the config has no rows to evaluate on: set eval.source, eval.split or eval.holdout"
         )
     eval_rows = held_out.eval_rows(config.data, source, encoder, task)
@@ -157,7 +158,7 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     for name in ("adapter", "merged", "merged.npz"):
         if (workdir / "export" / name).exists():
             return workdir / "export" / name
-    raise ValueError(
+    raise UserError(
         f"{workdir / 'export'} contains no adapter or merged model: train first, pass the run's"
         " --workdir or an --adapter, or use --base"
     )

@@ -25,6 +25,7 @@ from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
 from jaxtune.decoding.text import Answer, TextGenerator
 from jaxtune.display.columns import few
+from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.files import NUMBER, misfit, read_json, write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
@@ -48,7 +49,7 @@ LINE = {
 PARTIAL, WHOLE, METRICS = "predictions.partial.jsonl", "predictions.jsonl", "metrics.json"
 
 
-class LossError(ValueError):
+class LossError(UserError):
     """A held-out loss that is not finite."""
 
 
@@ -92,7 +93,7 @@ def eval_rows(
             if (data.too_long if long else data.bad_rows) != "skip":
                 raise
     if not found:
-        raise ValueError("no held-out rows to answer")
+        raise UserError("no held-out rows to answer")
     return found
 
 
@@ -180,8 +181,8 @@ def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
 def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
     """Returns the predictions already in a directory by row number; drops a torn last line."""
     held = directory / "about.json"
-    if held.exists() and read_json(held) != about:
-        raise ValueError(
+    if held.exists() and read_json(held, dict) != about:
+        raise UserError(
             f"{directory} contains answers of another model or other settings; remove it first"
         )
     write_json(held, about)
@@ -204,7 +205,7 @@ def _answered(text: bytes, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         problem = f"not valid JSON: {error}"
     if problem:
-        raise ValueError(
+        raise UserError(
             f"{place} is no prediction ({problem}); remove {Path(place).parent} to answer its rows "
             "again"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from jaxtune.config.schema import Config
+from jaxtune.display.errors import UserError
 from jaxtune.export.card_facts import (
     CURVE,
     README,
@@ -56,7 +57,7 @@ def write(
       The path of the card, or None if none was written.
     """
     if kind not in get_args(Kind):
-        raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
+        raise UserError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
     target = Path(directory).expanduser()
     file = card_file(target)
     known = CardBase.of(config.model.path, base)

@@ -224,9 +224,9 @@ def _counts(survey: Path) -> str:
     try:
         with np.load(survey, allow_pickle=False) as held:
             lengths, scored = (held[name].astype(np.int64) for name in ("lengths", "scored"))
-    except (OSError, ValueError, KeyError):
+        share = scored.sum() / max(1, lengths.sum())
+    except Exception:  # damaged archives raise errors of many kinds, which share no base class
         return ""
-    share = scored.sum() / lengths.sum()
     told = f"{plural(len(lengths), 'row')} with {plural(int(lengths.sum()), 'token')}"
     return f"; {told}, {share:.0%} of them scored"
 

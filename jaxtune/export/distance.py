@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxtune.display.errors import UserError
+
 # Default text to compare models on: prose, dialogue, a list, numbers and code.
 SAMPLE = """\
 The river leaves the hills at a village with two bridges, and from there it takes its time. In
@@ -43,13 +45,13 @@ class Distance:
 def distance(reference: jax.Array, other: jax.Array) -> Distance:  # [..., V] each
     """Returns the distance of logits from those of a reference, computed in float32."""
     if reference.shape != other.shape:
-        raise ValueError(
+        raise UserError(
             f"logits of shapes {reference.shape} and {other.shape} cannot be compared: expected "
             "the same tokens and vocabulary"
         )
     *figures, finite = map(float, _figures(jnp.asarray(reference), jnp.asarray(other)))
     if not finite:
-        raise ValueError("logits with infinities or NaNs cannot be compared")
+        raise UserError("logits with infinities or NaNs cannot be compared")
     return Distance(*figures, positions=reference.size // reference.shape[-1])
 
 

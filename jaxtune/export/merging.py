@@ -12,6 +12,7 @@ from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.load import load
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.save import INTO, described_origin
+from jaxtune.display.errors import UserError
 from jaxtune.export.distance import Distance, distance
 from jaxtune.models.paligemma import Model
 
@@ -35,7 +36,7 @@ def merged(
       Plain variables without adapters.
     """
     if into not in INTO:
-        raise ValueError(f"into {into!r}: expected one of {', '.join(INTO)}")
+        raise UserError(f"into {into!r}: expected one of {', '.join(INTO)}")
     base, adapters = quant.by_path(variables["params"]), lora.adapters(variables)
     if take:
         variables.clear()

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtune.data.batches import collate
 from jaxtune.data.examples import Example
 from jaxtune.decoding.requests import Completion
+from jaxtune.display.errors import UserError
 from jaxtune.export.verify import ComparisonRows, ModelOutputs
 
 NEEDED = ("torch", "transformers", "peft")
@@ -25,12 +26,12 @@ NEEDED = ("torch", "transformers", "peft")
 def check(target: Path | None) -> None:
     """Raises if a library is missing, or the target is an .npz file, which they cannot read."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise ValueError(
+        raise UserError(
             f"--verify=reference needs transformers and PEFT, but {', '.join(missing)} cannot be "
             f"imported: pip install {' '.join(missing)}"
         )
     if target is not None and target.suffix == ".npz":
-        raise ValueError(
+        raise UserError(
             f"--verify=reference: transformers cannot read .npz files such as {target}; export "
             "a directory"
         )
@@ -107,7 +108,7 @@ def _run(place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise ValueError(f"transformers and PEFT cannot run the written files: {last}")
+        raise UserError(f"transformers and PEFT cannot run the written files: {last}")
 
 
 def main(place: Path) -> None:

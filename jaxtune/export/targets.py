@@ -11,6 +11,7 @@ from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME
 from jaxtune.checkpoint.report import REPORT, read_report, report_file
 from jaxtune.checkpoint.save import NPZ
 from jaxtune.display.columns import few
+from jaxtune.display.errors import UserError
 from jaxtune.export import card
 from jaxtune.export.card_facts import CURVE, README, file_hash
 
@@ -114,7 +115,7 @@ def refuse_foreign(target: Path, otherwise: str) -> None:
     """
     if names := foreign(target):
         where = target if target.is_dir() else target.parent
-        raise ValueError(
+        raise UserError(
             f"{where} contains {few(names, len(names))}, which no export has written and which an "
             f"export to {target} would replace: move it away, or {otherwise}"
         )
@@ -161,7 +162,7 @@ def refuse_what_is_there(wanted: Wanted) -> None:
     if wanted.there:
         return
     if target.exists() and not wanted.overwrite:
-        raise ValueError(
+        raise UserError(
             f"{target} already exists: --overwrite replaces it, --to chooses another path"
         )
     refuse_foreign(target, "choose another path with --to")

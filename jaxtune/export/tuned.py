@@ -9,6 +9,7 @@ from typing import Any
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config.load import difference
+from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import CONFIG, WorkdirError, read_json
@@ -40,14 +41,14 @@ def run_checkpoints(settings: Mapping[str, Any], workdir: Path) -> Checkpoints:
     """Opens the checkpoints of a run read-only; raises if none exist or the config differs."""
     found = Checkpoints(workdir / "checkpoints")
     if not found.steps:
-        raise ValueError(
+        raise UserError(
             f"{found.directory} contains no checkpoint: train first, or pass the run's --workdir"
         )
     before = read_json(workdir / CONFIG)
     if before is None:
         raise WorkdirError(
             f"{workdir / CONFIG} is missing, so the config of the run's checkpoints is not known: "
-            "restore it"
+            "restore it, or run the training command again with --accept-changes, which writes it"
         )
     changes = [each for each in difference(before, settings) if each.startswith(DEPENDS)]
     if changes:
@@ -66,7 +67,7 @@ def step_of(checkpoints: Checkpoints, step: str) -> int:
     steps = checkpoints.steps
     if step not in ("best", "last"):
         if not step.isdecimal() or int(step) not in steps:
-            raise ValueError(
+            raise UserError(
                 f"--step {step}: expected best, last, or a checkpoint in "
                 f"{checkpoints.directory}: {', '.join(map(str, steps))}"
             )

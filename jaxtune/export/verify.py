@@ -19,6 +19,7 @@ from jaxtune.data.sources import Source
 from jaxtune.decoding import requests
 from jaxtune.decoding.generate import completions
 from jaxtune.decoding.requests import Completion
+from jaxtune.display.errors import UserError
 from jaxtune.export.distance import distance
 from jaxtune.models import forward
 from jaxtune.models.layout import arrange
@@ -119,7 +120,7 @@ def rows(
         if len(found) == count:
             break
     if not found:
-        raise ValueError(f"{about}: no usable rows to compare on")
+        raise UserError(f"{about}: no usable rows to compare on")
     side = encoder.pictures.size if encoder.pictures else 0
     beside = encoder.pictures.tokens * max(len(each.images) for each in found) if side else 0
     longest = min(LENGTH + beside, model.config.context - new)

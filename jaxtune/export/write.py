@@ -26,6 +26,7 @@ from jaxtune.checkpoint.report import REPORT, report_file
 from jaxtune.checkpoint.save import NPZ, save_merged
 from jaxtune.config.load import resolved
 from jaxtune.config.schema import Config
+from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.export import card, reference, verify
 from jaxtune.export.card_facts import CURVE, README
@@ -57,7 +58,7 @@ from jaxtune.workdir.directory import begun, claim, locked_directory
 EXPORTS = "export"  # subdirectory of the workdir with the exports, locked while one is written
 
 
-class Unverified(ValueError):
+class Unverified(UserError):
     """The written files do not match the tuned model."""
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
+
 Shape = tuple[int, ...]
 MOST_LISTED = 8  # lines of an error message, besides its title
 NEAR = 200  # names that a wrong one is compared with
@@ -84,7 +86,7 @@ class Piece:
         return viewed.transpose(self.axes) if self.axes else viewed
 
 
-class NamesError(ValueError):
+class NamesError(UserError):
     """The tensors of a checkpoint do not match its config."""
 
 

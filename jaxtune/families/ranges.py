@@ -6,6 +6,7 @@ A size beyond its range would only be noticed when arrays of that size are made,
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
 
 ConfigJson = Mapping[str, Any]
@@ -52,7 +53,7 @@ NUMBERS = {
 }
 
 
-class FamilyError(ValueError):
+class FamilyError(UserError):
     """A `config.json` that is malformed, or describes a model that jaxtune does not support."""
 
 

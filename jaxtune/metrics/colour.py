@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
 from jaxtune.metrics.metric import Prediction, mean, named, references
 
 COUNT = 4
@@ -95,7 +96,7 @@ def _nearest(row: Prediction) -> float | None:
 def _expected(row: Prediction, reference: str) -> list[str]:
     colours = palette(reference)
     if colours is None:
-        raise ValueError(
+        raise UserError(
             f"{named(row)} has the reference {reference[:60]!r}; expected a JSON array of four hex "
             "colours"
         )

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
 from jaxtune.metrics.metric import Metric, Prediction, named
 
 DRAWN = 1 << 22  # rows drawn at a time, to bound the memory used
@@ -100,10 +101,10 @@ def per_row(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> dict[str, 
 def _statistics(metrics: Sequence[Metric], rows: Sequence[Prediction]) -> list[np.ndarray]:
     """Returns the statistics of every row, float64[n, k] for each metric."""
     if not rows:
-        raise ValueError("there are no answers to score; expected at least one row")
+        raise UserError("there are no answers to score; expected at least one row")
     names = [metric.name for metric in metrics]
     if len(set(names)) < len(names):
-        raise ValueError(f"expected metrics with distinct names; found {', '.join(names)}")
+        raise UserError(f"expected metrics with distinct names; found {', '.join(names)}")
     return [np.asarray(metric.statistics(rows), np.float64) for metric in metrics]
 
 
@@ -112,7 +113,7 @@ def _resampled(
 ) -> list[np.ndarray]:
     """Returns sums over `samples` resamples of the rows, float64[samples, k] for each metric."""
     if samples < 1:
-        raise ValueError(f"an interval needs at least one resample; found samples={samples}")
+        raise UserError(f"an interval needs at least one resample; found samples={samples}")
     joined = np.concatenate([np.empty((rows, 0)), *statistics], axis=1)
     edges = np.cumsum([0, *(each.shape[1] for each in statistics)])
     draw = np.random.default_rng(seed)
@@ -142,9 +143,7 @@ def _figures(
 
 def _figure(value: float, resampled: np.ndarray, level: float) -> Figure:
     if not 0 < level < 1:
-        raise ValueError(
-            f"expected a confidence level between 0 and 1, such as 0.95; found {level}"
-        )
+        raise UserError(f"expected a confidence level between 0 and 1, such as 0.95; found {level}")
     # The value is nan on a resample that holds none of the rows the metric counts.
     defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not defined.size:
@@ -168,13 +167,13 @@ def _defined(value: float) -> float | None:
 
 def _check_pairs(first: Sequence[Prediction], second: Sequence[Prediction]) -> None:
     if len(first) != len(second):
-        raise ValueError(
+        raise UserError(
             f"expected two sets of answers to the same rows; found {len(first)} and "
             f"{len(second)} rows"
         )
     for one, other in zip(first, second, strict=True):
         if one.references != other.references:
-            raise ValueError(
+            raise UserError(
                 f"expected two sets of answers to the same rows in the same order; found "
                 f"{named(one)} beside {named(other)}, whose references differ"
             )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -48,7 +50,7 @@ def average(sums: np.ndarray) -> float:
 def references(row: Prediction) -> tuple[str, ...]:
     """Returns a row's references; raises ValueError if it has none."""
     if not row.references:
-        raise ValueError(f"{named(row)} has no reference to compare its answer with")
+        raise UserError(f"{named(row)} has no reference to compare its answer with")
     return row.references
 
 

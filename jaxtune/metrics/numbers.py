@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
 from jaxtune.metrics.metric import Metric, Prediction, average, mean, named, references
 
 NUMBER = re.compile(
@@ -59,7 +60,7 @@ def truth(row: Prediction) -> float:
     """Returns the first number of the first reference."""
     number = first(references(row)[0])
     if number is None:
-        raise ValueError(
+        raise UserError(
             f"{named(row)} has the reference {row.references[0][:60]!r}, which contains no number"
         )
     return number

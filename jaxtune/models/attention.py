@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxtune.display.errors import UserError
 from jaxtune.models import fused
 from jaxtune.models.layout import Layout, mask, reach
 
@@ -74,13 +75,13 @@ def choose(
     """
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"attention {implementation!r}: expected one of {known}")
+        raise UserError(f"attention {implementation!r}: expected one of {known}")
     name = fused.native(q) if implementation == "auto" else implementation
     if name == "plain":
         return name
     reason = fused.obstacle(name, q, query, key, windows, softcap)
     if reason and implementation != "auto":
-        raise ValueError(
+        raise UserError(
             f"attention {name!r} does not support this call: {reason}. "
             "Change this, or set attention to 'plain' or 'auto'."
         )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxtune.display.errors import UserError
+
 PADDING = -1  # segment of a token that no token may see
 EVERYTHING = 2**30  # window of a layer without a sliding window
 
@@ -38,7 +40,7 @@ def check_tokens(tokens: Any) -> None:
         found = f"{dtype}{list(shape)}"
     else:
         return
-    raise ValueError(
+    raise UserError(
         f"the tokens are {found}: expected an array of token ids int32[B, T], such as "
         "jnp.asarray([[2, 10, 20]]); text becomes ids with model.origin.tokenizer.encode(text)"
     )

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxtune.display.errors import UserError
+
 # "dots" keeps the outputs of linear maps by name. JAX's policies that keep every dot product would
 # also keep the adapter's. With "none" a layer is not wrapped at all, since a policy that keeps
 # everything would overrule `quant.dot`, and would keep every dequantised weight.
@@ -19,7 +21,7 @@ REMAT = {
 def rematerialised(layer: type[nn.Module], remat: str) -> Any:
     """Returns a layer that recomputes its activations as a key of `REMAT` says."""
     if remat not in REMAT:
-        raise ValueError(f"remat {remat!r}: expected one of {', '.join(REMAT)}")
+        raise UserError(f"remat {remat!r}: expected one of {', '.join(REMAT)}")
     policy = REMAT[remat]
     return nn.remat(layer, prevent_cse=False, policy=policy) if policy else layer
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtune.display.errors import UserError
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -144,7 +146,7 @@ def longrope(
     """
     for name, values in (("short_factor", short_factor), ("long_factor", long_factor)):
         if len(values) != dim // 2:
-            raise ValueError(
+            raise UserError(
                 f"longrope: {name} has {len(values)} entries; "
                 f"expected {dim // 2} for {dim} rotated features"
             )

@@ -24,6 +24,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from jaxtune import tree
+from jaxtune.display.errors import UserError
 from jaxtune.quant import block_scales
 from jaxtune.tree import modules
 
@@ -138,9 +139,9 @@ def kinds(paths: Iterable[str], given: "str | tree.Rules | None") -> dict[str, s
     found = tree.match(rules, paths, unused="allow" if isinstance(given, str) else "error")
     for path, kind in found.items():
         if kind is not None and kind not in MADE:
-            raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
+            raise UserError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
         if kind is not None and not re.fullmatch(LINEAR, path):
-            raise ValueError(f"quant: cannot quantise {path}: not a linear map of a layer")
+            raise UserError(f"quant: cannot quantise {path}: not a linear map of a layer")
     return {path: kind for path, kind in found.items() if kind is not None}
 
 
@@ -167,7 +168,7 @@ def abstract(shape: tuple[int, ...], kind: str) -> Quantized:  # of [..., in, ou
 def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     """Quantises a weight to NumPy arrays, a few outputs at a time on all CPU threads."""
     if kind not in MADE:
-        raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
+        raise UserError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
     if w.ndim > 2:
         layers = [quantize(layer, kind) for layer in w]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
@@ -187,7 +188,7 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(fill, _parts(rows, whole)))
     if not np.isfinite(scales).all():
-        raise ValueError("cannot quantise a weight with infinite or NaN values")
+        raise UserError("cannot quantise a weight with infinite or NaN values")
     made = Quantized(codes.view(how.dtype), scales, kind=kind, matrix=w.shape)
     if not how.double:
         return made

@@ -18,6 +18,7 @@ from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.text import TextGenerator
+from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, duration
 from jaxtune.evaluation import held_out
@@ -41,7 +42,7 @@ FIRST = "the step under way is finished and saved"
 RESUME = "run the same command again to resume from the last checkpoint"
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run that cannot continue, because it diverged or memory does not suffice."""
 
 

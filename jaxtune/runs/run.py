@@ -17,6 +17,7 @@ from jaxtune.config.schema import Config
 from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import first
+from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation.held_out import EvalRow, eval_rows
 from jaxtune.export import delivery
@@ -168,16 +169,16 @@ def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
     metric, count = config.checkpoint.metric, config.eval.answers
     known = [each.name for each in assembly.metrics]
     if metric and metric not in known:
-        raise ValueError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
+        raise UserError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
     if not count:
         return []
     if jax.process_count() > 1:
-        raise ValueError(
+        raise UserError(
             f"eval.answers is {count}, but {jax.process_count()} processes run this, and answering "
             "needs a single one: set eval.answers to 0, and use the eval command after the run"
         )
     if held_out is None:
-        raise ValueError(
+        raise UserError(
             "eval.answers: no held-out rows to answer; set eval.source, eval.split or eval.holdout"
         )
     return eval_rows(config.data, first(held_out.source, count), assembly.encoder, assembly.task)

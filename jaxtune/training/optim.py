@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtune import tree
+from jaxtune.display.errors import UserError
 from jaxtune.training.adam8 import scale_by_adam8
 
 Hyper = Mapping[str, Any]
@@ -125,7 +126,7 @@ def optimizer(
         *(("hyperparameter", each, DEFAULTS) for each in hyperparameters),
     ):
         if given not in known:
-            raise ValueError(f"unknown {what} {given!r}: expected one of {', '.join(known)}")
+            raise UserError(f"unknown {what} {given!r}: expected one of {', '.join(known)}")
     rates = (*(tuple(rule) for rule in rates), (r".*", 1.0))
     decays = tuple(tuple(rule) for rule in decays)
     return Optimizer(name, schedule, rates, decays, DEFAULTS | hyperparameters)

@@ -15,6 +15,7 @@ from flax import struct
 
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
+from jaxtune.display.errors import UserError
 from jaxtune.models.forward import hidden_at
 from jaxtune.models.layout import arrange
 from jaxtune.training.loss import cross_entropy
@@ -221,16 +222,16 @@ def _beside(variables, state: TrainState) -> TrainState:
 
 def _check_selection(selected: Mapping, everything: Mapping) -> None:
     if not selected:
-        raise ValueError(
+        raise UserError(
             "the rules select no leaf to train; the leaves are "
             + ", ".join(list(everything)[:8])
             + (", …" if len(everything) > 8 else "")
         )
     for path, leaf in selected.items():
         if quant.is_quantized(leaf):
-            raise ValueError(
+            raise UserError(
                 f"{path} is quantised ({leaf.kind}) and cannot be trained: train an adapter on it,"
                 " or keep it in full precision (quant takes rules: pattern -> kind or None)"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{path} is {leaf.dtype}, which cannot be trained")
+            raise UserError(f"{path} is {leaf.dtype}, which cannot be trained")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxtune.display.errors import UserError
 from jaxtune.tree import modules
 from jaxtune.tree.patterns import Patterns
 
@@ -20,7 +21,7 @@ IsLeaf = Callable[[Any], bool] | None
 MOST_LISTED = 6  # paths and rules in an error message
 
 
-class RuleError(ValueError):
+class RuleError(UserError):
     """Raised for leaves that no rule matches, and for rules that decide no leaf."""
 
 
@@ -135,7 +136,7 @@ def combine(*trees: Any) -> Any:
     def only(*leaves):
         present = [leaf for leaf in leaves if leaf is not None]
         if len(present) > 1:
-            raise ValueError(f"combine: {len(present)} of the trees have the same leaf")
+            raise UserError(f"combine: {len(present)} of the trees have the same leaf")
         return present[0] if present else None
 
     return jax.tree.map(only, *trees, is_leaf=lambda node: node is None)

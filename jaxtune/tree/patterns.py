@@ -13,6 +13,8 @@ from re import _constants as codes
 from re import _parser as parser
 from typing import Any
 
+from jaxtune.display.errors import UserError
+
 LONGEST = 10_000  # characters of a pattern
 LONGEST_TEXT = 2_000  # characters of a text
 # Parts of patterns that may be matched, over all the texts that one `Patterns` is asked about:
@@ -40,7 +42,7 @@ Positions = int  # bit i is set if position i is in the set
 Step = Callable[["Text", Positions], Positions]
 
 
-class PatternError(ValueError):
+class PatternError(UserError):
     """A pattern is not a regular expression, or takes too much work to match."""
 
 

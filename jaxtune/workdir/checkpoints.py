@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import tree
+from jaxtune.display.errors import UserError
 from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import WorkdirError
 
@@ -150,6 +151,8 @@ class Checkpoints:
         Raises:
           WorkdirError: If no checkpoint can be read, or if one was saved with another config.
         """
+        if self._keep is not None:
+            self._manager  # noqa: B018 (opened now, so that what prevents saving is told now)
         damaged: dict[int, str] = {}
         while (each := self._next(step, damaged)) >= 0:
             read, problem = agreement.together(partial(self._read, each, like))
@@ -216,7 +219,7 @@ class Checkpoints:
         restore = orbax.args.JsonRestore()
         found = orbax.JsonCheckpointHandler().restore(_present(item), args=restore)
         if found["checksum"] != _checksum(found["content"]):
-            raise ValueError("its position does not match its checksum")
+            raise UserError("its position does not match its checksum")
         return found["content"]
 
     def _check_leaves(self, step: int, saved: Mapping[str, list], wanted: Mapping) -> None:
@@ -346,7 +349,7 @@ def _verify(leaves: Mapping[str, jax.Array], position: Mapping[str, Any]) -> Non
         if checksums({path: leaves[path]})[path] != expected
     ]
     if wrong:
-        raise ValueError(f"{wrong[0]} does not match its checksum")
+        raise UserError(f"{wrong[0]} does not match its checksum")
 
 
 @cache

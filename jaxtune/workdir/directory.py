@@ -20,6 +20,7 @@ import filelock
 import jax
 
 from jaxtune.config.load import difference
+from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, special_kind, write_json
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
@@ -30,7 +31,7 @@ FREE = ("mesh.", "log.", "hub.", "data.workers")
 NAMED = 5  # files that an error message lists
 
 
-class WorkdirError(ValueError):
+class WorkdirError(UserError):
     """A directory that cannot be used for the requested run."""
 
 
@@ -203,7 +204,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
             "--workdir, or move this one away"
         ) from None
     if not isinstance(found, dict):
-        raise WorkdirError(f"{file} is not a JSON object; name another --workdir, or move it away")
+        raise WorkdirError(
+            f"{file} is not valid: expected a JSON object; name another --workdir, or move it away"
+        )
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtune.config.run_sections import Log
+from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, whole_file
 from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, read_bytes
 from jaxtune.workdir.tensorboard import EventFile
@@ -81,7 +82,7 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError:
-            raise ValueError(
+            raise UserError(
                 f"log.wandb is {project!r}, but wandb is not installed: "
                 "pip install wandb, or leave log.wandb empty"
             ) from None
@@ -95,7 +96,7 @@ class WeightsAndBiases:
                 resume="allow",
             )
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"log.wandb: Weights & Biases cannot be reached ({error}); "
                 "set WANDB_MODE=offline, or leave log.wandb empty"
             ) from None

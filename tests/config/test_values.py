@@ -112,7 +112,7 @@ def test_templates_keep_their_lines():
     [
         ("data.source", ["a"] * 10_001, "10,001 entries, at most 10,000 are allowed"),
         ("data.source", ["a\0"], "it contains a null character"),
-        ("trainable.targets", ["(" * 5000 + ")" * 5000], "maximum recursion depth"),
+        ("trainable.targets", ["(" * 5000 + ")" * 5000], "is nested too deeply"),
         ("trainable.targets", ["a{99999999999999}"], "the repetition number is too large"),
         ("trainable.targets", ["a" * 10_001], "10,001 characters, at most 10,000"),
         ("optim.rates", [[["x"]]], "expected [(pattern, number"),

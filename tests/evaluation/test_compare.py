@@ -17,7 +17,7 @@ from jaxtune.evaluation import compare, held_out
 from jaxtune.metrics import Prediction
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
-from jaxtune.workdir.directory import WorkdirError, locked_directory
+from jaxtune.workdir.directory import WorkdirError, claim, locked_directory
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +149,13 @@ def test_in_the_hubs_cache_the_content_is_the_name(tmp_path):
 def test_one_evaluation_at_a_time(base, rows, tmp_path):
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
+    claim(tmp_path)
     with (
         locked_directory(tmp_path / "eval", "eval"),
         pytest.raises(WorkdirError, match="another eval is using"),
     ):
         compare.compare(config, tmp_path, base=True, tuned=False, progress=Quiet())
-    assert [file.name for file in tmp_path.rglob("*")] == ["eval", ".lock"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == [".lock", "eval", "run.json"]
 
 
 @pytest.fixture
@@ -202,9 +203,9 @@ def test_an_adapter_is_loaded_onto_a_base_that_is_loaded_once(loads, base, monke
 def test_weights_that_are_not_numbers(base, rows, tmp_path):
     model, variables = jaxtune.load(base)
     broken = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), variables)
-    jaxtune.save_merged(model, broken, tmp_path / "broken")
+    place = str(jaxtune.save_merged(model, broken, tmp_path / "broken"))
     given = {"data": {"source": str(rows)}, "eval": {"holdout": 2}}
     config = configs.parse({"model": {"path": str(base)}, **given})
     with pytest.raises(held_out.LossError, match=r"broken: the held-out loss is nan for the rows"):
-        compare.compare(config, tmp_path, adapter=str(tmp_path / "broken"), progress=Quiet())
-    assert not (tmp_path / "eval.json").exists()
+        compare.compare(config, tmp_path / "run", adapter=place, progress=Quiet())
+    assert not (tmp_path / "run/eval.json").exists()

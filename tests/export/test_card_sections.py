@@ -133,3 +133,10 @@ def test_lines_of_others_in_the_journal_are_passed_over(workdir):
         )
     text = card.write(target, workdir, config("base"), kind="adapter").read_text()
     assert "**2.0000** after step 8" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 torn", b"[1]"])
+def test_a_damaged_survey_is_left_out(content, workdir):
+    (workdir / ".train.npz").write_bytes(content)
+    file = card.write(workdir / "export/adapter", workdir, config("base"), kind="adapter")
+    assert "rows with" not in file.read_text()

@@ -12,7 +12,7 @@ from jaxtune.export import delivery
 from jaxtune.export.targets import Wanted, foreign
 from jaxtune.export.write import write_unverified
 from jaxtune.runs.run import fit
-from jaxtune.workdir.directory import WorkdirError, locked_directory
+from jaxtune.workdir.directory import WorkdirError, claim, locked_directory
 from tests.export.exports import names, tuned
 
 
@@ -85,6 +85,7 @@ def test_what_is_in_the_way_is_told_before_anything_is_read(kind, name, tmp_path
         }
     )
     mine = tmp_path / "run/export" / name / "letters.txt"
+    claim(tmp_path / "run")
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(ValueError, match=r"letters\.txt, .* away, or name another --workdir"):

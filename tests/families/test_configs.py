@@ -319,10 +319,10 @@ def test_what_is_not_understood_is_named(changes, says, tmp_path):
     ("text", "says"),
     [
         (None, "has no config.json: expected a checkpoint directory"),
-        ("{'model_type'", "config.json is not JSON"),
+        ("{'model_type'", "config.json is not valid JSON"),
         ("[]", "expected a JSON object, found list"),
-        ("[" * 100_000, "is not JSON"),
-        ("\xff", "is not JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("\xff", "is not valid JSON"),
     ],
 )
 def test_a_config_that_cannot_be_read(text, says, tmp_path):

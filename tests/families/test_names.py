@@ -17,7 +17,7 @@ def test_a_mismatch_of_thousands_of_tensors_is_told_at_once():
     assert time.monotonic() - begun < 20
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("9000 missing, 9000 unknown, 0 with a wrong shape")
-    assert len(lines) == 63 and lines[31] == "  … and 8970 more like these"
+    assert len(lines) == 10 and lines[-1] == "  … and 17992 more like these"
     assert lines[1].startswith(
         "  missing  model.layers.0.mlp.up_proj.weight (4, 4)  (nearest: x.mo"
     )

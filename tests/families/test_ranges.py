@@ -137,7 +137,10 @@ def test_objects_are_expected_where_gemma_3_has_them(refused):
 
 def test_a_config_nested_deeply_is_refused(tmp_path):
     """By the parser, or where the parser still bears it, by the reader of the value."""
-    for depth, says in ((100_000, "is not JSON: it is nested too deeply"), (400, "model_type [[[")):
+    for depth, says in (
+        (100_000, "is not valid JSON (it is nested too deeply"),
+        (400, "model_type [[["),
+    ):
         nested = "[" * depth + "]" * depth
         (tmp_path / "config.json").write_text(f'{{"model_type": {nested}}}')
         with pytest.raises(FamilyError) as caught:

@@ -13,7 +13,7 @@ PLACE = "rows.jsonl:7"
 
 
 def test_tasks_are_found_by_name():
-    assert names() == ["caption", "detect", "palette", "price", "totto", "vqa"]
+    assert names() == ["alpaca", "caption", "detect", "palette", "price", "totto", "vqa"]
     assert find("palette") is palette
     with pytest.raises(ValueError, match=r"data\.task 'pallete' is not one of .*'palette', 'price"):
         find("pallete")

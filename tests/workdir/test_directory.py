@@ -135,7 +135,7 @@ def test_a_directory_that_another_command_claimed_takes_a_run(tmp_path):
 @pytest.mark.parametrize(
     "content, problem",
     [
-        ("[1]", "run.json is not a JSON object"),
+        ("[1]", "run.json is not valid: expected a JSON object"),
         ("{", "run.json is not valid JSON"),
         ("[" * 100_000, "run.json is not valid JSON"),
         ("{}", "expected the date `started` and the text `name` of a run, found nothing"),

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.checkpoint.formats.tensors import shown
+from jaxtune.display.errors import UserError
 from jaxtune.quant import KINDS, Quantized, block_scales, grid, plain_scales
 from jaxtune.quant.codebooks import dynamic_map
 
@@ -131,9 +132,9 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         sizes = [outputs, inputs, state["blocksize"], 1 if nested is None else nested]
         offset = state.get("nested_offset", 0)
         if any(type(size) is not int or not 0 < size < LARGEST_SIZE for size in sizes):
-            raise ValueError(f"found the sizes {shown(sizes)}")
+            raise UserError(f"found the sizes {shown(sizes)}")
         if type(offset) not in (int, float) or not abs(offset) <= np.finfo(np.float32).max:
-            raise ValueError(f"found the nested_offset {shown(offset)}")
+            raise UserError(f"found the nested_offset {shown(offset)}")
         return Packed(name, kind, (outputs, inputs), state["blocksize"], nested, float(offset))
     except OSError:  # `stored` has only the headers of a Hub repository, not its weight files
         raise CheckpointError(

@@ -33,6 +33,7 @@ from jaxtune.checkpoint.formats.tensors import (
     some,
 )
 from jaxtune.checkpoint.formats.writing import blocks, new_file
+from jaxtune.display.errors import UserError
 
 SUFFIX = ".npy"  # ends the name of every member; not part of the tensor's name
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -275,7 +276,7 @@ def _read_header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np
     try:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
-            raise ValueError(f"unsupported version {version}")
+            raise UserError(f"unsupported version {version}")
         shape, fortran, dtype = HEADERS[version](file)
     except BAD_HEADER as error:
         raise CheckpointError(f"{where} has an invalid .npy header ({shown(str(error))})") from None

@@ -28,6 +28,7 @@ from jaxtune.checkpoint.formats.tensors import (
 from jaxtune.checkpoint.formats.writing import blocks, full_disk_explained
 from jaxtune.checkpoint.formats.writing import new_directory as new_directory
 from jaxtune.checkpoint.formats.writing import refuse_existing as refuse_existing
+from jaxtune.display.errors import UserError
 from jaxtune.files import whole_file
 
 SINGLE_NAME = "model.safetensors"
@@ -196,7 +197,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} occurs twice")
+        raise UserError(f"the key {shown(twice)} occurs twice")
     return found
 
 

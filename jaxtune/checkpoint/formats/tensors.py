@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from jaxtune.display.errors import UserError
+
 # First bytes of files that are often mistaken for weights, and what to say about each.
 IMPOSTORS = {
     b"\x80": "a Python pickle, which jaxtune does not read because loading one can run code",
@@ -26,7 +28,7 @@ LONGEST_NAME = 500  # characters of a tensor's name
 LARGEST = 2**48  # elements of a tensor
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read or written as requested."""
 
 

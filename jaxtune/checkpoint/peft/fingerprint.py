@@ -175,9 +175,10 @@ class Fingerprint:
             near = self._near(ours, theirs)
             if not near.all():
                 apart = ours.apart(theirs)[~near].max()
-                described.append(
-                    f"{path} differs by {apart:.2g} of its norm{_in_layers(theirs, near)}"
-                )
+                differs = f"differs by {apart:.2g} of its norm"
+                if not np.isfinite(theirs.values).all():
+                    differs = "holds values that are not finite"
+                described.append(f"{path} {differs}{_in_layers(theirs, near)}")
         return described
 
     def only(self, paths: Iterable[str]) -> "Fingerprint":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.cli.options import filled, path
+from jaxtune.display.errors import UserError
 
 COMMANDS = {
     "train": "fine-tune a model from a config, or resume the run (the default command)",
@@ -44,7 +45,7 @@ DEFAULT = "train"
 OVERRIDE = re.compile(r"--config\.[^=]+(=.*)?", re.DOTALL)
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """Command-line arguments that are invalid or cannot be combined."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from jaxtune.cli.commands import config_and_place, configured
 from jaxtune.cli.options import filled, path
+from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import show
 
 TYPED = "the prompt"
@@ -80,10 +81,10 @@ def given(options: Namespace) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
+        raise UserError(f"{file} is not UTF-8 text: {error}") from None
     found = [(f"{file}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ValueError(f"{file} contains no prompts: expected one per line")
+        raise UserError(f"{file} contains no prompts: expected one per line")
     return found
 
 

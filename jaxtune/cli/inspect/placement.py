@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxtune import sharding
+from jaxtune.display.errors import UserError
 from jaxtune.quant import is_quantized
 
 
@@ -25,12 +26,12 @@ def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
     """Returns a mesh without devices, which is enough to compute what each would hold."""
     unknown = [name for name in axes if name not in sharding.AXES]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"unknown mesh axis {unknown[0]!r}: expected one of {', '.join(sharding.AXES)}"
         )
     wrong = [f"{name}={size}" for name, size in axes.items() if size < 1]
     if wrong:
-        raise ValueError(f"mesh {wrong[0]}: expected a size of 1 or more")
+        raise UserError(f"mesh {wrong[0]}: expected a size of 1 or more")
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 

@@ -29,6 +29,7 @@ from jaxtune.cli.inspect.quant_report import (
 from jaxtune.data.errors import DataError
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.columns import few
+from jaxtune.display.errors import UserError
 from jaxtune.export.distance import SAMPLE, Distance, distance
 from jaxtune.families import names
 from jaxtune.quant import LINEAR, Quantized, dequantize, nbytes
@@ -128,7 +129,7 @@ def compared_tokens(described: Described, text: str | None) -> tuple[list[int], 
         return [], f"not compared: {problem}"
     ids = tokenizer.encode(SAMPLE if text is None else text)
     if len(ids) < 2:
-        raise ValueError(
+        raise UserError(
             "the text is too short to compare predictions on: expected 2 or more tokens, found "
             f"{len(ids)}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from jaxtune.display.errors import UserError
 from jaxtune.export.distance import Distance
 from jaxtune.families import names
 from jaxtune.quant import KINDS, MADE, kinds, nbytes
@@ -130,9 +131,9 @@ def check_kinds(asked: Sequence[str], text: str | os.PathLike | None) -> None:
     """Raises ValueError for an unknown kind, or for a text without a kind to measure."""
     for kind in asked:
         if kind not in MADE:
-            raise ValueError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
+            raise UserError(f"quant {kind!r}: expected one of {', '.join(MADE)}")
     if text is not None and not asked:
-        raise ValueError("a text is only used to measure kinds: name one, as in --quant=nf4")
+        raise UserError("a text is only used to measure kinds: name one, as in --quant=nf4")
 
 
 def read_text(file: str | os.PathLike) -> str:
@@ -140,7 +141,7 @@ def read_text(file: str | os.PathLike) -> str:
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
-        raise ValueError(f"{file} is not UTF-8 text ({problem})") from None
+        raise UserError(f"{file} is not UTF-8 text ({problem})") from None
     if not text.strip():
-        raise ValueError(f"{file} is empty: expected text to compare predictions on")
+        raise UserError(f"{file} is empty: expected text to compare predictions on")
     return text
