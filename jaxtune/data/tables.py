@@ -50,7 +50,7 @@ class Parquet:
         self._data = DataFile(file)
         try:
             self._parquet = ParquetFile(_Stream(self._data), buffer_size=BUFFER)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a Parquet file: {error}") from None
         about = self._parquet.metadata
         rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]

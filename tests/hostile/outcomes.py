@@ -26,7 +26,7 @@ BARE = re.compile(
     r"(\[Errno|embedded null|cannot reshape|could not broadcast|Expecting |Extra data|"
     r"Out of range float|'\S+' codec can't|invalid literal|must be |can only |"
     r"expected (str|bytes|int)|unhashable|'.+' object |'.+' not supported|"
-    r".+ got an unexpected|I/O operation|"
+    r"\S+\(\) got an unexpected|I/O operation|"
     r"math domain|cannot convert float|array is too big|Maximum allowed|Traceback|\w+Error\b|$)"
 )
 FRAME = re.compile(r'File "[^"]*?(jaxtune/[^"]+)", line \d+,? in (\S+)')
