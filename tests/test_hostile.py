@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxtune.config import reference
 from tests.hostile import classes, explore, planted, strategies, workers
 from tests.hostile.outcomes import (
     CRASH,
@@ -15,6 +16,7 @@ from tests.hostile.outcomes import (
     TRACEBACK,
     WORDS,
     Exited,
+    command,
     judged,
     of_command,
     of_message,
@@ -70,6 +72,13 @@ def test_how_a_message_is_judged(text, defect):
 )
 def test_how_a_command_is_judged(code, text, defect):
     assert of_command(Exited(code, text)).defect == defect
+
+
+def test_a_defect_behind_a_command_is_found_with_its_place(monkeypatch):
+    monkeypatch.setattr(reference, "text", lambda name: {}[name])
+    found = judged(lambda words: command(*words), ["config", "optim"])
+    assert found.defect == TRACEBACK
+    assert found.signature == "traceback: run in jaxtune/cli/commands/config.py"
 
 
 def test_the_same_seed_draws_the_same_inputs(probes):

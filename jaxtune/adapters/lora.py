@@ -22,6 +22,7 @@ from jaxtune.tree import modules
 # `img/layers/.*/w`.
 TARGETS = ("all-linear", "attention")
 EMBEDDING = r"(llm/)?embed/w"
+LARGEST_RANK = 16_384  # of an adapter, as in the config
 LARGEST_SCALE = 1e6  # of an adapter; a larger one is a mistake, and overflows in the logits
 VARIANTS = ("lora", "rslora", "dora")
 INITS = ("default", "pissa")
@@ -186,8 +187,8 @@ def merged(w: Any, adapter: Lora, dtype: Any) -> jax.Array:  # [..., in, out]
 
 
 def _check(rank: int, alpha: float, dropout: float, variant: str, init: str) -> None:
-    if type(rank) is not int or rank < 1:
-        raise UserError(f"rank {rank!r}: expected a positive integer")
+    if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
+        raise UserError(f"rank {rank!r}: expected a positive integer of at most {LARGEST_RANK:,}")
     if not abs(alpha) <= LARGEST_SCALE:
         raise UserError(f"alpha {alpha!r}: expected a number of at most {LARGEST_SCALE:g}")
     if not 0 <= dropout < 1:

@@ -1,21 +1,36 @@
 """Reads rows of Parquet files and of Hugging Face datasets."""
 
+import contextlib
 import io
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxtune.data.datafile import DataFile, stamp
-from jaxtune.data.errors import DataError
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.pieces import Pieces, shared
 
 PIECE = 2**18  # bytes of a piece of a row group, about
 ROWS = 1024  # rows of a piece, at most
 BUFFER = 2**18  # bytes of a column that are read at a time
 FOOT = 8  # bytes at the end of a Parquet file: the size of the footer, and a mark
+
+
+@contextlib.contextmanager
+def readable(place: str) -> Iterator[None]:
+    """Turns the errors of Arrow about the values of a damaged row into a RowError."""
+    import pyarrow
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise RowError(place, f"not valid UTF-8: {error.reason}") from None
+    except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+        raise RowError(place, f"damaged: {error}") from None
 
 
 class Parquet:
@@ -35,7 +50,7 @@ class Parquet:
         self._data = DataFile(file)
         try:
             self._parquet = ParquetFile(_Stream(self._data), buffer_size=BUFFER)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a Parquet file: {error}") from None
         about = self._parquet.metadata
         rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
@@ -50,12 +65,14 @@ class Parquet:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
+        place = self.place(index)
         group = int(np.searchsorted(self._ends, index, side="right"))
         pieces, ends = self._group(group)
         index -= int(self._ends[group - 1]) if group else 0
         number = int(np.searchsorted(ends, index, side="right"))
         batch = self._pieces[pieces[number]]
-        return batch.slice(index - (int(ends[number]) - batch.num_rows), 1).to_pylist()[0]
+        with readable(place):
+            return batch.slice(index - (int(ends[number]) - batch.num_rows), 1).to_pylist()[0]
 
     @property
     def identity(self) -> list:
@@ -161,8 +178,10 @@ class HuggingFace:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        found = self._rows[range(len(self))[index]]
-        return found.to_pylist()[0] if self._stored else found
+        index = range(len(self))[index]
+        with readable(self.place(index)):
+            found = self._rows[index]
+            return found.to_pylist()[0] if self._stored else found
 
     @property
     def identity(self) -> list:

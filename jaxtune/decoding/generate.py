@@ -33,6 +33,8 @@ from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
 
+MOST_ROWS = 65_536  # answers to a prompt, and answers decoded at a time
+LARGEST_TOKEN = 2**31  # ids are int32
 EVERY = 8  # tokens between two calls of `finished`
 
 
@@ -90,6 +92,9 @@ def completions(
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens {max_new_tokens}: expected 1 or more")
+    for name, count in (("samples", samples), ("batch", batch)):
+        if not 1 <= count <= MOST_ROWS:
+            raise UserError(f"{name} {count}: expected a number from 1 to {MOST_ROWS:,}")
     requests = make_requests(model, prompts, images, max_new_tokens)
     sampling = Sampling.of(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition
@@ -166,6 +171,11 @@ class DecodeSettings:
     sampling: Sampling
     seed: int = 0
     finished: Callable[[list[int]], bool] | None = None
+
+    def __post_init__(self):
+        wrong = [stop for stop in self.stops if not 0 <= stop < LARGEST_TOKEN]
+        if wrong:
+            raise UserError(f"stops: {wrong[0]} is no token; expected ids of the vocabulary")
 
 
 def stops_of(model: Model) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ class Checkpoints:
     def _manager(self):
         try:
             return self._opened()
-        except Exception as error:  # Orbax opens none if it cannot parse the metadata of one
+        except Exception as error:  # Orbax parses the metadata of every checkpoint that is there
             raise WorkdirError(
                 f"{self.directory} cannot be opened: {agreement.short(error)}. A {METADATA} in it "
                 "may be damaged: remove that file, without which a checkpoint can be read, and run "
@@ -125,9 +125,9 @@ class Checkpoints:
             position=args.JsonSave({"content": content, "checksum": _checksum(content)}),
         )
         metrics = None if loss is None else {"loss": loss, "step": step}
-        self._saving = step
+        manager, self._saving = self._manager, step
         try:
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            manager.save(step, args=items, metrics=metrics, force=True)
         except Exception as error:
             raise self._unwritten(error) from error
 

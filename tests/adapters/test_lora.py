@@ -151,6 +151,7 @@ def test_peft_s_names_are_targets(pair, targets, paths):
         ({"targets": ["embed/w"]}, "no adapter can be added to embed/w"),
         ({"targets": [r".*/scale"]}, "attn_norm/scale.*: not a linear map"),
         ({"rank": 0}, "rank 0: expected a positive integer"),
+        ({"rank": 2**31}, "rank 2147483648: expected a positive integer of at most 16,384"),
         ({"dropout": 1.0}, "dropout 1.0: expected a number from 0 to less than 1"),
         ({"variant": "vera"}, "variant 'vera': expected one of lora, rslora, dora"),
         ({"init": "gauss"}, "init 'gauss': expected one of default, pissa"),

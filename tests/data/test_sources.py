@@ -193,8 +193,15 @@ def test_parquet(tmp_path):
 
 
 def test_parquet_that_is_none(write, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
     with pytest.raises(DataError, match=r"a.parquet: not a Parquet file"):
         open_source(write("a.parquet", b"PAR1 and nothing else"))
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b.parquet")
+    content = (tmp_path / "b.parquet").read_bytes()
+    with pytest.raises(DataError, match=r"c.parquet: not a Parquet file: 'utf-8' codec"):
+        open_source(write("c.parquet", content.replace(b"text", b"\x80ext")))
 
 
 def test_saved_datasets(tmp_path):

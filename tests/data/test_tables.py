@@ -4,14 +4,16 @@ import errno
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from jaxtune.data import pieces, tables
 from jaxtune.data.datafile import FileChanged
-from jaxtune.data.errors import DataError
+from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.pieces import Pieces
+from jaxtune.data.sources import open_source
 from jaxtune.data.tables import Parquet
 
 ROWS = [{"n": n, "text": f"row {n} " * (n % 7), "list": [{"a": n}] * (n % 3)} for n in range(3000)]
@@ -57,6 +59,21 @@ def test_a_row_group_is_decoded_once(file, decoded, monkeypatch, memory, shuffle
     held = [each for each in source._pieces._kept if not isinstance(each, tuple)]
     assert sum(batch.nbytes for batch in held) == source._pieces._held <= memory
     assert len(source._pieces._kept) > 20 and (not held or memory)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_text_that_is_not_utf_8_names_its_row(saved, tmp_path):
+    """As a flipped bit makes it; found by `make hostile`."""
+    texts = pyarrow.array([b"a", b"\x80", b"b"], "binary").view("string")
+    table = pyarrow.table({"text": texts})
+    if saved:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "a"))
+    else:
+        parquet.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / ("a" if saved else "a.parquet"))
+    assert source[0] == {"text": "a"}
+    with pytest.raises(RowError, match=r"a(.parquet|\[train\]):2: not valid UTF-8"):
+        source[1]
 
 
 def test_threads_share_what_is_decoded(file, decoded):

@@ -8,6 +8,7 @@ import pytest
 
 from jaxtune.decoding.generate import generate
 from jaxtune.decoding.requests import make_requests
+from jaxtune.display.errors import UserError
 from tests.decoding.prompts import NAME
 
 
@@ -26,6 +27,22 @@ def test_prompts_that_cannot_be_answered(pair):
         ask([[3]], top_p=0.9)
     with pytest.raises(ValueError, match="top_k 0: expected a number from 1"):
         ask([[3]], temperature=1.0, top_k=0)
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (dict(samples=2**32), "samples 4294967296: expected a number from 1 to 65,536"),
+        (dict(samples=0), "samples 0: expected a number from 1"),
+        (dict(batch=0), "batch 0: expected a number from 1 to 65,536"),
+        (dict(stops=[2, 2**63]), "stops: 9223372036854775808 is no token"),
+    ],
+)
+def test_numbers_that_no_decoding_takes(options, problem, pair):
+    """They ended in a hang and in an OverflowError; found by `make hostile`."""
+    made = pair(NAME)
+    with pytest.raises(UserError, match=problem):
+        generate(made.model, made.variables, [[3]], 2, **options)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def campaign(world: World, options: argparse.Namespace) -> int:
     began = time.monotonic()
     findings = Findings(seed)
     inputs(world, options, seed, findings)
+    taken = (time.monotonic() - began) / 60
+    print(f"{findings.total():,} inputs in {taken:.1f} minutes; now stops and storage", flush=True)
     if options.only in "stops and storage":
         whole = kills.undisturbed(world)
         print(f"an undisturbed run takes {whole.seconds:.1f} s", flush=True)

@@ -26,7 +26,7 @@ BARE = re.compile(
     r"(\[Errno|embedded null|cannot reshape|could not broadcast|Expecting |Extra data|"
     r"Out of range float|'\S+' codec can't|invalid literal|must be |can only |"
     r"expected (str|bytes|int)|unhashable|'.+' object |'.+' not supported|"
-    r".+ got an unexpected|I/O operation|"
+    r"\S+\(\) got an unexpected|I/O operation|"
     r"math domain|cannot convert float|array is too big|Maximum allowed|Traceback|\w+Error\b|$)"
 )
 FRAME = re.compile(r'File "[^"]*?(jaxtune/[^"]+)", line \d+,? in (\S+)')
@@ -88,7 +88,7 @@ def _stream() -> io.TextIOWrapper:
 
 def of_command(error: Exited) -> Outcome:
     """Judges a command that failed by its exit code and by what it said."""
-    if error.code != 2 or "Traceback (most recent" in error.text or "defect" in error.text:
+    if error.code != 2 or "Traceback (most recent" in error.text:
         cause = where(error.text) or f"exit code {error.code}"
         return defect(TRACEBACK, f"exit code {error.code}: {error.text}", cause)
     text = error.text.partition("error: ")[2].strip()
@@ -98,22 +98,22 @@ def of_command(error: Exited) -> Outcome:
 
 
 def of_exception(error: BaseException) -> Outcome:
-    """Judges an exception that the Python interface raised: only messages for people are clean."""
-    text = "".join(traceback.format_exception(error))
+    """Judges an exception of the Python interface, and its message as a terminal would get it."""
+    from jaxtune.display.escapes import unbroken, visible
+
+    text = traced(error)
     cause = f"{type(error).__name__} in {where(text)}"
     if not for_people(error):
         return defect(TRACEBACK, text, cause)
-    return of_message(str(error), cause)
+    return of_message(visible(unbroken(str(error))), cause)
 
 
 def for_people(error: BaseException) -> bool:
-    """Whether an exception is meant as a message: a ValueError or TypeError of jaxtune's own."""
-    if not isinstance(error, ValueError | TypeError):
-        return False
-    if type(error).__module__.partition(".")[0] == "jaxtune":
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return type(error) in (ValueError, TypeError) and "/jaxtune/" in frames[-1].filename
+    """Whether an exception is meant as a message; a TypeError is one if we raise it ourselves."""
+    from jaxtune.display.errors import UserError
+
+    own = "/jaxtune/" in traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, UserError) or (type(error) is TypeError and own)
 
 
 def of_message(text: str, cause: str = "") -> Outcome:
@@ -131,14 +131,28 @@ def where(text: str) -> str:
     return " in ".join(reversed(found[-1])) if found else ""
 
 
+def traced(error: BaseException) -> str:
+    """Returns the traceback of an exception."""
+    return "".join(traceback.format_exception(error))
+
+
 def command(*arguments: str) -> None:
-    """Runs a command in this process; raises `Exited` unless its exit code is 0."""
-    from jaxtune.cli.main import main
+    """Runs a command in this process; raises `Exited` unless its exit code is 0.
+
+    What the command would call a defect of jaxtune is written with its traceback.
+    """
+    from unittest import mock
+
+    from jaxtune.cli import main
 
     err = io.StringIO()
-    with contextlib.redirect_stderr(err), empty_stdin():
+    with (
+        contextlib.redirect_stderr(err),
+        empty_stdin(),
+        mock.patch.object(main, "defect", traced),
+    ):
         try:
-            code = main(list(arguments))
+            code = main.main(list(arguments))
         except SystemExit as error:
             code = error.code
     if code:

@@ -142,10 +142,10 @@ def removed(
     ran = process.poll() is None
     shutil.rmtree(place / "run" / name, ignore_errors=True)
     outcome = failed(process)
-    if name:
-        shutil.rmtree(place / "run", ignore_errors=True)  # what is left of it is not resumable
-    elif ran and outcome.kind == SUCCESS and not (place / "run/summary.json").exists():
+    gone = not name and ran and not (place / "run/summary.json").exists()
+    if gone and outcome.kind == SUCCESS:
         outcome = defect("silent", "exit code 0, but the run's directory is gone", "vanished")
+    shutil.rmtree(place / "run", ignore_errors=True)  # what is left of it is not resumable
     return outcome, f"{name or 'all'} after {moment:.2f} s"
 
 
