@@ -198,6 +198,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(content)
+        json.dumps(found, allow_nan=False)  # NaN and infinity are no JSON, though Python reads them
     except (ValueError, RecursionError) as error:
         raise WorkdirError(
             f"{file} is not valid JSON ({error}), so its run cannot be identified; name another "

@@ -138,6 +138,8 @@ def test_a_directory_that_another_command_claimed_takes_a_run(tmp_path):
         ("[1]", "run.json is not valid: expected a JSON object"),
         ("{", "run.json is not valid JSON"),
         ("[" * 100_000, "run.json is not valid JSON"),
+        ('{"stands_on": Infinity}', "run.json is not valid JSON"),  # found by make hostile
+        ('{"stands_on": 1e999}', "run.json is not valid JSON"),
         ("{}", "expected the date `started` and the text `name` of a run, found nothing"),
         ('{"started": 5, "name": "x"}', "expected the date `started`"),
         ('{"started": "2026-02-30", "name": "x"}', "expected the date `started`"),
