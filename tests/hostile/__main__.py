@@ -20,6 +20,7 @@ from tests.hostile.explore import read
 from tests.hostile.report import Findings
 from tests.hostile.world import World, build, environment
 
+KILLS = 72  # of runs; storage and signals come on top
 SHRUNK = 40  # defects whose inputs are made smaller
 
 
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--seed", type=int, default=None, help="seed of all inputs (default: a new one)")
     add("--scale", type=float, default=1.0, help="share of the inputs (default: 1, all of them)")
+    add("--signals", type=int, default=16, help="SIGINTs and SIGTERMs, of each (default: 16)")
     add("--only", default="", help="only classes whose names contain this")
     add("--processes", type=int, default=2, help="processes at once (default: 2)")
     add("--out", type=Path, default=Path("build/hostile.json"), help="report as JSON")
@@ -77,7 +79,8 @@ def campaign(world: World, options: argparse.Namespace) -> int:
     if options.only in "stops and storage":
         whole = kills.undisturbed(world)
         print(f"an undisturbed run takes {whole.seconds:.1f} s", flush=True)
-        kills.run(world, whole, findings, options.scale, options.processes)
+        counts = {"KILL": KILLS * options.scale, "INT": options.signals, "TERM": options.signals}
+        kills.run(world, whole, findings, counts, options.processes)
         storage.run(world, whole, findings, options.scale, options.processes)
     minutes = (time.monotonic() - began) / 60
     defects = findings.total("defect")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +104,18 @@ def launch(config: Path, workdir: Path, **more: Any) -> subprocess.Popen:
     )
 
 
-def run(world: World, whole: Undisturbed, findings: Findings, scale: float, processes: int) -> None:
-    """Stops and resumes runs: up to 72 kills, and 16 of each signal."""
+def run(
+    world: World,
+    whole: Undisturbed,
+    findings: Findings,
+    counts: Mapping[str, float],
+    processes: int,
+) -> None:
+    """Stops and resumes runs; `counts` is how often each signal is sent, at most and in all."""
     plans = [
         (name, number)
-        for name, count in (("KILL", 72), ("INT", 16), ("TERM", 16))
-        for number in range(max(1, round(count * scale / STOPS)))
+        for name, count in counts.items()
+        for number in range(max(1, round(count / STOPS)))
     ]
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(lambda plan: life(world, whole, findings, *plan), plans))
