@@ -111,3 +111,17 @@ def test_damage_is_told_from_change(file):
     file.write_bytes(b"")
     with pytest.raises(FileChanged, match=r"a\.parquet: .* bytes, now 0"):
         source[0]
+
+
+def test_a_row_group_with_fewer_rows_than_the_footer_says(tmp_path, monkeypatch):
+    """Found by `make hostile`."""
+    parquet.write_table(pyarrow.table({"a": [1, 2, 3]}), tmp_path / "a.parquet")
+    whole = parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "iter_batches",
+        lambda *given, **more: (batch.slice(1) for batch in whole(*given, **more)),
+    )
+    source = open_source(str(tmp_path / "a.parquet"))
+    with pytest.raises(DataError, match="row group 1 is damaged: it holds 2 rows, and the footer"):
+        source[2]
