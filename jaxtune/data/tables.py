@@ -122,8 +122,8 @@ class Parquet:
             raise DataError(f"{self.file}: row group {group + 1} is damaged: {error}") from None
         if sum(counts) != about.num_rows:
             raise DataError(
-                f"{self.file}: row group {group + 1} is damaged: it holds {sum(counts):,} rows, and "
-                f"the footer says {about.num_rows:,}"
+                f"{self.file}: row group {group + 1} is damaged: it holds {sum(counts):,} rows, "
+                f"and the footer says {about.num_rows:,}"
             )
         return kept, np.cumsum(counts, dtype=np.int64)
 
