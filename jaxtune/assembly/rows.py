@@ -9,7 +9,6 @@ import jaxtune
 from jaxtune import tasks
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import read_config
-from jaxtune.checkpoint.origin import NPZ
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data
@@ -166,8 +165,7 @@ def surveyed(
 
 def tokenizer_files(data: Data, checkpoint: Path) -> list[Path]:
     """Returns the files that decide how text becomes tokens, a chat template's included."""
-    place = Path(data.tokenizer).expanduser() if data.tokenizer else checkpoint
-    place = beside(place) if place.suffix == NPZ else place
+    place = tokenizer_place(data, checkpoint)
     folder = place.parent if place.name in STANDARD else place  # its settings lie beside it
     own = data.chat_template and data.chat_template not in KNOWN
     template = [Path(data.chat_template).expanduser()] if own else []

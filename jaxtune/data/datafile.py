@@ -58,7 +58,7 @@ class DataFile:
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
+        """Size of the file in bytes, as it was when it was opened."""
         return self._first["bytes"]
 
     def about(self, rows: int, contents: int) -> dict[str, Any]:
@@ -105,6 +105,31 @@ class DataFile:
                 f"{self.path}: the file changed while it was in use: {differing}. Restore it and "
                 "run the same command again, or use the new one with another --workdir"
             )
+
+
+class FileRows:
+    """What all sources of rows in one file have in common: how the file is compared and checked."""
+
+    file: Path
+    _data: DataFile
+    _contents: int  # checksum
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> list:
+        """Path, size and modification time of the file, and a checksum of its contents."""
+        return [*stamp(self.file), self._contents]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The file, as `changes` compares it."""
+        return [self._data.about(len(self), self._contents)]
+
+    def check(self) -> None:
+        """Raises FileChanged if the file has changed since it was opened."""
+        self._data.check()
 
 
 def changes(before: Sequence[About], now: Sequence[About]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data.datafile import stamp
+from jaxtune.data.datafile import FileRows
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.textfiles import JsonLines, Text, decoded, json_object, some_rows
 from jaxtune.display.errors import UserError
@@ -40,11 +40,11 @@ def open_json(file: Path) -> "JsonLines | JsonArray":
     return JsonLines(file)
 
 
-class JsonArray:
+class JsonArray(FileRows):
     """Rows of a file with one JSON array, on one line or on many; elements are read one by one."""
 
     def __init__(self, text: Text):
-        self.file, self._text = text.path, text
+        self.file, self._data = text.path, text
         starts, numbers, self._contents = _Scan(text).elements()
         self._starts, self._numbers = (np.frombuffer(each, np.int64) for each in (starts, numbers))
         some_rows(self, "expected an array of objects")
@@ -55,26 +55,12 @@ class JsonArray:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index, place = range(len(self))[index], self.place(index)
-        text = decoded(self._text.read(self._starts[index], self._starts[index + 1]), place)
+        text = decoded(self._data.read(self._starts[index], self._starts[index + 1]), place)
         try:
             record, _ = json.JSONDecoder().raw_decode(text)  # a comma or bracket follows
         except (ValueError, RecursionError) as error:
             raise RowError(place, f"not valid JSON: {error}") from None
         return json_object(record, place, "an array of objects")
-
-    @property
-    def identity(self) -> list:
-        """Path, size and modification time of the file, and a checksum of its contents."""
-        return [*stamp(self.file), self._contents]
-
-    @property
-    def files(self) -> list[dict[str, Any]]:
-        """The file, as `changes` compares it."""
-        return [self._text.about(len(self), self._contents)]
-
-    def check(self) -> None:
-        """Raises FileChanged if the file has changed since it was opened."""
-        self._text.check()
 
     def place(self, index: int) -> str:
         """Returns the place where a row begins: `file:line`."""

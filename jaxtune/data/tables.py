@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data.datafile import DataFile, stamp
+from jaxtune.data.datafile import DataFile, FileRows
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.pieces import Pieces, shared
 
@@ -33,7 +33,7 @@ def readable(place: str) -> Iterator[None]:
         raise RowError(place, f"damaged: {error}") from None
 
 
-class Parquet:
+class Parquet(FileRows):
     """Rows of a Parquet file.
 
     Parquet gives access to no single row. Each row group is therefore decoded once, when one of its
@@ -75,25 +75,11 @@ class Parquet:
             return batch.slice(index - (int(ends[number]) - batch.num_rows), 1).to_pylist()[0]
 
     @property
-    def identity(self) -> list:
-        """Path, size and modification time of the file, and a checksum of its footer."""
-        return [*stamp(self.file), self._contents]
-
-    @property
-    def files(self) -> list[dict[str, Any]]:
-        """The file, as `changes` compares it."""
-        return [self._data.about(len(self), self._contents)]
-
-    @property
     def _contents(self) -> int:
         """Checksum of the footer, which has the place and mostly the extremes of each column."""
         size = self._data.size
         length = int.from_bytes(self._data.read(size - FOOT, size - FOOT + 4), "little")
         return zlib.crc32(self._data.read(max(0, size - FOOT - length), size))
-
-    def check(self) -> None:
-        """Raises FileChanged if the file has changed since it was opened."""
-        self._data.check()
 
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:row`, counted from 1."""

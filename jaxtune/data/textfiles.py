@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.data.datafile import DataFile, stamp
+from jaxtune.data.datafile import DataFile, FileRows
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.display.escapes import plural
 
@@ -26,17 +26,17 @@ SAMPLE = 20  # rows whose numbers of fields tell the delimiter
 LONGEST = 2**31 - 1  # characters in a CSV field; the default limit of the csv module is 131,072
 
 
-class JsonLines:
+class JsonLines(FileRows):
     """Rows of a file with one JSON object per line; blank lines are skipped."""
 
     notes = ()
 
     def __init__(self, file: Path):
         self.file = file
-        self._text = Text(file)
-        starts, doubtful, self._contents = _line_starts(self._text)
-        starts = np.append(starts, self._text.size)
-        blank = [n for n in doubtful if not self._text.read(starts[n], starts[n + 1]).strip()]
+        self._data = Text(file)
+        starts, doubtful, self._contents = _line_starts(self._data)
+        starts = np.append(starts, self._data.size)
+        blank = [n for n in doubtful if not self._data.read(starts[n], starts[n + 1]).strip()]
         kept = np.delete(np.arange(len(starts)), blank) if blank else None
         # With blank lines, line numbers differ from row indices.
         self._starts, self._numbers = (starts, None) if kept is None else (starts[kept], kept)
@@ -47,7 +47,7 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
-        line = self._text.read(self._starts[index], self._starts[index + 1])
+        line = self._data.read(self._starts[index], self._starts[index + 1])
         text = decoded(line, self.place(index))
         try:
             record = json.loads(text)
@@ -55,27 +55,13 @@ class JsonLines:
             raise RowError(self.place(index), f"not valid JSON: {error}{_hint(text)}") from None
         return json_object(record, self.place(index), "one object per line")
 
-    @property
-    def identity(self) -> list:
-        """Path, size and modification time of the file, and a checksum of its contents."""
-        return [*stamp(self.file), self._contents]
-
-    @property
-    def files(self) -> list[dict[str, Any]]:
-        """The file, as `changes` compares it."""
-        return [self._text.about(len(self), self._contents)]
-
-    def check(self) -> None:
-        """Raises FileChanged if the file has changed since it was opened."""
-        self._text.check()
-
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:line`."""
         line = index if self._numbers is None else self._numbers[index]
         return f"{self.file}:{line + 1}"
 
 
-class Delimited:
+class Delimited(FileRows):
     """Rows of a CSV or TSV file with a header; a quoted field may contain line breaks.
 
     The delimiter is `usual`, unless only another one splits the first rows as it does the header.
@@ -83,16 +69,16 @@ class Delimited:
 
     def __init__(self, file: Path, usual: str):
         self.file = file
-        self._text = Text(file)
+        self._data = Text(file)
         csv.field_size_limit(LONGEST)
-        self.delimiter = _delimiter(self._text, usual)
+        self.delimiter = _delimiter(self._data, usual)
         self.notes = (
             (f"{file}: fields are separated by {NAMES[self.delimiter]}",)
             if self.delimiter != usual
             else ()
         )
-        starts, self._numbers, self._contents = _record_starts(self._text, self.delimiter)
-        self._starts = np.append(starts, self._text.size)  # the header first
+        starts, self._numbers, self._contents = _record_starts(self._data, self.delimiter)
+        self._starts = np.append(starts, self._data.size)  # the header first
         some_rows(self, "expected a header followed by rows")
         self.columns = self._fields(0)
         repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
@@ -112,20 +98,6 @@ class Delimited:
             raise RowError(self.place(index), problem)
         return dict(zip(self.columns, fields, strict=True))
 
-    @property
-    def identity(self) -> list:
-        """Path, size and modification time of the file, and a checksum of its contents."""
-        return [*stamp(self.file), self._contents]
-
-    @property
-    def files(self) -> list[dict[str, Any]]:
-        """The file, as `changes` compares it."""
-        return [self._text.about(len(self), self._contents)]
-
-    def check(self) -> None:
-        """Raises FileChanged if the file has changed since it was opened."""
-        self._text.check()
-
     def place(self, index: int) -> str:
         """Returns the place where a row begins: `file:line`."""
         return self._at(index + 1)
@@ -134,7 +106,7 @@ class Delimited:
         return f"{self.file}:{self._numbers[record]}"
 
     def _fields(self, record: int) -> list[str]:
-        text = self._text.read(self._starts[record], self._starts[record + 1])
+        text = self._data.read(self._starts[record], self._starts[record + 1])
         lines = enumerate(text.splitlines(keepends=True), self._numbers[record])
         fields = (decoded(line, f"{self.file}:{number}") for number, line in lines)
         try:

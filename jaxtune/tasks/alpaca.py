@@ -35,7 +35,7 @@ def prefix(record: Mapping[str, Any], place: str) -> str:
 
 
 def suffix(record: Mapping[str, Any], place: str) -> str:
-    """Returns the output."""
+    """Returns the completion, which is the column `output`."""
     return _text(record, "output", place)
 
 

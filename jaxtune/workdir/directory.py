@@ -68,9 +68,11 @@ class Workdir:
         self.write(CONFIG, self.settings)
 
     def note(self, **about: Any) -> None:
-        """Adds entries to run.json."""
-        known = {"started": self.started, "name": self.name}
-        self.write(RUN, known | (read_json(self.path / RUN) or {}) | about)
+        """Adds entries to run.json, which is written only if that changes it."""
+        known = read_json(self.path / RUN) or {}
+        content = {"started": self.started, "name": self.name} | known | about
+        if content != known:
+            self.write(RUN, content)
 
     def check(self) -> None:
         """Raises WorkdirError if the directory was removed or replaced since it was locked."""

@@ -1,28 +1,13 @@
 """Text of tokens as they come: the same as that of decoding them all, from a few at a time."""
 
-import functools
 import random
 
 import pytest
 
-from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.incremental import WAITING, TextStream
 from tests.data import made
 
 TEXT = " naïve 😀😀 ☃ déjà  vu\n\n中文 日本語 the lazy dog \ufffd\ufffd <eos> </s>" * 4
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """`tokenizer("gemma")` is one as tests/data/made.py makes it."""
-
-    @functools.cache
-    def opened(kind):
-        directory = tmp_path_factory.mktemp(kind)
-        made.KINDS[kind](directory)
-        return Tokenizer.open(directory)
-
-    return opened
 
 
 class Counting:

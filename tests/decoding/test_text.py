@@ -24,19 +24,6 @@ STOPS = ((), ("ENE",), ("\n\n", "lazy"), ("😀 ☃", "EN E"), ("zz",))
 MODEL = SimpleNamespace(config=SimpleNamespace(context=64))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """`tokenizer("gemma")` is one as tests/data/made.py makes it."""
-
-    @functools.cache
-    def opened(kind):
-        directory = tmp_path_factory.mktemp(kind)
-        made.KINDS[kind](directory)
-        return Tokenizer.open(directory)
-
-    return opened
-
-
 def text_generator(tokenizer, stops=(), model=MODEL, variables=None, **settings):
     return TextGenerator(model, variables, tokenizer, Generate(stops=stops, **settings))
 
