@@ -33,6 +33,7 @@ from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
 
+SEEDS = 2**32  # JAX takes the lower 32 bits of a seed
 MOST_ROWS = 65_536  # answers to a prompt, and answers decoded at a time
 LARGEST_TOKEN = 2**31  # ids are int32
 EVERY = 8  # tokens between two calls of `finished`
@@ -176,6 +177,8 @@ class DecodeSettings:
         wrong = [stop for stop in self.stops if not 0 <= stop < LARGEST_TOKEN]
         if wrong:
             raise UserError(f"stops: {wrong[0]} is no token; expected ids of the vocabulary")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed {self.seed}: expected a number from 0 to {SEEDS - 1:,}")
 
 
 def stops_of(model: Model) -> tuple[int, ...]:
@@ -204,7 +207,7 @@ def begin(
         np.int32([*limit, *[0] * idle]),
         np.int32(sorted(how.stops)),
         how.sampling,
-        _keys(how.seed, np.uint32(identities + [(0, 0)] * idle)),
+        _keys(np.uint32(how.seed), np.uint32(identities + [(0, 0)] * idle)),
     )
 
 

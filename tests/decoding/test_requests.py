@@ -35,6 +35,8 @@ def test_prompts_that_cannot_be_answered(pair):
         (dict(samples=2**32), "samples 4294967296: expected a number from 1 to 65,536"),
         (dict(samples=0), "samples 0: expected a number from 1"),
         (dict(batch=0), "batch 0: expected a number from 1 to 65,536"),
+        (dict(seed=2**32), "seed 4294967296: expected a number from 0 to 4,294,967,295"),
+        (dict(seed=-1), "seed -1: expected a number from 0"),
         (dict(stops=[2, 2**63]), "stops: 9223372036854775808 is no token"),
     ],
 )
@@ -43,6 +45,13 @@ def test_numbers_that_no_decoding_takes(options, problem, pair):
     made = pair(NAME)
     with pytest.raises(UserError, match=problem):
         generate(made.model, made.variables, [[3]], 2, **options)
+
+
+def test_the_largest_seed(pair):
+    """It ended in an OverflowError from 2^31 on; found by `make hostile`."""
+    made = pair(NAME)
+    ask = partial(generate, made.model, made.variables, [[3]], 2, temperature=1.0)
+    assert len(ask(seed=2**32 - 1)[0]) == 2
 
 
 @pytest.mark.parametrize(
