@@ -1,8 +1,9 @@
 """Command line of jaxtune from a checkout: `python launch.py [COMMAND] …`, by default `train`."""
 
-from jaxtune.cli.main import console
-from jaxtune.cli.main import main as main
-from jaxtune.cli.main import parsed as parsed
-
 if __name__ == "__main__":
-    console("launch.py")
+    from jaxtune.cli.start import start
+
+    start("launch.py")
+else:
+    from jaxtune.cli.main import main as main
+    from jaxtune.cli.main import parsed as parsed

@@ -23,8 +23,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def console(program: str = "jaxtune") -> NoReturn:
-    """Entry point of the `jaxtune` console command: runs `main`, and ends the process."""
+def console(program: str) -> NoReturn:
+    """Runs `main`, and ends the process, also on a signal."""
     signals.end_program()
     code = main(program=program)
     if code > INTERRUPTED:  # native threads that have not ended would crash an orderly exit

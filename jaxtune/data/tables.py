@@ -208,10 +208,27 @@ def _saved(directory: str, split: str) -> Any:
     except Exception as error:  # pyarrow, fsspec and datasets raise many kinds for bad files
         raise DataError(f"{directory}: not a dataset saved by save_to_disk: {error}") from None
     if isinstance(found, datasets.Dataset):  # a single split is saved without its name
-        return found
+        return _sound(found, directory)
     if split not in found:
         raise DataError(f"{directory}: no split {split!r}; the splits are {sorted(found)}")
-    return found[split]
+    return _sound(found[split], directory)
+
+
+def _sound(rows: Any, directory: str) -> Any:
+    """Returns the rows of a saved dataset; raises DataError if reading them could end the process.
+
+    Arrow files carry no checksums, and pyarrow follows the offsets in them without a check.
+    """
+    import pyarrow
+
+    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
+        for chunk in column.chunks:
+            try:
+                chunk.validate(full=True)
+            except pyarrow.ArrowException as error:
+                if "UTF8" not in str(error):  # checked last, and an error of its row
+                    raise DataError(f"{directory}: column {name!r} is damaged: {error}") from None
+    return rows
 
 
 def _hub(name: str, split: str, revision: str | None, subset: str | None) -> Any:

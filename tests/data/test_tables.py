@@ -5,6 +5,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -111,6 +112,19 @@ def test_damage_is_told_from_change(file):
     file.write_bytes(b"")
     with pytest.raises(FileChanged, match=r"a\.parquet: .* bytes, now 0"):
         source[0]
+
+
+def test_a_saved_dataset_whose_offsets_are_damaged(tmp_path):
+    """Reading such a row ended the process; found by `make hostile`."""
+    datasets.Dataset.from_list([{"a": "some text"}] * 50).save_to_disk(tmp_path / "a")
+    (file,) = (tmp_path / "a").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    offsets = (9 * np.arange(51, dtype=np.int32)).tobytes()
+    at = content.index(offsets) + 4 * 20
+    content[at : at + 4] = np.int32(2**30).tobytes()
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"column 'a' is damaged: .*[Oo]ffset"):
+        open_source(str(tmp_path / "a"))
 
 
 def test_a_row_group_with_fewer_rows_than_the_footer_says(tmp_path, monkeypatch):

@@ -141,6 +141,23 @@ def test_in_a_notebook_work_is_finished_first(capfd):
     assert "SIGTERM: the step is saved first" in capfd.readouterr().err
 
 
+def test_a_signal_within_the_first_imports(tmp_path):
+    """Python would print where in an import it was interrupted; found by `make hostile`."""
+    code = """
+        import os, runpy, signal, sys
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "jaxtune.cli.main":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupted())
+        runpy.run_path("launch.py", run_name="__main__")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number, delay", [(signal.SIGINT, 0.4), (signal.SIGTERM, 2.0)])
 def test_a_signal_while_a_run_starts(number, delay, tmp_path):
