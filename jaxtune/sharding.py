@@ -118,6 +118,19 @@ def of_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, state, specs)
 
 
+def described(leaves: Any, where: Any = None) -> Any:
+    """Returns a tree of `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings of leaves.
+
+    `where` is a tree of shardings to take instead of the leaves' own.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, leaves) if where is None else where
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        leaves,
+        where,
+    )
+
+
 @dataclass(frozen=True)
 class Undivided:
     """A dimension that the rules would split over mesh axes that do not divide it."""

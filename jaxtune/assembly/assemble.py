@@ -5,7 +5,7 @@ parts, plain values or a single section, never the whole config.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,10 @@ from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
 from jaxtune.checkpoint.companions import TokenizerFiles
-from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.formats.safetensors import Safetensors
+from jaxtune.checkpoint.formats.tensors import Tensors
+from jaxtune.checkpoint.hub import locate, locate_headers
+from jaxtune.checkpoint.load import describe
 from jaxtune.config.fields import ConfigError
 from jaxtune.config.schema import MANY, Config
 from jaxtune.data.examples import RowEncoder
@@ -47,11 +50,24 @@ class Assembly:
     config: Config
     checkpoint: Path  # checkpoint of the base: a directory, or an .npz file
     today: str  # date that is passed to chat templates
+    headers: Callable[[Path], Tensors] = Safetensors.open  # opens its tensors, or only headers
+    devices: tuple[Any, ...] | None = None  # of the mesh, which may be described; None: all here
 
     @classmethod
     def of(cls, config: Config, today: str) -> "Assembly":
         """Returns the assembly of a config; downloads the base if it is not on this machine."""
         return cls(config, locate(config.model.path), today)
+
+    @classmethod
+    def of_headers(
+        cls, config: Config, today: str, devices: tuple[Any, ...] | None = None
+    ) -> "Assembly":
+        """Returns the assembly of a config that downloads no weights, and so cannot load the base.
+
+        `devices` may be devices of a machine that is only described.
+        """
+        checkpoint, headers = locate_headers(config.model.path)
+        return cls(config, checkpoint, today, headers, devices)
 
     @cached_property
     def identity(self) -> Identity:
@@ -154,7 +170,7 @@ class Assembly:
     @cached_property
     def mesh(self) -> Mesh:
         """Mesh of the devices, with the axes of the config."""
-        return sharding.make_mesh(vars(self.config.mesh))
+        return sharding.make_mesh(vars(self.config.mesh), self.devices)
 
     @cached_property
     def placer(self) -> Placer:
@@ -187,6 +203,13 @@ class Assembly:
         """Loads the base, with the initial adapters of a run if the config trains adapters."""
         config = self.config
         return weights.with_adapters(config.trainable, *self.base(), self.mesh, config.seed)
+
+    def outline(self) -> tuple[Model, dict]:
+        """Returns what `model` returns, with shapes in place of arrays; no weights are read."""
+        config = self.config
+        checkpoint = describe(self.checkpoint, self.headers)
+        base = weights.outline_base(config.model, checkpoint, self.mesh)
+        return weights.outline_adapters(config.trainable, *base, self.mesh)
 
     def generator(self, model: Model, variables: Mapping) -> TextGenerator:
         """Returns a generator of answers with these weights and the settings of `generate`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtune import sharding
@@ -39,14 +40,30 @@ class Placer:
         Leaves are [A, B, …], with A micro-batches. Without `parts`, only the first micro-batch is
         placed, as [B, …].
         """
+        batch, where = self._chosen(batch, parts)
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), batch)
+
+    def described(self, batch: Batch, *, parts: bool) -> Batch:
+        """Returns the shapes and shardings of what the placer makes of a batch."""
+        batch, where = self._chosen(batch, parts)
+
+        axis = 1 if parts else 0
+
+        def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+            whole = (*leaf.shape[:axis], self.rows, *leaf.shape[axis + 1 :])
+            return jax.ShapeDtypeStruct(whole, leaf.dtype, sharding=where)
+
+        return jax.tree.map(shape, batch)
+
+    def _chosen(self, batch: Batch, parts: bool) -> tuple[Batch, NamedSharding]:
+        """Returns the leaves of a batch that a step takes, and their sharding."""
         # Positions, and segments without packing, are left for the step to derive: more attention
         # kernels apply to positions that are known to be counted from 0.
         batch = batch.replace(positions=None, segments=batch.segments if self.packing else None)
         if not parts:
             batch = jax.tree.map(lambda leaf: leaf[0], batch)
         spec = PartitionSpec(None, *self.sharding.spec) if parts else self.sharding.spec
-        where = NamedSharding(self.mesh, spec)
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), batch)
+        return batch, NamedSharding(self.mesh, spec)
 
 
 def ways(mesh: Mesh) -> int:

@@ -83,16 +83,16 @@ class Start:
         self._given, self.frozen = split(variables, rules, unused)
         self._static = (tuple(map(tuple, rules)), optimizer, mesh)
         self._numbers = (dict(optimizer.hyper), jax.random.key(seed))
-        self.selected = _described(self._given)
+        self.selected = sharding.described(self._given)
         rest = jax.tree.map(lambda leaf: None, self._given)
         shapes = jax.eval_shape(
             partial(_created, *self._static), self._given, rest, self.frozen, *self._numbers
         )
-        self.shapes: TrainState = _described(shapes, sharding.of_state(shapes, mesh))
+        self.shapes: TrainState = sharding.described(shapes, sharding.of_state(shapes, mesh))
 
     def release(self) -> None:
         """Drops the references to the frozen leaves and keeps their shapes."""
-        self.frozen = _described(self.frozen)
+        self.frozen = sharding.described(self.frozen)
 
     def state(self) -> TrainState:
         """Returns the state at step 0; callable once, as it donates the leaves that train."""
@@ -132,16 +132,6 @@ def _created(
         rng=rng,
     ).replace(frozen=None)
     return jax.lax.with_sharding_constraint(state, sharding.of_state(state, mesh))
-
-
-def _described(leaves: Any, where: Any = None) -> Any:
-    """Returns a tree of `ShapeDtypeStruct`s; `where` gives other shardings than the leaves' own."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, leaves) if where is None else where
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        leaves,
-        where,
-    )
 
 
 def parameters(leaves: Any) -> int:

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from jaxtune import sharding, tree
 from jaxtune.adapters import lora
-from jaxtune.checkpoint.load import load
-from jaxtune.checkpoint.peft.load_adapter import load_adapter
+from jaxtune.checkpoint.load import Described, load, outline
+from jaxtune.checkpoint.peft.load_adapter import load_adapter, outline_adapter
 from jaxtune.config import training_sections as sections
 from jaxtune.config.training_sections import Trainable
 from jaxtune.display.errors import UserError
@@ -53,6 +53,33 @@ def with_adapters(
         key = jax.random.key(seed)
         return model, variables | _adapted(given, mesh, variables["params"], key)
     return model, variables
+
+
+def outline_base(given: sections.Model, checkpoint: Described, mesh: Mesh) -> tuple[Model, dict]:
+    """Returns what `load_base` returns, with shapes in place of arrays; no weights are read."""
+    model, variables = outline(
+        checkpoint,
+        given.dtype,
+        given.quant,
+        mesh=mesh,
+        attention=given.attention,
+        compute=given.compute,
+    )
+    return model.clone(remat=given.remat), variables
+
+
+def outline_adapters(
+    given: Trainable, model: Model, variables: dict, mesh: Mesh
+) -> tuple[Model, dict]:
+    """Returns what `with_adapters` returns, with shapes in place of arrays."""
+    if given.kind != "lora":
+        return model, variables
+    if given.adapter:
+        made = {"lora": outline_adapter(model, variables, given.adapter)}
+    else:
+        key = jax.eval_shape(jax.random.key, 0)
+        made = jax.eval_shape(partial(_adapted, given, mesh), variables["params"], key)
+    return model, variables | sharding.described(made, sharding.of_state(made, mesh))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtune import families, sharding, tree
 from jaxtune.adapters import lora
 from jaxtune.checkpoint import placing
-from jaxtune.checkpoint.dtypes import AUTO, dtype_name
+from jaxtune.checkpoint.dtypes import AUTO, activation_dtype, dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
@@ -31,8 +31,6 @@ from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import IMPLEMENTATIONS
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
-
-COMPUTE = ("auto", "float32", "bfloat16")  # no float16: Gemma's activations overflow it
 
 
 def load(
@@ -62,26 +60,16 @@ def load(
         `sharding.RULES`.
       attention: attention kernel, one of `attention.IMPLEMENTATIONS`.
       compute: dtype of the activations, "float32" or "bfloat16". "auto" takes float32 if any
-        weight that is not quantised is float32 or the backend is the CPU, and bfloat16 otherwise.
+        weight that is not quantised is float32 or the device does not compute in bfloat16, as CPUs
+        and GPUs before Ampere do not, and bfloat16 otherwise.
 
     Returns:
       The model, whose `origin` is the checkpoint, and its variables, `{"params": …}`.
     """
-    dtype = dtype_name(dtype)
-    if attention not in IMPLEMENTATIONS:
-        raise UserError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
-    if compute not in COMPUTE:
-        raise UserError(f"compute {compute!r}: expected one of {', '.join(COMPUTE)}")
     described = describe(locate(source))
     with described.stored as stored:
-        described = untied_if_stored_apart(described)
-        held = described.held(dtype, quant)
-        where = placements(held, mesh, rules)
-        plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
-        model = described.model.clone(
-            dtype=activation_dtype(plain) if compute == "auto" else jnp.dtype(compute),
-            attention=attention,
-            origin=Origin(described.directory.absolute()),
+        described, model, held, where = _laid_out(
+            described, dtype, quant, mesh, rules, attention, compute
         )
         params = {
             path: placing.load_leaf(stored, described.packed, pieces, held[path], where[path])
@@ -89,6 +77,52 @@ def load(
         }
     placing.trim()
     return model, {"params": tree.unflatten(params)}
+
+
+def outline(
+    described: "Described",
+    dtype: DTypeLike = AUTO,
+    quant: str | tree.Rules | None = None,
+    *,
+    mesh: Mesh | None = None,
+    rules: tree.Rules | None = None,
+    attention: str = "auto",
+    compute: str = "auto",
+) -> tuple[Model, dict]:
+    """Returns what `load` returns for a described checkpoint, with shapes in place of arrays.
+
+    Each array is a `jax.ShapeDtypeStruct` with its sharding. The mesh may be of devices that are
+    only described, such as those of a TPU slice that is not at hand.
+    """
+    with described.stored:
+        _, model, held, where = _laid_out(described, dtype, quant, mesh, rules, attention, compute)
+    return model, {"params": tree.unflatten(sharding.described(held, where))}
+
+
+def _laid_out(
+    described: "Described",
+    dtype: DTypeLike,
+    quant: str | tree.Rules | None,
+    mesh: Mesh | None,
+    rules: tree.Rules | None,
+    attention: str,
+    compute: str,
+) -> tuple["Described", Model, dict[str, Any], dict[str, Any]]:
+    """Returns the description, its model, and the shape and sharding of every leaf by path."""
+    dtype = dtype_name(dtype)
+    if attention not in IMPLEMENTATIONS:
+        raise UserError(f"attention {attention!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
+    described = untied_if_stored_apart(described)
+    held = described.held(dtype, quant)
+    where = placements(held, mesh, rules)
+    plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
+    device = (jax.devices() if mesh is None else mesh.devices.flat)[0]
+    model = described.model.clone(
+        dtype=activation_dtype(compute, plain, device),
+        attention=attention,
+        origin=Origin(described.directory.absolute()),
+    )
+    return described, model, held, where
 
 
 @dataclass(frozen=True)
@@ -241,18 +275,6 @@ def _stored_as(described: Described, piece: Piece) -> str | None:
     return bnb.held_as(described.stored, described.packed[piece.theirs], whole)
 
 
-def activation_dtype(held: Iterable[np.dtype]):
-    """Returns the default dtype of the activations, given the dtypes of the plain weights.
-
-    float32 on the CPU and wherever a weight is float32, otherwise bfloat16.
-    """
-    # XLA's CPU backend emulates bfloat16: it computes in float32 and rounds after every operation.
-    if jax.default_backend() == "cpu" or "float32" in map(str, held):
-        return jnp.float32
-    # Never float16: Gemma's activations overflow it.
-    return jnp.bfloat16
-
-
 def leaf_shapes(model: Model) -> dict[str, Shape]:
     """Returns the shapes of a model's parameters by slash path, without allocating any."""
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
@@ -317,6 +339,8 @@ def untied_if_stored_apart(described: Described) -> Described:
         stored_as(described.table, model.tower + path) for path in ("head/w", "embed/w")
     )
     if not model.config.tied or not {head, embedding} <= stored.tensors.keys():
+        return described
+    if not stored.tensors[head].file.is_file():  # only the headers of a repository were requested
         return described
     alike = _equal(stored, head, embedding)
     return replace(described, model=model.clone(config=replace(model.config, tied=alike)))

@@ -36,8 +36,8 @@ class Model:
     )
     compute: Literal["auto", "float32", "bfloat16"] = about(
         "auto",
-        "dtype of activations; auto is float32 on CPUs or if any weight is float32, otherwise "
-        "bfloat16",
+        "dtype of activations; auto is float32 on CPUs, on GPUs before Ampere and if any weight is "
+        "float32, otherwise bfloat16",
         also="bf16 fp16 mixed_precision",
     )
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(

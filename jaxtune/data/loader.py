@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from jaxtune.data.packing import Lines, one_each, packed
 from jaxtune.data.sources import Source
 from jaxtune.data.survey import Survey
 from jaxtune.display.errors import UserError
+
+
+COUNTED = 20_000  # steps whose shapes are counted; in a longer run, the largest shape is added
+
+Shape = tuple[int, int, int]  # T tokens of a line, K scored positions, I pictures; 0 without any
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +154,26 @@ class Loader:
         if found := changes([known[each["name"]] for each in now], now):
             raise DataError(_refusal("the held-out rows", found))
 
+    def shapes(self, start: int, stop: int) -> Counter[Shape]:
+        """Returns how many of the steps from `start` to `stop` have batches of each shape.
+
+        Of more than `COUNTED` steps, only that many are counted, and the largest shape that any
+        step may have is added once.
+        """
+        if stop - start <= COUNTED:
+            return Counter(self._shape(self._order.items(step)) for step in range(start, stop))
+        found = self.shapes(start, start + COUNTED)
+        return found + Counter([self._shape(slice(None))])
+
+    def blank(self, shape: Shape) -> Batch:
+        """Returns this process's share of a batch of padding, [A, B / processes, …]."""
+        length, scored, pictures = shape
+        batch = self._collated([], (length, scored))
+        if wanted := self._encoder.pictures:
+            size = (len(self._slots), pictures, wanted.size, wanted.size, 3)
+            batch = batch.replace(images=np.zeros(size, np.float32))
+        return split(batch, self._accumulate)
+
     def close(self) -> None:
         """Stops the threads that prepare steps and decode pictures; steps prepared are dropped."""
         self._order.close()
@@ -155,22 +181,14 @@ class Loader:
 
     def _made(self, turn: Turn) -> Step:
         """Makes the batch of a step, in the shape that the lines of all processes need."""
-        pad = self._encoder.tokenizer.pad
         chosen = [
             self.lines[turn.items[slot]] if slot < len(turn.items) else [] for slot in self._slots
         ]
         examples = [[self._example(row) for row in line] for line in chosen]
         chosen = [[int(self._rows[row]) for row in line] for line in chosen]
-        length = fitting(int(self.lines.lengths[turn.items].max()), self._lengths)
-        scored = fitting(int(self.lines.scored[turn.items].max()), self._scored)
-        batch = collate(
-            examples,
-            shape=(len(examples), length, scored),
-            pad=0 if pad is None else pad,
-            weighting=self._weighting,
-            full_prefix=self._encoder.full_prefix,
-        )
-        batch = batch.replace(images=self._images(turn, chosen, examples))
+        *sizes, pictures = self._shape(turn.items)
+        batch = self._collated(examples, sizes)
+        batch = batch.replace(images=self._images(turn, chosen, examples, pictures))
         return Step(
             number=turn.step,
             epoch=turn.epoch,
@@ -179,6 +197,28 @@ class Loader:
             examples=sum(len(self.lines[item]) for item in turn.items),
             tokens=int(self.lines.lengths[turn.items].sum()),
             scored=int(self.lines.scored[turn.items].sum()),
+        )
+
+    def _shape(self, items: list[int] | slice) -> Shape:
+        """Returns the shape of a batch of lines, which all processes share."""
+        lines, pictures = self.lines, 0
+        if self._encoder.pictures:
+            pictures = 1 << (int(self._pictures[items].max()) - 1).bit_length()  # few shapes
+        return (
+            fitting(int(lines.lengths[items].max()), self._lengths),
+            fitting(int(lines.scored[items].max()), self._scored),
+            pictures,
+        )
+
+    def _collated(self, examples: Sequence[Sequence[Example]], sizes: Sequence[int]) -> Batch:
+        """Collates lines of this process into a batch of `sizes`, which are T and K."""
+        pad = self._encoder.tokenizer.pad
+        return collate(
+            examples,
+            shape=(len(self._slots), *sizes),
+            pad=0 if pad is None else pad,
+            weighting=self._weighting,
+            full_prefix=self._encoder.full_prefix,
         )
 
     def _example(self, surveyed: int) -> Example:
@@ -199,14 +239,16 @@ class Loader:
         return example
 
     def _images(
-        self, turn: Turn, rows: Sequence[Sequence[int]], lines: Sequence[Sequence[Example]]
-    ) -> np.ndarray | None:  # float32[lines, I, S, S, 3]
-        """Returns the pictures of a step's lines, or None; I is a power of two, for few shapes."""
+        self,
+        turn: Turn,
+        rows: Sequence[Sequence[int]],
+        lines: Sequence[Sequence[Example]],
+        depth: int,
+    ) -> np.ndarray | None:  # float32[lines, depth, S, S, 3]
+        """Returns the pictures of a step's lines, or None."""
         wanted = self._encoder.pictures
         if wanted is None:
             return None
-        largest = int(self._pictures[turn.items].max())
-        depth = 1 << (largest - 1).bit_length()
         found = np.zeros((len(lines), depth, wanted.size, wanted.size, 3), np.float32)
         work = [
             (number, example, (self._augment_seed, turn.epoch, row, picture))

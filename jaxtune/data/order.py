@@ -62,7 +62,7 @@ class Order(Generic[T]):
             # Grain shuffles epoch n with seed + n, so neighbouring seeds would share permutations.
             mixed = np.random.SeedSequence(seed).generate_state(1)[0]
             numbers = numbers.shuffle(seed=int(mixed))
-        steps = numbers.batch(each, batch_fn=list).repeat(epochs)
+        self._turns = steps = numbers.batch(each, batch_fn=list).repeat(epochs)
 
         def made(step: int, found: list[int]) -> T:
             return make(Turn(step, step // self.steps_per_epoch, [int(item) for item in found]))
@@ -75,6 +75,10 @@ class Order(Generic[T]):
 
     def __next__(self) -> T:
         return next(self._steps)
+
+    def items(self, step: int) -> list[int]:
+        """Returns the items of a step, which is not made."""
+        return [int(item) for item in self._turns[step]]
 
     def state(self) -> dict[str, int]:
         """Returns the position and what identifies the order, as JSON-compatible values."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import tree
+from jaxtune import quant, tree
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError
 from jaxtune.checkpoint.hub import locate
@@ -47,8 +47,33 @@ def load_adapter(
             " variables without adapters"
         )
     params = params_of(variables)
-    family = read_config(Origin.of(model).path)[1]
     source = locate(directory)
+    parts, settings, metadata = _read(model, source)
+    if not any_base and (noted := Fingerprint.noted(metadata)):
+        refuse_other_base(noted, model, params, f"{source}{settings.base}")
+    adapters = {
+        path: stacking.stacked(each, params[path], settings) for path, each in parts.items()
+    }
+    _refuse_idle(adapters, params, source)
+    return {**variables, "lora": tree.unflatten(adapters)}
+
+
+def outline_adapter(model: Model, variables: Mapping, directory: str | os.PathLike) -> dict:
+    """Returns the shapes of the adapters that `load_adapter` would add, as its `"lora"`.
+
+    The variables may be shapes. The weights of the base are not read.
+    """
+    parts, settings, _ = _read(model, locate(directory))
+    params = quant.by_path(variables["params"])
+    shapes = {path: stacking.shapes(each, params[path], settings) for path, each in parts.items()}
+    return tree.unflatten(shapes)
+
+
+def _read(
+    model: Model, source: Path
+) -> tuple[stacking.ByPath, adapter_config.Settings, Mapping[str, str]]:
+    """Reads an adapter for a model; returns its parts by path, its config and its metadata."""
+    family = read_config(Origin.of(model).path)[1]
     settings = adapter_config.Settings.read(source)
     _refuse_changed(source)
     with Safetensors.open(_weights(source)) as stored:
@@ -60,14 +85,8 @@ def load_adapter(
     if problems := list(_misfits(found, modules, settings)):
         title = f"{source}{settings.base} does not fit the model from {model.origin}:"
         raise CheckpointError(names.listed(title, problems))
-    if not any_base and (noted := Fingerprint.noted(metadata)):
-        refuse_other_base(noted, model, params, f"{source}{settings.base}")
-    adapters = {
-        path: stacking.stacked(parts, params[path], settings)
-        for path, parts in stacking.by_path(found, modules, stacking.ranks_noted(metadata)).items()
-    }
-    _refuse_idle(adapters, params, source)
-    return {**variables, "lora": tree.unflatten(adapters)}
+    parts = stacking.by_path(found, modules, stacking.ranks_noted(metadata))
+    return parts, settings, metadata
 
 
 def _refuse_broken(found: Modules, source: Path) -> None:

@@ -47,6 +47,7 @@ class LowRank:
 Modules = Mapping[str, LowRank]  # by module name
 Adapters = Mapping[str, Lora]  # by the path of their weight
 Linears = Mapping[str, Sequence[Piece]]  # the pieces of every linear map, by module name
+ByPath = dict[str, list[tuple[Piece, LowRank]]]  # parts of adapters, by the path of their weight
 
 
 def linears(table: names.Table, shapes: Mapping[str, Shape]) -> Linears:
@@ -197,15 +198,13 @@ def ranks_noted(metadata: Mapping[str, str]) -> dict[str, int]:
     return noted if fine else {}
 
 
-def by_path(
-    found: Modules, modules: Linears, ranks: Mapping[str, int]
-) -> dict[str, list[tuple[Piece, LowRank]]]:
+def by_path(found: Modules, modules: Linears, ranks: Mapping[str, int]) -> ByPath:
     """Splits the adapters of modules into parts for our weights.
 
     Returns, by the path of the weight, its pieces (layers) that have an adapter, each with its part
     of the module's adapter.
     """
-    grouped: dict[str, list[tuple[Piece, LowRank]]] = {}
+    grouped: ByPath = {}
     for module, pieces in modules.items():
         if adapter := found.get(module):
             spans = _spans(adapter, pieces, [ranks.get(piece.path, 0) for piece in pieces])
@@ -242,11 +241,9 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
     Lower ranks are padded with zeros to the highest. A layer without a part gets zeros and, with
     DoRA, its column norms as magnitudes, so that it is left unchanged.
     """
-    *layers, inside, outside = weight.shape
-    rank = max(len(part.a) for _, part in parts)
-    a = np.zeros((*layers, inside, rank), np.float32)
-    b = np.zeros((*layers, rank, outside), np.float32)
-    scale = np.full(layers, parts[0][1].scale, np.float32)
+    sizes = shapes(parts, weight, settings)
+    a, b = (np.zeros(each.shape, np.float32) for each in (sizes.a, sizes.b))
+    scale = np.full(sizes.scale.shape, parts[0][1].scale, np.float32)
     magnitude = np.array(gathered(column_norms(weight))) if settings.dora else None
     for piece, part in parts:
         at = () if piece.layer is None else (piece.layer,)
@@ -255,8 +252,18 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
         scale[at] = part.scale
         if magnitude is not None:
             magnitude[at] = part.magnitude
-    dropout = np.full(layers, settings.dropout, np.float32)
+    dropout = np.full(sizes.dropout.shape, settings.dropout, np.float32)
     return _beside(weight, Lora(a, b, scale, dropout, magnitude))
+
+
+def shapes(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settings) -> Lora:
+    """Returns the shapes of the adapter that `stacked` makes of the parts."""
+    *layers, inside, outside = weight.shape
+    rank = max(len(part.a) for _, part in parts)
+    sizes = ((*layers, inside, rank), (*layers, rank, outside), tuple(layers), tuple(layers))
+    arrays = (jax.ShapeDtypeStruct(size, np.float32) for size in sizes)
+    norms = jax.ShapeDtypeStruct((*layers, outside), np.float32) if settings.dora else None
+    return Lora(*arrays, norms)
 
 
 def _beside(weight: Any, adapter: Lora) -> Lora:
