@@ -6,7 +6,8 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,9 +80,10 @@ def target(text: str) -> Target:
     return Target(text, title, chip, count, chip.limit(), describe)
 
 
-def hint(name: str, known: Any, form: str = "{}") -> str:
+def hint(name: str, known: Iterable[str], form: str = "{}") -> str:
     """Returns ` (did you mean …?)` with the known name nearest to this one, or ""."""
-    near = difflib.get_close_matches(name[:MOST], known, 1)
+    begun = [each for each in known if name and each.startswith(name)]
+    near = begun or difflib.get_close_matches(name[:MOST], known, 1)
     return f" (did you mean {form.format(near[0])}?)" if near else ""
 
 
@@ -90,25 +92,31 @@ def _tpus(chip: Tpu, topology: str, given: bool) -> tuple[int, Callable[[], list
     if not given:
         topology = chip.slices[0]
     if topology not in chip.slices:
-        sizes = {str(math.prod(map(int, each.split("x")))): each for each in chip.slices}
-        near = f" (did you mean {chip.name}:{sizes[topology]}?)" if topology in sizes else ""
-        near = near or hint(topology, chip.slices, f"{chip.name}:{{}}")
+        alike = [each for each in chip.slices if number(each) == number(topology)]
+        near = hint(alike[0] if alike else topology, chip.slices, f"{chip.name}:{{}}")
         raise UserError(
             f"{chip.title} has no topology {shown(topology)}{near}; choose from "
             f"{', '.join(chip.slices)}"
         )
-    return math.prod(map(int, topology.split("x"))), partial(described_tpus, chip, topology)
+    return number(topology), partial(described_tpus, chip, topology)
+
+
+def number(topology: str) -> int:
+    """Returns the number of chips in a topology such as `2x4` or `8`; 0 if it is none."""
+    if not re.fullmatch(r"[0-9]{1,4}(x[0-9]{1,4}){0,2}", topology):
+        return 0
+    return math.prod(map(int, topology.split("x")))
 
 
 def _gpus(chip: Gpu, topology: str, given: bool) -> tuple[int, Callable[[], list]]:
     """Returns the number of GPUs of one host, and what describes them."""
-    number = topology if given else "1"
-    if not (number.isascii() and number.isdigit() and 0 < int(number[:4]) <= chip.most):
+    count = number(topology) if given else 1
+    if "x" in topology or not 0 < count <= chip.most:
         raise UserError(
             f"{chip.title}: found {shown(topology)} after the colon, expected the number of GPUs "
             f"in one host, {f'1 to {chip.most}' if chip.most > 1 else 'which is 1'}"
         )
-    return int(number), partial(described_gpus, chip, int(number))
+    return count, partial(described_gpus, chip, count)
 
 
 def described_tpus(chip: Tpu, topology: str) -> list:
@@ -121,14 +129,14 @@ def described_tpus(chip: Tpu, topology: str) -> list:
     )
 
 
-def described_gpus(chip: Gpu, number: int) -> list:
+def described_gpus(chip: Gpu, count: int) -> list:
     """Returns descriptions of the GPUs of one host, from XLA's compiler for NVIDIA."""
     if not any(importlib.util.find_spec(name) for name in CUDA_PLUGINS):
         version = importlib.metadata.version("jax")
         package = f"'jax-cuda12-plugin[with-cuda]=={version}'"
         raise UserError(missing(chip, "jax-cuda12-plugin", package))
     # slices × hosts × devices
-    topology = dict(topology_name="", topology=f"1x1x{number}", target_config=chip.proto())
+    topology = dict(topology_name="", topology=f"1x1x{count}", target_config=chip.proto())
     return _described(chip, CUDA_SETTINGS, platform="cuda", **topology)
 
 
