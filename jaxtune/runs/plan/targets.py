@@ -77,7 +77,7 @@ def target(text: str) -> Target:
     chip = CHIPS[name]
     count, describe = (_tpus if isinstance(chip, Tpu) else _gpus)(chip, topology, bool(colon))
     title = f"{count} × {chip.title}" if count > 1 else chip.title
-    return Target(text, title, chip, count, chip.limit(), describe)
+    return Target(f"{name}{colon}{topology}", title, chip, count, chip.limit(), describe)
 
 
 def hint(name: str, known: Iterable[str], form: str = "{}") -> str:

@@ -33,7 +33,7 @@ GiB = 2**30
 )
 def test_a_name_and_a_topology(text, count, title):
     found = target(text)
-    assert (found.name, found.count, found.title) == (text, count, title)
+    assert (found.name, found.count, found.title) == (text.lower(), count, title)
     assert found.chip is CHIPS[text.lower().partition(":")[0]]
     assert found.limit_bytes == found.chip.limit()
 
@@ -195,11 +195,13 @@ def compiled(*names: str, more: str = "") -> None:
     assert found.returncode == 0, found.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs pip install libtpu")
 def test_tpus_are_described_and_their_limits_are_those_of_libtpu():
     compiled("v5e", "v4", "v5p", "v6e", "v5e:2x4", "v5e:4x4", "v4:2x2x1", "v5p:2x2x2", more=LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in targets.CUDA_PLUGINS),
     reason="needs pip install 'jax-cuda12-plugin[with-cuda]'",
