@@ -114,8 +114,7 @@ ROWS: tuple[Chip, ...] = (
         source=f"{NVIDIA}/data-center/tesla-t4/",
         via="https://hmc-tech.com/gpu/nvidia-l4-vs-nvidia-t4",
         note="No bfloat16: the 16-bit rate is float16's, and bfloat16 is computed in float32. No "
-        "TF32 either: the float32 rate is that of the CUDA cores. NVIDIA gives 300 or 320 GB/s "
-        "of memory bandwidth; the larger one is taken.",
+        "TF32 either: the float32 rate is that of the CUDA cores.",
     ),
     Gpu(
         name="l4",
@@ -293,10 +292,10 @@ ROWS: tuple[Chip, ...] = (
         clock=1.965,
         cache=132644864,
         source="https://resources.nvidia.com/en-us-dgx-systems/dgx-b200-datasheet",
-        via=f"{ENGINEERING}; {XLA}",
+        via=f"{ENGINEERING}; https://glennklockwood.com/garden/processors/B200; {XLA}",
         note="Published as 4.5 and 2.2 PFLOP/s with sparsity (half of the former is taken for "
-        "TF32), and NVLink as 1.8 TB/s in both directions together. NVIDIA gives 7.7 or 8 TB/s "
-        "of memory bandwidth; the larger one is taken.",
+        "TF32), and NVLink as 1.8 TB/s in both directions together. XLA's description of the "
+        "GPU has 7.67 TB/s of memory bandwidth; the published 8 TB/s are taken.",
     ),
 )
 CHIPS = {chip.name: chip for chip in ROWS}
@@ -324,7 +323,11 @@ def page() -> str:
         f"{f' {chip.note}' if chip.note else ''}"
         for chip in ROWS
     ]
-    return "\n".join((*head, *rows, "", f"Sources, read on {READ}:", "", *notes, ""))
+    sources = (
+        f"Sources, read on {READ}. Where a place is given after `read at`, the maker's document could",
+        "not be opened, and its figures were read there:",
+    )
+    return "\n".join((*head, *rows, "", *sources, "", *notes, ""))
 
 
 if __name__ == "__main__":
