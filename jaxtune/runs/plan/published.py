@@ -324,8 +324,8 @@ def page() -> str:
         for chip in ROWS
     ]
     sources = (
-        f"Sources, read on {READ}. Where a place is given after `read at`, the maker's document could",
-        "not be opened, and its figures were read there:",
+        f"Sources, read on {READ}. Where a place is given after `read at`, the maker's document",
+        "could not be opened, and its figures were read there:",
     )
     return "\n".join((*head, *rows, "", *sources, "", *notes, ""))
 
