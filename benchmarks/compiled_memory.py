@@ -4,7 +4,7 @@
     python benchmarks/compiled_memory.py [--target v5e] [--case NAME]
 
     pip install 'jax-cuda12-plugin[with-cuda]'
-    python benchmarks/compiled_memory.py --target a100  # or t4
+    python benchmarks/compiled_memory.py --target a100-80  # or another of docs/devices.md
 
 No weights are loaded and nothing is run: the training step of a job, at its model's full size, is
 compiled for one chip, and the compiler reports its peak memory, arguments included. Activations are
@@ -13,7 +13,6 @@ bfloat16, or float32 on a T4, which does not support bfloat16.
 
 import argparse
 import datetime
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,14 +21,11 @@ from typing import Any
 
 from shapes import GEMMA_3_270M, LLAMA_3_8B, PALIGEMMA_3B
 
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
+from jaxtune.display.errors import UserError
+from jaxtune.runs.plan.chips import GiB, Gpu
+from jaxtune.runs.plan.targets import Target, compile_only, target
 
-GiB = 2**30
+compile_only()
 
 
 @dataclass(frozen=True)
@@ -104,79 +100,33 @@ CASES = {
         **PICTURED,
     ),
 }
-# Descriptions of NVIDIA GPUs that XLA needs to compile for them.
-CARDS = {
-    "a100": """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 167936 threads_per_core_limit: 2048 core_count: 108
-  fpus_per_core: 64 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 2039000000000 l2_cache_size: 41943040
-  clock_rate_ghz: 1.41 device_memory_size: 84974239744 shared_memory_per_block_optin: 166912
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability { major: 8 minor: 0 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 patch: 0 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-""",
-    "t4": """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 65536 threads_per_core_limit: 1024 core_count: 40
-  fpus_per_core: 64 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 320064000000 l2_cache_size: 4194304
-  clock_rate_ghz: 1.59 device_memory_size: 15642329088 shared_memory_per_block_optin: 65536
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability { major: 7 minor: 5 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 patch: 0 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-""",
-}
 
 
 def main() -> None:
     """Compiles the cases and prints their peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--target", default="v5e", help="v5e, v4, v5p, v6e, a100 or t4 (default: v5e)"
+        "--target", default="v5e", help="a chip of docs/devices.md, such as a100-80 (default: v5e)"
     )
     parser.add_argument(
         "--case", choices=CASES, action="append", help="case to compile, repeatable (default: all)"
     )
     options = parser.parse_args()
-    [device, *_] = devices(options.target)
-    print(f"{datetime.date.today()}, compiled for one {device.device_kind or options.target}")
-    kept = [report(CASES[name], device, options.target) for name in options.case or CASES]
+    try:
+        chosen = target(options.target)
+        [device, *_] = chosen.devices()
+    except UserError as problem:
+        parser.error(str(problem))
+    print(f"{datetime.date.today()}, compiled for one {chosen.chip.title}")
+    kept = [report(CASES[name], device, chosen) for name in options.case or CASES]
     sys.exit(not all(kept))
 
 
-def devices(target: str) -> list:
-    """Returns device descriptions from the target's compiler; exits with 2 if there is none."""
-    from jax.experimental import topologies
-
-    try:
-        if target in CARDS:
-            topology = topologies.get_topology_desc(
-                platform="cuda", topology_name="", topology="1x1x1", target_config=CARDS[target]
-            )
-        else:
-            name = f"{target}:2x2x1" if target in ("v4", "v5p") else f"{target}:2x2"
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as problem:
-        needed = "jax-cuda12-plugin[with-cuda]" if target in CARDS else "libtpu"
-        print(f"no compiler for {target}; run: pip install '{needed}'\n  {problem}")
-        sys.exit(2)
-    return topology.devices
-
-
-def report(case: Case, device: Any, target: str) -> bool:
+def report(case: Case, device: Any, chosen: Target) -> bool:
     """Compiles a case, prints its memory, and returns whether the peak is within its limit."""
     begun = time.perf_counter()
-    lowered = step(case, device, "float32" if target == "t4" else "bfloat16")
-    compiled = lowered.compile(case.on_card if target in CARDS else None)
+    lowered = step(case, device, "bfloat16" if "bfloat16" in chosen.chip.halves else "float32")
+    compiled = lowered.compile(case.on_card if isinstance(chosen.chip, Gpu) else None)
     seconds = time.perf_counter() - begun
     used = compiled.memory_analysis()
     peak = used.peak_memory_in_bytes / GiB
