@@ -131,6 +131,19 @@ def described(leaves: Any, where: Any = None) -> Any:
     )
 
 
+def device_bytes(leaves: Any) -> int:
+    """Returns the bytes of a tree of arrays, or of their described shapes, that a device holds."""
+
+    def bits(leaf: Any) -> int:
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):  # a random key
+            return size * leaf.dtype.itemsize * 8
+        # In bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
+        return size * jax.dtypes.itemsize_bits(leaf.dtype)
+
+    return sum(map(bits, jax.tree.leaves(leaves))) // 8
+
+
 @dataclass(frozen=True)
 class Undivided:
     """A dimension that the rules would split over mesh axes that do not divide it."""

@@ -30,6 +30,8 @@ class Placer:
     def share(self) -> tuple[int, int]:
         """Part of the rows that this process's devices take, as (index, number of parts)."""
         places = self.sharding.addressable_devices_indices_map((self.rows,)).values()
+        if not places:  # the devices are only described
+            return 0, 1
         starts, stops = zip(*(where[0].indices(self.rows)[:2] for where in places), strict=True)
         size = max(stops) - min(starts)
         return min(starts) // size, self.rows // size

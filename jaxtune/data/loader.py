@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import ge
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,18 @@ from jaxtune.data.sources import Source
 from jaxtune.data.survey import Survey
 from jaxtune.display.errors import UserError
 
-
 COUNTED = 20_000  # steps whose shapes are counted; in a longer run, the largest shape is added
 
 Shape = tuple[int, int, int]  # T tokens of a line, K scored positions, I pictures; 0 without any
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the batches of some steps will be like, known before any is made."""
+
+    shapes: Counter[Shape]  # number of steps with each shape
+    largest: tuple[Shape, ...]  # shapes that no other one covers in all sizes
+    padding: float  # share of the positions that are padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,16 +163,20 @@ class Loader:
         if found := changes([known[each["name"]] for each in now], now):
             raise DataError(_refusal("the held-out rows", found))
 
-    def shapes(self, start: int, stop: int) -> Counter[Shape]:
-        """Returns how many of the steps from `start` to `stop` have batches of each shape.
+    def outlook(self, start: int, stop: int) -> "Outlook":
+        """Returns what the batches of the steps from `start` to `stop` will be like.
 
         Of more than `COUNTED` steps, only that many are counted, and the largest shape that any
-        step may have is added once.
+        step may have is added to the largest ones.
         """
-        if stop - start <= COUNTED:
-            return Counter(self._shape(self._order.items(step)) for step in range(start, stop))
-        found = self.shapes(start, start + COUNTED)
-        return found + Counter([self._shape(slice(None))])
+        counted, shapes, tokens = range(start, min(stop, start + COUNTED)), Counter(), 0
+        for step in counted:
+            items = self._order.items(step)
+            shapes[self._shape(items)] += 1
+            tokens += int(self.lines.lengths[items].sum())
+        bound = [self._shape(slice(None))] if counted.stop < stop else []
+        whole = sum(count * shape[0] for shape, count in shapes.items()) * self._order.each
+        return Outlook(shapes, _largest([*shapes, *bound]), 1 - tokens / whole if whole else 0.0)
 
     def blank(self, shape: Shape) -> Batch:
         """Returns this process's share of a batch of padding, [A, B / processes, …]."""
@@ -273,6 +286,15 @@ def _lines(survey: Survey, limit: int, packing: bool, seed: int | None) -> Lines
     if packing:
         return packed(survey.lengths, survey.scored, limit, seed=seed)
     return one_each(survey.lengths, survey.scored)
+
+
+def _largest(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    """Returns the shapes that no other one covers in all sizes, in descending order."""
+    kept: list[Shape] = []
+    for shape in sorted(set(shapes), reverse=True):
+        if not any(all(map(ge, other, shape)) for other in kept):
+            kept.append(shape)
+    return tuple(kept)
 
 
 def _of_lines(counts: np.ndarray, lines: Lines) -> np.ndarray:  # int32[N] -> int64[L]

@@ -53,7 +53,7 @@ class Order(Generic[T]):
     ):
         from grain import MapDataset, ReadOptions
 
-        self.steps_per_epoch = -(-items // each)
+        self.each, self.steps_per_epoch = each, -(-items // each)
         self.steps = None if epochs is None else epochs * self.steps_per_epoch
         shuffled = UNSHUFFLED if seed is None else seed
         self._identity = {"items": items, "each": each, "seed": shuffled}

@@ -199,7 +199,7 @@ def begin(
         (zlib.crc32(np.int32(request.tokens).tobytes()), request.sample) for request in requests
     ]
     idle = prompts.tokens.shape[0] - len(requests)  # padding rows
-    return _begun(
+    return begun(
         model,
         fitting(max(limit), sizes(LONGEST, 16)),
         variables,
@@ -215,7 +215,7 @@ def advance(
     model: Model, variables: Mapping, under_way: DecodeState, until: int | None = None
 ) -> DecodeState:
     """Decodes until all answers have ended or the longest has `until` tokens; donates the state."""
-    return _advanced(model, variables, under_way, np.int32(until or LONGEST))
+    return advanced(model, variables, under_way, np.int32(until or LONGEST))
 
 
 def _answered(
@@ -266,7 +266,7 @@ def _keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:  # uint32[B, 2] -> 
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _begun(
+def begun(
     model: Model,
     room: int,
     variables: Mapping,
@@ -326,7 +326,7 @@ def _likeliest(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advanced(
+def advanced(
     model: Model, variables: Mapping, under_way: DecodeState, until: jax.Array
 ) -> DecodeState:
     def unfinished(state: DecodeState) -> jax.Array:

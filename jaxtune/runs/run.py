@@ -37,15 +37,6 @@ UNTRAINED = "nothing was trained yet; run the same command again to start"
 OTHER_FILES = "pass --accept-changes to continue with the present ones, or name another --workdir"
 
 
-@dataclass(frozen=True)
-class RunRows:
-    """Rows of a run, read once: loaders for training and evaluation, and rows to answer."""
-
-    loader: Loader
-    evaluator: Loader | None
-    answered: list[EvalRow]  # held-out rows to answer at each evaluation
-
-
 def fit(
     config: Config,
     workdir: Path,
@@ -98,7 +89,7 @@ def _prepared(
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
         placer = assembly.placer
-        rows = _rows(assembly, workdir, progress, stack)
+        rows = RunRows.read(assembly, progress, stack, workdir.path)
         total = assembly.total_steps(rows.loader)
         _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
         progress.draw(f"reading the weights of {config.model.path}")
@@ -142,46 +133,6 @@ def _prepared(
             deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
         )
-
-
-def _rows(
-    assembly: Assembly, workdir: Workdir, progress: Progress, stack: contextlib.ExitStack
-) -> RunRows:
-    """Reads all rows once, reports their counts, and opens the loaders of their batches."""
-    assembly.encoder  # noqa: B018 (made now, so that wrong settings fail before rows are opened)
-    train, held_out = (
-        source and assembly.survey(source, progress, workdir.path / f".{name}.npz")
-        for name, source in zip(("train", "eval"), assembly.sources, strict=True)
-    )
-    length = assembly.config.batch.max_length
-    _tell(progress, console.of_rows(length, train, held_out))
-    placer = assembly.placer
-    loader = assembly.training(train, placer.share)
-    evaluator = held_out and assembly.evaluating(held_out, placer)
-    for each in filter(None, (loader, evaluator)):
-        stack.callback(each.close)
-    return RunRows(loader, evaluator, _answered(assembly, held_out))
-
-
-def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
-    """Returns the rows to answer at each evaluation: the first `eval.answers` held-out ones."""
-    config = assembly.config
-    metric, count = config.checkpoint.metric, config.eval.answers
-    known = [each.name for each in assembly.metrics]
-    if metric and metric not in known:
-        raise UserError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
-    if not count:
-        return []
-    if jax.process_count() > 1:
-        raise UserError(
-            f"eval.answers is {count}, but {jax.process_count()} processes run this, and answering "
-            "needs a single one: set eval.answers to 0, and use the eval command after the run"
-        )
-    if held_out is None:
-        raise UserError(
-            "eval.answers: no held-out rows to answer; set eval.source, eval.split or eval.holdout"
-        )
-    return eval_rows(config.data, first(held_out.source, count), assembly.encoder, assembly.task)
 
 
 def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:

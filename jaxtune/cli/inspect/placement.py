@@ -1,11 +1,9 @@
 """Computes how a mesh would shard the leaves of a checkpoint, without needing its devices."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh
 
 from jaxtune import sharding
@@ -50,17 +48,6 @@ def placements(held: Mapping[str, Any], mesh: AbstractMesh) -> dict[str, Placeme
         found[path] = Placement(
             axes=sharding.split_axes(where, leaf.ndim),
             undivided=tuple(reasons),
-            bytes_per_device=_device_bytes(leaf, where),
+            bytes_per_device=sharding.device_bytes(sharding.described(leaf, where)),
         )
     return found
-
-
-def _device_bytes(leaf: Any, where: Any) -> int:
-    """Returns the bytes of a leaf's arrays that one device holds."""
-
-    def bits_of(array: Any, placed: Any) -> int:
-        # In bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
-        size = math.prod(placed.shard_shape(array.shape))
-        return size * jax.dtypes.itemsize_bits(array.dtype)
-
-    return sum(jax.tree.leaves(jax.tree.map(bits_of, leaf, where))) // 8

@@ -1,0 +1,190 @@
+"""Finds what to change so that a run fits its devices, and the largest batch that fits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtune.assembly.placer import ways
+from jaxtune.config.schema import Config
+from jaxtune.config.training_sections import MANY
+from jaxtune.display.columns import size_text
+from jaxtune.display.errors import UserError
+from jaxtune.runs.plan.plan import Changes, Plan, Planner, overrides
+from jaxtune.sharding import divisors
+
+QUANT = ("int8", "nf4", "nf4-double")  # of a base, each smaller than the one before
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest batch that fits.
+
+    Attributes:
+      rows: Most rows at once that fit; 0 if not even the fewest do.
+      plan: The plan for these rows; None if there are none.
+      largest: Changes to train with that many rows in each step, at once.
+      same: Changes to keep the config's rows in each step, in the fewest micro-batches.
+    """
+
+    rows: int
+    plan: Plan | None
+    largest: Changes
+    same: Changes
+
+
+def to_fit(planner: Planner) -> tuple[Changes, Plan] | None:
+    """Returns the smallest changes found with which a run fits, and its plan; None if none do.
+
+    Changes are tried in the order of what they cost in speed, each on top of those before it that
+    help: more micro-batches, weights split over the devices instead of copied, an optimiser whose
+    state has 8 bits, recomputed activations, and a base in 8 or 4 bits. Of the changes that
+    together suffice, those without which the run fits as well are taken back.
+    """
+    made: dict[str, Any] = {}
+    best = planner.plan({})
+    for key, value in _ladder(planner):
+        tried = {**made, key: value}
+        found = _tried(planner, tried)
+        if found is None or found.peak_bytes >= best.peak_bytes:
+            continue
+        made, best = tried, found
+        if best.fits:
+            return _fewest(planner, made)
+    return None
+
+
+def _ladder(planner: Planner) -> Iterator[tuple[str, Any]]:
+    """Yields changes as (key, value), those that cost least speed first."""
+    config, mesh = planner.assembly.config, planner.assembly.mesh
+    if parts := _more_parts(config, ways(mesh)):
+        yield "batch.accumulate", parts[-1]
+    if mesh.shape["data"] > 1:
+        # The axes together keep their size.
+        yield "mesh", {"data": 1, "fsdp": ways(mesh), "tensor": mesh.shape["tensor"]}
+    if config.optim.name == "adamw":
+        yield "optim.name", "adamw8bit"
+    if config.model.remat == "none":
+        yield "model.remat", "dots"
+    if config.model.remat != "full":
+        yield "model.remat", "full"
+    if config.trainable.kind == "lora":
+        held = config.model.quant
+        start = QUANT.index(held) + 1 if held in QUANT else 0 if held is None else len(QUANT)
+        yield from (("model.quant", kind) for kind in QUANT[start:])
+
+
+def _more_parts(config: Config, among: int) -> list[int]:
+    """Returns larger numbers of micro-batches that divide the rows, in ascending order."""
+    rows = config.batch.rows
+    parts = (each for each in divisors(rows) if each > config.batch.accumulate)
+    return [each for each in parts if rows // each % among == 0]
+
+
+def _tried(planner: Planner, changes: Changes) -> Plan | None:
+    """Returns the plan of some changes; None if they are impossible or cannot fit."""
+    planner.progress.draw(f"trying {' '.join(overrides(changes))}")
+    try:
+        return planner.plan(changes)
+    except UserError:  # such as a checkpoint that is stored quantised already
+        return None
+
+
+def _fewest(planner: Planner, made: Changes) -> tuple[Changes, Plan]:
+    """Drops changes without which a run fits as well, and lowers the number of micro-batches."""
+    for key in list(made):
+        fewer = {name: value for name, value in made.items() if name != key}
+        found = _tried(planner, fewer) if fewer else None
+        if found and found.fits:
+            made = fewer
+    if "batch.accumulate" in made:
+        config, mesh = planner.assembly.config, planner.assembly.mesh
+        parts = _more_parts(config, ways(mesh))
+
+        def fits(place: int) -> bool:
+            found = _tried(planner, {**made, "batch.accumulate": parts[place]})
+            return bool(found and found.fits)
+
+        made = {**made, "batch.accumulate": parts[_first(fits, len(parts) - 1)]}
+    return made, planner.plan(made)
+
+
+def _first(fits: Callable[[int], bool], last: int) -> int:
+    """Returns the smallest number up to `last` that fits, where `last` does, by bisection."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high
+
+
+def largest_batch(planner: Planner) -> Fit:
+    """Returns the most rows of a micro-batch that fit, found by compiling for some numbers.
+
+    The rows of a step are taken at once, without micro-batches; there are no more of them than the
+    run has lines. The first number tried beyond the config's is the one at which memory would be
+    full if it grew in proportion to the rows.
+    """
+    mesh, lines = planner.assembly.mesh, len(planner.rows.loader.lines)
+    unit = ways(mesh)
+    most = min(-(-lines // unit), MANY // unit)
+
+    def peak(units: int) -> Plan | None:
+        return _tried(planner, {"batch.rows": units * unit, "batch.accumulate": 1})
+
+    units, best = _most_units(peak, planner.target.limit_bytes or 0, most)
+    rows = units * unit
+    if not rows:
+        return Fit(0, None, {}, {})
+    batch = planner.assembly.config.batch
+    parts = [each for each in divisors(batch.rows) if batch.rows // each % unit == 0]
+    enough = [each for each in parts if batch.rows // each <= rows]
+    largest = {"batch.rows": rows, "batch.accumulate": 1}
+    return Fit(rows, best, largest, {"batch.accumulate": enough[0]} if enough else {})
+
+
+def _most_units(
+    planned: Callable[[int], Plan | None], limit: int, most: int
+) -> tuple[int, Plan | None]:
+    """Returns the largest number from 1 to `most` whose plan fits, and the plan; 0 if none does."""
+    low, high = 0, most + 1  # fits, and does not
+    best, points = None, []
+    trial = 1
+    while high - low > 1:
+        found = planned(trial)
+        if found is not None and found.fits:
+            low, best = trial, found
+        else:
+            high = trial
+        if found is not None:
+            points.append((trial, found.peak_bytes))
+        trial = _next(points[-2:], limit, low, high)
+    return low, best
+
+
+def _next(points: list[tuple[int, int]], limit: int, low: int, high: int) -> int:
+    """Returns the number to try next: where a line through two points meets the limit."""
+    guess = low * 2 or 1
+    if len(points) == 2 and points[0][0] != points[1][0]:
+        (x, y), (further, there) = sorted(points)
+        slope = (there - y) / (further - x)
+        guess = int(x + (limit - y) / slope) if slope > 0 else (low + high) // 2
+    return min(max(guess, low + 1), high - 1)
+
+
+def refusal(plan: Plan, found: tuple[Changes, Plan] | None) -> str:
+    """Returns the message that a run does not fit, with the changes that would make it fit."""
+    most = plan.largest
+    items = ", ".join(f"{name} {size_text(size)}" for name, size in most.items.items() if size)
+    message = (
+        f"this run does not fit: to {most.name}, a device would need {size_text(most.peak_bytes)} "
+        f"({items}), and {plan.target.title} has {size_text(plan.target.limit_bytes)} for it"
+    )
+    if found is None:
+        return message + (
+            "\nNo change of micro-batches, optimiser, recomputation or quantisation that was tried "
+            "is enough: reduce batch.max_length or trainable.rank, or use more devices"
+        )
+    changes, then = found
+    return message + f"\nWith these changes it takes {size_text(then.peak_bytes)}:\n  " + " ".join(
+        overrides(changes)
+    )
