@@ -2,29 +2,25 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxtune.assembly.assemble import Assembly
-from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start
 from jaxtune.config.load import resolved
 from jaxtune.config.run_sections import Checkpoint
 from jaxtune.config.schema import Config
 from jaxtune.config.training_sections import Batch
-from jaxtune.data.loader import Loader
-from jaxtune.data.sources import first
-from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress, Quiet
-from jaxtune.evaluation.held_out import EvalRow, eval_rows
 from jaxtune.export import delivery
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.export.tuned import Tuned
 from jaxtune.runs import console
 from jaxtune.runs.loop import RESUME, Run, RunError
+from jaxtune.runs.plan.ahead import plan_ahead
+from jaxtune.runs.rows import RunRows
 from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
@@ -42,6 +38,7 @@ def fit(
     workdir: Path,
     *,
     accept_changes: bool = False,
+    plan: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains as a config says, resuming the run in the workdir if there is one.
@@ -50,6 +47,8 @@ def fit(
       config: Config of the run.
       workdir: Directory of the run; created if missing, and locked while the run uses it.
       accept_changes: Resumes a run that was begun under another config, instead of refusing it.
+      plan: Compiles the run's programs before weights are read, and refuses a run that does not
+        fit the devices.
       progress: Where the first process reports progress; standard output by default.
 
     Returns:
@@ -68,7 +67,7 @@ def fit(
         stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
         run_directory(workdir, settings, accept_changes=accept_changes) as directory,
         pushing(config.hub, directory, progress, first) as pushes,
-        _prepared(config, directory, progress, pushes) as run,
+        _prepared(config, directory, plan, progress, pushes) as run,
         journal(directory, config.log, settings, run.done, first) as log,
         _advice(config.batch),
     ):
@@ -79,7 +78,7 @@ def fit(
 
 @contextlib.contextmanager
 def _prepared(
-    config: Config, workdir: Workdir, progress: Progress, pushes: Pushes | Unpushed
+    config: Config, workdir: Workdir, plan: bool, progress: Progress, pushes: Pushes | Unpushed
 ) -> Iterator[Run]:
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
@@ -92,6 +91,10 @@ def _prepared(
         rows = RunRows.read(assembly, progress, stack, workdir.path)
         total = assembly.total_steps(rows.loader)
         _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
+        checkpoints = _checkpoints(config.checkpoint, workdir)
+        stack.callback(checkpoints.close)
+        if plan and (known := max(checkpoints.steps, default=0)) < total:
+            plan_ahead(assembly, rows, progress, known)
         progress.draw(f"reading the weights of {config.model.path}")
         model, variables = assembly.model()
         optimizer = assembly.optimizer(total)
@@ -100,8 +103,6 @@ def _prepared(
         _tell(progress, console.of_training(config.seed, start, optimizer, placer))
         if progress.verbose:
             _tell(progress, console.leaf_table(start, placer))
-        checkpoints = _checkpoints(config.checkpoint, workdir)
-        stack.callback(checkpoints.close)
         state, done, tally = _begun(checkpoints, start, rows, progress)
         _refuse_idle_changes(workdir, done, total)
         workdir.adopt(stands_on=assembly.identity)

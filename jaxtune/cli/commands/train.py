@@ -12,7 +12,7 @@ PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--accept-changes] [--distributed] [--verbose]")
+    configured(parser, "[--accept-changes] [--distributed] [--no-plan] [--verbose]")
     parser.add_argument(
         "--accept-changes",
         action="store_true",
@@ -23,6 +23,11 @@ def arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="run as one of several processes, each started with this command; on TPU slices and "
         f"under SLURM they find each other, elsewhere set {', '.join(PLACES)}",
+    )
+    parser.add_argument(
+        "--no-plan",
+        action="store_true",
+        help="start without compiling first and without checking that the run fits the devices",
     )
     parser.add_argument("--verbose", action="store_true", help="list every trained leaf")
     parser.set_defaults(run=run)
@@ -41,7 +46,13 @@ def run(options: Namespace) -> int:
 
     try:
         progress = Progress(verbose=options.verbose)
-        fit(config, workdir, accept_changes=options.accept_changes, progress=progress)
+        fit(
+            config,
+            workdir,
+            accept_changes=options.accept_changes,
+            plan=not options.no_plan,
+            progress=progress,
+        )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number

@@ -1,8 +1,7 @@
 """Finds what to change so that a run fits its devices, and the largest batch that fits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtune.assembly.placer import ways
 from jaxtune.config.schema import Config
@@ -12,6 +11,7 @@ from jaxtune.display.errors import UserError
 from jaxtune.runs.plan.plan import Changes, Plan, Planner, overrides
 from jaxtune.sharding import divisors
 
+PARTS = "batch.accumulate"
 QUANT = ("int8", "nf4", "nf4-double")  # of a base, each smaller than the one before
 
 
@@ -35,42 +35,40 @@ class Fit:
 def to_fit(planner: Planner) -> tuple[Changes, Plan] | None:
     """Returns the smallest changes found with which a run fits, and its plan; None if none do.
 
-    Changes are tried in the order of what they cost in speed, each on top of those before it that
-    help: more micro-batches, weights split over the devices instead of copied, an optimiser whose
-    state has 8 bits, recomputed activations, and a base in 8 or 4 bits. Of the changes that
-    together suffice, those without which the run fits as well are taken back.
+    Changes are tried in the order of what they cost in speed, each on top of those before it: more
+    micro-batches, weights split over the devices instead of copied, an optimiser whose state has 8
+    bits, recomputed activations, and a base in 8 or 4 bits. Of the changes that together suffice,
+    those without which the run fits as well are taken back.
     """
-    made: dict[str, Any] = {}
-    best = planner.plan({})
-    for key, value in _ladder(planner):
-        tried = {**made, key: value}
-        found = _tried(planner, tried)
-        if found is None or found.peak_bytes >= best.peak_bytes:
-            continue
-        made, best = tried, found
-        if best.fits:
+    made: list[Changes] = []
+    for change in _ladder(planner):
+        made = [each for each in made if each.keys() != change.keys()] + [change]
+        found = _tried(planner, _together(made))
+        if found and found.fits:
             return _fewest(planner, made)
     return None
 
 
-def _ladder(planner: Planner) -> Iterator[tuple[str, Any]]:
-    """Yields changes as (key, value), those that cost least speed first."""
+def _together(made: Sequence[Changes]) -> Changes:
+    return {key: value for change in made for key, value in change.items()}
+
+
+def _ladder(planner: Planner) -> Iterator[Changes]:
+    """Yields changes, those that cost least speed first."""
     config, mesh = planner.assembly.config, planner.assembly.mesh
     if parts := _more_parts(config, ways(mesh)):
-        yield "batch.accumulate", parts[-1]
+        yield {PARTS: parts[-1]}
     if mesh.shape["data"] > 1:
-        # The axes together keep their size.
-        yield "mesh", {"data": 1, "fsdp": ways(mesh), "tensor": mesh.shape["tensor"]}
+        yield {"mesh.data": 1, "mesh.fsdp": ways(mesh)}
     if config.optim.name == "adamw":
-        yield "optim.name", "adamw8bit"
+        yield {"optim.name": "adamw8bit"}
     if config.model.remat == "none":
-        yield "model.remat", "dots"
+        yield {"model.remat": "dots"}
     if config.model.remat != "full":
-        yield "model.remat", "full"
-    if config.trainable.kind == "lora":
-        held = config.model.quant
-        start = QUANT.index(held) + 1 if held in QUANT else 0 if held is None else len(QUANT)
-        yield from (("model.quant", kind) for kind in QUANT[start:])
+        yield {"model.remat": "full"}
+    if config.trainable.kind == "lora" and config.model.quant in (None, *QUANT):
+        smaller = QUANT.index(config.model.quant) + 1 if config.model.quant else 0
+        yield from ({"model.quant": kind} for kind in QUANT[smaller:])
 
 
 def _more_parts(config: Config, among: int) -> list[int]:
@@ -81,31 +79,33 @@ def _more_parts(config: Config, among: int) -> list[int]:
 
 
 def _tried(planner: Planner, changes: Changes) -> Plan | None:
-    """Returns the plan of some changes; None if they are impossible or cannot fit."""
+    """Returns the plan of some changes; None if they are impossible or surely do not fit."""
     planner.progress.draw(f"trying {' '.join(overrides(changes))}")
     try:
+        if planner.resident(changes) > planner.target.limit_bytes:
+            return None
         return planner.plan(changes)
     except UserError:  # such as a checkpoint that is stored quantised already
         return None
 
 
-def _fewest(planner: Planner, made: Changes) -> tuple[Changes, Plan]:
+def _fewest(planner: Planner, made: list[Changes]) -> tuple[Changes, Plan]:
     """Drops changes without which a run fits as well, and lowers the number of micro-batches."""
-    for key in list(made):
-        fewer = {name: value for name, value in made.items() if name != key}
-        found = _tried(planner, fewer) if fewer else None
+    for change in list(made):
+        fewer = [each for each in made if each is not change]
+        found = _tried(planner, _together(fewer)) if fewer else None
         if found and found.fits:
             made = fewer
-    if "batch.accumulate" in made:
-        config, mesh = planner.assembly.config, planner.assembly.mesh
-        parts = _more_parts(config, ways(mesh))
+    changes = _together(made)
+    if PARTS in changes:
+        parts = _more_parts(planner.assembly.config, ways(planner.assembly.mesh))
 
         def fits(place: int) -> bool:
-            found = _tried(planner, {**made, "batch.accumulate": parts[place]})
+            found = _tried(planner, {**changes, PARTS: parts[place]})
             return bool(found and found.fits)
 
-        made = {**made, "batch.accumulate": parts[_first(fits, len(parts) - 1)]}
-    return made, planner.plan(made)
+        changes = {**changes, PARTS: parts[_first(fits, len(parts) - 1)]}
+    return changes, planner.plan(changes)
 
 
 def _first(fits: Callable[[int], bool], last: int) -> int:
@@ -129,7 +129,7 @@ def largest_batch(planner: Planner) -> Fit:
     most = min(-(-lines // unit), MANY // unit)
 
     def peak(units: int) -> Plan | None:
-        return _tried(planner, {"batch.rows": units * unit, "batch.accumulate": 1})
+        return _tried(planner, {"batch.rows": units * unit, PARTS: 1})
 
     units, best = _most_units(peak, planner.target.limit_bytes or 0, most)
     rows = units * unit
@@ -138,8 +138,8 @@ def largest_batch(planner: Planner) -> Fit:
     batch = planner.assembly.config.batch
     parts = [each for each in divisors(batch.rows) if batch.rows // each % unit == 0]
     enough = [each for each in parts if batch.rows // each <= rows]
-    largest = {"batch.rows": rows, "batch.accumulate": 1}
-    return Fit(rows, best, largest, {"batch.accumulate": enough[0]} if enough else {})
+    largest = {"batch.rows": rows, PARTS: 1}
+    return Fit(rows, best, largest, {PARTS: enough[0]} if enough else {})
 
 
 def _most_units(
@@ -185,6 +185,8 @@ def refusal(plan: Plan, found: tuple[Changes, Plan] | None) -> str:
             "is enough: reduce batch.max_length or trainable.rank, or use more devices"
         )
     changes, then = found
-    return message + f"\nWith these changes it takes {size_text(then.peak_bytes)}:\n  " + " ".join(
-        overrides(changes)
+    return (
+        message
+        + f"\nWith these changes it takes {size_text(then.peak_bytes)}:\n  "
+        + " ".join(overrides(changes))
     )
