@@ -32,7 +32,7 @@ class Markup:
 
     def __init__(self, specials: Mapping[str, Special]):
         self.specials = specials
-        longest = sorted(specials, key=len, reverse=True)
+        longest = sorted(filter(None, specials), key=len, reverse=True)
         either = "|".join(map(re.escape, longest)) or "(?!)"  # a pattern that matches nothing
         self._special = re.compile(either)
         self._quoted_or_special = re.compile(f"{OPEN}(?:{either}){CLOSE}|({either})")
