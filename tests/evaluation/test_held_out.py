@@ -16,7 +16,7 @@ from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import held_out
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
-from jaxtune.runs import run
+from jaxtune.runs import rows, run
 from jaxtune.runs.loop import Run
 from jaxtune.workdir.checkpoints import Checkpoints
 from tests import tiny
@@ -254,10 +254,10 @@ def test_a_metric_that_is_none_is_refused_before_training(make, tmp_path):
 
 
 def test_several_processes_do_not_answer(make, monkeypatch):
-    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(rows.jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match=r"eval.answers is 3, but 2 processes run this"):
-        run._answered(Assembly(make(eval={"answers": 3}), Path(), ""), SimpleNamespace())
-    assert run._answered(Assembly(make(), Path(), ""), SimpleNamespace()) == []
+        rows._answered(Assembly(make(eval={"answers": 3}), Path(), ""), SimpleNamespace())
+    assert rows._answered(Assembly(make(), Path(), ""), SimpleNamespace()) == []
 
 
 @pytest.mark.slow
