@@ -151,6 +151,11 @@ def ways(x: Any, *axes: str) -> int:
     return math.prod(mesh.shape.get(name, 1) for name in axes) if usable else 1
 
 
+def by_rows(x: jax.Array) -> jax.Array:  # [B, ...]
+    """Returns an array of a batch's rows, each of them whole on one device."""
+    return resharded(x, ROWS, ROWS)
+
+
 def gathered(path: str, leaves: Any) -> Any:
     """Returns the leaves of one layer under a path, a weight or an adapter, as `GATHERED` says.
 
