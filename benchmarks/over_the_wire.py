@@ -14,7 +14,7 @@ import datetime
 import sys
 import time
 
-from compiled_memory import GiB, Case, described, step
+from compiled_memory import Case, GiB, described, step
 from shapes import LLAMA_3_8B
 
 # Of commit e5bb6b0, measured by this program on 2026-11-27: 40.0 GiB of dequantised weights in
@@ -58,9 +58,11 @@ def report(compiled, largest: int) -> bool:
 
     used = compiled.memory_analysis()
     sizes = (used.argument_size_in_bytes, used.temp_size_in_bytes, used.peak_memory_in_bytes)
-    print("  arguments {:.2f} GiB, temporaries {:.2f} GiB, peak {:.2f} GiB a chip".format(
-        *(size / GiB for size in sizes)
-    ))
+    print(
+        "  arguments {:.2f} GiB, temporaries {:.2f} GiB, peak {:.2f} GiB a chip".format(
+            *(size / GiB for size in sizes)
+        )
+    )
     found = traffic.measure(compiled.as_text())
     for kind, sent in found.by_kind.items():
         print(f"  {sent / GiB:8.3f} GiB  {kind}")

@@ -71,11 +71,11 @@ print(
             ),
             "unknown": mapped(unknown, P(), P(), (8, 8)),
             "branches": mapped(branches, P(), P(), (16, 8)),
-            "by_constraint": jax.jit(
-                lambda w: jnp.sin(w), out_shardings=NamedSharding(MESH, P())
-            )
+            "by_constraint": jax.jit(lambda w: jnp.sin(w), out_shardings=NamedSharding(MESH, P()))
             .lower(
-                jax.ShapeDtypeStruct((64, 8), jnp.bfloat16, sharding=NamedSharding(MESH, P("inner")))
+                jax.ShapeDtypeStruct(
+                    (64, 8), jnp.bfloat16, sharding=NamedSharding(MESH, P("inner"))
+                )
             )
             .compile()
             .as_text(),

@@ -3,12 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jaxtune.display.errors import UserError
 from jaxtune.runs.plan import traffic
 from tests import devices
+
+# A loop of 14 in steps of two, whose counter begins at a constant of the caller and whose condition
+# is a fusion. In it a gather that a TPU runs beside three fusions, and a permute of which only
+# seven devices of eight take part; after it a fused reduce-scatter.
+TPU = (Path(__file__).parent / "tpu.hlo").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -62,77 +68,6 @@ def test_the_largest_come_first_with_their_places():
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(UserError, match="compiled XLA module"):
         traffic.measure("module @jit_step {}")
-
-
-# A loop of 14 in steps of two, whose counter begins at a constant of the caller and whose condition
-# is a fusion. In it a gather that a TPU runs beside three fusions, and a permute of which only
-# seven devices of eight take part; after it a fused reduce-scatter.
-TPU = """HloModule jit_step, is_scheduled=true, num_partitions=8
-
-%add.1 (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[]{:T(128)} parameter(0)
-  %b = f32[]{:T(128)} parameter(1)
-  ROOT %sum = f32[]{:T(128)} add(%a, %b)
-}
-
-%fused_computation.1 (param_0.1: u4[1,8,64,64]) -> (u4[1,8,64,64], u4[1,64,64,64], u32[]) {
-  %param_0.1 = u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} parameter(0)
-  %all-gather.1 = u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} all-gather(%param_0.1), channel_id=1, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="0"}, metadata={op_name="jit(step)/layers/mlp/gate" stack_frame_id=1}
-  ROOT %custom-call.1 = (u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)S(1)}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
-}
-
-%async_collective_fusion.2 (param_0.2: u4[1,8,64,64], param_1.2: u4[1,64,64,64]) -> u4[1,64,64,64] {
-  %param_0.2 = u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} parameter(0)
-  ROOT %all-gather.2 = u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} all-gather(%param_0.2), channel_id=1, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="0"}
-}
-
-%compare.inside (param_0.3: s32[], param_1.3: s32[]) -> pred[] {
-  %param_0.3 = s32[]{:T(128)} parameter(0)
-  %param_1.3 = s32[]{:T(128)} parameter(1)
-  ROOT %less = pred[]{:T(512)} compare(%param_0.3, %param_1.3), direction=LT
-}
-
-%condition (wide.param.1: (s32[], u4[1,8,64,64], /*index=2*/bf16[256,8])) -> pred[] {
-  %wide.param.1 = (s32[]{:T(128)}, u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, /*index=2*/bf16[256,8]{1,0}) parameter(0)
-  %counter = s32[]{:T(128)} get-tuple-element(%wide.param.1), index=0
-  %limit = s32[]{:T(128)} constant(14)
-  ROOT %test = pred[]{:T(512)} fusion(%counter, %limit), kind=kLoop, calls=%compare.inside
-}
-
-%body (wide.param.2: (s32[], u4[1,8,64,64], bf16[256,8])) -> (s32[], u4[1,8,64,64], bf16[256,8]) {
-  %wide.param.2 = (s32[]{:T(128)}, u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, bf16[256,8]{1,0}) parameter(0)
-  %counter.1 = s32[]{:T(128)} get-tuple-element(%wide.param.2), index=0
-  %one = s32[]{:T(128)} constant(1)
-  %next = s32[]{:T(128)} add(%counter.1, %one)
-  %after = s32[]{:T(128)} add(%next, %one)
-  %codes = u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} get-tuple-element(%wide.param.2), index=1
-  %start = (u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)S(1)}, u32[]{:S(2)}) fusion(%codes), kind=kCustom, calls=%fused_computation.1
-  %whole = u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)S(1)} get-tuple-element(%start), index=1
-  %middle = u4[1,64,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} fusion(%codes, %whole), kind=kOutput, calls=%async_collective_fusion.2
-  %rows = bf16[256,8]{1,0} get-tuple-element(%wide.param.2), index=2
-  %collective-permute-start.1 = (bf16[256,8]{1,0}, bf16[256,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%rows), channel_id=33, source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,7}}
-  %moved = bf16[256,8]{1,0} collective-permute-done(%collective-permute-start.1)
-  ROOT %state = (s32[]{:T(128)}, u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, bf16[256,8]{1,0}) tuple(%after, %codes, %moved)
-}
-
-%all-reduce-scatter.1 (param_0.4: f32[512,8]) -> f32[64,8] {
-  %param_0.4 = f32[512,8]{1,0} parameter(0)
-  %all-reduce.1 = f32[512,8]{1,0} all-reduce(%param_0.4), channel_id=9, replica_groups=[1,8]<=[8], use_global_device_ids=true, to_apply=%add.1
-  %zero = s32[] constant(0)
-  ROOT %part = f32[64,8]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={64,8}
-}
-
-ENTRY %main.1 (codes.1: u4[1,8,64,64], rows.1: bf16[256,8], sums.1: f32[512,8]) -> f32[64,8] {
-  %codes.1 = u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)} parameter(0)
-  %rows.1 = bf16[256,8]{1,0} parameter(1)
-  %sums.1 = f32[512,8]{1,0} parameter(2)
-  %begin = s32[]{:T(128)} constant(0)
-  %copy.1 = s32[]{:T(128)} copy(%begin)
-  %tuple.1 = (s32[]{:T(128)}, u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, bf16[256,8]{1,0}) tuple(%copy.1, %codes.1, %rows.1)
-  %while.1 = (s32[]{:T(128)}, u4[1,8,64,64]{3,2,1,0:T(64,128)(8,1)E(4)}, bf16[256,8]{1,0}) while(%tuple.1), condition=%condition, body=%body
-  ROOT %fusion.9 = f32[64,8]{1,0} fusion(%sums.1), kind=kCustom, calls=%all-reduce-scatter.1
-}
-"""
 
 
 def test_a_tpus_forms():
