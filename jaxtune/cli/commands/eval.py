@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 from jaxtune.cli.options import filled
 
@@ -23,6 +24,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="adapter or merged checkpoint to evaluate: a directory or Hub repository "
         "(default: the run's export)",
     )
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,6 +34,7 @@ def run(options: Namespace) -> int:
         raise UsageError(
             "--base evaluates the untuned base only: it cannot be combined with --adapter"
         )
+    distributed.join(options)
     config, workdir = config_and_place(options)
     from jaxtune.evaluation.compare import compare
 

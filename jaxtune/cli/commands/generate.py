@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import config_and_place, configured
 from jaxtune.cli.options import filled, path
 from jaxtune.display.errors import UserError
@@ -30,11 +31,13 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=path, metavar="FILE", help="picture to use with all prompts"
     )
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Answers the given prompts; without any, those typed at the terminal until the input ends."""
+    distributed.join(options)
     config, workdir = config_and_place(options)
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.cli.chat import (
