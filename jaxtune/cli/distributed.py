@@ -5,14 +5,20 @@ its first use of JAX.
 """
 
 import os
+import signal
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtune.cli.commands import UsageError
 from jaxtune.cli.options import filled, whole
 from jaxtune.display.escapes import shown
+from jaxtune.runs import signals
+
+if TYPE_CHECKING:
+    from jaxtune.cli.peers.group import Fate, Group
 
 # Options of the explicit way to join, and the environment variable that each stands for.
 PLACES = {
@@ -24,6 +30,9 @@ FOUND = "Open MPI, SLURM, TPU slices (GKE and GCE), and Kubernetes Jobs and JobS
 USAGE = "[--distributed]"  # in the usage line of a command that several processes can run
 MOST = 100_000  # processes
 TIMEOUT = 300  # seconds
+NEVER = 10**6  # seconds
+UNPROXIED = "no_grpc_proxy"  # variable with the hosts that gRPC reaches without a proxy
+AGAIN = "Run the same command again for each process"
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,9 @@ class Place:
     count: int
     index: int
     devices: list[int] | None = None  # local devices of this process; None: all that it sees
+
+
+_group: "Group | None" = None  # once this process has joined others
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -72,23 +84,95 @@ def arguments(parser: ArgumentParser) -> None:
     )
 
 
-def join(options: Namespace) -> None:
+def join(
+    options: Namespace,
+    advice: Callable[[], str] = lambda: AGAIN,
+    *,
+    preemptible: bool = False,
+) -> None:
     """Joins the other processes if the options ask for it; must precede the first use of JAX.
 
-    Raises UsageError if the options or the environment do not say where the processes are.
+    From then on, each process ends if another one is lost or fails.
+
+    Args:
+      options: The options of the command.
+      advice: Returns what to do when another process is lost, which ends the message about it.
+      preemptible: Whether the command asks JAX if a process got SIGTERM, and stops in all of them.
+        Otherwise SIGTERM ends this process at once, and thereby the others.
+
+    Raises:
+      UsageError: If the options or the environment do not say where the processes are.
+      JoinError: If the processes do not find each other in time.
     """
+    global _group
     place = place_of(options)
     if place is None:
         return
+    from jaxtune.cli.peers.group import message, say
+    from jaxtune.cli.peers.hub import Hub
+    from jaxtune.cli.peers.member import Peer
+
+    def end(fate: "Fate") -> None:
+        say(message(fate, place.count, advice()))
+        signals.end(fate.code)
+
+    _group = (Peer if place.index else Hub)(place.coordinator, place.index, place.count, end)
+    address = _group.join(options.join_timeout)
+    signals.before_end(_ended)
+    _initialize(place, address, preemptible)
+
+
+def fail(error: BaseException, code: int, text: str) -> None:
+    """Tells the other processes, if there are any, that this one ends by an error.
+
+    Does not return if another process is to blame: the message is then about that one.
+    """
+    if _group:
+        _group.failing(error, code, text)
+
+
+def leave() -> None:
+    """Waits for the other processes, if there are any, to end in order as this one does."""
+    if _group:
+        import jax
+
+        jax.distributed.shutdown()
+        _group.leave()
+
+
+def joined() -> bool:
+    """Whether this process has joined others."""
+    return _group is not None
+
+
+def _ended(code: int) -> None:
+    """Tells the others of a signal that ends this process."""
+    if not _group.over:
+        name = signal.Signals(code - 128).name if code > 128 else f"exit code {code}"
+        _group.fail(code, f"it was stopped by {name}")
+
+
+def _initialize(place: Place, address: str, preemptible: bool) -> None:
+    """Lets JAX join, by a service on this host; all processes are known to be there.
+
+    `Group` notices lost ones, so JAX's own time limits, at which it aborts, are never reached.
+    """
     import jax
 
+    kept = os.environ.get(UNPROXIED) or os.environ.get("no_proxy")
+    os.environ[UNPROXIED] = ",".join(filter(None, ["127.0.0.1", kept]))
+    jax.config.update("jax_check_proxy_envs", False)
+    jax.config.update("jax_enable_preemption_service", preemptible)
     jax.distributed.initialize(
-        place.coordinator,
+        address,
         place.count,
         place.index,
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=options.join_timeout,
+        initialization_timeout=NEVER,
+        heartbeat_timeout_seconds=NEVER,
+        shutdown_timeout_seconds=NEVER,
+        coordinator_bind_address=address,
     )
 
 

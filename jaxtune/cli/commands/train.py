@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
+from functools import partial
 
 from jaxtune.cli import distributed
 from jaxtune.cli.commands import config_and_place, configured
@@ -22,7 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Trains, or resumes a run; if a signal stopped it, returns 128 + the signal's number."""
-    distributed.join(options)
+    distributed.join(options, partial(_resuming, options), preemptible=True)
     config, workdir = config_and_place(options)
     from jaxtune.display.progress import Progress
     from jaxtune.runs.run import fit
@@ -35,3 +36,15 @@ def run(options: Namespace) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
     return 0
+
+
+def _resuming(options: Namespace) -> str:
+    """Returns what to do when another process is lost: resume, and from which step."""
+    from jaxtune.workdir.checkpoints import Checkpoints
+
+    found = Checkpoints(options.workdir / "checkpoints") if options.workdir else None
+    if not (found and found.steps):
+        return f"{distributed.AGAIN}: no step was saved yet, so training starts over"
+    return (
+        f"{distributed.AGAIN}: training resumes from step {found.steps[-1]:,}, in {found.directory}"
+    )
