@@ -4,7 +4,8 @@ import pytest
 
 from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import WorkdirError
-from tests.checkpoint.test_load import free_port, start
+from tests.checkpoint.test_load import start
+from tests.processes import free_port
 
 # Each process has a copy of the checkpoints, as on disks of their own.
 CODE = """
