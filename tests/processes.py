@@ -66,12 +66,12 @@ def started(
 
     `differing` gives further arguments of the process with an index.
     """
-    joining = ("--coordinator", f"127.0.0.1:{free_port()}", "--join-timeout", "60")
+    joining = ["--coordinator", f"127.0.0.1:{free_port()}", "--join-timeout", "60"]
+    joining += ["--process-count", str(count), "--process-index"]
     environment = devices.environment(each) | {"JAX_PLATFORMS": "cpu"} | more
     processes = [
         subprocess.Popen(
-            [sys.executable, LAUNCHER, *arguments, *differing(index), *joining]
-            + ["--process-count", str(count), "--process-index", str(index)],  # noqa: RUF005
+            [sys.executable, LAUNCHER, *arguments, *differing(index), *joining, str(index)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
