@@ -34,12 +34,13 @@ from jaxtune.checkpoint.hub import COMPANIONS, GENERATION_CONFIG
 from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.display.errors import UserError
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized
+from jaxtune.sharding import gathered
 
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path

@@ -29,7 +29,8 @@ from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, decisive, run_directory
+from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.identity import refuse_replaced
 from jaxtune.workdir.journal import journal, refuse_foreign_lines
 
@@ -172,11 +173,6 @@ def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
         raise UserError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
     if not count:
         return []
-    if jax.process_count() > 1:
-        raise UserError(
-            f"eval.answers is {count}, but {jax.process_count()} processes run this, and answering "
-            "needs a single one: set eval.answers to 0, and use the eval command after the run"
-        )
     if held_out is None:
         raise UserError(
             "eval.answers: no held-out rows to answer; set eval.source, eval.split or eval.holdout"

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.workdir import agreement
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 
 ITEMS = ("state", "position")
 NOT_RAISED = "exception was never retrieved"  # part of a message of asyncio

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
-from jaxtune.checkpoint.processes import gathered
 from jaxtune.families.names import Piece
+from jaxtune.sharding import gathered
 
 KEY = "jaxtune_base"
 VERSION = 2  # version 1 had no number, and many values of a single layer of a single leaf

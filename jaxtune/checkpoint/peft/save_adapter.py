@@ -25,8 +25,9 @@ from jaxtune.checkpoint.peft.base import Base, params_of
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.families import names
+from jaxtune.sharding import gathered
 
 
 def save_adapter(

@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtune.adapters.lora import Lora, one_layer
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.checkpoint.peft.adapter_config import Settings
-from jaxtune.checkpoint.processes import gathered
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
+from jaxtune.sharding import gathered, put
 
 PREFIX = "base_model.model."
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -262,5 +262,5 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
 def _beside(weight: Any, adapter: Lora) -> Lora:
     """Puts an adapter on the devices of its weight, replicated on each."""
     if isinstance(weight.sharding, NamedSharding):
-        return jax.device_put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
+        return put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
     return jax.tree.map(jnp.asarray, adapter)

@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from jaxtune.cli import distributed
 from jaxtune.cli.commands import config_and_place, configured
@@ -48,12 +49,15 @@ def run(options: Namespace) -> int:
         typed_prompt,
         write_answers,
     )
+    from jaxtune.workdir import agreement
     from jaxtune.workdir.directory import begun
 
-    assembly = Assembly.of(config, begun(workdir))
+    say = _say if agreement.first() else _unsaid
+    assembly = Assembly.of(config, agreement.of_first(partial(begun, workdir)))
     # Given prompts are checked before the weights are read.
     image = options.image
-    prompts = [typed_prompt(assembly, text, place, image) for place, text in given(options)]
+    texts = agreement.of_first(partial(given, options))
+    prompts = [typed_prompt(assembly, text, place, image) for place, text in texts]
     generator = text_generator(assembly, workdir, options.adapter, options.base)
     for prompt in prompts:
         generator.check(prompt.tokens, prompt.place)
@@ -69,7 +73,7 @@ def run(options: Namespace) -> int:
             found.append(answer(generator, assembly.task, prompt, say))
             say("\n" if options.file else "")
     finally:
-        if found:
+        if found and agreement.first():
             show(f"answers written to {write_answers(workdir, found)}", sys.stderr)
     return 0
 
@@ -92,14 +96,21 @@ def given(options: Namespace) -> list[tuple[str, str]]:
 
 
 def conversed(answer: Callable[[str], object]) -> None:
-    """Answers typed prompts; on a terminal, an error in one is printed and the next is read."""
-    for text in typed():
+    """Answers typed prompts; on a terminal, an error in one is printed and the next is read.
+
+    Of several processes, the first one reads what is typed for all.
+    """
+    from jaxtune.workdir import agreement
+
+    live, lines = agreement.of_first(sys.stdin.isatty), typed()
+    for text in iter(lambda: agreement.of_first(partial(next, lines, None)), None):
         try:
             answer(text)
         except ValueError as error:
-            if not sys.stdin.isatty():
+            if not live:
                 raise
-            show(f"error: {error}", sys.stderr)
+            if agreement.first():
+                show(f"error: {error}", sys.stderr)
 
 
 def typed() -> Iterator[str]:
@@ -114,7 +125,11 @@ def typed() -> Iterator[str]:
             yield text
 
 
-def say(text: str) -> None:
+def _unsaid(text: str) -> None:
+    """Prints nothing, in all processes but the first."""
+
+
+def _say(text: str) -> None:
     """Prints part of an answer without waiting for the rest."""
     sys.stdout.write(text)
     sys.stdout.flush()
