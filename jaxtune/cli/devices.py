@@ -6,7 +6,7 @@ import platform
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,8 +124,7 @@ def check(view: View, expected: int | None) -> None:
     """
     if expected is None:
         return
-    asked = (jax.config.jax_platforms or "").split(",")
-    if "cpu" not in asked and any(kind.platform == "cpu" for kind in view.local):
+    if "cpu" not in _platforms() and any(kind.platform == "cpu" for kind in view.local):
         raise DevicesError(
             f"process {view.process} on {view.host} finds no accelerator, only its CPU; expected "
             f"{plural(expected, 'device')} in all. Check the driver, and that JAX was installed "
@@ -190,12 +189,9 @@ def everyones(view: View) -> list[dict[str, Any]]:
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: content.size] = content
     gathered = np.asarray(multihost_utils.process_allgather(padded))
-    return _parsed(gathered, sizes.tolist())
-
-
-def _parsed(gathered: np.ndarray, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    rows: Iterable = zip(gathered, sizes, strict=True)
-    return [json.loads(row[:size].tobytes()) for row, size in rows]
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes.tolist(), strict=True)
+    ]
 
 
 def _sum() -> int:
@@ -209,6 +205,10 @@ def _sum() -> int:
     )
     total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(everywhere, PartitionSpec()))
     return int(total(each).addressable_data(0))
+
+
+def _platforms() -> list[str]:
+    return (jax.config.jax_platforms or "").split(",")
 
 
 def _memory(device: jax.Device) -> int | None:
