@@ -182,7 +182,7 @@ def killed(bench: Bench) -> None:
     for victim in (0, 1):
         name = f"killed-{victim}"
         processes = bench.started("lora", name, SPREAD)
-        wait_for(lambda: (bench.place / name / "checkpoints/6").exists(), processes)
+        wait_for((bench.place / name / "checkpoints/6").exists, processes)
         processes[victim].send_signal(signal.SIGKILL)
         began = time.monotonic()
         other = processes[1 - victim]
