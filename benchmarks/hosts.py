@@ -29,6 +29,7 @@ from pathlib import Path
 from jaxtune.workdir.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
+PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # persistent compilation cache, if any
 TEXT, PICTURES = ROOT / "configs/tiny", ROOT / "configs/tiny_pictures"
 LIMIT = 1e-5  # largest relative difference of losses
 SOON = 60.0  # seconds within which a process ends after another was killed
@@ -47,6 +48,12 @@ KINDS = {
         trainable=dict(kind="attention"),
         batch=dict(rows=8, max_length=64),
     ),
+}
+# Meshes of 8 devices, by kind; by default, all devices are on `fsdp`.
+MESHES = {
+    "full": dict(data=2, fsdp=4),
+    "qlora": dict(data=2, fsdp=2, tensor=2),
+    "paligemma": dict(data=2, fsdp=4),
 }
 
 
@@ -103,11 +110,15 @@ class Bench:
     def started(self, kind: str, name: str, layout: Layout, *more: str) -> list[subprocess.Popen]:
         """Starts the processes of a run."""
         arguments = ["--config", str(self.config(kind)), "--workdir", str(self.place / name)]
+        if layout.processes * layout.devices == 8:
+            sizes = MESHES.get(kind, {}).items()
+            arguments += [f"--config.mesh.{axis}={size}" for axis, size in sizes]
         port = free_port()
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={layout.devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.place / "programs"),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={layout.devices}",
+            "JAX_COMPILATION_CACHE_DIR": PROGRAMS or str(self.place / "programs"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         found = []
@@ -182,7 +193,7 @@ def killed(bench: Bench) -> None:
     for victim in (0, 1):
         name = f"killed-{victim}"
         processes = bench.started("lora", name, SPREAD)
-        wait_for(lambda: (bench.place / name / "checkpoints/6").exists(), processes)
+        wait_for((bench.place / name / "checkpoints/6").exists, processes)
         processes[victim].send_signal(signal.SIGKILL)
         began = time.monotonic()
         other = processes[1 - victim]

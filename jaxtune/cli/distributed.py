@@ -27,7 +27,8 @@ PLACES = {
     "--process-index": "JAX_PROCESS_ID",
 }
 FOUND = "Open MPI, SLURM, TPU slices (GKE and GCE), and Kubernetes Jobs and JobSets"
-USAGE = "[--distributed]"  # in the usage line of a command that several processes can run
+# In the usage line of a command that several processes can run.
+USAGE = "[--distributed | --coordinator HOST:PORT …]"
 MOST = 100_000  # processes
 TIMEOUT = 300  # seconds
 NEVER = 10**6  # seconds

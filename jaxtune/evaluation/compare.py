@@ -112,6 +112,7 @@ def compare(
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
     about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
+    agreement.refuse_different("the held-out rows", about)
     with _held(workdir):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")

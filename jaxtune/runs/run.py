@@ -28,10 +28,11 @@ from jaxtune.runs.loop import RESUME, Run, RunError
 from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
+from jaxtune.workdir import agreement
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
 from jaxtune.workdir.errors import WorkdirError
-from jaxtune.workdir.identity import refuse_replaced
+from jaxtune.workdir.identity import Identity, refuse_replaced
 from jaxtune.workdir.journal import journal, refuse_foreign_lines
 
 UNTRAINED = "nothing was trained yet; run the same command again to start"
@@ -98,6 +99,7 @@ def _prepared(
         assembly = Assembly.of(config, workdir.started)
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
+        agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
         placer = assembly.placer
         rows = _rows(assembly, workdir, progress, stack)
         total = assembly.total_steps(rows.loader)
@@ -159,9 +161,19 @@ def _rows(
     placer = assembly.placer
     loader = assembly.training(train, placer.share)
     evaluator = held_out and assembly.evaluating(held_out, placer)
-    for each in filter(None, (loader, evaluator)):
-        stack.callback(each.close)
+    for name, each in (("training", loader), ("held-out", evaluator)):
+        if each:
+            stack.callback(each.close)
+            agreement.refuse_different(f"the {name} rows", each.identity)
     return RunRows(loader, evaluator, _answered(assembly, held_out))
+
+
+def _contents(files: Identity) -> dict[str, dict[str, list]]:
+    """Returns sizes and digests of files, without the times of writing."""
+    return {
+        kind: {name: list(each[:2]) for name, each in found.items()}
+        for kind, found in files.items()
+    }
 
 
 def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:

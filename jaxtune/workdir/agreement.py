@@ -89,6 +89,15 @@ def refuse_different(what: str, content: Any) -> None:
         )
 
 
+def unless_all(holds: Callable[[], bool], problem: str) -> None:
+    """Raises WorkdirError in every process unless something holds in all of them."""
+    if jax.process_count() == 1:
+        return
+    found = multihost_utils.process_allgather(np.asarray(holds()))
+    if not found.all():
+        raise WorkdirError(f"process {int(np.argmin(found))} finds no such run: {problem}")
+
+
 def any_text(text: str) -> str:
     """Returns the first text that is not empty of those that the processes pass, or ""."""
     return next((each for _, each in _of_all(False, text) if each), "")

@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
 SAVED = "saved"  # entry of run.json: whether a checkpoint has been written
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
+SLOW = 60.0  # most seconds until a shared file system shows a new file to all hosts
 NAMED = 5  # files that an error message lists
 
 
@@ -127,6 +130,11 @@ def run_directory(
             return _opened(path, settings, accept_changes)
 
         known = agreement.of_first(opened)
+        agreement.unless_all(
+            partial(_shared, path),
+            f"{path} must be on a file system that all "
+            "hosts share, as the checkpoints of several processes are: name another --workdir",
+        )
         yield Workdir(
             path,
             known["started"],
@@ -137,6 +145,16 @@ def run_directory(
             stepped=known["stepped"],
             lock=_inode(path / LOCK) if agreement.first() else None,
         )
+
+
+def _shared(path: Path) -> bool:
+    """Whether this process finds the run that the first one opened; file systems may be slow."""
+    end = time.monotonic() + SLOW
+    while not (path / RUN).exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(SLOW / 100)
+    return True
 
 
 def _opened(path: Path, settings: Mapping[str, Any], accept_changes: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jaxtune.cli.options import filled
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--base | --both] [--adapter DIR]")
+    configured(parser, f"[--base | --both] [--adapter DIR] {distributed.USAGE}")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="evaluate the untuned base only")
     which.add_argument(

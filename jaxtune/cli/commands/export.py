@@ -12,7 +12,11 @@ INTO = ("original", "dequantised")
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
+    configured(
+        parser,
+        "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference] "
+        f"{distributed.USAGE}",
+    )
     parser.add_argument(
         "--merged",
         nargs="?",

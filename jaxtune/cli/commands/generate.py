@@ -16,7 +16,11 @@ TYPED = "the prompt"
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR]")
+    configured(
+        parser,
+        "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR] "
+        f"{distributed.USAGE}",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="use the untuned base")
     which.add_argument(
