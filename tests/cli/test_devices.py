@@ -64,7 +64,7 @@ def test_a_sum_that_fails_or_hangs_is_one_message(monkeypatch):
     ],
 )
 def test_other_devices_than_expected_are_refused(view, expected, problem, monkeypatch):
-    monkeypatch.setattr(devices, "_platforms", lambda: [])
+    monkeypatch.setattr(devices, "_platforms", lambda: ["tpu", "cpu"])
     with pytest.raises(DevicesError, match=problem):
         devices.check(view, expected)
     devices.check(view, None)
