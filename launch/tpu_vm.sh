@@ -29,8 +29,10 @@ case ${1:-} in
             --version="$VERSION" ${SPOT:+--spot}
         ;;
     setup)  # copies what is committed here; the hosts' own Python is too old
-        git archive --format=tar.gz --output=/tmp/jaxtune.tar.gz HEAD
-        gcloud compute tpus tpu-vm scp /tmp/jaxtune.tar.gz "$NAME:" --zone="$ZONE" --worker=all
+        copy=$(mktemp -d)
+        trap 'rm -r "$copy"' EXIT
+        git archive --format=tar.gz --output="$copy/jaxtune.tar.gz" HEAD
+        gcloud compute tpus tpu-vm scp "$copy/jaxtune.tar.gz" "$NAME:" --zone="$ZONE" --worker=all
         gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="mkdir -p jaxtune"
         everywhere "tar -xzf ../jaxtune.tar.gz && python3 -m pip install --quiet --user uv &&
             python3 -m uv venv --quiet --allow-existing --python 3.12 &&
@@ -42,11 +44,11 @@ case ${1:-} in
     train)  # goes on if the connection breaks: the same step then shows the log again
         shift
         arguments=$(printf ' %q' "${@:---config=configs/palette_demo.py}")
-        everywhere "if ! kill -0 \$(cat train.pid 2>&1) 2>/dev/null; then
+        everywhere "if ! kill -0 \"\$(cat train.pid)\" 2>/dev/null; then
             nohup $PYTHON launch.py train --distributed$arguments >> train.log 2>&1 & echo \$! > train.pid
             fi; tail -n 50 --pid=\$(cat train.pid) -F train.log"
         ;;
-    stop)  # a signal to one process stops all of them after the same step, and they save
+    stop)  # all processes stop after the same step, and save
         everywhere "kill -TERM \$(cat train.pid)"
         ;;
     delete)
