@@ -44,9 +44,9 @@ case ${1:-} in
     train)  # goes on if the connection breaks: the same step then shows the log again
         shift
         arguments=$(printf ' %q' "${@:---config=configs/palette_demo.py}")
-        everywhere "if ! kill -0 \"\$(cat train.pid)\" 2>/dev/null; then
+        everywhere "if ! kill -0 \$(cat train.pid 2> /dev/null || echo none) 2> /dev/null; then
             nohup $PYTHON launch.py train --distributed$arguments >> train.log 2>&1 & echo \$! > train.pid
-            fi; tail -n 50 --pid=\$(cat train.pid) -F train.log"
+            fi; tail -n 50 --pid=\$(cat train.pid) -F train.log; wait \$!"
         ;;
     stop)  # all processes stop after the same step, and save
         everywhere "kill -TERM \$(cat train.pid)"
