@@ -9,7 +9,7 @@ import pytest
 
 from tests import processes, tiny
 from tests.processes import Ended, alone, run, started
-from tests.runs.test_run import bits
+from tests.runs.test_run import contents
 
 STEPS = 6
 NEAR = 1e-5  # relative; sums over devices and processes have another order
@@ -122,7 +122,7 @@ def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(victim, spre
     assert "training resumes from step " in message and str(workdir / "checkpoints") in message
     assert other.code == 75 and "Traceback" not in other.err and "***" not in other.err
     run(command)
-    assert bits(workdir) == bits(whole)
+    assert contents(workdir) == contents(whole)
 
 
 @pytest.mark.slow
