@@ -95,8 +95,8 @@ def run(arguments: Sequence[str], count: int = 2, each: int = 2, **more: str) ->
     return found
 
 
-def alone(arguments: Sequence[str], each: int = 1, **more: str) -> Ended:
-    """Runs a command in one process with `each` devices."""
+def alone(arguments: Sequence[str], each: int = 1, code: int = 0, **more: str) -> Ended:
+    """Runs a command in one process with `each` devices, which must end with a code."""
     done = subprocess.run(
         [sys.executable, LAUNCHER, *arguments],
         env=devices.environment(each) | {"JAX_PLATFORMS": "cpu"} | more,
@@ -104,5 +104,5 @@ def alone(arguments: Sequence[str], each: int = 1, **more: str) -> Ended:
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return Ended(done.returncode, done.stdout, done.stderr)
