@@ -42,7 +42,9 @@ def test_without_a_step_it_says_which_there_are(step, place):
 
 def test_it_creates_and_deletes_a_slice(place):
     given = {"NAME": "mine", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "SPOT": "1"}
-    assert place.run("bash", SCRIPT, "create", VERSION="v2-alpha-tpuv5-lite", **given).returncode == 0
+    assert (
+        place.run("bash", SCRIPT, "create", VERSION="v2-alpha-tpuv5-lite", **given).returncode == 0
+    )
     assert place.run("bash", SCRIPT, "delete", **given).returncode == 0
     assert place.notes == [
         "gcloud compute tpus tpu-vm create mine --zone=us-west4-a "
