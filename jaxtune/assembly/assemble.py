@@ -21,7 +21,7 @@ from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
 from jaxtune.checkpoint.companions import TokenizerFiles
-from jaxtune.checkpoint.hub import locate
+from jaxtune.checkpoint.sources import locate
 from jaxtune.config.fields import ConfigError
 from jaxtune.config.schema import MANY, Config
 from jaxtune.data.examples import RowEncoder

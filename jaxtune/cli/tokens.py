@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtune.checkpoint import hub
+from jaxtune.checkpoint import sources
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.columns import FEW, few, grid, labelled
 from jaxtune.display.errors import UserError
@@ -145,7 +145,7 @@ def _read(file: str | os.PathLike) -> str:
 
 
 def _opened(source: str) -> Tokenizer:
-    path = hub.locate_tokenizer(source)
+    path = sources.locate_tokenizer(source)
     try:
         return Tokenizer.open(path)
     except ValueError as error:

@@ -15,8 +15,8 @@ from typing import Any
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.placer import Placer
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
+from jaxtune.checkpoint.sources import locate
 from jaxtune.config import training_sections as sections
 from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from jaxtune.checkpoint import hub, load
+from jaxtune.checkpoint import load, sources
 from jaxtune.checkpoint.dtypes import dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import TensorInfo
@@ -102,7 +102,7 @@ def inspect(
     check_kinds(quant or (), text)
     sample = None if text is None else read_text(text)
     mesh = abstract_mesh(mesh_axes) if mesh_axes else None
-    described = load.describe(*hub.locate_headers(source))
+    described = load.describe(*sources.locate_headers(source, bool(quant)))
     leaves = _leaves(described, mesh, dtype)
     rows = described.model.config.vocabulary
     files = SideFiles(_tokenizer_of(described.directory), strict=False)

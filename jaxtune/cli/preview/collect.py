@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.rows import Rows
-from jaxtune.checkpoint.hub import locate_headers
+from jaxtune.checkpoint.sources import locate_headers
 from jaxtune.cli.preview import render as shown
 from jaxtune.config.schema import Config
 from jaxtune.data.batches import Batch
