@@ -63,7 +63,7 @@ def run(options: Namespace) -> int:
         )
     if options.into and not options.merged:
         raise UsageError("--into applies only to merged exports: add --merged")
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("checkpoints", "export"))
     from jaxtune.export.write import export
 
     found = export(

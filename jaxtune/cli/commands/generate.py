@@ -35,7 +35,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Answers the given prompts; without any, those typed at the terminal until the input ends."""
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("export",))
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.cli.chat import (
         Conversation,
