@@ -378,8 +378,8 @@ def _today() -> str:
 
 
 def _new(path: Path) -> dict[str, str]:
-    now = datetime.datetime.now()
+    now, name = datetime.datetime.now(), Path(known_as(path.resolve())).name
     return {
         "started": now.date().isoformat(),
-        "name": f"{Path(known_as(path.resolve())).name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
+        "name": f"{name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
     }

@@ -65,7 +65,7 @@ def in_use(path: Path, what: str) -> Iterator[None]:
             _finish(finish, raises=done)
         finally:
             if not name:
-                mirror.uploads = None
+                mirror.uploads, mirror.claimed = None, False
             lease.release()
 
 
