@@ -28,6 +28,7 @@ from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.display.columns import few
 from jaxtune.families import names
+from jaxtune.files.fetched import known_as
 from jaxtune.models.decoder import LayerKind
 
 ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # leaves not counted as "non-embedding"
@@ -109,7 +110,7 @@ def inspect(
     tokenizer = tokenizer_facts(files, described.raw, rows)
     return Report(
         source=os.fspath(source),
-        directory=str(described.directory),
+        directory=known_as(described.directory),
         model=_model(described),
         leaves=leaves,
         others=tuple(_others(described)),
