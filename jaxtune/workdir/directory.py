@@ -378,7 +378,7 @@ def _today() -> str:
 
 
 def _new(path: Path) -> dict[str, str]:
-    now, name = datetime.datetime.now(), Path(known_as(path.resolve())).name
+    now, name = datetime.datetime.now(), Path(known_as(path)).resolve().name
     return {
         "started": now.date().isoformat(),
         "name": f"{name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",

@@ -70,7 +70,7 @@ def preview(
     few = jax.tree.map(lambda leaf: leaf[:rows], lines)
     told, title = (
         (tokenizer, step.places, train.survey),
-        f"Rows of {Path(known_as(workdir.resolve())).name}",
+        f"Rows of {Path(known_as(workdir)).resolve().name}",
     )
     page, file = workdir / "preview.html", workdir / "preview.json"
     seen, pictures = _seen(lines), encoder.pictures

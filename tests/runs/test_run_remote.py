@@ -1,0 +1,99 @@
+"""Runs whose data, base and workdir are in an object store, and which are cut off."""
+
+import pytest
+
+from jaxtune.config import load as configs
+from jaxtune.display.progress import Quiet
+from jaxtune.files.store import Store
+from jaxtune.runs.run import fit
+from jaxtune.workdir import lease, uploads
+from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.mirror import bring, local_workdir
+from tests import tiny
+from tests.objects import WRITES, Killed, machine, names, nth, objects, put, s3, s3_server  # noqa: F401
+from tests.runs.test_run import contents
+
+RUN = "faulty://runs/x"
+
+
+def values(base, rows):
+    return tiny.settings(
+        base,
+        rows,
+        steps=6,
+        trainable={"rank": 2, "dropout": 0.1},
+        eval={"holdout": 4, "every": 2},
+        checkpoint={"every": 1, "keep": 2},
+        log={"every": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(base, rows, tmp_path_factory):
+    """What a local run that nothing stopped leaves."""
+    workdir = tmp_path_factory.mktemp("whole") / "x"
+    fit(configs.parse(values(base, rows)), workdir, progress=Quiet())
+    return contents(workdir)
+
+
+@pytest.fixture
+def config(objects, machine, base, rows):  # noqa: F811
+    put("faulty://data/base", base)
+    Store("faulty://data").upload("rows.jsonl", rows)
+    return configs.parse(values("faulty://data/base", "faulty://data/rows.jsonl"))
+
+
+def left(url):
+    """What a run has left in the store, as another machine gets it."""
+    workdir = local_workdir(url)
+    bring(workdir, ("checkpoints", "export"))
+    found = contents(workdir)
+    return alike(found)
+
+
+def alike(found):
+    """The files of the rows are named by where they are."""
+    step, position, *rest = found
+    position = {**position, "held_out": [], "loader": {**position["loader"], "files": []}}
+    return [step, position, *rest]
+
+
+def run(config):
+    return fit(config, local_workdir(RUN), progress=Quiet())
+
+
+def test_a_run_in_a_store_leaves_what_a_local_one_does(config, machine, whole):  # noqa: F811
+    summary = run(config)
+    assert summary["exported"] == f"{RUN}/export/adapter"
+    assert summary["checkpoints"] == [f"{RUN}/checkpoints/5", f"{RUN}/checkpoints/6"]
+    there = {name.split("/")[1] for name in names(RUN) if name.startswith("checkpoints/")}
+    assert there == {"5", "6"}
+    machine("b")
+    assert left(RUN) == alike(whole)
+
+
+@pytest.mark.parametrize("number", [2, 9, 25, 31, 47, 70, 95, 130, 160])
+def test_a_run_cut_off_at_any_write_goes_on_from_an_empty_disk(
+    number,
+    config,
+    objects,
+    machine,
+    whole,
+    monkeypatch,  # noqa: F811
+):
+    monkeypatch.setattr(lease, "STALE", 0.0)
+    monkeypatch.setattr(lease, "SETTLE", 0.0)
+    monkeypatch.setattr(uploads, "POLL", 0.01)
+    monkeypatch.setattr(uploads, "AGAIN", 0.0)
+    objects.fault = nth(number, Killed())
+    try:
+        run(config)
+    except (Killed, WorkdirError, uploads.StoreError):
+        pass
+    written = len([each for each, _ in objects.requests if each in WRITES])
+    assert written >= number, "the run was not cut off"
+    objects.fault = lambda request, path: None
+    machine("b")
+    run(config)
+    machine("c")
+    assert left(RUN) == alike(whole)
