@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -17,17 +18,17 @@ from jaxtune.workdir import mirror
 WRITES = ("pipe_file", "put_file", "rm_file")
 
 
-class Killed(BaseException):
-    """The end of the process, as far as the store can tell: no request follows."""
+class Killed(PermissionError):
+    """The end of the process, as far as the store can tell: no request succeeds any more."""
 
 
 class Objects(MemoryFileSystem):
     """A store in memory, faulty://, that asks `fault` before every request."""
 
     protocol = "faulty"
-    store = {}
-    pseudo_dirs = [""]
-    requests = []
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+    requests: ClassVar = []
 
     @staticmethod
     def fault(request, path):

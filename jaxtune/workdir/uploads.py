@@ -150,7 +150,7 @@ class Uploads:
                     exports(self._mirror)
                     self._mirror.state.write()
                 self._problem = None
-            except Exception as error:  # of the store or the disk; the run goes on
+            except BaseException as error:  # of the store or the disk; the run goes on
                 self._failed(error, ending)
             if ending or isinstance(self._problem, LeaseError):
                 break
@@ -158,7 +158,7 @@ class Uploads:
             self._ended = True
             self._changed.notify_all()
 
-    def _failed(self, error: Exception, ending: bool) -> None:
+    def _failed(self, error: BaseException, ending: bool) -> None:
         if not isinstance(error, StoreError | LeaseError | OSError):
             error = StoreError(f"{self._mirror.store} cannot be written: {error!r}")
         if isinstance(error, OSError):
