@@ -65,7 +65,7 @@ def nth(number, error, requests=WRITES):
         with lock:
             counted[request in requests] += 1
         if counted[True] >= number:
-            raise error
+            raise error("as the test wants")
 
     return fault
 

@@ -44,9 +44,11 @@ def upload(store: Store, files: Mapping[str, Path]) -> None:
 def unfinished(store: Store) -> list[str]:
     """Returns the names in a folder that an upload which was cut off may have written."""
     try:
-        found = json.loads(store.read(UPLOADING))["files"]
+        content = store.read(UPLOADING)
     except FileNotFoundError:
         return []
+    try:
+        found = json.loads(content)["files"]
     except (ValueError, KeyError, TypeError):
         found = None
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):

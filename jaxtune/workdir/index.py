@@ -34,9 +34,11 @@ class Index:
     def of(cls, store: Store) -> "Index":
         """Reads the list; without one, all checkpoints of a workdir that was copied there count."""
         try:
-            found = json.loads(store.read(NAME))
+            content = store.read(NAME)
         except FileNotFoundError:
             return cls(_copied(store))
+        try:
+            found = json.loads(content)
         except ValueError as error:
             found, problem = None, str(error)
         if found is None or (problem := misfit(found, SHAPE)) or not _sound(found["steps"]):

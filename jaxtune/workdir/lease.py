@@ -132,9 +132,11 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._store.read(self._name))
+            content = self._store.read(self._name)
         except FileNotFoundError:
             return None
+        try:
+            found = json.loads(content)
         except ValueError:
             found = None
         if not isinstance(found, dict):

@@ -159,10 +159,9 @@ class Uploads:
             self._changed.notify_all()
 
     def _failed(self, error: BaseException, ending: bool) -> None:
-        if not isinstance(error, StoreError | LeaseError | OSError):
-            error = StoreError(f"{self._mirror.store} cannot be written: {error!r}")
-        if isinstance(error, OSError):
-            error = StoreError(f"{self._mirror.store}: {error.strerror or error}")
+        if not isinstance(error, UserError):
+            reason = getattr(error, "strerror", None) or repr(error)
+            error = StoreError(f"{self._mirror.store} cannot be written: {reason}")
         if self._problem is None and not isinstance(error, LeaseError):
             self._told.append(f"{error} (the run continues, and uploads are tried again)")
         self._problem = error
@@ -289,8 +288,12 @@ def _export(mirror: Mirror, folder: Path) -> None:
 def _reported(store: Store) -> list[str]:
     """Returns the names that the report of an export in the store lists."""
     try:
-        return list(json.loads(store.read(REPORT))["files"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        content = store.read(REPORT)
+    except FileNotFoundError:
+        return []
+    try:
+        return list(json.loads(content)["files"])
+    except (ValueError, KeyError, TypeError):
         return []
 
 
