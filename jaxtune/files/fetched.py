@@ -135,7 +135,7 @@ def _tree(store: Store, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
     """Returns a directory with links to the copies of a folder's objects."""
     every = store.entries()
     _refuse_unfinished(store, every)
-    found = {name: every[name] for name in every if _is_wanted(name, wanted, unwanted)}
+    found = store.current(name for name in every if _is_wanted(name, wanted, unwanted))
     if not found:
         seen = f"; it holds {', '.join(list(every)[:3])}" if every else ""
         raise FileNotFoundError(errno.ENOENT, f"no such object or folder{seen}", store.url)

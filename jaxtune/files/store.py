@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from jaxtune.display.errors import UserError
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.")
 PATIENCE = 300.0  # seconds for which a request is repeated before it counts as failed
+AT_ONCE = 16  # requests for what is known of objects at a time
 FIRST, LONGEST = 0.5, 30.0  # pauses in seconds between attempts; each doubles the last
 # HTTP statuses besides 5xx that a retry may not meet again: timeouts, conflicts and rate limits.
 PASSING = (408, 409, 425, 429)
@@ -107,6 +109,16 @@ class Store:
             for name, info in sorted(names.items())
             if name != self._root and not name.endswith("/") and info["type"] == "file"
         }
+
+    def current(self, names: Iterable[str]) -> dict[str, Entry]:
+        """Returns what the store knows of some objects now, without those that are gone.
+
+        Lists may lag behind; this does not, as it asks for each object by its name.
+        """
+        names = list(names)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = zip(names, pool.map(self.entry, names), strict=True)
+            return {name: entry for name, entry in found if entry is not None}
 
     def matching(self, pattern: str) -> list[str]:
         """Returns the names of the objects that match a glob pattern."""

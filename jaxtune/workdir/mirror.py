@@ -160,7 +160,7 @@ class _Bringing:
     def all(self) -> list[str]:
         """Brings everything, and returns lines on what was notable."""
         self._local.mkdir(parents=True, exist_ok=True)
-        found = {name: entry for name, entry in self._listed().items() if self._concerns(name)}
+        found = self._store.current(filter(self._concerns, self._listed()))
         for name in list(self._superseded(found)):
             self._put_aside(name)
         names = [name for name, entry in found.items() if self._differs(name, entry)]
@@ -174,16 +174,11 @@ class _Bringing:
             )
         return notes
 
-    def _listed(self) -> dict[str, Entry]:
-        found = self._store.entries()
-        for name in ESSENTIAL:
-            if name not in found and (entry := self._store.entry(name)):
-                found[name] = entry
-        folders = {name.rpartition("/")[0] for name in found if name.endswith(f"/{UPLOADING}")}
-        # Uploads of exports that were cut off do not count.
-        return {
-            name: each for name, each in found.items() if name.rpartition("/")[0] not in folders
-        }
+    def _listed(self) -> list[str]:
+        found = {*self._store.entries(), *ESSENTIAL}
+        # Exports whose upload was cut off do not count.
+        cut = {name.rpartition("/")[0] for name in found if name.endswith(f"/{UPLOADING}")}
+        return sorted(name for name in found if name.rpartition("/")[0] not in cut)
 
     def _concerns(self, name: str) -> bool:
         first = name.partition("/")[0]
