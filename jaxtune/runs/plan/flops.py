@@ -17,7 +17,8 @@ def flops(program: ClosedJaxpr) -> float:
 
     A multiply-add counts as two. Iterations of a scan are multiplied out; the body of a loop whose
     number of iterations is not known beforehand counts once; of several branches, the costliest
-    counts. What a rematerialised block recomputes counts as often as it is computed.
+    counts. What a rematerialised block recomputes counts as often as it is computed, and what each
+    device of a `shard_map` computes counts for each.
     """
     return _of_jaxpr(program.jaxpr)
 
@@ -40,6 +41,8 @@ def _of_equation(equation: Any) -> float:
         return max(inside)
     if name == "pallas_call":
         return sum(inside) * math.prod(_grid(params)) * SKIPPED
+    if name == "shard_map":  # its body has the shapes of one device
+        return sum(inside) * math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
     return sum(inside) * (params["length"] if name == "scan" else 1)
 
 
