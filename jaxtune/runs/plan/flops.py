@@ -42,7 +42,9 @@ def _of_equation(equation: Any) -> float:
     if name == "pallas_call":
         return sum(inside) * math.prod(_grid(params)) * SKIPPED
     if name == "shard_map":  # its body has the shapes of one device
-        return sum(inside) * math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        return sum(inside) * math.prod(
+            params["mesh"].shape[axis] for axis in params["newly_manual_axes"]
+        )
     return sum(inside) * (params["length"] if name == "scan" else 1)
 
 
