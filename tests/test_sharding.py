@@ -1,10 +1,19 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxtune import sharding, tree
-from jaxtune.sharding import Undivided, fitted, make_mesh, of_state, undivided
+from jaxtune.sharding import (
+    Undivided,
+    described,
+    device_bytes,
+    fitted,
+    make_mesh,
+    of_state,
+    undivided,
+)
 
 
 def test_minus_one_takes_what_is_left():
@@ -117,3 +126,32 @@ def test_dimensions_that_an_axis_does_not_divide():
     found = undivided(shapes, AbstractMesh((4, 2), ("fsdp", "tensor")))
     assert found["layers/attn/q/w"] == (Undivided(("fsdp",), 6),)
     assert found["embed/w"] == (Undivided(("tensor",), 9), Undivided(("fsdp",), 6))
+
+
+def test_bytes_of_a_device():
+    mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
+    split = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    leaves = {
+        "matrix": jax.ShapeDtypeStruct((8, 6), "float32"),
+        "codes": jax.ShapeDtypeStruct((8, 6), "int4"),  # two in a byte
+        "norm": jax.ShapeDtypeStruct((6,), "bfloat16"),
+        "key": jax.eval_shape(lambda: jax.random.key(0)),  # two words of 32 bits
+    }
+    where = {"matrix": split, "codes": split, "norm": whole, "key": whole}
+    found = described(leaves, where)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()
+    }
+    assert {name: leaf.sharding for name, leaf in found.items()} == where
+    sizes = {name: device_bytes(leaf) for name, leaf in found.items()}
+    assert sizes == {"matrix": 2 * 3 * 4, "codes": 2 * 3 // 2, "norm": 6 * 2, "key": 8}
+    assert device_bytes(found) == sum(sizes.values())
+
+
+def test_arrays_are_described_where_they_are():
+    arrays = {"x": jnp.ones((3, 5), jnp.bfloat16)}
+    (leaf,) = described(arrays).values()
+    assert (leaf.shape, leaf.dtype) == ((3, 5), jnp.bfloat16)
+    assert leaf.sharding == arrays["x"].sharding
+    assert device_bytes(arrays) == arrays["x"].nbytes == 30

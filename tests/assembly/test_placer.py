@@ -5,11 +5,16 @@ import re
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from jaxtune.assembly.placer import refuse_uneven
+from jaxtune.assembly.placer import Placer, refuse_uneven
+from jaxtune.data.batches import Batch
+from jaxtune.sharding import make_mesh
 from tests import devices, tiny
 
 
@@ -97,3 +102,47 @@ def test_six_rows_on_one_device_and_on_others(base, rows):
         r"warning mesh\.fsdp=3 does not divide params/.*, so it does not split them.*: 1, 2",
         about[3],
     ), about[3]
+
+
+def placed(count: int) -> tuple:
+    """A placer of one device, and a batch of `count` rows in two micro-batches, packed."""
+    grid = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    batch = Batch(
+        tokens=np.ones((2, count, 8), np.int32),
+        valid=np.ones((2, count, 8), bool),
+        causal=None,
+        weights=np.ones((2, count, 3), np.float32),
+        targets=np.ones((2, count, 3), np.int32),
+        where=np.zeros((2, count, 3), np.int32),
+        segments=np.zeros((2, count, 8), np.int32),
+        positions=np.zeros((2, count, 8), np.int32),
+    )
+    return grid, batch
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_batch_is_described_as_it_is_placed(packing, parts):
+    grid, batch = placed(4)
+    placer = Placer(grid, 4, packing)
+    arrays, shapes = placer(batch, parts=parts), placer.described(batch, parts=parts)
+    assert jax.tree.structure(shapes) == jax.tree.structure(arrays)
+    for one, two in zip(*map(jax.tree.leaves, (shapes, arrays)), strict=True):
+        assert (one.shape, one.dtype, one.sharding) == (two.shape, two.dtype, two.sharding)
+
+
+def test_a_process_describes_the_rows_of_all():
+    grid, batch = placed(2)  # the share of one of two processes
+    shapes = Placer(grid, 4, packing=False).described(batch, parts=True)
+    assert shapes.tokens.shape == (2, 4, 8) and shapes.where.shape == (2, 4, 3)
+    assert Placer(grid, 4, packing=False).described(batch, parts=False).tokens.shape == (4, 8)
+
+
+def test_devices_that_are_only_described_take_all_rows():
+    grid, _ = placed(4)
+    placer = Placer(grid, 4, packing=False)
+    assert placer.share == (0, 1)
+    far = SimpleNamespace(addressable_devices_indices_map=lambda shape: {})
+    placer = Placer(grid, 4, packing=False)
+    vars(placer)["sharding"] = far
+    assert placer.share == (0, 1)

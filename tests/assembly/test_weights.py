@@ -1,6 +1,5 @@
 """Outlines of adapters: the shapes of those that a run adds or continues."""
 
-import jax
 import pytest
 
 import jaxtune
@@ -8,7 +7,7 @@ from jaxtune.assembly import weights
 from jaxtune.checkpoint.load import describe, outline
 from jaxtune.config.training_sections import Model, Trainable
 from tests.checkpoint.peft.adapters import adapted
-from tests.checkpoint.test_load_outline import known
+from tests.checkpoint.test_load_outline import alike
 from tests.marks import slow_after
 
 NAME = "llama-linear"
@@ -27,8 +26,7 @@ def check(given: Trainable, directory, mesh, **options) -> dict:
     base = outline(describe(directory), mesh=mesh, **options)
     described, shapes = weights.outline_adapters(given, *base, mesh)
     assert described == model
-    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
-    assert known(shapes) == known(variables)
+    assert alike(shapes, variables)
     return shapes
 
 
@@ -72,4 +70,4 @@ def test_the_base_is_outlined_as_it_is_loaded(pair, mesh):
     model, variables = weights.load_base(given, pair(NAME).directory, mesh)
     described, shapes = weights.outline_base(given, describe(pair(NAME).directory), mesh)
     assert described == model and described.remat == "dots"
-    assert known(shapes) == known(variables)
+    assert alike(shapes, variables)

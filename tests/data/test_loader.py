@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections import Counter
+from operator import ge
 
 import jax
 import numpy as np
 import pytest
 
+from jaxtune.data import loader as loading
 from jaxtune.data.batches import Batch
 from jaxtune.data.datafile import FileChanged
 from jaxtune.data.errors import DataError
@@ -219,3 +222,61 @@ def test_buckets_that_are_named_are_the_only_lengths(loader):
     for step in steps:
         assert step.tokens == step.batch.valid.sum()
         assert step.scored == step.batch.weights.sum()
+
+
+LAYOUTS = [
+    dict(),
+    dict(accumulate=3, seed=4),
+    dict(accumulate=2, packing=True, seed=1),
+    dict(buckets=(64, 96), seed=2),
+]
+
+
+def shape_of(step) -> tuple[int, int, int]:
+    return step.batch.tokens.shape[2], step.batch.where.shape[2], 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_batches_will_be_like_is_known_before(loader, layout):
+    how = {"epochs": 2, **layout}
+    found = loader(**how).outlook(2, loader(**how).steps)
+    steps = list(loader(**how))[2:]
+    assert found.shapes == Counter(map(shape_of, steps))
+    positions = sum(step.batch.valid.size for step in steps)
+    assert found.padding == pytest.approx(1 - sum(step.tokens for step in steps) / positions)
+    for shape in found.shapes:
+        assert any(all(map(ge, large, shape)) for large in found.largest)
+    for large in found.largest:  # each is needed: it is a step's, and no other one covers it
+        assert large in found.shapes
+        others = [other for other in found.largest if other != large]
+        assert not any(all(map(ge, other, large)) for other in others)
+
+
+def test_of_a_long_run_a_part_is_counted_and_the_largest_shape_is_added(loader, monkeypatch):
+    monkeypatch.setattr(loading, "COUNTED", 3)
+    first = {shape_of(step) for step in list(loader(1))[:3]}
+    every = {shape_of(step) for step in loader(1)}
+    found = loader(1).outlook(0, 10**9)
+    assert found.shapes.keys() == first and found.shapes.total() == 3
+    largest = tuple(max(sizes) for sizes in zip(*every, strict=True))
+    assert found.largest == (largest,)
+    assert largest not in first  # without it, a larger batch would have come unexpected
+    assert loader(1).outlook(0, 3).largest != (largest,)
+
+
+def test_of_no_steps_there_is_no_padding(loader):
+    found = loader().outlook(5, 5)
+    assert (found.shapes, found.largest, found.padding) == (Counter(), (), 0.0)
+
+
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_blank_batch_is_one_of_padding_in_the_shapes_of_a_step(loader, layout, process):
+    made = loader(process=process, **layout)
+    step = next(made)
+    blank = made.blank(shape_of(step))
+    assert jax.tree.structure(blank) == jax.tree.structure(step.batch)
+    for one, two in zip(*map(jax.tree.leaves, (blank, step.batch)), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+    assert not blank.weights.any() and not blank.valid.any()
+    assert step.batch.weights.any()

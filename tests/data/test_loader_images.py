@@ -1,5 +1,7 @@
 """Pictures in rows of data sets and in the steps of the loader, in the order of the rows."""
 
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -147,3 +149,21 @@ def test_rows_of_a_dataset_and_of_parquet_hold_pictures(tmp_path, tokenizer):
             assert found == (
                 [(e,) for e in data] if name == "image" else [(*data[:2],), (*data[1:],)]
             )
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("packing", [False, True])
+def test_numbers_of_pictures_are_known_before(loader, several, packing):
+    how = dict(accumulate=2, packing=packing, seed=1, several=several)
+    made = loader(2, **how)
+    found = made.outlook(0, made.steps)
+    steps = list(made)
+    shapes = [
+        (step.batch.tokens.shape[2], step.batch.where.shape[2], step.batch.images.shape[2])
+        for step in steps
+    ]
+    assert found.shapes == Counter(shapes)
+    blank = made.blank(shapes[0])
+    for one, two in zip(*map(jax.tree.leaves, (blank, steps[0].batch)), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+    assert not blank.images.any() and steps[0].batch.images.any()

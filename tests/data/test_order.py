@@ -35,6 +35,13 @@ def test_epochs_are_shuffled_anew_and_seeds_differ():
     assert [turn.items for turn in turns(50, 50)] == [list(range(50))]
 
 
+def test_the_items_of_a_step_are_known_before_it_is_made():
+    order = Order(40, 7, lambda turn: pytest.fail("a step was made"), seed=5, epochs=2, workers=0)
+    expected = [turn.items for turn in turns(40, 7, seed=5, epochs=2)]
+    assert [order.items(step) for step in range(order.steps)] == expected
+    assert order.state()["step"] == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_the_order_is_that_of_one_thread(workers):
     def slow(turn):

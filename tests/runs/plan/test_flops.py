@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import Primitive
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from jaxtune.models import fused
 from jaxtune.runs.plan.flops import flops
 
 A, B, C = 3, 5, 7
