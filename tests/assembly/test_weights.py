@@ -6,6 +6,7 @@ import jaxtune
 from jaxtune.assembly import weights
 from jaxtune.checkpoint.load import describe, outline
 from jaxtune.config.training_sections import Model, Trainable
+from jaxtune.display.errors import UserError
 from tests.checkpoint.peft.adapters import adapted
 from tests.checkpoint.test_load_outline import alike
 from tests.marks import slow_after
@@ -39,7 +40,6 @@ def check(given: Trainable, directory, mesh, **options) -> dict:
             (dict(rank=4, variant="dora"), {}),
             (dict(rank=4, variant="rslora"), dict(quant="nf4-double")),
             (dict(rank=4, init="pissa"), {}),  # changes the weights as well
-            (dict(rank=4, init="pissa"), dict(quant="nf4")),
         ],
     ),
     ids=str,
@@ -59,6 +59,12 @@ def test_an_adapter_that_goes_on_training(pair, mesh, variant, tmp_path):
     shapes = check(given, made.directory, mesh)
     leaf = shapes["lora"]["layers"]["mlp"]["up"]["w"]
     assert leaf.a.shape[-1] == 3 and (leaf.magnitude is not None) == (variant == "dora")
+
+
+def test_what_no_run_can_add_is_refused_before_weights_are_read(pair, mesh):
+    base = outline(describe(pair(NAME).directory), quant="nf4", mesh=mesh)
+    with pytest.raises(UserError, match="init='pissa' subtracts the adapter from the weights"):
+        weights.outline_adapters(Trainable(targets=TARGETS, init="pissa"), *base, mesh)
 
 
 def test_without_adapters_the_base_is_all(pair, mesh):

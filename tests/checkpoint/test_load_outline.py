@@ -49,7 +49,7 @@ def check(directory: Path, **options) -> None:
             dict(dtype="bfloat16", compute="bfloat16", attention="plain"),
             dict(quant="nf4-double", dtype="float16"),
             dict(quant="nf4"),
-            dict(quant=[("layers/mlp/.*", "int8")]),
+            dict(quant=[("layers/mlp/.*", "int8"), (".*", None)]),
         ],
     ),
     ids=str,

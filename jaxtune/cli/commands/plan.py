@@ -4,7 +4,7 @@ import contextlib
 import datetime
 from argparse import ArgumentParser, Namespace
 
-from jaxtune.cli.commands import config_and_place, configured
+from jaxtune.cli.commands import UsageError, config_and_place, configured
 from jaxtune.cli.options import count, filled
 from jaxtune.display.escapes import show
 
@@ -47,9 +47,15 @@ def run(options: Namespace) -> int:
     from jaxtune.runs.plan import change, report
     from jaxtune.runs.plan.plan import Planner
     from jaxtune.runs.rows import RunRows
-    from jaxtune.workdir.directory import claim
+    from jaxtune.workdir.directory import claim, refuse_foreign
 
     target = target or targets.at_hand()
+    refuse_foreign(workdir)
+    if options.fit and target.limit_bytes is None:
+        raise UsageError(
+            f"--fit: {target.title} does not tell how much memory it has; name the chip with "
+            "--target"
+        )
     today, progress = datetime.date.today().isoformat(), Progress(verbose=options.verbose)
     assembly = Assembly.of_headers(config, today, tuple(target.devices()))
     with contextlib.ExitStack() as stack:

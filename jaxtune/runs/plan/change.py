@@ -13,6 +13,7 @@ from jaxtune.sharding import divisors
 
 PARTS = "batch.accumulate"
 QUANT = ("int8", "nf4", "nf4-double")  # of a base, each smaller than the one before
+STRAIGHT = 6  # numbers of rows that are guessed as if memory grew in proportion to them
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def largest_batch(planner: Planner) -> Fit:
 
     The rows of a step are taken at once, without micro-batches; there are no more of them than the
     run has lines. The first number tried beyond the config's is the one at which memory would be
-    full if it grew in proportion to the rows.
+    full if it grew in proportion to the rows; after some such guesses, the range is halved.
     """
     mesh, lines = planner.assembly.mesh, len(planner.rows.loader.lines)
     unit = ways(mesh)
@@ -131,7 +132,7 @@ def largest_batch(planner: Planner) -> Fit:
     def peak(units: int) -> Plan | None:
         return _tried(planner, {"batch.rows": units * unit, PARTS: 1})
 
-    units, best = _most_units(peak, planner.target.limit_bytes or 0, most)
+    units, best = _most_units(peak, planner.target.limit_bytes, most)
     rows = units * unit
     if not rows:
         return Fit(0, None, {}, {})
@@ -157,7 +158,8 @@ def _most_units(
             high = trial
         if found is not None:
             points.append((trial, found.peak_bytes))
-        trial = _next(points[-2:], limit, low, high)
+        straight = len(points) <= STRAIGHT
+        trial = _next(points[-2:], limit, low, high) if straight else (low + high) // 2
     return low, best
 
 

@@ -37,10 +37,10 @@ def sample_text(plan: Plan, rows: RunRows, whole: int, steps: int | None) -> lis
 
 def text(plan: Plan) -> list[str]:
     """Returns the lines of a plan: its batches, the memory of each program, and whether it fits."""
-    shapes = plan.outlook.shapes
+    steps = len(plan.outlook.shapes)
     lines = {
         "padding": f"{plan.outlook.padding:.0%} of the positions",
-        "programs": f"{plan.count} to compile, {len(shapes)} of them training steps of other sizes",
+        "programs": f"{plan.count} to compile, of which {plural(steps, 'size')} of training steps",
     }
     names = [name for name in ITEMS if any(name in each.items for each in plan.programs)]
     columns = ["program", *names, "peak"]

@@ -45,5 +45,9 @@ def whole(prepared):
 
 @pytest.fixture
 def limited(planner):
-    """`limited(bytes)` is the planner for devices of so much memory, which knows its plans."""
-    return lambda limit: replace(planner, target=replace(planner.target, limit_bytes=limit))
+    """`limited(bytes)` is the planner for devices of so much memory."""
+
+    def make(limit: int) -> Planner:
+        return replace(planner, target=replace(planner.target, limit_bytes=limit), _known={})
+
+    return make
