@@ -25,7 +25,11 @@ def on_stand_in(config: Any, shape: Mapping, directory: Path, changes: Mapping[s
     from jaxtune.runs.plan.plan import changed
 
     config = changed(config, changes)
-    rows = str(write_rows(directory / "rows.jsonl", config.data.task, config.batch.max_length))
+    longest = config.batch.max_length
+    rows, held_out = (
+        str(write_rows(directory / f"{name}.jsonl", config.data.task, longest))
+        for name in ("train", "held_out")
+    )
     pictured = "vision_config" in shape
     made = {
         "model.path": str(write_headers(directory / "base", shape)),
@@ -38,7 +42,7 @@ def on_stand_in(config: Any, shape: Mapping, directory: Path, changes: Mapping[s
     if config.data.too_long == "fail":  # a word may be several tokens of the bundled tokenizer
         made["data.too_long"] = "skip"
     if config.eval.source or config.eval.split:
-        made |= {"eval.source": rows, "eval.split": "", "eval.rows": None}
+        made |= {"eval.source": held_out, "eval.split": "", "eval.rows": None}
     return changed(config, made)
 
 
