@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from jaxtune.data.backends import Special
 from jaxtune.data.errors import RowError
 from jaxtune.data.examples import Chat, Template, Written
-from jaxtune.data.markup import check_texts
+from jaxtune.data.markup import Markup, check_texts
 from tests.data import made
 from tests.data.rows import PLACE, make
 
@@ -69,3 +70,11 @@ def test_keys_of_a_message_are_quoted_too(tokenizer):
     quoted = ours.quote({"<|eot_id|>": {"a": 1}})
     text = json.dumps(quoted, ensure_ascii=False)
     assert ours.id("<|eot_id|>") not in ours.encode(text, special=True)
+
+
+def test_an_empty_special_token_marks_nothing():
+    message = {"role": "user", "content": "a<eos>"}
+    markup = Markup({"": Special(87, ""), "<eos>": Special(1, "<eos>")})
+    plain = Markup({"<eos>": Special(1, "<eos>")})
+    assert markup.quote(message) == plain.quote(message)
+    assert markup.quote(message)["role"] == "user"
