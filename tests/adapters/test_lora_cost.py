@@ -68,8 +68,8 @@ def searched(model, variables) -> list[int]:
 @pytest.mark.parametrize(
     ("decode", "module", "program"),
     [
-        (answered, generate, "_advanced"),
-        (streamed, generate, "_advanced"),
+        (answered, generate, "advanced"),
+        (streamed, generate, "advanced"),
         (searched, beams, "_searched"),
     ],
 )
