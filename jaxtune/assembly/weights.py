@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,14 +21,7 @@ from jaxtune.models.paligemma import Model
 
 def load_base(given: sections.Model, checkpoint: Path, mesh: Mesh) -> tuple[Model, dict]:
     """Loads a checkpoint's model and variables, with the settings of the section `model`."""
-    model, variables = load(
-        checkpoint,
-        given.dtype,
-        given.quant,
-        mesh=mesh,
-        attention=given.attention,
-        compute=given.compute,
-    )
+    model, variables = load(checkpoint, **_settings(given), mesh=mesh)
     return model.clone(remat=given.remat), variables
 
 
@@ -57,15 +51,13 @@ def with_adapters(
 
 def outline_base(given: sections.Model, checkpoint: Described, mesh: Mesh) -> tuple[Model, dict]:
     """Returns what `load_base` returns, with shapes in place of arrays; no weights are read."""
-    model, variables = outline(
-        checkpoint,
-        given.dtype,
-        given.quant,
-        mesh=mesh,
-        attention=given.attention,
-        compute=given.compute,
-    )
+    model, variables = outline(checkpoint, **_settings(given), mesh=mesh)
     return model.clone(remat=given.remat), variables
+
+
+def _settings(given: sections.Model) -> dict[str, Any]:
+    """Returns the settings of a section that are arguments of `load`."""
+    return {name: getattr(given, name) for name in ("dtype", "quant", "attention", "compute")}
 
 
 def outline_adapters(

@@ -69,7 +69,7 @@ def load(
     described = describe(locate(source))
     with described.stored as stored:
         described, model, held, where = _laid_out(
-            described, dtype, quant, mesh, rules, attention, compute
+            described, dtype, quant, mesh=mesh, rules=rules, attention=attention, compute=compute
         )
         params = {
             path: placing.load_leaf(stored, described.packed, pieces, held[path], where[path])
@@ -79,7 +79,19 @@ def load(
     return model, {"params": tree.unflatten(params)}
 
 
-def outline(
+def outline(described: "Described", *given: Any, **named: Any) -> tuple[Model, dict]:
+    """Returns what `load` returns for a described checkpoint, with shapes in place of arrays.
+
+    The other arguments are those of `load`. Each array is a `jax.ShapeDtypeStruct` with its
+    sharding. The mesh may be of devices that are only described, such as those of a TPU slice that
+    is not at hand.
+    """
+    with described.stored:
+        _, model, held, where = _laid_out(described, *given, **named)
+    return model, {"params": tree.unflatten(sharding.described(held, where))}
+
+
+def _laid_out(
     described: "Described",
     dtype: DTypeLike = AUTO,
     quant: str | tree.Rules | None = None,
@@ -88,25 +100,6 @@ def outline(
     rules: tree.Rules | None = None,
     attention: str = "auto",
     compute: str = "auto",
-) -> tuple[Model, dict]:
-    """Returns what `load` returns for a described checkpoint, with shapes in place of arrays.
-
-    Each array is a `jax.ShapeDtypeStruct` with its sharding. The mesh may be of devices that are
-    only described, such as those of a TPU slice that is not at hand.
-    """
-    with described.stored:
-        _, model, held, where = _laid_out(described, dtype, quant, mesh, rules, attention, compute)
-    return model, {"params": tree.unflatten(sharding.described(held, where))}
-
-
-def _laid_out(
-    described: "Described",
-    dtype: DTypeLike,
-    quant: str | tree.Rules | None,
-    mesh: Mesh | None,
-    rules: tree.Rules | None,
-    attention: str,
-    compute: str,
 ) -> tuple["Described", Model, dict[str, Any], dict[str, Any]]:
     """Returns the description, its model, and the shape and sharding of every leaf by path."""
     dtype = dtype_name(dtype)

@@ -12,7 +12,7 @@ from jaxtune import sharding, tree
 from jaxtune.adapters import lora
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.decoding.generate import advanced, begun
-from jaxtune.decoding.requests import LONGEST, PaddedPrompts
+from jaxtune.decoding.requests import LONGEST, PaddedPrompts, padded_sizes, power_of_two
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.models.paligemma import Model
 
@@ -79,15 +79,16 @@ def with_norms(variables: Mapping) -> Mapping:
 
 def _prompts(model: Model, mesh: Mesh, batch: Batch) -> PaddedPrompts:
     """Returns the shapes to which `requests.padded` pads prompts, with their shardings."""
-    rows, wants = 1 << (batch.rows - 1).bit_length(), model.pictures
+    wants = model.pictures
     fixed = batch.pictures * wants.tokens if wants else 0
+    rows, width = padded_sizes(batch.rows, batch.longest, fixed)
     shapes = {
-        "tokens": ((rows, fitting(batch.longest, sizes(LONGEST, fixed=fixed))), np.int32),
+        "tokens": ((rows, width), np.int32),
         "length": ((rows,), np.int32),
         "images": None,
     }
     if batch.pictures:
-        depth = 1 << (batch.pictures - 1).bit_length()
+        depth = power_of_two(batch.pictures)
         shapes["images"] = ((rows, depth, wants.side, wants.side, 3), np.float32)
     where = NamedSharding(mesh, sharding.fitted(sharding.ROWS, (rows,), mesh))
     arrays = {

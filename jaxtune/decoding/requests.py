@@ -167,14 +167,25 @@ def before_switch(model: Model, prompt: Sequence[int], room: int) -> int:
     return room if switch is None or len(prompt) > switch else min(room, switch + 1 - len(prompt))
 
 
-def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
-    """Pads requests to one of few shapes, and puts them on the devices of the weights.
+def padded_sizes(rows: int, longest: int, fixed: int) -> tuple[int, int]:
+    """Returns the rows and tokens that prompts are padded to, of which there are few.
 
-    The number of rows becomes a power of two, and the length one of `data.batches.sizes`.
+    The number of rows becomes a power of two, and the length one of `data.batches.sizes`, with the
+    `fixed` tokens that every prompt has.
     """
-    count = 1 << (len(requests) - 1).bit_length()
+    return power_of_two(rows), fitting(longest, sizes(LONGEST, fixed=fixed))
+
+
+def power_of_two(number: int) -> int:
+    """Returns the lowest power of two that is at least a number."""
+    return 1 << (number - 1).bit_length()
+
+
+def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
+    """Pads requests to one of few shapes, and puts them on the devices of the weights."""
     fixed = min(request.pictured for request in requests)
-    width = fitting(max(len(request.tokens) for request in requests), sizes(LONGEST, fixed=fixed))
+    longest = max(len(request.tokens) for request in requests)
+    count, width = padded_sizes(len(requests), longest, fixed)
     tokens, length = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     for row, request in enumerate(requests):
         tokens[row, : len(request.tokens)], length[row] = request.tokens, len(request.tokens)
@@ -197,7 +208,7 @@ def _side_by_side(images: Sequence[Any], count: int) -> np.ndarray | None:
     if not most:
         return None
     shape = next(each.shape[1:] for each in images if each is not None)
-    found = np.zeros((count, 1 << (most - 1).bit_length(), *shape), np.float32)
+    found = np.zeros((count, power_of_two(most), *shape), np.float32)
     for row, each in enumerate(images):
         if each is not None:
             found[row, : len(each)] = each

@@ -25,6 +25,12 @@ class Answer:
     next: tuple[tuple[str, float], ...] = ()  # likeliest first tokens and their probabilities
 
 
+def sampling_options(given: Generate) -> dict[str, float | None]:
+    """Returns the settings that are arguments of `Sampling.of`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition")
+    return {name: getattr(given, name) for name in names}
+
+
 @dataclass(frozen=True)
 class TextGenerator:
     """A model with its tokenizer and decoding settings, which answers prompts as text."""
@@ -65,7 +71,7 @@ class TextGenerator:
             seed=self.seed,
             batch=given.batch,
             finished=self._finished if given.stops else None,
-            **self._sampling_options,
+            **sampling_options(given),
         )
         first = self._next(prompts, likeliest, images) if likeliest else [()] * len(prompts)
         return [self._answer(*each) for each in zip(found, first, strict=True)]
@@ -81,7 +87,7 @@ class TextGenerator:
             self.settings.max_new_tokens,
             images=images,
             stops=self.tokenizer.stops,
-            sampling=Sampling.of(**self._sampling_options),
+            sampling=Sampling.of(**sampling_options(self.settings)),
             seed=self.seed,
         ):
             if token in self.tokenizer.stops:
@@ -106,12 +112,6 @@ class TextGenerator:
         """Returns a text up to its first stop string."""
         ends = [at for stop in self.settings.stops if (at := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
-
-    @property
-    def _sampling_options(self) -> dict[str, float | None]:
-        given = self.settings
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition")
-        return {name: getattr(given, name) for name in names}
 
     def _answer(self, completion: Completion, following: tuple) -> Answer:
         count = len(completion.tokens)

@@ -52,7 +52,7 @@ def test_rows_that_do_not_divide_are_refused_with_what_would_fit(rows, parts, ax
 
 @pytest.mark.parametrize("axes", [{}, dict(fsdp=4), dict(data=2, fsdp=2), dict(tensor=8)])
 def test_rows_that_divide_are_accepted(axes):
-    refuse_uneven(8, 2, mesh(**axes))
+    assert refuse_uneven(8, 2, mesh(**axes)) is None
 
 
 CODE = """

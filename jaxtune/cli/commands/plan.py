@@ -47,10 +47,9 @@ def run(options: Namespace) -> int:
     from jaxtune.runs.plan import change, report
     from jaxtune.runs.plan.plan import Planner
     from jaxtune.runs.rows import RunRows
-    from jaxtune.workdir.directory import claim, refuse_foreign
+    from jaxtune.workdir.directory import claim
 
     target = target or targets.at_hand()
-    refuse_foreign(workdir)
     if options.fit and target.limit_bytes is None:
         raise UsageError(
             f"--fit: {target.title} does not tell how much memory it has; name the chip with "

@@ -1,5 +1,6 @@
 """Makes sure that a run fits the devices at hand, before it reads weights."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,12 @@ from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.runs.plan import change, report
 from jaxtune.runs.plan.plan import Plan, Planner
-from jaxtune.runs.plan.targets import at_hand
+from jaxtune.runs.plan.targets import Target, at_hand
 from jaxtune.runs.rows import RunRows
 from jaxtune.training.step import compiled_step
+from jaxtune.workdir import agreement
+
+MiB = 2**20
 
 
 class DoesNotFit(UserError):
@@ -32,17 +36,25 @@ def plan_ahead(assembly: Assembly, rows: RunRows, progress: Progress, done: int)
     Returns:
       The plan. Raises DoesNotFit, with the changes that would make it fit, for a run that does not.
     """
-    planner = Planner(assembly, rows, at_hand(), progress, done)
+    planner = Planner(assembly, rows, _least(at_hand()), progress, done)
     plan = planner.plan({})
     if plan.fits is False:
-        advice = "pass --no-plan to train all the same"
-        raise DoesNotFit(f"{change.refusal(plan, change.to_fit(planner))}\n{advice}")
+        refusal = report.refusal(plan, change.to_fit(planner))
+        raise DoesNotFit(f"{refusal}\npass --no-plan to train all the same")
     for line in report.brief(plan):
         progress.say(line)
     if jax.local_devices()[0].memory_stats():  # an allocator that may run out; a CPU has none
         progress.draw("trying the largest batches")
         try_largest(assembly, rows, plan)
     return plan
+
+
+def _least(target: Target) -> Target:
+    """Returns the target with the lowest limit of all processes, so that they decide alike."""
+    if target.limit_bytes is None:
+        return target
+    most = -agreement.highest(-(target.limit_bytes // MiB)) * MiB  # MiB, as it agrees on int32
+    return replace(target, limit_bytes=most)
 
 
 def try_largest(assembly: Assembly, rows: RunRows, plan: Plan) -> None:

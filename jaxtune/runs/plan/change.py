@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from jaxtune.assembly.placer import ways
 from jaxtune.config.schema import Config
 from jaxtune.config.training_sections import MANY
-from jaxtune.display.columns import size_text
 from jaxtune.display.errors import UserError
 from jaxtune.runs.plan.plan import Changes, Plan, Planner, overrides
 from jaxtune.sharding import divisors
@@ -171,24 +170,3 @@ def _next(points: list[tuple[int, int]], limit: int, low: int, high: int) -> int
         slope = (there - y) / (further - x)
         guess = int(x + (limit - y) / slope) if slope > 0 else (low + high) // 2
     return min(max(guess, low + 1), high - 1)
-
-
-def refusal(plan: Plan, found: tuple[Changes, Plan] | None) -> str:
-    """Returns the message that a run does not fit, with the changes that would make it fit."""
-    most = plan.largest
-    items = ", ".join(f"{name} {size_text(size)}" for name, size in most.items.items() if size)
-    message = (
-        f"this run does not fit: to {most.name}, a device would need {size_text(most.peak_bytes)} "
-        f"({items}), and {plan.target.title} has {size_text(plan.target.limit_bytes)} for it"
-    )
-    if found is None:
-        return message + (
-            "\nNo change of micro-batches, optimiser, recomputation or quantisation that was tried "
-            "is enough: reduce batch.max_length or trainable.rank, or use more devices"
-        )
-    changes, then = found
-    return (
-        message
-        + f"\nWith these changes it takes {size_text(then.peak_bytes)}:\n  "
-        + " ".join(overrides(changes))
-    )

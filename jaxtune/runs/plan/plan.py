@@ -12,6 +12,7 @@ from jaxtune.config.schema import Config
 from jaxtune.data.loader import Outlook
 from jaxtune.decoding import outline
 from jaxtune.decoding.sampling import Sampling
+from jaxtune.decoding.text import sampling_options
 from jaxtune.display.progress import Progress
 from jaxtune.runs.plan import programs
 from jaxtune.runs.plan.programs import Program, Shapes
@@ -19,7 +20,6 @@ from jaxtune.runs.plan.targets import Target
 from jaxtune.runs.rows import RunRows
 
 Changes = Mapping[str, Any]  # values of config fields by dotted key, such as batch.accumulate
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition")
 
 
 @dataclass(frozen=True)
@@ -82,30 +82,30 @@ def plan(
     total = assembly.total_steps(rows.loader)
     shapes = Shapes.of(assembly, total)
     outlook = rows.loader.outlook(done, total)
+    held_out = rows.evaluator and rows.evaluator.outlook(0, rows.evaluator.steps)
     found = []
-    for number, program in enumerate(_programs(assembly, rows, shapes, outlook), 1):
+    for number, program in enumerate(_programs(assembly, rows, shapes, outlook, held_out), 1):
         progress.draw(f"compiled {number} programs, the last one to {program.name}")
         found.append(program)
-    held_out = rows.evaluator and rows.evaluator.outlook(0, rows.evaluator.steps)
     count = len(outlook.shapes) + (len(held_out.shapes) if held_out else 0)
     count += 2 if rows.answered else 0
     return Plan(target, shapes, outlook, total, tuple(found), count)
 
 
 def _programs(
-    assembly: Assembly, rows: RunRows, shapes: Shapes, outlook: Outlook
+    assembly: Assembly, rows: RunRows, shapes: Shapes, outlook: Outlook, held_out: Outlook | None
 ) -> Iterator[Program]:
     """Yields the programs of a run, compiled for their largest batches."""
     for shape in outlook.largest:
         batch = assembly.placer.described(rows.loader.blank(shape), parts=True)
         yield programs.train(shapes, batch)
-    if rows.evaluator:
-        for shape in rows.evaluator.outlook(0, rows.evaluator.steps).largest:
-            batch = assembly.placer.described(rows.evaluator.blank(shape), parts=False)
-            yield programs.evaluate(shapes, batch)
+    for shape in held_out.largest if held_out else ():
+        batch = assembly.placer.described(rows.evaluator.blank(shape), parts=False)
+        yield programs.evaluate(shapes, batch)
     if rows.answered:
         given, stops = assembly.config.generate, assembly.tokenizer.stops
-        yield from programs.decode(shapes, _answers(rows, given), _sampling(given), len(stops))
+        sampling = Sampling.of(**sampling_options(given))
+        yield from programs.decode(shapes, _answers(rows, given), sampling, len(stops))
 
 
 def _answers(rows: RunRows, given: Generate) -> outline.Batch:
@@ -116,10 +116,6 @@ def _answers(rows: RunRows, given: Generate) -> outline.Batch:
         pictures=max(len(row.pictures) for row in rows.answered),
         new=given.max_new_tokens,
     )
-
-
-def _sampling(given: Generate) -> Sampling:
-    return Sampling.of(**{name: getattr(given, name) for name in SAMPLING})
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +133,18 @@ class Planner:
         """Returns the plan of the config with these changes; raises UserError if they are none."""
         key = tuple(sorted(changes.items()))
         if key not in self._known:
-            config = changed(self.assembly.config, changes)
-            assembly = replace(self.assembly, config=config)
-            read = (self.rows.train, self.rows.held_out, self.rows.answered)
             with contextlib.ExitStack() as stack:
-                rows = RunRows.of(assembly, *read, stack)
+                assembly, rows = self._changed(changes, stack)
                 self._known[key] = plan(assembly, rows, self.target, self.progress, self.done)
         return self._known[key]
+
+    def _changed(self, changes: Changes, stack: contextlib.ExitStack) -> tuple[Assembly, RunRows]:
+        """Returns the parts of the changed run, whose loaders the stack closes."""
+        if not changes:
+            return self.assembly, self.rows
+        assembly = replace(self.assembly, config=changed(self.assembly.config, changes))
+        read = (self.rows.train, self.rows.held_out, self.rows.answered)
+        return assembly, RunRows.of(assembly, *read, stack)
 
     def resident(self, changes: Changes) -> int:
         """Returns the bytes that a device holds throughout the run; compiles nothing."""

@@ -67,8 +67,23 @@ def text(plan: Plan) -> list[str]:
 
 def brief(plan: Plan) -> list[str]:
     """Returns the lines on a plan that a run prints before it reads weights."""
-    items = (f"{name} {size_text(size)}" for name, size in plan.largest.items.items() if size)
-    return labelled({"peak": f"{verdict(plan)}: {', '.join(items)}"})
+    return labelled({"peak": f"{verdict(plan)}: {_items(plan)}"})
+
+
+def refusal(plan: Plan, found: Found) -> str:
+    """Returns the message that a run does not fit, with the changes that would make it fit."""
+    most, limit = size_text(plan.peak_bytes), size_text(plan.target.limit_bytes)
+    problem = (
+        f"this run does not fit: to {plan.largest.name}, a device would need {most} "
+        f"({_items(plan)}), and a run may take {limit} on {_device(plan)}"
+    )
+    return "\n".join([problem, *changes_text(found)])
+
+
+def _items(plan: Plan) -> str:
+    """Returns the items of the highest peak."""
+    items = plan.largest.items.items()
+    return ", ".join(f"{name} {size_text(size)}" for name, size in items if size)
 
 
 def verdict(plan: Plan) -> str:
@@ -77,12 +92,12 @@ def verdict(plan: Plan) -> str:
     if limit is None:
         return f"{peak} of a device; {plan.target.title} does not tell how much it has"
     share = f"{peak}, {plan.peak_bytes / limit:.0%} of the {size_text(limit)} that a run may take"
-    where = f" of {plan.target.title}" if plan.target.count == 1 else f" of each {_one(plan)}"
-    return f"{share}{where}" + ("" if plan.fits else ": it does NOT fit")
+    return f"{share} on {_device(plan)}" + ("" if plan.fits else ": it does NOT fit")
 
 
-def _one(plan: Plan) -> str:
-    return plan.target.title.partition("× ")[2]
+def _device(plan: Plan) -> str:
+    title = plan.target.title
+    return title if plan.target.count == 1 else f"each of {title}"
 
 
 def _title(program: Program) -> str:
@@ -106,10 +121,15 @@ def _work(plan: Plan, program: Program) -> dict[str, str]:
 def changes_text(found: Found) -> list[str]:
     """Returns lines that say which changes would make a run fit."""
     if found is None:
-        return ["nothing that was tried makes it fit: reduce batch.max_length or trainable.rank, "
-                "or use more devices"]  # fmt: skip
+        return [
+            "no change of micro-batches, optimiser, recomputation or quantisation makes it fit: "
+            "reduce batch.max_length or trainable.rank, or use more devices"
+        ]
     changes, then = found
-    return [f"it fits, in {size_text(then.peak_bytes)}, with", f"  {' '.join(overrides(changes))}"]
+    return [
+        f"with these changes it takes {size_text(then.peak_bytes)} and fits:",
+        f"  {' '.join(overrides(changes))}",
+    ]
 
 
 def fit_text(fit: Fit, rows: int) -> list[str]:
@@ -172,6 +192,7 @@ def _program(plan: Plan, program: Program) -> dict[str, Any]:
         "flops": program.flops,
         "sent_bytes": dict(program.sent),
         "least_seconds": plan.seconds(program),
+        "compile_seconds": program.seconds,
         "compiled": program.outputs is not None,
     }
 

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 from jaxtune.config import load as configs
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Quiet
-from jaxtune.runs.plan import change
+from jaxtune.runs.plan import change, report
 from jaxtune.runs.plan.change import Fit, largest_batch, to_fit
 from jaxtune.runs.plan.plan import changed, overrides
 
@@ -198,13 +198,13 @@ def test_real_programs_that_do_not_fit(limited):
     assert tight.plan({}).fits is False
     found, plan = to_fit(tight)
     assert (found, plan.fits, plan.peak_bytes) == ({"batch.accumulate": 2}, True, half)
-    message = change.refusal(tight.plan({}), (found, plan))
+    message = report.refusal(tight.plan({}), (found, plan))
     assert message.startswith("this run does not fit: to train, a device would need ")
     assert message.endswith("  --config.batch.accumulate=2")
 
 
 def test_a_refusal_without_a_way_out_says_so(planner):
-    message = change.refusal(planner.plan({}), None)
+    message = report.refusal(planner.plan({}), None)
     assert "reduce batch.max_length or trainable.rank, or use more devices" in message
 
 
