@@ -44,7 +44,8 @@ class RunRows:
           cache: Directory that keeps what was found for the next time.
           limit: Number of rows of each source to read, from the start; None reads all.
         """
-        assembly.encoder  # noqa: B018 (made now, so that wrong settings fail before rows are opened)
+        # Made now, so that wrong settings fail before rows are opened.
+        assembly.encoder, assembly.placer  # noqa: B018
         train, held_out = (
             source
             and assembly.survey(first(source, limit), progress, cache and cache / f".{name}.npz")
