@@ -21,7 +21,8 @@ from jaxtune.runs.loop import Run, RunError
 from jaxtune.runs.run import fit
 from jaxtune.runs.signals import Stopped
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import WorkdirError, run_directory
+from jaxtune.workdir.directory import run_directory
+from jaxtune.workdir.errors import WorkdirError
 from tests import devices
 
 ROOT = Path(__file__).parents[2]
