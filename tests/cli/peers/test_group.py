@@ -104,7 +104,7 @@ def test_a_process_that_is_killed_ends_all_others(three):
 def test_the_first_process_may_be_killed_too(three):
     first = three.made[0]
     first.over = True
-    for each in first._members.values():
+    for each in list(first._members.values()):
         first._loop.call_soon_threadsafe(each.writer.transport.abort)
     three.wait(1, 2)
     assert {three.fates[1].index, three.fates[2].index} == {0}
