@@ -1,18 +1,20 @@
 """Commands that several processes of this machine run together, over loopback."""
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import launch
-from tests import devices
+from tests import devices, session
 
-LAUNCHER = str(Path(launch.__file__))
+ROOT = Path(launch.__file__).parent
 
 
 def free_port() -> int:
@@ -34,6 +36,20 @@ class Ended:
         """Its messages of errors; Gloo and JAX may have said other things."""
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
+    @property
+    def printed(self) -> list[str]:
+        """The lines that it printed; Gloo reports its connections on standard output."""
+        return [line for line in self.out.splitlines() if not line.startswith("[Gloo]")]
+
+    @property
+    def sections(self) -> list[list[str]]:
+        """The lines that each command of a session printed."""
+        parts = groupby(self.printed, lambda line: line.startswith(session.BEGINS))
+        found: list[list[str]] = []
+        for begins, lines in parts:
+            found = [*found, *([] for _ in lines)] if begins else [*found[:-1], list(lines)]
+        return found
+
 
 class Started:
     """The processes of one command, as they run."""
@@ -53,6 +69,12 @@ class Started:
             found.append(Ended(process.returncode, out, err))
         return found
 
+    def wait_for(self, file: Path) -> None:
+        """Waits until a file is there, which the processes must live to see."""
+        while not file.exists():
+            assert all(each.poll() is None for each in self.processes), self.ended()
+            time.sleep(0.01)
+
 
 @contextlib.contextmanager
 def started(
@@ -60,6 +82,7 @@ def started(
     count: int = 2,
     each: int = 2,
     differing: Callable[[int], Sequence[str]] = lambda index: (),
+    program: Sequence[str] = (str(ROOT / "launch.py"),),
     **more: str,
 ) -> Iterator[Started]:
     """`count` processes of `each` devices that run a command.
@@ -71,7 +94,8 @@ def started(
     environment = devices.environment(each) | {"JAX_PLATFORMS": "cpu"} | more
     processes = [
         subprocess.Popen(
-            [sys.executable, LAUNCHER, *arguments, *differing(index), *joining, str(index)],
+            [sys.executable, *program, *arguments, *differing(index), *joining, str(index)],
+            cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,15 +114,33 @@ def started(
 def run(arguments: Sequence[str], count: int = 2, each: int = 2, **more: str) -> list[Ended]:
     """Runs a command to its end, which must be in order."""
     with started(arguments, count, each, **more) as processes:
-        found = processes.ended()
-    assert [process.code for process in found] == [0] * count, found
+        return in_order(processes)
+
+
+def run_all(
+    commands: Sequence[Sequence[str]],
+    count: int = 2,
+    each: int = 2,
+    differing: Callable[[int], Sequence[str]] = lambda index: (),
+) -> list[Ended]:
+    """Runs commands one after another in the same processes, which must end in order."""
+    program = ("-m", "tests.session")
+    with started([json.dumps(commands)], count, each, differing, program) as processes:
+        return in_order(processes)
+
+
+def in_order(processes: Started) -> list[Ended]:
+    """What processes left, each of which must end with exit code 0."""
+    found = processes.ended()
+    assert [process.code for process in found] == [0] * len(found), found
     return found
 
 
 def alone(arguments: Sequence[str], each: int = 1, code: int = 0, **more: str) -> Ended:
     """Runs a command in one process with `each` devices, which must end with a code."""
     done = subprocess.run(
-        [sys.executable, LAUNCHER, *arguments],
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        cwd=ROOT,
         env=devices.environment(each) | {"JAX_PLATFORMS": "cpu"} | more,
         capture_output=True,
         text=True,

@@ -1,18 +1,24 @@
 """Commands of several processes, over loopback: they do what one process does, or end together."""
 
+import contextlib
+import io
 import json
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import launch
+from jaxtune.workdir.checkpoints import DAMAGED, Checkpoints
 from tests import processes, tiny
-from tests.processes import Ended, alone, run, started
+from tests.processes import Ended, alone, run_all, started
 from tests.runs.test_run import contents
 
-STEPS = 6
+STEPS = 8
 NEAR = 1e-5  # relative; sums over devices and processes have another order
+PROMPTS = ({"prefix": "sea:"}, {"prefix": "dusk and dusk:"})
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +33,8 @@ def config(base, rows, tmp_path_factory):
             steps=STEPS,
             optim={"lr": 0.03},
             schedule={"name": "constant"},
-            batch={"rows": 8, "max_length": 64},
-            eval={"holdout": 8, "every": 3, "answers": 3},
+            batch={"rows": 8, "max_length": 64, "buckets": (64,)},
+            eval={"holdout": 8, "every": 4, "answers": 3},
             generate={"max_new_tokens": 8, "batch": 4},
             checkpoint={"every": 2},
             log={"every": 1},
@@ -40,19 +46,52 @@ def config(base, rows, tmp_path_factory):
     return write
 
 
-@pytest.fixture(scope="module")
-def single(config, tmp_path_factory) -> tuple[str, Path]:
-    """The config and the workdir of a run on one device."""
-    file, workdir = config(), tmp_path_factory.mktemp("single") / "run"
-    alone(["train", "--config", file, "--workdir", str(workdir)])
-    return file, workdir
+@dataclass
+class Done:
+    """Where commands left their results, and what each printed."""
+
+    run: Path
+    other: Path  # workdir of the commands that follow the run
+    printed: list[list[str]]
+    silent: bool = True  # whether all processes but the first printed nothing
+
+
+def commands(config: str, place: Path, adapter: Path) -> tuple[list[list[str]], Path, Path]:
+    """A run, and an evaluation and answers of the adapter that another one may have written."""
+    (place / "prompts.txt").write_text("".join(json.dumps(each) + "\n" for each in PROMPTS))
+    workdir, other = place / "run", place / "other"
+    common = ["--config", config, "--adapter", str(adapter), "--workdir", str(other)]
+    found = [
+        ["train", "--config", config, "--workdir", str(workdir)],
+        ["eval", *common, "--both"],
+        ["generate", *common, "--file", str(place / "prompts.txt")],
+    ]
+    return found, workdir, other
 
 
 @pytest.fixture(scope="module")
-def spread(config, tmp_path_factory) -> tuple[str, Path, list[Ended]]:
-    """The same of two processes with two devices each, and what they printed."""
-    file, workdir = config(), tmp_path_factory.mktemp("spread") / "run"
-    return file, workdir, run(["train", "--config", file, "--workdir", str(workdir)])
+def spread(config, tmp_path_factory) -> Done:
+    """What two processes with two devices each do."""
+    place = tmp_path_factory.mktemp("spread")
+    found, workdir, other = commands(config(), place, place / "run/export/adapter")
+    first, second = run_all([*found, ["export", *found[0][1:], "--merged", "float32"]])
+    silent = not any(second.sections) and not second.errors
+    return Done(workdir, other, first.sections, silent)
+
+
+@pytest.fixture(scope="module")
+def single(config, spread, tmp_path_factory) -> Done:
+    """What one device does; it evaluates the adapter of the other run."""
+    place = tmp_path_factory.mktemp("single")
+    found, workdir, other = commands(config(), place, spread.run / "export/adapter")
+    return Done(workdir, other, [here(command) for command in found])
+
+
+def here(command: list[str]) -> list[str]:
+    """Runs a command in this process; returns the lines that it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert launch.main(command) == 0
+    return out.getvalue().splitlines()
 
 
 def losses(workdir: Path, kind: str = "train") -> list[float]:
@@ -65,54 +104,37 @@ def answers(folder: Path) -> list[tuple]:
     return [(line["row"], line["answer"], line["tokens"]) for line in lines]
 
 
-def printed(ended: Ended) -> list[str]:
-    """What a process printed; Gloo reports its connections on standard output."""
-    return [line for line in ended.out.splitlines() if not line.startswith("[Gloo]")]
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one_device(single, spread):
-    (_, one), (_, two, ended) = single, spread
     for kind in ("train", "eval"):
-        assert losses(two, kind) == pytest.approx(losses(one, kind), rel=NEAR)
-    for step in (0, 3, 6):
-        assert answers(two / f"eval/step-{step:06}") == answers(one / f"eval/step-{step:06}")
-    assert json.loads((two / "summary.json").read_text())["verified"] is True
-    assert any(line.startswith("step 6/6") for line in printed(ended[0]))
-    assert not printed(ended[1]) and not ended[1].errors
+        assert losses(spread.run, kind) == pytest.approx(losses(single.run, kind), rel=NEAR)
+    for step in (0, 4, 8):
+        found = answers(spread.run / f"eval/step-{step:06}")
+        assert found == answers(single.run / f"eval/step-{step:06}")
+    assert json.loads((spread.run / "summary.json").read_text())["verified"] is True
+    assert any(line.startswith("step 8/8") for line in spread.printed[0])
+    assert spread.silent
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_generate_and_export_as_one(spread, tmp_path):
-    file, workdir, _ = spread
-    common = ["--config", file, "--adapter", str(workdir / "export/adapter"), "--workdir"]
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text('{"prefix": "sea:"}\n{"prefix": "dusk and dusk:"}\n')
-    for command, more in (("eval", ["--both"]), ("generate", ["--file", str(prompts)])):
-        one = alone([command, *common, str(tmp_path / "one"), *more])
-        first, second = run([command, *common, str(tmp_path / "two"), *more])
-        told = [line.replace("/two/", "/one/") for line in printed(first)]
-        assert told == one.out.splitlines() and not printed(second)
-    for folder in (tmp_path / "one/eval").glob("*-*"):
-        if folder.is_dir():
-            assert answers(tmp_path / "two/eval" / folder.name) == answers(folder)
-    given = [(tmp_path / name / "answers.json").read_bytes() for name in ("one", "two")]
-    assert given[0] == given[1]
-    ended = run(["export", "--config", file, "--workdir", str(workdir), "--merged", "float32"])
-    report = json.loads((workdir / "export/merged/export.json").read_text())
+def test_two_processes_evaluate_generate_and_export_as_one(single, spread):
+    for ours, theirs in zip(single.printed[1:], spread.printed[1:], strict=False):
+        assert [line.replace(str(spread.other), str(single.other)) for line in theirs] == ours
+    folders = [each for each in (single.other / "eval").glob("*-*") if each.is_dir()]
+    assert len(folders) == 2  # of the base and of the adapter
+    for folder in folders:
+        assert answers(spread.other / "eval" / folder.name) == answers(folder)
+    found = [(each.other / "answers.json").read_bytes() for each in (single, spread)]
+    assert found[0] == found[1]
+    report = json.loads((spread.run / "export/merged/export.json").read_text())
     assert report["kept"] and report["comparison"]["alike"] == report["comparison"]["answers"]
-    assert any(line.startswith("verified: ") for line in printed(ended[0]))
-    assert not printed(ended[1])
+    assert any(line.startswith("verified: ") for line in spread.printed[3])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(victim, spread, tmp_path):
-    file, whole, _ = spread
-    workdir = tmp_path / "run"
-    command = ["train", "--config", file, "--workdir", str(workdir)]
-    with started(command) as group:
-        wait_for(workdir / "checkpoints/2", group)
+def killed(victim: int, config: str, workdir: Path) -> Ended:
+    """What is left of the other process of a run after one was killed."""
+    with started(["train", "--config", config, "--workdir", str(workdir)]) as group:
+        group.wait_for(workdir / "checkpoints/4")
         group[victim].send_signal(signal.SIGKILL)
         began = time.monotonic()
         other = group.ended()[1 - victim]
@@ -121,70 +143,73 @@ def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(victim, spre
     assert message.startswith(f"error: process {victim} of 2, on ") and " is lost: " in message
     assert "training resumes from step " in message and str(workdir / "checkpoints") in message
     assert other.code == 75 and "Traceback" not in other.err and "***" not in other.err
-    run(command)
-    assert contents(workdir) == contents(whole)
+    return other
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_saves_in_both(config, tmp_path):
-    workdir = tmp_path / "run"
-    command = ["train", "--config", config(steps=4000), "--workdir", str(workdir)]
+def test_a_killed_first_process_ends_the_other(config, tmp_path):
+    killed(0, config(), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(config, spread, tmp_path):
+    """Although one of them cannot read the newest checkpoint: then neither resumes from it."""
+    workdir, file = tmp_path / "run", config()
+    killed(1, file, workdir)
+    newest = Checkpoints(workdir / "checkpoints").steps[-1]
+    more = [[], ["--unreadable", str(newest)]]
+    command = ["train", "--config", file, "--workdir", str(workdir)]
+    first, _ = run_all([command], differing=more.__getitem__)
+    assert f"resuming from step {newest - 2} in " in first.out
+    assert "in process 1: [Errno 5] Input/output error" in first.out
+    assert (workdir / DAMAGED / str(newest)).is_dir()
+    assert contents(workdir) == contents(spread.run)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_a_signal_to_one_goes_on_with_other_devices(config, tmp_path):
+    """Two processes, then four devices, then one."""
+    file = config(steps=4000, optim={"lr": 1e-3}, eval={})
+    command = ["train", "--config", file, "--workdir", str(tmp_path / "run")]
     with started(command) as group:
-        wait_for(workdir / "checkpoints/2", group)
+        group.wait_for(tmp_path / "run/checkpoints/2")
         group[1].send_signal(signal.SIGTERM)
         ended = group.ended()
     assert [each.code for each in ended] == [143, 143], ended
-    last = max(int(each.name) for each in (workdir / "checkpoints").iterdir())
+    last = max(int(each.name) for each in (tmp_path / "run/checkpoints").iterdir())
     for each in ended:
         assert f"stopped by SIGTERM after step {last} of 4,000, saved as " in each.err
+    alone([*command, "--accept-changes", f"--config.steps={last + 4}"], each=4)
+    here([*command, "--accept-changes", f"--config.steps={last + 8}"])
+    whole = ["--workdir", str(tmp_path / "whole"), f"--config.steps={last + 8}"]
+    here(["train", "--config", file, *whole])
+    found = losses(tmp_path / "run")
+    assert len(found) == last + 8 and found == pytest.approx(losses(tmp_path / "whole"), rel=NEAR)
 
 
 @pytest.mark.slow
-def test_an_error_on_one_host_ends_the_other(config, rows, tmp_path):
-    """Before the first step, and in the midst of the run."""
+@pytest.mark.parametrize("source", ["nowhere.jsonl", "other.jsonl"])
+def test_an_error_on_one_host_ends_the_other(source, config, rows, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    for source, here, there in (
-        (
-            "nowhere.jsonl",
-            "nowhere.jsonl: no such file",
-            ", has ended: nowhere.jsonl: no such file",
-        ),
-        (str(other), "the training rows differ between the hosts: process 1", "process 1 found"),
-    ):
-        more = [[], [f"--config.data.source={source}"]]
-        command = ["train", "--config", config(), "--workdir", str(tmp_path / "run")]
-        with started(command, differing=more.__getitem__) as group:
-            first, second = group.ended()
-        assert (first.code, second.code) == (2, 2), (first, second)
-        assert len(first.errors) == len(second.errors) == 1
-        assert here in second.errors[0] and there in first.errors[0]
+    if source == "other.jsonl":
+        source, here = str(other), "the training rows differ between the hosts: process 1 found"
+        there = here
+    else:
+        here, there = "nowhere.jsonl: no such file", ", has ended: nowhere.jsonl: no such file"
+    more = [[], [f"--config.data.source={source}"]]
+    command = ["train", "--config", config(), "--workdir", str(tmp_path / "run")]
+    with started(command, differing=more.__getitem__) as group:
+        first, second = group.ended()
+    assert (first.code, second.code) == (2, 2), (first, second)
+    assert len(first.errors) == len(second.errors) == 1
+    assert here in second.errors[0] and there in first.errors[0]
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_with_other_devices_and_processes(single, config, tmp_path):
-    file, one = single
-    for name, parts in {
-        "devices": [(1, 8), (1, 4), (1, 1)],
-        "processes": [(2, 2), (1, 2), (1, 1)],
-    }.items():
-        for number, (count, each) in enumerate(parts, 1):
-            command = ["train", "--config", file, "--workdir", str(tmp_path / name)]
-            command += ["--accept-changes", f"--config.steps={STEPS * number // 3}"]
-            run(command, count, each) if count > 1 else alone(command, each)
-        assert losses(tmp_path / name) == pytest.approx(losses(one), rel=NEAR)
-
-
-def test_nobody_at_the_address_is_one_message(config):
+@pytest.mark.parametrize("index, problem", enumerate(["joined within 1 seconds: 1", "reached at"]))
+def test_nobody_at_the_address_is_one_message(index, problem, config):
     place = f"127.0.0.1:{processes.free_port()}"
     more = ["--coordinator", place, "--process-count", "2", "--join-timeout", "1"]
-    for index, problem in enumerate(["have not joined within 1 seconds: 1", f"reached at {place}"]):
-        command = ["eval", "--config", config(), *more, "--process-index", str(index)]
-        ended = alone(command, code=2)
-        assert problem in ended.errors[0] and len(ended.err.splitlines()) == 1
-
-
-def wait_for(file: Path, group: processes.Started) -> None:
-    while not file.exists():
-        assert all(each.poll() is None for each in group.processes), group.ended()
-        time.sleep(0.05)
+    ended = alone(["eval", "--config", config(), *more, "--process-index", str(index)], code=2)
+    assert problem in ended.errors[0] and place in ended.errors[0]
+    assert len(ended.err.splitlines()) == 1
