@@ -145,10 +145,10 @@ def _resized(state: TrainState, rank: int) -> TrainState:
 
     def resize(path: str, leaf: jax.Array) -> jax.Array:
         match = ADAPTER.fullmatch(path)
-        if not match or leaf.ndim == 0:
+        if not match:
             return leaf
         axis = RANK[match["name"]]
-        if leaf.shape[axis] != now:
+        if leaf.ndim < 2 or leaf.shape[axis] != now:
             raise UserError(
                 f"members of ranks {now} and {rank} cannot be stacked: {path} is not of the shape "
                 "of its adapter; train members of one rank together, or use another optimizer"
