@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+from jaxtune.cli.commands import (
+    COMMANDS,
+    DEFAULT,
+    EXAMPLES,
+    UsageError,
+    overrides,
+    uploading,
+)
 from jaxtune.cli.messages import check_command, check_unknown, defect, told
 from jaxtune.display.errors import UserError
 from jaxtune.runs import signals
@@ -42,7 +49,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> 
     options = None
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
-        return options.run(options)
+        with uploading():
+            return options.run(options)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; Python must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

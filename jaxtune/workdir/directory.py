@@ -18,10 +18,16 @@ from typing import Any
 
 import filelock
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxtune.config.load import difference
 from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, special_kind, write_json
+from jaxtune.files.fetched import CACHE, cache, known_as
+from jaxtune.workdir.lease import LeaseError
+from jaxtune.workdir.mirror import mirror_of
+from jaxtune.workdir.uploads import in_use
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
 CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
@@ -75,7 +81,13 @@ class Workdir:
             self.write(RUN, content)
 
     def check(self) -> None:
-        """Raises WorkdirError if the directory was removed or replaced since it was locked."""
+        """Raises WorkdirError if the directory was removed or replaced since it was locked.
+
+        Of a remote one, also if another run has taken it over.
+        """
+        mirror, _ = mirror_of(self.path)
+        if mirror and mirror.uploads:
+            mirror.uploads.check()
         if self.lock is not None and self.lock != _inode(self.path / LOCK):
             raise WorkdirError(
                 f"{self.path} was removed or replaced while the run was using it; what the run did "
@@ -105,7 +117,10 @@ def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[No
             f"another {what} is using {path}; wait for it to end, or name another --workdir"
         ) from None
     try:
-        yield
+        with in_use(path, what) if take else contextlib.nullcontext():
+            yield
+    except LeaseError as error:
+        raise WorkdirError(str(error)) from None
     finally:
         lock.release()
 
@@ -127,6 +142,7 @@ def run_directory(
     with locked_directory(path, "run", take=first):
         if first:
             _remove_leftovers(path)
+        _refuse_unshared(path)
         about = _about(path)
         stepped = _stepped(path)
         _refuse_incomplete(path, about, stepped, accept_changes)
@@ -143,6 +159,7 @@ def run_directory(
         named = (about["started"], about["name"], tuple(changes), settings)
         found = Workdir(path, *named, **state)
         found.write(RUN, about)
+        _announce(path)
         yield found
 
 
@@ -151,6 +168,7 @@ def claim(path: Path) -> None:
     refuse_foreign(path)
     if not (path / RUN).exists():
         write_json(path / RUN, _new(path))
+    _announce(path)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -158,6 +176,9 @@ def refuse_foreign(path: Path) -> None:
 
     Empty files are in nobody's way, and neither is the file that this program's output goes to.
     """
+    mirror, _ = mirror_of(path)
+    if mirror and (names := mirror.foreign()):
+        raise _foreign(mirror.url, names)
     try:
         found = sorted(os.scandir(path), key=lambda each: each.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -171,12 +192,15 @@ def refuse_foreign(path: Path) -> None:
         each.name for each in found if not (_is_ours(each.name) or _is_harmless(each, outputs))
     ]
     if foreign:
-        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
-        raise WorkdirError(
-            f"{path} is not empty and has no {RUN}, which marks the directory of a run: it "
-            f"contains {', '.join(foreign[:NAMED])}{more}; name another --workdir, or move these "
-            "files away"
-        )
+        raise _foreign(path, foreign)
+
+
+def _foreign(place: Path | str, names: list[str]) -> WorkdirError:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return WorkdirError(
+        f"{place} is not empty and has no {RUN}, which marks the directory of a run: it contains "
+        f"{', '.join(names[:NAMED])}{more}; name another --workdir, or move these files away"
+    )
 
 
 def begun(path: Path) -> str:
@@ -320,13 +344,42 @@ def _remove_leftovers(path: Path) -> None:
                 each.unlink()
 
 
+def _announce(path: Path) -> None:
+    """Marks a remote workdir as ours in the store, once its run.json is here."""
+    mirror, _ = mirror_of(path)
+    if mirror and jax.process_index() == 0:
+        mirror.claim()
+
+
+def _refuse_unshared(path: Path) -> None:
+    """Waits until the first process has brought down a remote workdir.
+
+    Raises WorkdirError in all processes if one does not see its directory, as each writes a part of
+    every checkpoint there.
+    """
+    mirror, _ = mirror_of(path)
+    if mirror is None or jax.process_count() == 1:
+        return
+    mark = mirror.beside("shared")
+    if jax.process_index() == 0:
+        write_json(mark, [*mirror.state.number])
+    wanted = multihost_utils.broadcast_one_to_all(np.asarray(mirror.state.number, np.int32))
+    alike = mark.is_file() and json.loads(mark.read_bytes()) == wanted.tolist()
+    if not multihost_utils.process_allgather(np.asarray(alike)).all():
+        raise WorkdirError(
+            f"{mirror.url}: the processes of this run share no disk, and together they write each "
+            f"checkpoint to {cache()} before it is uploaded: name a directory that all of them "
+            f"share in {CACHE}"
+        )
+
+
 def _today() -> str:
     return datetime.date.today().isoformat()
 
 
 def _new(path: Path) -> dict[str, str]:
-    now = datetime.datetime.now()
+    now, name = datetime.datetime.now(), Path(known_as(path)).resolve().name
     return {
         "started": now.date().isoformat(),
-        "name": f"{path.resolve().name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
+        "name": f"{name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
     }

@@ -32,7 +32,7 @@ def run(options: Namespace) -> int:
         raise UsageError(
             "--base evaluates the untuned base only: it cannot be combined with --adapter"
         )
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("export", "eval"))
     from jaxtune.evaluation.compare import compare
 
     compare(

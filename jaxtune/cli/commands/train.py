@@ -35,7 +35,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Trains, or resumes a run; if a signal stopped it, returns 128 + the signal's number."""
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, None)
     import jax
 
     if options.distributed:
