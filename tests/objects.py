@@ -216,10 +216,8 @@ def s3(s3_server, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     store._opened.cache_clear()
-    store._filesystem.cache_clear()
     bucket = f"bucket{time.monotonic_ns()}"
     fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
     yield f"s3://{bucket}", troubled, os.environ | environment
     troubled.every = troubled.lag = 0
     store._opened.cache_clear()
-    store._filesystem.cache_clear()

@@ -44,7 +44,7 @@ def written(place: Place, overwrite: bool, mark: str = "config.json") -> Iterato
             if first and target.is_file():
                 store.upload("", target)
             elif first:
-                publish(store, {each.name: each for each in target.iterdir()}, mark, before)
+                publish(store, target, before)
 
 
 def at(place: Place) -> Path | str:

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.escapes import visible
 from jaxtune.evaluation.compare import tuned_at, tuned_model
 from jaxtune.files import write_json
-from jaxtune.files.fetched import beside
+from jaxtune.files.fetched import local
 from jaxtune.workdir.directory import claim
 
 ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
@@ -76,7 +76,8 @@ def typed_prompt(
     if image is not None:
         if encoder.pictures is None:
             raise DataError(f"--image {image}: {base} does not take pictures")
-        record = {**record, encoder.image: beside(os.getcwd(), os.fspath(image))}
+        encoder = replace(encoder, image_root="")  # which is for the pictures that rows name
+        record = {**record, encoder.image: os.path.abspath(local(image))}
     elif encoder.pictures and encoder.image not in record:
         raise DataError(f"{place}: {base} needs a picture; pass it with --image")
     tokens = encoder.prompt(record, place)

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data.errors import RowError, known
+from jaxtune.display import escapes
 from jaxtune.display.errors import UserError
 from jaxtune.files import special_kind
-from jaxtune.files.fetched import beside, content
-from jaxtune.files.store import StoreError, is_remote
+from jaxtune.files.fetched import content
+from jaxtune.files.store import StoreError, bucket, is_remote, joined
 
 Reference = str | bytes  # the absolute path or URL of a picture, or an encoded picture itself
 Steps = Sequence[tuple[str, float]]  # (name of an augmentation, its strength)
@@ -146,12 +147,32 @@ def _reference(value: Any, name: str, folder: str | Path, place: str) -> Referen
     if isinstance(value, bytes) and value:
         return value
     if isinstance(value, str) and value.strip():
-        return beside(os.fspath(folder), value)
+        return _located(os.fspath(folder), value, name, place)
     found = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:59]}…"
     raise RowError(
         place,
         f"column {name!r} is {found}; expected a picture's path, its bytes or a list of these",
     )
+
+
+def _located(folder: str, value: str, name: str, place: str) -> str:
+    """Returns the path or URL of a picture that a row names relative to a folder.
+
+    Rows may come from anybody, so they reach no store but that of the folder, and those in a store
+    do not reach the disk.
+    """
+    remote = is_remote(folder)
+    if not remote and not is_remote(value):
+        return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    found = joined(value) if is_remote(value) else joined(folder, value)
+    local = not is_remote(value) and os.path.isabs(os.path.expanduser(value))
+    if not remote or local or bucket(found) != bucket(folder):
+        raise RowError(
+            place,
+            f"column {name!r} names {escapes.shown(value)}; expected a path relative to {folder}"
+            + (f", or a URL in {bucket(folder)}" if remote else ""),
+        )
+    return found
 
 
 def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:

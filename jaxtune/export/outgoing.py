@@ -11,10 +11,8 @@ from jaxtune.checkpoint.report import REPORT
 from jaxtune.display import escapes
 from jaxtune.display.errors import UserError
 from jaxtune.files.fetched import cache, disk_explained, download
-from jaxtune.files.publish import publish, standing
+from jaxtune.files.publish import files_below, publish, standing
 from jaxtune.files.store import Store, is_remote, split
-
-MARKS = ("adapter_config.json", "config.json")  # the file that a reader of an export looks for
 
 
 @contextlib.contextmanager
@@ -71,8 +69,7 @@ def _copied(store: Store, name: str, made: Path) -> dict[str, tuple]:
 
 
 def _facts(made: Path) -> dict[str, tuple]:
-    files = (each for each in made.rglob("*") if each.is_file())
-    stats = {each.relative_to(made).as_posix(): each.stat() for each in files}
+    stats = {name: file.stat() for name, file in files_below(made).items()}
     return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in stats.items()}
 
 
@@ -82,12 +79,9 @@ def _upload(store: Store, made: Path, before: dict[str, tuple]) -> None:
     if now == before:
         return
     for folder in sorted(each for each in made.iterdir() if each.is_dir()):
-        files = {each.relative_to(folder).as_posix(): each for each in folder.rglob("*")}
-        files = {name: file for name, file in files.items() if file.is_file()}
         start = f"{folder.name}/"
         replaced = [name.removeprefix(start) for name in before if name.startswith(start)]
-        mark = next((name for name in MARKS if name in files), REPORT)
-        publish(Store(store.named(folder.name)), files, mark, replaced)
+        publish(Store(store.named(folder.name)), folder, replaced)
     # The report of an .npz file tells that it is ours, so it goes first.
     for name in sorted((name for name in now if "/" not in name), key=lambda x: x.endswith(NPZ)):
         store.upload(name, made / name)

@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from jaxtune.display import escapes
-from jaxtune.files.store import Entry, Store, StoreError, digest, is_remote, joined, split
+from jaxtune.files.store import Entry, Store, StoreError, digest, is_remote, split
 
 CACHE = "JAXTUNE_CACHE"  # variable of the environment that names the directory of the cache
 PIECE = 16 * 2**20  # bytes of one request
@@ -69,11 +69,11 @@ def local(
 
 def known_as(path: str | os.PathLike[str]) -> str:
     """Returns the URL of a local copy, and any other path as text."""
-    text = os.fspath(path)
-    for root, url in escapes.ALIASES.items():
-        if text == root or text.startswith(f"{root}{os.sep}"):
-            return url + text[len(root) :].replace(os.sep, "/")
-    return text
+    path = Path(path)
+    for each in (path, *path.parents):
+        if url := escapes.ALIASES.get(os.fspath(each)):
+            return "/".join((url, *path.relative_to(each).parts))
+    return os.fspath(path)
 
 
 def content(url: str, count: int = -1) -> bytes:
@@ -258,12 +258,3 @@ def _link(file: Path, link: Path) -> None:
         os.link(file, link)
     except OSError:  # the file system has no hard links
         link.symlink_to(file)
-
-
-def beside(place: str, name: str) -> str:
-    """Returns the path or URL of a file that is named relative to a folder."""
-    if is_remote(name):
-        return name
-    if is_remote(place) and not os.path.isabs(os.path.expanduser(name)):
-        return joined(place, name)
-    return os.path.abspath(os.path.join(place, os.path.expanduser(name)))

@@ -5,7 +5,7 @@ their way, and the file by which such a folder is recognised is removed first an
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,32 +13,33 @@ from jaxtune.files.fetched import UPLOADING
 from jaxtune.files.store import Store, StoreError
 
 AT_ONCE = 8  # files that are uploaded at a time
+MARKS = ("adapter_config.json", "config.json", "export.json")  # files that readers look for
 
 
-def publish(
-    store: Store, files: Mapping[str, Path], mark: str, replaced: Iterable[str] = ()
-) -> None:
+def publish(store: Store, folder: Path, replaced: Iterable[str] = ()) -> None:
     """Uploads the files of a folder, in place of an earlier upload.
 
     Args:
-      store: The folder.
-      files: Local files by their names in the folder, `mark` among them.
-      mark: Name of the file by which the folder is recognised, which arrives last.
+      store: The folder in the store.
+      folder: The local one, which holds at least one of `MARKS`. The first that it holds is the
+        file by which readers recognise the folder, and arrives last.
       replaced: Names of an earlier upload, which are removed unless they are written anew.
     """
+    files = files_below(folder)
+    mark = next(name for name in MARKS if name in files)
     stale = {*unfinished(store), *replaced} - files.keys()
     store.write(UPLOADING, json.dumps({"files": sorted({*files, *stale})}).encode())
     store.remove([mark, *sorted(stale)])
-    upload(store, {name: file for name, file in files.items() if name != mark})
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: store.upload(name, files[name]), files.keys() - {mark}))
     store.upload(mark, files[mark])
     store.remove([UPLOADING])
 
 
-def upload(store: Store, files: Mapping[str, Path]) -> None:
-    """Uploads files side by side, in no order."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda name: store.upload(name, files[name]), files):
-            pass
+def files_below(folder: Path) -> dict[str, Path]:
+    """Returns the files in a local folder and those below it, by their names relative to it."""
+    files = (each for each in sorted(folder.rglob("*")) if each.is_file())
+    return {each.relative_to(folder).as_posix(): each for each in files}
 
 
 def unfinished(store: Store) -> list[str]:

@@ -22,6 +22,7 @@ from jaxtune.display.errors import UserError
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.")
 PATIENCE = 300.0  # seconds for which a request is repeated before it counts as failed
+UNTRIED = 30.0  # the same as long as no request has succeeded: the address may be wrong
 AT_ONCE = 16  # requests for what is known of objects at a time
 FIRST, LONGEST = 0.5, 30.0  # pauses in seconds between attempts; each doubles the last
 # HTTP statuses besides 5xx that a retry may not meet again: timeouts, conflicts and rate limits.
@@ -29,13 +30,8 @@ PASSING = (408, 409, 425, 429)
 PASSING_SYSTEM = (errno.EBUSY, errno.EIO, errno.EAGAIN)  # what s3fs makes of throttling and others
 NETWORK = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "httpx", "requests", "urllib3")
 LASTING = re.compile("Credential|Token|Param|Profile|Auth|Permission|NoSuchBucket")
-# What a protocol needs to be installed, and where its credentials come from.
-EXTRAS = {
-    "s3": ("s3", "s3fs"),
-    "s3a": ("s3", "s3fs"),
-    "gs": ("gcs", "gcsfs"),
-    "gcs": ("gcs", "gcsfs"),
-}
+ALIASES = {"s3a": "s3", "gcs": "gs"}
+EXTRAS = {"s3": ("s3", "s3fs"), "gs": ("gcs", "gcsfs")}  # what a protocol needs to be installed
 CREDENTIALS = {
     "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws or from "
     "the role of the machine, and another server than Amazon's from AWS_ENDPOINT_URL",
@@ -47,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 VERSIONS = ("generation", "ETag", "etag", "md5Hash", "content_md5", "ino")
 TIMES = ("LastModified", "updated", "mtime", "last_modified", "created")
+SECRET = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/@]*@")  # a user and a password
 SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s'\"]+")
 
 Result = TypeVar("Result")
@@ -73,8 +70,13 @@ class Store:
     """
 
     def __init__(self, url: str):
-        self.url = url.rstrip("/")
-        self._fs = _filesystem(self.url)
+        if secret := SECRET.match(url):
+            raise StoreError(
+                f"{secret[1]}…@{url[secret.end() :]}: a URL must not hold a password, as it is "
+                "written to files; remove all up to the @"
+            )
+        self.url, self._scheme = url.rstrip("/"), _scheme(url)
+        self._fs = _opened(self._scheme)
         self._root = self._fs._strip_protocol(self.url)
 
     def __str__(self) -> str:
@@ -142,18 +144,23 @@ class Store:
         The store decides where it can (S3, Google Cloud Storage); elsewhere two writers within
         the same moment may both succeed.
         """
-        path = self._path(name)
+
+        def created() -> bool:
+            try:
+                self._fs.pipe_file(self._path(name), content, mode="create")
+            except NotImplementedError:
+                return False
+            return True
+
         try:
             with self._bucket_missed():
-                self._attempted(
-                    "written", name, lambda: self._fs.pipe_file(path, content, mode="create")
-                )
+                if self._attempted("written", name, created):
+                    return True
         except FileExistsError:
             return False
-        except NotImplementedError:
-            if self.entry(name):
-                return False
-            self.write(name, content)
+        if self.entry(name):
+            return False
+        self.write(name, content)
         return True
 
     def upload(self, name: str, file: Path) -> None:
@@ -193,11 +200,15 @@ class Store:
 
         Errors of names that are there, or are not there, are raised as they are.
         """
-        end, pause = time.monotonic() + PATIENCE, FIRST
+        patience = PATIENCE if self._scheme in _answered else UNTRIED
+        end, pause = time.monotonic() + patience, FIRST
         while True:
             try:
-                return action()
-            except (FileNotFoundError, FileExistsError, NotADirectoryError, NotImplementedError):
+                found = action()
+                _answered.add(self._scheme)
+                return found
+            except (FileNotFoundError, FileExistsError, NotADirectoryError):
+                _answered.add(self._scheme)
                 raise
             except Exception as error:  # of fsspec, a cloud's client or the disk: no common base
                 if _is_full(error):
@@ -206,10 +217,10 @@ class Store:
                     raise FileExistsError(self.named(name)) from None
                 problem = f"{self.named(name)} cannot be {what}: {_reason(error)}"
                 if not may_pass(error):
-                    raise StoreError(f"{problem}{_advice(self.url, error)}") from None
+                    raise StoreError(f"{problem}{_advice(self._scheme, error)}") from None
                 if time.monotonic() + pause > end:
                     raise StoreError(
-                        f"{problem}; it was tried again and again for {PATIENCE:.0f} seconds. Run "
+                        f"{problem}; it was tried again and again for {patience:.0f} seconds. Run "
                         "the same command again once the store can be reached"
                     ) from None
             time.sleep(pause * random.uniform(0.5, 1))
@@ -231,6 +242,12 @@ def joined(url: str, *names: str) -> str:
         elif each not in ("", ".", ".."):
             parts.append(each)
     return f"{scheme}://{'/'.join(parts)}"
+
+
+def bucket(url: str) -> str:
+    """Returns the beginning of a URL that names a store: the scheme and the bucket or host."""
+    scheme, _, path = url.partition("://")
+    return f"{scheme}://{path.partition('/')[0]}"
 
 
 def split(url: str) -> tuple[str, str]:
@@ -261,9 +278,12 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
-@functools.cache
-def _filesystem(url: str) -> Any:
-    return _opened(url.partition("://")[0].lower())
+_answered: set[str] = set()  # schemes of the stores that this process has reached
+
+
+def _scheme(url: str) -> str:
+    scheme = url.partition("://")[0].lower()
+    return ALIASES.get(scheme, scheme)
 
 
 @functools.cache
@@ -347,10 +367,9 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
-def _advice(url: str, error: BaseException) -> str:
+def _advice(scheme: str, error: BaseException) -> str:
     """Returns where credentials come from, if an error is about them or about permissions."""
-    scheme = url.partition("://")[0]
-    found = CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "")
+    found = CREDENTIALS.get(scheme, "")
     refused = any(
         isinstance(each, PermissionError)
         or _status(each) in (401, 403)

@@ -18,14 +18,11 @@ from typing import Any
 
 import filelock
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxtune.config.load import difference
-from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, special_kind, write_json
-from jaxtune.files.fetched import CACHE, cache, known_as
-from jaxtune.workdir.lease import LeaseError
+from jaxtune.files.fetched import known_as
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.mirror import mirror_of
 from jaxtune.workdir.uploads import in_use
 
@@ -35,10 +32,6 @@ SAVED = "saved"  # entry of run.json: whether a checkpoint has been written
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
 NAMED = 5  # files that an error message lists
-
-
-class WorkdirError(UserError):
-    """A directory that cannot be used for the requested run."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +112,6 @@ def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[No
     try:
         with in_use(path, what) if take else contextlib.nullcontext():
             yield
-    except LeaseError as error:
-        raise WorkdirError(str(error)) from None
     finally:
         lock.release()
 
@@ -142,7 +133,6 @@ def run_directory(
     with locked_directory(path, "run", take=first):
         if first:
             _remove_leftovers(path)
-        _refuse_unshared(path)
         about = _about(path)
         stepped = _stepped(path)
         _refuse_incomplete(path, about, stepped, accept_changes)
@@ -349,28 +339,6 @@ def _announce(path: Path) -> None:
     mirror, _ = mirror_of(path)
     if mirror and jax.process_index() == 0:
         mirror.claim()
-
-
-def _refuse_unshared(path: Path) -> None:
-    """Waits until the first process has brought down a remote workdir.
-
-    Raises WorkdirError in all processes if one does not see its directory, as each writes a part of
-    every checkpoint there.
-    """
-    mirror, _ = mirror_of(path)
-    if mirror is None or jax.process_count() == 1:
-        return
-    mark = mirror.beside("shared")
-    if jax.process_index() == 0:
-        write_json(mark, [*mirror.state.number])
-    wanted = multihost_utils.broadcast_one_to_all(np.asarray(mirror.state.number, np.int32))
-    alike = mark.is_file() and json.loads(mark.read_bytes()) == wanted.tolist()
-    if not multihost_utils.process_allgather(np.asarray(alike)).all():
-        raise WorkdirError(
-            f"{mirror.url}: the processes of this run share no disk, and together they write each "
-            f"checkpoint to {cache()} before it is uploaded: name a directory that all of them "
-            f"share in {CACHE}"
-        )
 
 
 def _today() -> str:

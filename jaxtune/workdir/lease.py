@@ -1,7 +1,9 @@
 """Leases: objects in a store that let one process at a time use a folder there.
 
-A store has no locks. An owner writes an object that must not exist yet, and renews it while it is
-at work. Another one waits for as long as an owner that is alive would take to renew it.
+A store has no locks, but it can refuse to create an object that exists. So the leases of a folder
+are numbered: whoever creates the next number owns the folder, and an owner whose number has a
+successor has lost it. An owner renews its lease while it is at work; another process waits for as
+long as an owner that is alive would take to renew it.
 """
 
 import contextlib
@@ -14,21 +16,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
-from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import show
 from jaxtune.files.store import Store, StoreError
+from jaxtune.workdir.errors import WorkdirError
 
-NAME = "lease.json"
+FOLDER = "leases"  # in the workdir
 BEAT = 20.0  # seconds between two renewals
 STALE = 90.0  # seconds without a renewal after which an owner is taken to be gone
-SETTLE = 2.0  # seconds after which two that take over a lease at once know who has it
 LOOK = 1.0  # seconds between two looks at another owner's lease
 
 
-class LeaseError(UserError):
+class LeaseError(WorkdirError):
     """A folder of a store that another process uses, or has taken over."""
 
 
@@ -40,41 +41,40 @@ class Lease:
     """
 
     def __init__(self, store: Store, folder: str, what: str, place: str):
-        self._store, self._name = store, f"{folder}/{NAME}" if folder else NAME
+        self._store, self._folder = store, f"{FOLDER}/{folder or 'run'}"
         self._what, self._place, self._token = what, place, secrets.token_hex(8)
-        self._beat, self._stopped = 0, threading.Event()
-        self._lost = ""
+        self._number = self._beat = 0
+        self._stopped, self._lost = threading.Event(), ""
 
-    def take(self, force: bool = False, say: Callable[[str], None] | None = None) -> str:
+    def take(self, force: bool = False) -> str:
         """Takes the lease, and returns the place of its last owner, or "" if there was none.
 
         Raises LeaseError if the owner renews it meanwhile. With `force` it is not waited for.
         """
-        say = say or (lambda text: show(text, sys.stderr))
-        before = self._read()
-        if before is None:
-            if self._store.create(self._name, self._content()):
-                self._begin()
-                return ""
-            before = self._read() or {}
-            if before.get("token") == self._token:  # written by an attempt that seemed to fail
-                self._begin()
-                return ""
+        number, before = self._latest()
         ended = before.get("released") or before.get("place") == self._place
-        if not ended and not force:
-            self._watch(before, say)
-        self._store.write(self._name, self._content())
-        if not ended:
-            time.sleep(SETTLE)
-        self._refuse(self._read() or {})
-        self._begin()
+        if number and not ended and not force:
+            self._watch(number, before)
+        self._number = number + 1
+        self._store.create(self._name(self._number), self._content())
+        holder = self._latest()[1]
+        if holder.get("token") != self._token:
+            raise self._used(holder)
+        self._store.remove(self._name(each) for each in self._numbers() if each <= number)
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return str(before.get("place", ""))
 
     def check(self) -> None:
         """Raises LeaseError if another process has taken the lease over."""
         if not self._lost:
             with contextlib.suppress(StoreError):  # what cannot be reached is not known to be lost
-                self._note(self._read() or {})
+                later = self._read(self._number + 1)
+                if later or self._read(self._number).get("token") != self._token:
+                    self._lost = (
+                        f"{self._store.url} was taken over by another {self._what}: "
+                        f"{_owner(later) if later else 'its lease was removed'}; this one ends, so "
+                        "that they do not disturb each other"
+                    )
         if self._lost:
             raise LeaseError(self._lost)
 
@@ -83,66 +83,69 @@ class Lease:
         self._stopped.set()
         with contextlib.suppress(StoreError, LeaseError):
             self.check()
-            self._store.write(self._name, self._content(released=True))
+            self._store.write(self._name(self._number), self._content(released=True))
 
     def last_place(self) -> str:
         """Returns the place of the last owner, or "" if there was none."""
-        return str((self._read() or {}).get("place", ""))
-
-    def _begin(self) -> None:
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        return str(self._latest()[1].get("place", ""))
 
     def _renew(self) -> None:
         while not self._stopped.wait(BEAT) and not self._lost:
             with contextlib.suppress(StoreError, LeaseError):
                 self.check()
                 self._beat += 1
-                self._store.write(self._name, self._content())
+                self._store.write(self._name(self._number), self._content())
 
-    def _watch(self, before: dict[str, Any], say: Callable[[str], None]) -> None:
+    def _watch(self, number: int, before: dict[str, Any]) -> None:
         """Waits for `STALE` seconds; raises LeaseError as soon as the owner renews its lease."""
-        say(
+        show(
             f"{self._store.url} was last used by {_owner(before)}: waiting up to {STALE:.0f} "
-            "seconds for a sign that it still is (--take-over does not wait)"
+            "seconds for a sign that it still is (--take-over does not wait)",
+            sys.stderr,
         )
         end = time.monotonic() + STALE
         while time.monotonic() < end:
             time.sleep(LOOK)
-            now = self._read() or {"released": True}
+            now = self._read(number)
             if now.get("released"):
                 return
-            if (now.get("token"), now.get("beat")) != (before.get("token"), before.get("beat")):
-                raise LeaseError(
-                    f"another {self._what} is using {self._store.url}: {_owner(now)}; wait for it "
-                    "to end, or name another --workdir"
-                )
+            if now.get("beat") != before.get("beat"):
+                raise self._used(now or self._latest()[1])
 
-    def _refuse(self, now: dict[str, Any]) -> None:
-        self._note(now)
-        if self._lost:
-            raise LeaseError(self._lost)
+    def _used(self, lease: dict[str, Any]) -> LeaseError:
+        return LeaseError(
+            f"another {self._what} is using {self._store.url}: {_owner(lease)}; wait for it to "
+            "end, or name another --workdir"
+        )
 
-    def _note(self, now: dict[str, Any]) -> None:
-        if now.get("token") != self._token:
-            self._lost = (
-                f"{self._store.url} was taken over by another {self._what}: "
-                f"{_owner(now) if now else 'its lease was removed'}; this one ends, so that "
-                "they do not disturb each other"
-            )
+    def _latest(self) -> tuple[int, dict[str, Any]]:
+        """Returns the number and content of the newest lease; 0 and an empty one without any."""
+        number = max(self._numbers(), default=0)
+        found = self._read(number) if number else {}
+        while later := self._read(number + 1):  # the list may lag behind
+            number, found = number + 1, later
+        return number, found
 
-    def _read(self) -> dict[str, Any] | None:
+    def _numbers(self) -> list[int]:
+        names = map(PurePosixPath, self._store.entries(self._folder))
+        return [int(name.stem) for name in names if name.stem.isdecimal()]
+
+    def _name(self, number: int) -> str:
+        return f"{self._folder}/{number}.json"
+
+    def _read(self, number: int) -> dict[str, Any]:
+        """Returns the content of the lease of a number; an empty one if there is none."""
+        name = self._name(number)
         try:
-            content = self._store.read(self._name)
+            found = json.loads(self._store.read(name))
         except FileNotFoundError:
-            return None
-        try:
-            found = json.loads(content)
+            return {}
         except ValueError:
             found = None
         if not isinstance(found, dict):
             raise LeaseError(
-                f"{self._store.named(self._name)} is not what jaxtune wrote; remove it if nothing "
-                "uses the folder"
+                f"{self._store.named(name)} is not what jaxtune wrote; remove it if nothing uses "
+                "the folder"
             )
         return found
 

@@ -9,6 +9,7 @@ that were never uploaded are kept beside it.
 import os
 import secrets
 import shutil
+import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from jaxtune.files import UnreadableError, read_json, write_json
 from jaxtune.files.fetched import UPLOADING, cache, disk_explained, download
 from jaxtune.files.store import Entry, Store, digest, is_remote
 from jaxtune.workdir import index
-from jaxtune.workdir.lease import NAME as LEASE
+from jaxtune.workdir.lease import FOLDER as LEASES
 from jaxtune.workdir.lease import Lease
 
 CHECKPOINTS, EXPORT, EVAL = "checkpoints", "export", "eval"
@@ -32,7 +33,7 @@ RUN = "run.json"
 # Files that decide how a run goes on: they are read by name, as a list of the store may lag behind.
 ESSENTIAL = (RUN, "config.json", "metrics.jsonl", "summary.json")
 LOCAL = ("damaged", "wandb")  # folders of a workdir that stay on the machine
-UNREAD = ("tensorboard",)  # folders that no command reads, so that they are only written
+UNREAD = ("tensorboard", LEASES)  # folders in the store that are not brought down
 AT_ONCE = 8  # files that are brought down at a time
 STATE = {"place": str, "whole": [str], "files": {...: [object]}}
 
@@ -42,17 +43,11 @@ class State:
     """What is known of the local directory, in a file beside it."""
 
     file: Path
-    place: str  # random name of the directory, by which leases know it
+    place: str  # random name of the directory
     whole: list[str]  # parts that were brought down to the end
-    files: dict[
-        str, list
-    ]  # local size and time of each file as it was when it equalled the store's
+    # Local size and time, and the store's version, of each file when it equalled the store's.
+    files: dict[str, list]
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @property
-    def number(self) -> list[int]:
-        """The place as numbers, which processes can send each other."""
-        return list(bytes.fromhex(self.place))
 
     @classmethod
     def read(cls, file: Path) -> "State":
@@ -103,13 +98,18 @@ class Mirror:
 
     def lease(self, folder: str, what: str) -> Lease:
         """Returns the lease of the workdir, or of a folder in it."""
-        return Lease(self.store, folder, what, self.state.place)
+        return Lease(self.store, folder, what, self.place)
+
+    @property
+    def place(self) -> str:
+        """What identifies the local directory, also if the disk is a copy of another's."""
+        return f"{socket.gethostname()} {self.state.place}"
 
     def foreign(self) -> list[str]:
         """Returns names of objects that are in the way, as no workdir is there."""
         if self.store.entry(RUN) is not None:
             return []
-        names = [name for name in self.store.entries() if name.rpartition("/")[2] != LEASE]
+        names = [name for name in self.store.entries() if not name.startswith(f"{LEASES}/")]
         return [] if RUN in names else names
 
     def claim(self) -> None:
@@ -136,7 +136,7 @@ class Mirror:
             fresh = State.read(self.state.file)  # another process may have brought it meanwhile
             self.state.whole, self.state.files = fresh.whole, fresh.files
             place = self.lease("", "run").last_place() if last is None else last
-            ours = place == self.state.place and "" in self.state.whole
+            ours = place == self.place and "" in self.state.whole
             kept = set(self.state.whole) if ours else set()
             missing = {"", *parts} - kept
             if not missing:
@@ -184,7 +184,7 @@ class _Bringing:
         first = name.partition("/")[0]
         part = first if first in EVERYTHING and first != name else ""
         safe = not any(each in ("", ".", "..") for each in name.split("/"))
-        ours = name.rpartition("/")[2] not in (LEASE, index.NAME) and not is_hidden(name)
+        ours = name != index.NAME and not is_hidden(name)
         return safe and ours and part in self._parts - {CHECKPOINTS} and first not in UNREAD
 
     def _differs(self, name: str, entry: Entry) -> bool:

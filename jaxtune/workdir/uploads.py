@@ -22,7 +22,7 @@ import jax
 
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import show
-from jaxtune.files.publish import publish
+from jaxtune.files.publish import files_below, publish
 from jaxtune.files.store import Store, StoreError
 from jaxtune.workdir.index import FOLDER, Index, digest_of, hashed
 from jaxtune.workdir.lease import Lease, LeaseError
@@ -33,7 +33,6 @@ SWEEP = 30.0  # seconds between two uploads of metrics and other small files
 AGAIN = 30.0  # seconds after which a failed upload is tried again
 REPORT = "export.json"
 STAGING = ".unverified"  # part of the names of exports that are being written
-MARKS = ("adapter_config.json", "config.json")  # the file that a reader of an export looks for
 FIRST, LAST = ("run.json", "config.json"), ("metrics.jsonl", "summary.json")
 
 
@@ -202,11 +201,11 @@ class Uploads:
             sweep(self._mirror)  # what led up to this checkpoint
             self._lease.check()
             self._forget([step] if step in self._index.steps else [], begun=step)
-            names = [each for each in sorted(folder.rglob("*")) if each.is_file()]
+            here = files_below(folder)
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                abouts = list(pool.map(lambda file: self._sent(step, folder, file), names))
+                abouts = pool.map(lambda name: self._sent(step, name, here[name]), here)
+                files = dict(zip(here, abouts, strict=True))
             self._lease.check()
-        files = dict(abouts)
         self._index.steps[step] = files
         self._index.gone.remove(step)
         self._index.write(self._mirror.store)
@@ -214,10 +213,10 @@ class Uploads:
         self._mirror.state.note(f"{FOLDER}/{step}", [0, 0], digest_of(files))
         self._mirror.state.write()
 
-    def _sent(self, step: str, folder: Path, file: Path) -> tuple[str, list]:
-        name = file.relative_to(folder).as_posix()
+    def _sent(self, step: str, name: str, file: Path) -> list:
+        """Uploads a file of a checkpoint, and returns its size and digest."""
         self._mirror.store.upload(f"{FOLDER}/{step}/{name}", file)
-        return name, hashed(file)
+        return hashed(file)
 
     def _forget(self, steps: list[str], begun: str = "") -> None:
         """Takes checkpoints off the list, removes their objects, and notes one that is begun."""
@@ -268,8 +267,7 @@ def exports(mirror: Mirror) -> None:
 
 def _export(mirror: Mirror, folder: Path) -> None:
     name = f"{EXPORT}/{folder.name}"
-    files = {each.relative_to(folder).as_posix(): each for each in folder.rglob("*")}
-    files = {each: file for each, file in files.items() if file.is_file()}
+    files = files_below(folder)
     state = {each: facts(file) for each, file in files.items()}
     known = [each for each in mirror.state.files if each.startswith(f"{name}/")]
     if {each.removeprefix(f"{name}/") for each in known} == set(state) and all(
@@ -278,8 +276,7 @@ def _export(mirror: Mirror, folder: Path) -> None:
         return
     store = Store(mirror.store.named(name))
     ours = {REPORT, *_reported(store)}
-    mark = next((each for each in MARKS if each in files), REPORT)
-    publish(store, files, mark, replaced=ours & store.entries().keys())
+    publish(store, folder, replaced=ours & store.entries().keys())
     for each in known:
         mirror.state.note(each, None)
     _note(mirror, {f"{name}/{each}": state[each] for each in files})

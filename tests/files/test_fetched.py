@@ -6,7 +6,7 @@ import pytest
 
 from jaxtune.display.escapes import visible
 from jaxtune.files import fetched
-from jaxtune.files.fetched import UPLOADING, beside, content, known_as, local, matches
+from jaxtune.files.fetched import UPLOADING, content, known_as, local, matches
 from jaxtune.files.store import Store, StoreError
 from tests.objects import Objects, nth
 
@@ -124,7 +124,5 @@ def test_patterns_match_objects(data):
         matches("s3://*/x")
 
 
-def test_contents_and_files_beside_a_place(data):
+def test_the_beginning_of_an_object(data):
     assert content("faulty://data/rows.jsonl", 2) == b"on"
-    assert beside("faulty://data/model", "../rows.jsonl") == "faulty://data/rows.jsonl"
-    assert beside("/a", "b/c.png") == "/a/b/c.png"

@@ -7,14 +7,14 @@ from jaxtune.files.publish import publish, standing
 from jaxtune.files.store import Store, StoreError
 from tests.objects import WRITES, Killed, nth
 
+NAMES = ("a.safetensors", "b.safetensors", "config.json", "export.json")
+
 
 @pytest.fixture
 def files(tmp_path):
-    found = {}
-    for name in ("config.json", "a.safetensors", "b.safetensors", "export.json"):
-        found[name] = tmp_path / name
-        found[name].write_text(f"new {name}")
-    return found
+    for name in NAMES:
+        (tmp_path / name).write_text(f"new {name}")
+    return tmp_path
 
 
 def test_the_mark_arrives_last_and_stale_files_go(objects, files):
@@ -22,9 +22,9 @@ def test_the_mark_arrives_last_and_stale_files_go(objects, files):
     for name in ("config.json", "a.safetensors", "c.safetensors"):
         there.write(name, b"old")
     objects.requests.clear()
-    publish(there, files, "config.json", ["config.json", "a.safetensors", "c.safetensors"])
+    publish(there, files, ["config.json", "a.safetensors", "c.safetensors"])
     assert {name: there.read(name).decode() for name in there.entries()} == {
-        name: f"new {name}" for name in files
+        name: f"new {name}" for name in NAMES
     }
     written = [path for each, path in objects.requests if each == "put_file"]
     assert written[-1].endswith("config.json")
@@ -39,14 +39,14 @@ def test_an_upload_that_is_cut_off_does_not_count(number, objects, files):
     objects.requests.clear()
     objects.fault = nth(number, Killed)
     with pytest.raises(StoreError):
-        publish(there, files, "config.json", before)
+        publish(there, files, before)
     objects.fault = lambda request, path: None
     assert len([each for each, _ in objects.requests if each in WRITES]) >= number
     names = list(there.entries())
     untouched = {name: there.read(name) for name in names} == dict.fromkeys(before, b"old")
-    assert UPLOADING in names or untouched or names == sorted(files)
-    publish(there, files, "config.json", before)
-    assert list(there.entries()) == sorted(files)
+    assert UPLOADING in names or untouched or names == list(NAMES)
+    publish(there, files, before)
+    assert list(there.entries()) == list(NAMES)
 
 
 def test_what_is_left_of_an_upload_is_known(objects, files):
@@ -54,7 +54,7 @@ def test_what_is_left_of_an_upload_is_known(objects, files):
     there.write("mine.txt", b"")
     objects.fault = nth(4, Killed)
     with pytest.raises(StoreError):
-        publish(there, files, "config.json")
+        publish(there, files)
     objects.fault = lambda request, path: None
     assert standing(there) == ["mine.txt"]
 

@@ -91,7 +91,6 @@ def test_a_run_cut_off_at_any_write_goes_on_from_an_empty_disk(
     monkeypatch,
 ):
     monkeypatch.setattr(lease, "STALE", 0.0)
-    monkeypatch.setattr(lease, "SETTLE", 0.0)
     monkeypatch.setattr(uploads, "POLL", 0.01)
     monkeypatch.setattr(uploads, "AGAIN", 0.0)
     objects.fault = nth(number, Killed)
