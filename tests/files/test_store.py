@@ -148,7 +148,8 @@ def test_parts_of_urls():
 def test_s3_with_troubles(s3, kind, tmp_path, monkeypatch):
     bucket, troubled, _ = s3
     monkeypatch.setattr(store, "FIRST", 0.01)
-    troubled.every, troubled.kinds = 2, (kind,)
+    monkeypatch.setattr(store, "PATIENCE", 20.0)
+    troubled.every, troubled.kinds = 3, (kind,)
     there = Store(f"{bucket}/x")
     for number in range(4):
         there.write(str(number), b"content")
