@@ -175,7 +175,7 @@ class Troubled:
         return [old[-1]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def s3_server():
     """moto's S3 server with troubles: (its URL, the troubles)."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'jaxtune[s3]'")
@@ -215,9 +215,15 @@ def s3(s3_server, monkeypatch):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    store._opened.cache_clear()
+    unopened()
     bucket = f"bucket{time.monotonic_ns()}"
     fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
     yield f"s3://{bucket}", troubled, os.environ | environment
     troubled.every = troubled.lag = 0
+    unopened()
+
+
+def unopened():
+    """Makes the next use of S3 look at the environment again."""
     store._opened.cache_clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

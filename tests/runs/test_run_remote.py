@@ -22,7 +22,8 @@ from tests.objects import WRITES, Killed, names, nth, put
 from tests.runs.test_run import contents
 
 RUN = "faulty://runs/x"
-KILLS = int(os.environ.get("KILLS", "2"))  # of the run on S3
+KILLS = int(os.environ.get("KILLS", "1"))  # of the run on S3
+CUTS = os.environ.get("CUTS", "2,130")  # writes at which the store fails for good
 
 
 def values(base, rows):
@@ -68,7 +69,7 @@ def alike(found):
 
 
 def run(config):
-    return fit(config, local_workdir(RUN), progress=Quiet())
+    return fit(config, RUN, progress=Quiet())
 
 
 def test_a_run_in_a_store_leaves_what_a_local_one_does(config, machine, whole):
@@ -81,7 +82,10 @@ def test_a_run_in_a_store_leaves_what_a_local_one_does(config, machine, whole):
     assert left(RUN) == alike(whole)
 
 
-@pytest.mark.parametrize("number", [2, 31, 70, 130])
+@pytest.mark.parametrize(
+    "number",
+    [31, *(pytest.param(int(each), marks=pytest.mark.slow) for each in CUTS.split(","))],
+)
 def test_a_run_cut_off_at_any_write_goes_on_from_an_empty_disk(
     number,
     config,
