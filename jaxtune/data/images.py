@@ -164,8 +164,10 @@ def _located(folder: str, value: str, name: str, place: str) -> str:
     remote = is_remote(folder)
     if not remote and not is_remote(value):
         return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
-    found = joined(value) if is_remote(value) else joined(folder, value)
-    local = not is_remote(value) and os.path.isabs(os.path.expanduser(value))
+    if is_remote(value):
+        found, local = joined(bucket(value), value.removeprefix(bucket(value))), False
+    else:
+        found, local = joined(folder, value), os.path.isabs(os.path.expanduser(value))
     if not remote or local or bucket(found) != bucket(folder):
         raise RowError(
             place,

@@ -137,9 +137,11 @@ class Lease:
         """Returns the content of the lease of a number; an empty one if there is none."""
         name = self._name(number)
         try:
-            found = json.loads(self._store.read(name))
+            content = self._store.read(name)
         except FileNotFoundError:
             return {}
+        try:
+            found = json.loads(content)
         except ValueError:
             found = None
         if not isinstance(found, dict):
