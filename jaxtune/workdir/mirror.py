@@ -133,8 +133,8 @@ class Mirror:
           Lines on what was found damaged or had to be kept aside.
         """
         with filelock.FileLock(self.beside("lock")):
-            fresh = State.read(self.state.file)  # another process may have brought it meanwhile
-            self.state.whole, self.state.files = fresh.whole, fresh.files
+            if self.state.file.exists():  # another process may have brought it meanwhile
+                self.state = State.read(self.state.file)
             place = self.lease("", "run").last_place() if last is None else last
             ours = place == self.place and "" in self.state.whole
             kept = set(self.state.whole) if ours else set()
