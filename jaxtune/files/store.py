@@ -246,6 +246,11 @@ def joined(url: str, *names: str) -> str:
     return f"{scheme}://{'/'.join(parts)}"
 
 
+def is_inside(name: str) -> bool:
+    """Returns whether the name of an object is that of a file below a folder, as a local path."""
+    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
 def bucket(url: str) -> str:
     """Returns the beginning of a URL that names a store: the scheme and the bucket or host."""
     scheme, _, path = url.partition("://")
