@@ -39,9 +39,10 @@ class Index:
             return cls(_copied(store))
         try:
             found = json.loads(content)
+            problem = misfit(found, SHAPE)
         except ValueError as error:
-            found, problem = None, str(error)
-        if found is None or (problem := misfit(found, SHAPE)) or not _sound(**found):
+            problem = str(error)
+        if problem or not _sound(found["steps"], found["gone"]):
             raise UserError(
                 f"{store.named(NAME)} is not what jaxtune wrote ({problem or 'its files'}): "
                 "restore it, or remove it to use all checkpoints that are there"
