@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtune import families
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import one_layer
+from jaxtune.checkpoint import outgoing
 from jaxtune.checkpoint.companions import TokenizerFiles, matching
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb, npz
@@ -57,7 +58,7 @@ def save_merged(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
     tokenizer: TokenizerFiles | None = None,
-) -> Path:
+) -> Path | str:
     """Merges adapters into the weights and writes a checkpoint that transformers can load.
 
     The checkpoint gets its final name only once it is complete. With several processes, all of them
@@ -68,7 +69,7 @@ def save_merged(
         taken from its `origin`.
       variables: all its variables as `jaxtune.load` returns them, with or without adapters.
       directory: directory to write in Hugging Face's layout, or for PaliGemma also a file name that
-        ends in .npz, to write big_vision's layout.
+        ends in .npz, to write big_vision's layout. It may be a URL, such as s3://bucket/name.
       dtype: dtype of the weights that are written: "float32", "bfloat16", "float16", or "auto" for
         that in which the model's origin stores each of them.
       into: what to merge into where weights are quantised: "original" for the full-precision
@@ -79,9 +80,24 @@ def save_merged(
       tokenizer: tokenizer to write into a directory, if not that of the model's origin.
 
     Returns:
-      The path that was written, with `~` expanded.
+      The path that was written, with `~` expanded, or the URL.
     """
-    target = Path(directory).expanduser()
+    with outgoing.written(directory, overwrite) as target:
+        _save(model, variables, target, dtype, into, max_shard_bytes, overwrite, tokenizer)
+    return outgoing.at(directory)
+
+
+def _save(
+    model: Model,
+    variables: Mapping,
+    target: Path,
+    dtype: DTypeLike,
+    into: str | None,
+    max_shard_bytes: int,
+    overwrite: bool,
+    tokenizer: TokenizerFiles | None,
+) -> None:
+    """Writes a checkpoint to a local path; see `save_merged`."""
     with in_step():
         dtype = dtype_name(dtype)
         base = described_origin(model)
@@ -105,7 +121,6 @@ def save_merged(
                     write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
         finally:
             writer.gather_rest()
-    return target
 
 
 def _table_to_write(

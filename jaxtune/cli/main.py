@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxtune.cli import distributed
-from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+from jaxtune.cli.commands import (
+    COMMANDS,
+    DEFAULT,
+    EXAMPLES,
+    UsageError,
+    overrides,
+    uploading,
+)
 from jaxtune.cli.messages import check_command, check_unknown, defect, told
 from jaxtune.display.errors import UserError
 from jaxtune.runs import signals
@@ -45,7 +52,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> 
     options = None
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
-        code = options.run(options)
+        with uploading():
+            code = options.run(options)
         distributed.leave()
         return code
     except BrokenPipeError as error:

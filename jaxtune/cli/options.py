@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxtune.config.training_sections import MANY
 from jaxtune.config.values import Misfit, Place, conform
 from jaxtune.display.escapes import shown
+from jaxtune.files.store import is_remote
 
 
 def filled(text: str) -> str:
@@ -19,9 +20,9 @@ def filled(text: str) -> str:
     return text
 
 
-def path(text: str) -> Path:
-    """Returns the path that an option names, with `~` expanded."""
-    return Path(filled(text)).expanduser()
+def path(text: str) -> Path | str:
+    """Returns the path that an option names, with `~` expanded; a URL stays a text."""
+    return text if is_remote(filled(text)) else Path(text).expanduser()
 
 
 def count(text: str) -> int:

@@ -17,11 +17,12 @@ from typing import Any
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.placer import Placer
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
+from jaxtune.checkpoint.sources import locate
 from jaxtune.config import training_sections as sections
 from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
+from jaxtune.data import images
 from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
@@ -31,6 +32,8 @@ from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation import answer_page, held_out
 from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.files import write_json, write_text
+from jaxtune.files.fetched import known_as
+from jaxtune.files.store import is_remote
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
@@ -215,7 +218,11 @@ def _about(
 
 def _picture(reference: Reference) -> Any:
     """Returns a fingerprint of a picture: the CRC of its bytes, or its file's stamp."""
-    return zlib.crc32(reference) if isinstance(reference, bytes) else stamp(Path(reference))
+    return zlib.crc32(reference) if isinstance(reference, bytes) else _stamp(reference)
+
+
+def _stamp(reference: str) -> list:
+    return [reference, images.size(reference)] if is_remote(reference) else stamp(Path(reference))
 
 
 def _files(weights: Path) -> list:
@@ -319,10 +326,10 @@ def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "rows": len(result.rows),
         "metrics": {key: vars(figure) for key, figure in result.figures.items()},
-        "weights": str(result.weights),
-        "predictions": str(result.directory / held_out.WHOLE),
-        **({"plots": list(map(str, plots))} if plots else {}),
-        **({"page": str(result.page)} if result.page else {}),
+        "weights": known_as(result.weights),
+        "predictions": known_as(result.directory / held_out.WHOLE),
+        **({"plots": list(map(known_as, plots))} if plots else {}),
+        **({"page": known_as(result.page)} if result.page else {}),
     }
 
 

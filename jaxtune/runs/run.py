@@ -30,6 +30,7 @@ from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
 from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.identity import Identity, refuse_replaced
 from jaxtune.workdir.journal import journal, refuse_foreign_lines
+from jaxtune.workdir.mirror import local_workdir
 
 UNTRAINED = "nothing was trained yet; run the same command again to start"
 OTHER_FILES = "pass --accept-changes to continue with the present ones, or name another --workdir"
@@ -37,7 +38,7 @@ OTHER_FILES = "pass --accept-changes to continue with the present ones, or name 
 
 def fit(
     config: Config,
-    workdir: Path,
+    workdir: Path | str,
     *,
     accept_changes: bool = False,
     plan: bool = True,
@@ -47,7 +48,8 @@ def fit(
 
     Args:
       config: Config of the run.
-      workdir: Directory of the run; created if missing, and locked while the run uses it.
+      workdir: Directory of the run, a path or a URL; created if missing, and locked while the run
+        uses it.
       accept_changes: Resumes a run that was begun under another config, instead of refusing it.
       plan: Compiles the run's programs before weights are read, and refuses a run that does not
         fit the devices.
@@ -62,7 +64,7 @@ def fit(
     """
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
-    settings = resolved(config)
+    settings, workdir = resolved(config), local_workdir(workdir)
     if first:
         sign_in(config.hub, workdir)
     with (

@@ -23,8 +23,11 @@ import jax
 
 from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, special_kind, write_json
+from jaxtune.files.fetched import known_as
 from jaxtune.workdir import agreement
 from jaxtune.workdir.errors import WorkdirError
+from jaxtune.workdir.mirror import mirror_of
+from jaxtune.workdir.uploads import in_use
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
 CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
@@ -75,7 +78,13 @@ class Workdir:
             self.write(RUN, content)
 
     def check(self) -> None:
-        """Raises WorkdirError if the directory was removed or replaced since it was locked."""
+        """Raises WorkdirError if the directory was removed or replaced since it was locked.
+
+        Of a remote one, also if another run has taken it over.
+        """
+        mirror, _ = mirror_of(self.path)
+        if mirror and mirror.uploads:
+            mirror.uploads.check()
         if self.lock is not None and self.lock != _inode(self.path / LOCK):
             raise WorkdirError(
                 f"{self.path} was removed or replaced while the run was using it; what the run did "
@@ -103,7 +112,8 @@ def locked_directory(path: Path, what: str) -> Iterator[None]:
             f"another {what} is using {path}; wait for it to end, or name another --workdir"
         ) from None
     try:
-        yield
+        with in_use(path, what):
+            yield
     finally:
         lock.release()
 
@@ -171,6 +181,7 @@ def _opened(path: Path, settings: Mapping[str, Any], accept_changes: bool) -> di
         )
     about = (about or _new(path)) | ({} if stepped else {"started": _today()})
     write_json(path / RUN, about)
+    _announce(path)
     named = {name: about[name] for name in ("started", "name")}
     return named | {"stepped": stepped, "changes": changes}
 
@@ -180,6 +191,7 @@ def claim(path: Path) -> None:
     refuse_foreign(path)
     if not (path / RUN).exists():
         write_json(path / RUN, _new(path))
+    _announce(path)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -187,6 +199,9 @@ def refuse_foreign(path: Path) -> None:
 
     Empty files are in nobody's way, and neither is the file that this program's output goes to.
     """
+    mirror, _ = mirror_of(path)
+    if mirror and (names := mirror.foreign()):
+        raise _foreign(mirror.url, names)
     try:
         found = sorted(os.scandir(path), key=lambda each: each.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -200,12 +215,15 @@ def refuse_foreign(path: Path) -> None:
         each.name for each in found if not (_is_ours(each.name) or _is_harmless(each, outputs))
     ]
     if foreign:
-        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
-        raise WorkdirError(
-            f"{path} is not empty and has no {RUN}, which marks the directory of a run: it "
-            f"contains {', '.join(foreign[:NAMED])}{more}; name another --workdir, or move these "
-            "files away"
-        )
+        raise _foreign(path, foreign)
+
+
+def _foreign(place: Path | str, names: list[str]) -> WorkdirError:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return WorkdirError(
+        f"{place} is not empty and has no {RUN}, which marks the directory of a run: it contains "
+        f"{', '.join(names[:NAMED])}{more}; name another --workdir, or move these files away"
+    )
 
 
 def begun(path: Path) -> str:
@@ -349,13 +367,20 @@ def _remove_leftovers(path: Path) -> None:
                 each.unlink()
 
 
+def _announce(path: Path) -> None:
+    """Marks a remote workdir as ours in the store, once its run.json is here."""
+    mirror, _ = mirror_of(path)
+    if mirror and jax.process_index() == 0:
+        mirror.claim()
+
+
 def _today() -> str:
     return datetime.date.today().isoformat()
 
 
 def _new(path: Path) -> dict[str, str]:
-    now = datetime.datetime.now()
+    now, name = datetime.datetime.now(), Path(known_as(path)).resolve().name
     return {
         "started": now.date().isoformat(),
-        "name": f"{path.resolve().name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
+        "name": f"{name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
     }

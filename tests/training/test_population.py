@@ -135,7 +135,7 @@ def test_states_that_cannot_be_stacked_are_refused(base):
     with pytest.raises(UserError, match="share their frozen weights, but params/"):
         Population.of(one + other)
     narrow = states(variables, optimizer("adafactor"), MEMBERS[:2])
-    with pytest.raises(UserError, match="members of ranks 2 and 4 cannot be stacked: .*/a is not"):
+    with pytest.raises(UserError, match=r"members of ranks 2 and 4 cannot be stacked: .*/a is not"):
         Population.of(narrow)
     with pytest.raises(UserError, match="member 1 of a population does not match member 0"):
         Population.of(one + states(variables, optimizer("sgd"), MEMBERS[:1]))

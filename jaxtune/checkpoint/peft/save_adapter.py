@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint import outgoing
 from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats.safetensors import PYTORCH, write_sharded
@@ -41,15 +42,15 @@ def save_adapter(
     name: str | None = None,
     overwrite: bool = False,
     tokenizer: TokenizerFiles | None = None,
-) -> Path:
+) -> Path | str:
     """Writes the adapters alone, for `PeftModel.from_pretrained(model, directory)`.
 
     With several processes, all of them must call this.
 
     Args:
       variables: the model's variables, with adapters.
-      directory: directory to write; it appears only once it is complete.
-      base: checkpoint that the adapters were trained on, a directory or Hub repository.
+      directory: directory to write, which may be a URL; it appears only once it is complete.
+      base: checkpoint that the adapters were trained on: a directory, a URL or a Hub repository.
       initial: the variables right after `add_lora`, needed if that changed the base (PiSSA). The
         adapters written are then the difference from these, of twice the rank.
       dtype: dtype of the tensors that are written; "auto" keeps that of the adapters.
@@ -60,9 +61,25 @@ def save_adapter(
       tokenizer: tokenizer to write beside the adapter.
 
     Returns:
-      The directory, with `~` expanded.
+      The directory, with `~` expanded, or the URL.
     """
-    target = Path(directory).expanduser()
+    with outgoing.written(directory, overwrite, adapter_config.CONFIG_NAME) as target:
+        _save(variables, target, base, initial, dtype, rslora, name, overwrite, tokenizer)
+    return outgoing.at(directory)
+
+
+def _save(
+    variables: Mapping,
+    target: Path,
+    base: str | os.PathLike,
+    initial: Mapping | None,
+    dtype: DTypeLike,
+    rslora: bool,
+    name: str | None,
+    overwrite: bool,
+    tokenizer: TokenizerFiles | None,
+) -> None:
+    """Writes the adapters to a local directory; see `save_adapter`."""
     with in_step():
         kind = dtype_name(dtype)
         params = params_of(variables)
@@ -87,7 +104,6 @@ def save_adapter(
                 adapter.write(partial, kind, rslora, _named(name or base))
                 if tokenizer:
                     tokenizer.write(partial, whole=False)
-    return target
 
 
 def _fitting(variables: Mapping, base: Base, label: str) -> dict[str, Lora]:

@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
             "--base evaluates the untuned base only: it cannot be combined with --adapter"
         )
     distributed.join(options)
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("export", "eval"))
     from jaxtune.evaluation.compare import compare
 
     compare(

@@ -34,7 +34,8 @@ def arguments(parser: ArgumentParser) -> None:
         "--to",
         type=path,
         metavar="PATH",
-        help="output directory, or .npz file for PaliGemma (default: in the run's export folder)",
+        help="output directory, or .npz file for PaliGemma, as a path or a URL (default: in the "
+        "run's export folder)",
     )
     parser.add_argument(
         "--step",
@@ -70,19 +71,21 @@ def run(options: Namespace) -> int:
     if options.into and not options.merged:
         raise UsageError("--into applies only to merged exports: add --merged")
     distributed.join(options)
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("checkpoints", "export"))
+    from jaxtune.export.outgoing import exported_to
     from jaxtune.export.write import export
 
-    found = export(
-        config,
-        workdir,
-        merged=options.merged,
-        into=options.into,
-        to=options.to,
-        step=options.step,
-        adapter=options.adapter,
-        outside=options.verify == "reference",
-        overwrite=options.overwrite,
-    )
+    with exported_to(options.to, options.overwrite) as to:
+        found = export(
+            config,
+            workdir,
+            merged=options.merged,
+            into=options.into,
+            to=to,
+            step=options.step,
+            adapter=options.adapter,
+            outside=options.verify == "reference",
+            overwrite=options.overwrite,
+        )
     found.check()
     return 0

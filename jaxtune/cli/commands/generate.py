@@ -10,6 +10,7 @@ from jaxtune.cli.commands import config_and_place, configured
 from jaxtune.cli.options import filled, path
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import show
+from jaxtune.files.fetched import local
 
 TYPED = "the prompt"
 
@@ -43,7 +44,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Answers the given prompts; without any, those typed at the terminal until the input ends."""
     distributed.join(options)
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, ("export",))
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.cli.chat import (
         Conversation,
@@ -90,7 +91,7 @@ def given(options: Namespace) -> list[tuple[str, str]]:
         return []
     file = options.file
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = local(file).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text: {error}") from None
     found = [(f"{file}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]

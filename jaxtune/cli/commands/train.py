@@ -29,7 +29,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Trains, or resumes a run; if a signal stopped it, returns 128 + the signal's number."""
     distributed.join(options, partial(_resuming, options), preemptible=True)
-    config, workdir = config_and_place(options)
+    config, workdir = config_and_place(options, None)
     from jaxtune.display.progress import Progress
     from jaxtune.runs.run import fit
     from jaxtune.runs.signals import Stopped
