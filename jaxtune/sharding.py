@@ -18,21 +18,24 @@ AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights o
 
 # Layer weights are [L, in, out]. The model width, which is `in` or `out`, is sharded over `fsdp`,
 # and heads, hidden features and the vocabulary over `tensor`; a head's vocabulary over both.
+BOTH = ("tensor", "fsdp")
 RULES: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
-    (r"(.*/)?head/w", PartitionSpec(None, ("tensor", "fsdp"))),
+    (r"(.*/)?head/w", PartitionSpec(None, BOTH)),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
     (r".*/(scale|b|bias)", PartitionSpec()),
     (r"(.*/)?(img/(patches/w|positions)|projector/w)", PartitionSpec()),
 )
-# Rules for a whole train state. Adapters are sharded like the weights that they add to: `a` over
-# its input, `b` over its output. An optimiser's array matches the rule of its parameter, as its
-# path ends with that of the parameter. All other leaves are small and replicated.
+# Rules for a whole train state. Adapters are sharded like the weights that they add to, `a` over
+# its input and `b` over its output, and what would be sharded over `tensor` alone over `fsdp` too,
+# so that every device holds its part of the adapters and their moments. An optimiser's array
+# matches the rule of its parameter, as its path ends with that of the parameter. All other leaves
+# are small and replicated.
 STATE_RULES: tree.Rules = (
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec(None, "fsdp", None)),
-    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, "tensor")),
-    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, "tensor", None)),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, BOTH)),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, BOTH, None)),
     (r"(.*/)?layers/(attn/o|mlp/down)/w/b", PartitionSpec(None, None, "fsdp")),
     *RULES,
     (r".*", PartitionSpec()),
@@ -50,7 +53,7 @@ GATHERED: tree.Rules = (
 )
 # Rules for what logits are computed from: every device has some of the vocabulary, so that only
 # maxima and sums of the logits travel, and not the logits.
-VOCABULARY = ("tensor", "fsdp")
+VOCABULARY = BOTH
 HEAD: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec(VOCABULARY, None)),
     (r"(.*/)?head/w", PartitionSpec(None, VOCABULARY)),
