@@ -10,8 +10,8 @@ the held-out loss, and answers where the config asks for them.
 On a GPU or TPU, what is taken is the allocator's own peak. A CPU has no such allocator: there it is
 the highest resident size of the process (VmHWM), which is reset after the programs are compiled and
 their temporary memory is given back to the system, less the resident size at that moment. So it
-holds arrays, temporaries and what the allocator of the C library keeps, and neither the compiler nor
-the libraries. It is read on Linux only.
+holds arrays, temporaries and what the allocator of the C library keeps, and neither the compiler
+nor the libraries. It is read on Linux only.
 """
 
 import argparse
@@ -123,6 +123,7 @@ def report(name: str) -> bool:
 def measured(case: Case) -> dict[str, Any]:
     """Plans a run, runs its programs, and returns the plan's peak and what was taken, in bytes."""
     import jax
+    from stand_in import on_stand_in
 
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.config.load import parse
@@ -130,7 +131,6 @@ def measured(case: Case) -> dict[str, Any]:
     from jaxtune.runs.plan.plan import Planner
     from jaxtune.runs.plan.targets import at_hand
     from jaxtune.runs.rows import RunRows
-    from stand_in import on_stand_in
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         directory = Path(folder)

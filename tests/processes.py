@@ -60,7 +60,7 @@ class Started:
     def __getitem__(self, index: int) -> subprocess.Popen:
         return self.processes[index]
 
-    def ended(self, timeout: float = 240) -> list[Ended]:
+    def ended(self, timeout: float = 600) -> list[Ended]:
         """What each left; none of them may hang."""
         end = time.monotonic() + timeout
         found = []
