@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxtune import quant, tree
 from jaxtune.display.errors import UserError
@@ -180,6 +181,43 @@ def split_axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | Non
     # Codes are [..., blocks, block, out]: a split of either `blocks` or `block` splits the inputs.
     *layers, blocks, block, outputs = where.codes.spec
     return (*layers, blocks or block, outputs)
+
+
+def mesh_under(leaves: Any) -> Mesh | None:
+    """Returns the mesh that the first leaf of a tree is sharded over, or None."""
+    where = jax.tree.leaves(leaves)[0].sharding
+    return where.mesh if isinstance(where, NamedSharding) else None
+
+
+def put(given: Any, where: Any) -> Any:
+    """Places host arrays on devices; every process passes the same whole arrays.
+
+    Args:
+      given: A tree of arrays.
+      where: A sharding for all of them, or a tree of shardings.
+
+    Returns:
+      The tree with global arrays.
+    """
+    where = jax.tree.map(lambda leaf: where, given) if isinstance(where, Sharding) else where
+
+    def one(leaf: Any, where: Sharding) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return jax.tree.map(one, given, where)
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns a whole array on this host, gathered from all processes if it is sharded over them.
+
+    All processes must call this with the same arrays in the same order.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        if array.is_fully_replicated:
+            return np.asarray(array.addressable_data(0))
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def divisors(number: int) -> list[int]:

@@ -35,12 +35,13 @@ from jaxtune.checkpoint.hub import COMPANIONS, GENERATION_CONFIG
 from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.display.errors import UserError
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized
+from jaxtune.sharding import to_host
 
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
@@ -197,11 +198,11 @@ class _Weights:
         if is_quantized(weight) and self.original:
             weight = oriented(self.stored.read, self.origin[piece.path, piece.layer])
         else:
-            weight = jax.tree.map(gathered, weight)
+            weight = jax.tree.map(to_host, weight)
         if piece.path not in self.adapters:
             whole = is_quantized(weight)
             return np.asarray(weight.astype(self.dtypes[piece.path]) if whole else weight)
-        adapter = jax.tree.map(gathered, one_layer(self.adapters[piece.path], piece.layer))
+        adapter = jax.tree.map(to_host, one_layer(self.adapters[piece.path], piece.layer))
         return np.asarray(lora.merged(weight, adapter, np.float32))
 
 

@@ -27,15 +27,16 @@ def path(text: str) -> Path | str:
 
 def count(text: str) -> int:
     """Returns a number of rows: a whole number from 1 to a billion."""
-    return _whole(text, 1, MANY)
+    return whole(text, 1, MANY)
 
 
 def largest(text: str) -> int:
     """Returns the largest of the integers from 0 that are to be encoded."""
-    return _whole(text, 0, 9_999_999)
+    return whole(text, 0, 9_999_999)
 
 
-def _whole(text: str, least: int, most: int) -> int:
+def whole(text: str, least: int, most: int) -> int:
+    """Returns the whole number that an option gives, which must be in a range."""
     if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
         raise ArgumentTypeError(
             f"found {shown(text)}, expected a whole number from {least:,} to {most:,}"

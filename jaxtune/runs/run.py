@@ -24,9 +24,11 @@ from jaxtune.runs.rows import RunRows
 from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
+from jaxtune.workdir import agreement
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, decisive, run_directory
-from jaxtune.workdir.identity import refuse_replaced
+from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
+from jaxtune.workdir.errors import WorkdirError
+from jaxtune.workdir.identity import Identity, refuse_replaced
 from jaxtune.workdir.journal import journal, refuse_foreign_lines
 from jaxtune.workdir.mirror import local_workdir
 
@@ -89,8 +91,12 @@ def _prepared(
         assembly = Assembly.of(config, workdir.started)
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
+        agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
         placer = assembly.placer
         rows = RunRows.read(assembly, progress, stack, workdir.path)
+        for name, each in (("training", rows.loader), ("held-out", rows.evaluator)):
+            if each:
+                agreement.refuse_different(f"the {name} rows", each.identity)
         total = assembly.total_steps(rows.loader)
         _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
@@ -136,6 +142,14 @@ def _prepared(
             deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
         )
+
+
+def _contents(files: Identity) -> dict[str, dict[str, list]]:
+    """Returns sizes and digests of files, without the times of writing."""
+    return {
+        kind: {name: list(each[:2]) for name, each in found.items()}
+        for kind, found in files.items()
+    }
 
 
 def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:

@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import jax
 
 from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, special_kind, write_json
-from jaxtune.files.fetched import known_as
+from jaxtune.files.fetched import CACHE, known_as
+from jaxtune.workdir import agreement
 from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.mirror import mirror_of
 from jaxtune.workdir.uploads import in_use
@@ -31,6 +34,7 @@ CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
 SAVED = "saved"  # entry of run.json: whether a checkpoint has been written
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
+SLOW = 60.0  # most seconds until a shared file system shows a new file to all hosts
 NAMED = 5  # files that an error message lists
 
 
@@ -89,28 +93,26 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
+def locked_directory(path: Path, what: str) -> Iterator[None]:
     """Creates a directory and locks it exclusively for the duration of the block.
 
     Raises WorkdirError if the lock is held elsewhere; its message names the holder by `what`, such
-    as "run". In a process group only the first process takes the lock: the others set `take=False`.
+    as "run". Of several processes that share a run, only the first one calls this.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if take:
-            (path / LOCK).touch()  # filelock would report a directory that is read-only as locked
+        (path / LOCK).touch()  # filelock would report a directory that is read-only as locked
     except OSError as error:
         raise UnwritableError(path, error) from None
     lock = filelock.FileLock(path / LOCK, timeout=0)
     try:
-        if take:
-            lock.acquire()
+        lock.acquire()
     except filelock.Timeout:
         raise WorkdirError(
             f"another {what} is using {path}; wait for it to end, or name another --workdir"
         ) from None
     try:
-        with in_use(path, what) if take else contextlib.nullcontext():
+        with in_use(path, what):
             yield
     finally:
         lock.release()
@@ -125,32 +127,66 @@ def run_directory(
     `settings` is the resolved config. If the directory holds a run of another config that has done
     a step, this raises WorkdirError, unless `accept_changes` is set or only fields in `FREE`
     differ; likewise if the directory is not ours, or misses what a run needs to be resumed. The
-    caller writes the config by `Workdir.adopt`.
+    caller writes the config by `Workdir.adopt`. Of several processes, the first one reads and locks
+    the directory for all.
     """
     path = path.expanduser()
-    refuse_foreign(path)
-    first = jax.process_index() == 0
-    with locked_directory(path, "run", take=first):
-        if first:
+    with contextlib.ExitStack() as stack:
+
+        def opened() -> dict[str, Any]:
+            refuse_foreign(path)
+            stack.enter_context(locked_directory(path, "run"))
             _remove_leftovers(path)
-        about = _about(path)
-        stepped = _stepped(path)
-        _refuse_incomplete(path, about, stepped, accept_changes)
-        changes = _changes(path, settings) if stepped else []
-        differing = decisive(changes)
-        if differing and not accept_changes:
-            raise WorkdirError(
-                "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
-                + "\nPass --accept-changes to continue with the new one, or name another --workdir"
-            )
-        about = (about or _new(path)) | ({} if stepped else {"started": _today()})
-        lock = _inode(path / LOCK) if first else None
-        state = dict(accepts_changes=accept_changes, stepped=stepped, lock=lock)
-        named = (about["started"], about["name"], tuple(changes), settings)
-        found = Workdir(path, *named, **state)
-        found.write(RUN, about)
-        _announce(path)
-        yield found
+            return _opened(path, settings, accept_changes)
+
+        known = agreement.of_first(opened)
+        advice = "name another --workdir"
+        if mirror_of(path)[0]:  # checkpoints are written to its local copy
+            advice = f"set {CACHE} to a directory there"
+        agreement.unless_all(
+            partial(_shared, path),
+            f"{path} must be on a file system that all "
+            f"hosts share, as the checkpoints of several processes are: {advice}",
+        )
+        yield Workdir(
+            path,
+            known["started"],
+            known["name"],
+            tuple(known["changes"]),
+            settings,
+            accepts_changes=accept_changes,
+            stepped=known["stepped"],
+            lock=_inode(path / LOCK) if agreement.first() else None,
+        )
+
+
+def _shared(path: Path) -> bool:
+    """Whether this process finds the run that the first one opened; file systems may be slow."""
+    end = time.monotonic() + SLOW
+    while not (path / RUN).exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(SLOW / 100)
+    return True
+
+
+def _opened(path: Path, settings: Mapping[str, Any], accept_changes: bool) -> dict[str, Any]:
+    """Returns what a locked directory says about its run, and writes run.json; see `Workdir`."""
+    about = _about(path)
+    stepped = _stepped(path)
+    _refuse_incomplete(path, about, stepped, accept_changes)
+    changes = _changes(path, settings) if stepped else []
+    differing = decisive(changes)
+    if differing and not accept_changes:
+        raise WorkdirError(
+            "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
+            + "\nPass --accept-changes to continue with the new one, or name another --workdir"
+        )
+    about = (about or _new(path)) | ({} if stepped else {"started": _today()})
+    write_json(path / RUN, about)
+    _announce(path)
+    named = {name: about[name] for name in ("started", "name")}
+    return named | {"stepped": stepped, "changes": changes}
 
 
 def claim(path: Path) -> None:

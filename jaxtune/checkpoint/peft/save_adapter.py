@@ -26,8 +26,9 @@ from jaxtune.checkpoint.peft.base import Base, params_of
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.families import names
+from jaxtune.sharding import to_host
 
 
 def save_adapter(
@@ -89,11 +90,9 @@ def _save(
             refuse_existing(target, overwrite, adapter_config.CONFIG_NAME)
     held = standing.held(params, started)
     sample = standing.smallest(adapters)
-    weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
-    norms = {
-        path: gathered(stacking.column_norms(params[path])) for path in standing.idle(adapters)
-    }
-    adapters, started = (jax.tree.map(gathered, each) for each in (adapters, started))
+    weight = jax.tree.map(to_host, one_layer(params[sample.path], sample.layer))
+    norms = {path: to_host(stacking.column_norms(params[path])) for path in standing.idle(adapters)}
+    adapters, started = (jax.tree.map(to_host, each) for each in (adapters, started))
     with standing.stored, in_step():
         if jax.process_index() == 0:
             adapters = _since(started, adapters)

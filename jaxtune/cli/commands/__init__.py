@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "export a run's adapter or a merged checkpoint, and verify it",
     "push": "push an exported adapter or checkpoint to the Hugging Face Hub",
     "prepare": "convert a published dataset to the JSON lines that a task reads",
+    "devices": "show the devices that every process sees, and prove that they reach each other",
     "config": "list every config field with its default, or print the resolved config of a file",
 }
 DEMO = "--config configs/palette_demo.py"
@@ -45,6 +46,7 @@ EXAMPLES = {
         "prepare totto totto_train_data.jsonl data/totto/train.jsonl",
         "prepare totto GEM/totto val.jsonl --revision refs/convert/parquet --split validation",
     ),
+    "devices": ("devices --expect 8", "devices --expect 16 --distributed"),
     "config": ("config optim", f"config {DEMO} --config.optim.lr=1e-3"),
 }
 DEFAULT = "train"

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from jaxtune.checkpoint.dtypes import AUTO, DTYPES
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 from jaxtune.cli.options import filled, path
 
@@ -11,7 +12,11 @@ INTO = ("original", "dequantised")
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
+    configured(
+        parser,
+        "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference] "
+        f"{distributed.USAGE}",
+    )
     parser.add_argument(
         "--merged",
         nargs="?",
@@ -51,6 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="reference: also compare with transformers and PEFT, which must be installed",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -64,6 +70,7 @@ def run(options: Namespace) -> int:
         )
     if options.into and not options.merged:
         raise UsageError("--into applies only to merged exports: add --merged")
+    distributed.join(options)
     config, workdir = config_and_place(options, ("checkpoints", "export"))
     from jaxtune.export.outgoing import exported_to
     from jaxtune.export.write import export
