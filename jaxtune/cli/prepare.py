@@ -16,6 +16,7 @@ from typing import IO, Any
 from jaxtune import tasks
 from jaxtune.data.errors import DataError, RowError, Skipped, known
 from jaxtune.data.sources import Source, open_source
+from jaxtune.display import escapes
 from jaxtune.display.errors import UserError
 from jaxtune.files import whole_file
 from jaxtune.files.store import Store, is_remote
@@ -94,8 +95,10 @@ def _prepare_remote(
     """Writes the rows to a local file, and uploads that; see `prepare`."""
     if store.entry() and not overwrite:
         raise UserError(f"{store}: already exists; --overwrite replaces it")
+    folder, name = split_url(store.url)
     with tempfile.TemporaryDirectory() as made:
-        found = prepare(task, source, Path(made) / split_url(store.url)[1], **more)
+        escapes.ALIASES[made] = folder
+        found = prepare(task, source, Path(made) / name, **more)
         store.upload("", found.file)
     return replace(found, file=store.url)
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from jaxtune.display import escapes
-from jaxtune.files.store import Entry, Store, StoreError, digest, is_remote, split
+from jaxtune.files.store import Entry, Store, StoreError, digest, is_inside, is_remote, split
 
 CACHE = "JAXTUNE_CACHE"  # variable of the environment that names the directory of the cache
 PIECE = 16 * 2**20  # bytes of one request
@@ -168,7 +168,7 @@ def _refuse_unfinished(store: Store, entries: Mapping[str, Entry]) -> None:
 
 def _refuse_outside(store: Store, name: str) -> None:
     """Raises if an object's name would be a path outside the copy of its folder."""
-    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+    if not is_inside(name):
         raise StoreError(f"{store.url} holds an object named {name!r}, which is no relative path")
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxtune.files.fetched import UPLOADING
-from jaxtune.files.store import Store, StoreError
+from jaxtune.files.store import Store, StoreError, is_inside
 
 AT_ONCE = 8  # files that are uploaded at a time
 MARKS = ("adapter_config.json", "config.json", "export.json")  # files that readers look for
@@ -52,7 +52,9 @@ def unfinished(store: Store) -> list[str]:
         found = json.loads(content)["files"]
     except (ValueError, KeyError, TypeError):
         found = None
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+    if not isinstance(found, list) or not all(
+        isinstance(each, str) and is_inside(each) for each in found
+    ):
         raise StoreError(
             f"{store.named(UPLOADING)} is not what jaxtune writes; remove it if no upload is under "
             "way"

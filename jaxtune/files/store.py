@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from jaxtune.display.errors import UserError
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 PATIENCE = 300.0  # seconds for which a request is repeated before it counts as failed
 UNTRIED = 30.0  # the same as long as no request has succeeded: the address may be wrong
 AT_ONCE = 16  # requests for what is known of objects at a time
@@ -75,6 +75,8 @@ class Store:
                 f"{secret[1]}…@{url[secret.end() :]}: a URL must not hold a password, as it is "
                 "written to files; remove all up to the @"
             )
+        if not url.partition("://")[2].strip("/"):
+            raise StoreError(f"{url}: expected the name of a bucket after the slashes")
         self.url, self._scheme = url.rstrip("/"), _scheme(url)
         self._fs = _opened(self._scheme)
         self._root = self._fs._strip_protocol(self.url)
@@ -244,6 +246,11 @@ def joined(url: str, *names: str) -> str:
     return f"{scheme}://{'/'.join(parts)}"
 
 
+def is_inside(name: str) -> bool:
+    """Returns whether the name of an object is that of a file below a folder, as a local path."""
+    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
 def bucket(url: str) -> str:
     """Returns the beginning of a URL that names a store: the scheme and the bucket or host."""
     scheme, _, path = url.partition("://")
@@ -253,6 +260,8 @@ def bucket(url: str) -> str:
 def split(url: str) -> tuple[str, str]:
     """Returns the URL of the folder of a file, and the file's name."""
     folder, _, name = url.rstrip("/").rpartition("/")
+    if not is_remote(folder):
+        raise StoreError(f"{url}: expected a path below the bucket")
     return folder, name
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxtune.display.errors import UserError
 from jaxtune.files import misfit
-from jaxtune.files.store import Store, digest
+from jaxtune.files.store import Store, digest, is_inside
 
 NAME = "checkpoints.json"
 FOLDER = "checkpoints"
@@ -39,9 +39,10 @@ class Index:
             return cls(_copied(store))
         try:
             found = json.loads(content)
+            problem = misfit(found, SHAPE)
         except ValueError as error:
-            found, problem = None, str(error)
-        if found is None or (problem := misfit(found, SHAPE)) or not _sound(found["steps"]):
+            problem = str(error)
+        if problem or not _sound(found["steps"], found["gone"]):
             raise UserError(
                 f"{store.named(NAME)} is not what jaxtune wrote ({problem or 'its files'}): "
                 "restore it, or remove it to use all checkpoints that are there"
@@ -106,11 +107,9 @@ def _copied(store: Store) -> dict[str, Files]:
     return {step: files for step, files in found.items() if MARK in files}
 
 
-def _sound(steps: Mapping[str, Files]) -> bool:
-    return all(
-        step.isdecimal()
-        and [type(each) for each in about] == [int, str]
-        and not any(part in ("", ".", "..") for part in name.split("/"))
+def _sound(steps: Mapping[str, Files], gone: list[str]) -> bool:
+    return all(map(str.isdecimal, gone)) and all(
+        step.isdecimal() and [type(each) for each in about] == [int, str] and is_inside(name)
         for step, files in steps.items()
         for name, about in files.items()
     )

@@ -22,7 +22,7 @@ import filelock
 from jaxtune.display import escapes
 from jaxtune.files import UnreadableError, read_json, write_json
 from jaxtune.files.fetched import UPLOADING, cache, disk_explained, download
-from jaxtune.files.store import Entry, Store, digest, is_remote
+from jaxtune.files.store import Entry, Store, digest, is_inside, is_remote
 from jaxtune.workdir import index
 from jaxtune.workdir.lease import FOLDER as LEASES
 from jaxtune.workdir.lease import Lease
@@ -183,9 +183,8 @@ class _Bringing:
     def _concerns(self, name: str) -> bool:
         first = name.partition("/")[0]
         part = first if first in EVERYTHING and first != name else ""
-        safe = not any(each in ("", ".", "..") for each in name.split("/"))
-        ours = name != index.NAME and not is_hidden(name)
-        return safe and ours and part in self._parts - {CHECKPOINTS} and first not in UNREAD
+        ours = is_inside(name) and name != index.NAME and not is_hidden(name)
+        return ours and part in self._parts - {CHECKPOINTS} and first not in UNREAD
 
     def _differs(self, name: str, entry: Entry) -> bool:
         path = self._local / name

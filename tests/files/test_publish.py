@@ -59,8 +59,9 @@ def test_what_is_left_of_an_upload_is_known(objects, files):
     assert standing(there) == ["mine.txt"]
 
 
-def test_a_note_of_another_is_not_believed(objects):
+@pytest.mark.parametrize("note", [b"[]", b"{", b'{"files": ["../y"]}'])
+def test_a_note_of_another_is_not_believed(note, objects):
     there = Store("faulty://x/model")
-    there.write(UPLOADING, b"[]")
+    there.write(UPLOADING, note)
     with pytest.raises(StoreError, match="is not what jaxtune writes"):
         standing(there)

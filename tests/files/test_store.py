@@ -127,6 +127,7 @@ def test_another_version_is_known_by_its_entry(objects):
         ("s3://bucket/x", True),
         ("gs://b", True),
         ("memory://a", True),
+        ("s3://", True),
         ("/local/s3://x", False),
         ("C:\\x", False),
         ("owner/name", False),
@@ -142,6 +143,20 @@ def test_parts_of_urls():
     assert joined("s3://b/data/", "../pictures", "a.png") == "s3://b/pictures/a.png"
     assert joined("s3://b/data", "./x", "y.png") == "s3://b/data/x/y.png"
     assert split("s3://b/data/x.jsonl") == ("s3://b/data", "x.jsonl")
+    with pytest.raises(StoreError, match="s3://b: expected a path below the bucket"):
+        split("s3://b")
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory:///"])
+def test_a_url_without_a_bucket_is_refused(url):
+    with pytest.raises(StoreError, match="expected the name of a bucket"):
+        Store(url)
+
+
+def test_a_url_with_a_password_is_refused_without_showing_it():
+    with pytest.raises(StoreError, match="memory://…@a/b: a URL must not hold a password") as told:
+        Store("memory://me:5ecret@a/b")
+    assert "5ecret" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", [500, 503, "reset", 0.2])

@@ -9,7 +9,7 @@ from tests.hostile.strategies import ODD, texts
 from tests.hostile.world import World
 
 OPTIONS = {
-    "train": ("--accept-changes", "--no-plan", "--verbose"),
+    "train": ("--accept-changes", "--no-plan", "--take-over", "--verbose"),
     "plan": ("--target", "--fit", "--rows", "--verbose"),
     "preview": ("--rows",),
     "eval": ("--base", "--both", "--adapter"),
@@ -26,6 +26,7 @@ VALUES = [
     *("fsdp=8", "fsdp=3,tensor=0", "data=1000000000", "fsdp=,", "=", "totto", "optim", "optim.lr"),
     *("v5e:2x4", "v5p:0x2", "rtx4050", "h100:2"),
     *("{base}", "{rows}", "{config}", "{run}", "{adapter}", "{none}", "{file}", "owner/name@x"),
+    *("memory://none/x", "s4://bucket/x", "memory://me:secret@none", "memory://"),
 ]
 
 

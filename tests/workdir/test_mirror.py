@@ -117,3 +117,11 @@ def test_names_that_lead_outside_are_not_followed(machine, tmp_path):
     with pytest.raises(UserError, match=r"checkpoints.json is not what jaxtune wrote"):
         bring(local_workdir(URL), ("checkpoints",))
     assert not list(tmp_path.rglob("[yz]"))
+
+
+@pytest.mark.parametrize("listed", [b"{", b"[]", b'{"steps": {}, "gone": ["../x"]}'])
+def test_a_list_that_jaxtune_did_not_write_is_refused(listed, machine):
+    Store(URL).write("run.json", b"{}")
+    Store(URL).write("checkpoints.json", listed)
+    with pytest.raises(UserError, match=r"checkpoints.json is not what jaxtune wrote \("):
+        bring(local_workdir(URL), ("checkpoints",))
