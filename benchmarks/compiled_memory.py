@@ -62,11 +62,23 @@ CASES = {
         "every token scored (torchtune publishes 7.4 GB)",
         LLAMA_3_8B,
         rank=16,
-        batch=(2, 1, 2048),  # without accumulation it takes 8.04 GiB
+        batch=(2, 1, 2048),
         scored=2048,
         bound=7.4,
         packed=True,
         dropout=0.0,
+    ),
+    "qlora_8b_whole": Case(
+        "Llama 3.1 8B, nf4 with double quantisation, LoRA r=16 all-linear, 2 × 2048 packed at "
+        "once, every token scored, the inputs of layers in host memory",
+        LLAMA_3_8B,
+        rank=16,
+        batch=(2, 2048),
+        scored=2048,
+        bound=7.4,  # 8.04 GiB without offload
+        packed=True,
+        dropout=0.0,
+        more={"remat": "offload"},
     ),
     "totto": Case(
         "Gemma 3 270M, nf4, LoRA r=8 all-linear, 16 × 1 × 1024, every token scored",
@@ -124,8 +136,11 @@ def main() -> None:
 
 def report(case: Case, device: Any, chosen: Target) -> bool:
     """Compiles a case, prints its memory, and returns whether the peak is within its limit."""
+    from jaxtune import sharding
+
     begun = time.perf_counter()
-    lowered = step(case, device, "bfloat16" if "bfloat16" in chosen.chip.halves else "float32")
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), [device])
+    lowered = step(case, mesh, "bfloat16" if "bfloat16" in chosen.chip.halves else "float32")
     compiled = lowered.compile(case.on_card if isinstance(chosen.chip, Gpu) else None)
     seconds = time.perf_counter() - begun
     used = compiled.memory_analysis()
@@ -137,19 +152,17 @@ def report(case: Case, device: Any, chosen: Target) -> bool:
     return kept
 
 
-def step(case: Case, device: Any, compute: str = "bfloat16"):
-    """Lowers a case's training step for a device, from shapes alone."""
+def step(case: Case, mesh: Any, compute: str = "bfloat16"):
+    """Lowers a case's training step for the devices of a mesh, from shapes alone."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
     import jaxtune
-    from jaxtune import families, quant, tree
+    from jaxtune import families, quant, sharding, tree
     from jaxtune.checkpoint.load import leaf_shapes
     from jaxtune.training.step import compiled_step
 
-    where = NamedSharding(Mesh(np.asarray([device]), ("fsdp",)), PartitionSpec())
     model = families.find(case.shape).model(case.shape)
     model = model.clone(dtype=jnp.dtype(compute), **case.more)
     shapes = leaf_shapes(model)
@@ -171,13 +184,13 @@ def step(case: Case, device: Any, compute: str = "bfloat16"):
         rules = dict(trainable=case.trainable) if case.trainable else {}
         return jaxtune.TrainState.create(variables, optimizer=optimizer, **rules)
 
+    def placed(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
     made = jax.eval_shape(state, tree.unflatten(held))
-    made, rows = (
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), each
-        )
-        for each in (made, batch(case, model))
-    )
+    made = jax.tree.map(placed, made, sharding.of_state(made, mesh))
+    rows = PartitionSpec(*[None] * (len(case.batch) - 2), *sharding.ROWS)
+    rows = jax.tree.map(lambda leaf: placed(leaf, NamedSharding(mesh, rows)), batch(case, model))
     return compiled_step.lower(model, optimizer, made.replace(frozen=None), made.frozen, rows)
 
 

@@ -125,7 +125,8 @@ class Bench:
         for index in range(layout.processes):
             joining = [f"--coordinator=127.0.0.1:{port}", f"--process-count={layout.processes}"]
             joining += [f"--process-index={index}"]
-            command = [sys.executable, str(ROOT / "launch.py"), *arguments, *more]
+            command = [sys.executable, str(ROOT / "launch.py"), "train", "--no-plan"]
+            command += [*arguments, *more]
             command += joining if layout.processes > 1 else []
             log = (self.place / f"{name}.{index}.log").open("w")
             found.append(
@@ -148,10 +149,11 @@ class Bench:
         self.kept = self.kept and kept
         print(f"{what:<44}{found:<52}{'kept' if kept else 'BROKEN'}", flush=True)
 
-    def reference(self, kind: str) -> Path:
-        """Returns the workdir of the run on one device."""
-        there = self.place / f"{kind}-1" / "summary.json"
-        return there.parent if there.exists() else self.run(kind, f"{kind}-1", ONE)
+    def whole(self, kind: str, layout: Layout) -> Path:
+        """Returns the workdir of an undisturbed run, which is done once."""
+        name = f"{kind}-{layout.processes}x{layout.devices}"
+        there = self.place / name
+        return there if (there / "summary.json").exists() else self.run(kind, name, layout)
 
     def compared(self, what: str, reference: Path, other: Path) -> None:
         """Prints the differences of losses, and of answers, between two runs."""
@@ -168,15 +170,14 @@ class Bench:
 
 def layouts(bench: Bench, kind: str) -> None:
     """Compares the layouts of one kind of run."""
-    alone = bench.reference(kind)
+    alone = bench.whole(kind, ONE)
     for layout in (EIGHT, SPREAD):
-        other = bench.run(kind, f"{kind}-{layout.processes}x{layout.devices}", layout)
-        bench.compared(f"{kind}: {layout}", alone, other)
+        bench.compared(f"{kind}: {layout}", alone, bench.whole(kind, layout))
 
 
 def resumed(bench: Bench) -> None:
     """Compares runs that go on with fewer devices or processes with one that does not."""
-    alone, third = bench.reference("lora"), bench.steps // 3
+    alone, third = bench.whole("lora", ONE), bench.steps // 3
     for parts in ((EIGHT, FOUR, ONE), (SPREAD, ONE)):
         name = "resumed-" + "-".join(f"{each.processes}x{each.devices}" for each in parts)
         for number, layout in enumerate(parts, 1):
@@ -189,7 +190,7 @@ def resumed(bench: Bench) -> None:
 
 def killed(bench: Bench) -> None:
     """Kills one of two processes, each in turn, and compares the resumed run with a whole one."""
-    whole = bench.run("lora", "whole", SPREAD)
+    whole = bench.whole("lora", SPREAD)
     for victim in (0, 1):
         name = f"killed-{victim}"
         processes = bench.started("lora", name, SPREAD)

@@ -17,10 +17,10 @@ from jaxtune.display.errors import UserError
 AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights over the last two
 
 # Layer weights are [L, in, out]. The model width, which is `in` or `out`, is sharded over `fsdp`,
-# and heads, hidden features and the vocabulary over `tensor`.
+# and heads, hidden features and the vocabulary over `tensor`; a head's vocabulary over both.
 RULES: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
-    (r"(.*/)?head/w", PartitionSpec("fsdp", "tensor")),
+    (r"(.*/)?head/w", PartitionSpec(None, ("tensor", "fsdp"))),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
     (r".*/(scale|b|bias)", PartitionSpec()),
@@ -38,6 +38,23 @@ STATE_RULES: tree.Rules = (
     (r".*", PartitionSpec()),
 )
 ROWS = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch
+# Rules for leaves of one layer as they are multiplied: whole over `fsdp`, whose devices have other
+# rows each. What is gathered is what is stored, so that codes travel and not dequantised weights.
+GATHERED: tree.Rules = (
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "tensor")),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec("tensor", None)),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec()),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, "tensor")),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec("tensor", None)),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/b", PartitionSpec()),
+)
+# Rules for what logits are computed from: every device has some of the vocabulary, so that only
+# maxima and sums of the logits travel, and not the logits.
+VOCABULARY = ("tensor", "fsdp")
+HEAD: tree.Rules = (
+    (r"(.*/)?embed/w", PartitionSpec(VOCABULARY, None)),
+    (r"(.*/)?head/w", PartitionSpec(None, VOCABULARY)),
+)
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -109,14 +126,86 @@ def _of_leaf(shape: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
 
 def of_state(state: Any, mesh: Mesh) -> Any:
     """Returns a sharding for every leaf of a train state, or of a tree of its shapes."""
-    specs = tree.select(state, STATE_RULES, unused="allow")
+    specs = tree.select(state, STATE_RULES, unused="allow", is_leaf=quant.is_quantized)
 
     def place(leaf, spec):
         # An optimiser's array with fewer dimensions than its parameter's spec is replicated.
-        spec = spec if len(spec) <= len(leaf.shape) else PartitionSpec()
-        return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+        spec = spec if len(spec) <= leaf.ndim else PartitionSpec()
+        return _of_leaf(leaf if quant.is_quantized(leaf) else leaf.shape, spec, mesh)
 
-    return jax.tree.map(place, state, specs)
+    return jax.tree.map(place, state, specs, is_leaf=quant.is_quantized)
+
+
+def mesh_of(x: Any) -> jax.sharding.AbstractMesh:
+    """Returns the mesh in context while tracing, or else the mesh of the arrays' sharding."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.typeof(jax.tree.leaves(x)[0]).sharding.mesh if mesh.empty else mesh
+
+
+def ways(x: Any, *axes: str) -> int:
+    """Returns the number of parts that some axes make of the mesh that arrays are traced for.
+
+    It is 1 without a mesh, and on one with axes that are not in `AXES` or that XLA may not use.
+    """
+    mesh = mesh_of(x)
+    usable = all(of == AxisType.Auto for of in mesh.axis_types) and set(mesh.axis_names) <= {*AXES}
+    return math.prod(mesh.shape.get(name, 1) for name in axes) if usable else 1
+
+
+def by_rows(x: jax.Array) -> jax.Array:  # [B, ...]
+    """Returns an array with each row of a batch whole on one device, if the mesh divides them."""
+    return x if x.shape[0] % ways(x, *ROWS[0]) else resharded(x, ROWS, ROWS)
+
+
+def gathered(path: str, leaves: Any) -> Any:
+    """Returns the leaves of one layer under a path, a weight or an adapter, as `GATHERED` says.
+
+    Other leaves are returned as they are, and so are all on a mesh of one device or without one.
+    Gradients are sharded like stored leaves, so that each device receives its part of their sum.
+    """
+    return _followed(path, leaves, GATHERED, 1)
+
+
+def as_head(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns leaves by path, with those that logits are computed from sharded by `HEAD`."""
+    return {path: _followed(path, leaf, HEAD, 0) for path, leaf in leaves.items()}
+
+
+def _followed(path: str, leaves: Any, rules: tree.Rules, layers: int) -> Any:
+    """Reshards leaves as rules say; stored leaves have more axes than these, `layers` in front."""
+    if ways(leaves, *AXES) == 1:
+        return leaves
+    under = partial(tree.select, {path: leaves}, unused="allow", is_leaf=quant.is_quantized)
+    specs, stored = under((*rules, (r".*", None))), under(STATE_RULES)
+
+    def reshard(leaf, spec, stored):
+        back = PartitionSpec(*stored[layers:])
+        return leaf if spec is None else resharded(leaf, spec, back)
+
+    return jax.tree.map(reshard, {path: leaves}, specs, stored, is_leaf=quant.is_quantized)[path]
+
+
+def resharded(leaf: Any, spec: PartitionSpec, back: PartitionSpec) -> Any:
+    """Returns an array or quantised weight sharded by `spec`, and its gradient by `back`.
+
+    These are constraints for XLA. The specs are those of the dequantised weight.
+    """
+    if ways(leaf, *AXES) == 1:
+        return leaf
+    shape = leaf if quant.is_quantized(leaf) else leaf.shape
+    specs = (_of_leaf(shape, each, mesh_of(leaf)) for each in (spec, back))
+    return jax.tree.map(_constrained, leaf, *specs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _constrained(x: jax.Array, there: NamedSharding, here: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, there)
+
+
+_constrained.defvjp(
+    lambda x, there, here: (_constrained(x, there, here), None),
+    lambda there, here, _, gradient: (jax.lax.with_sharding_constraint(gradient, here),),
+)
 
 
 def described(leaves: Any, where: Any = None) -> Any:

@@ -43,11 +43,11 @@ class Model:
     attention: Literal["auto", "plain", "splash", "cudnn"] = about(
         "auto", "attention kernel; auto uses the device's fused kernel wherever possible"
     )
-    remat: Literal["full", "dots", "none"] = about(
+    remat: Literal["full", "offload", "dots", "none"] = about(
         "full",
-        "what the backward pass recomputes to save memory: whole layers, all but their "
-        "linear maps, or nothing",
-        also="gradient_checkpointing activation_checkpointing",
+        "what the backward pass recomputes to save memory: whole layers, also with their inputs "
+        "held in the host's memory, all but their linear maps, or nothing",
+        also="gradient_checkpointing activation_checkpointing activation_offloading",
     )
 
 

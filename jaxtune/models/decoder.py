@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxtune import sharding
 from jaxtune.models.attention import attend, soften
 from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
@@ -155,6 +156,7 @@ class Block(nn.Module):
         shared: Shared,
     ) -> tuple[tuple[jax.Array, CachedKV | None], None]:
         x, stored = carry
+        x = named(x if shared.keys else sharding.by_rows(x), "input")
         attention = Attention(self.config, name="attn")
         attended, stored = attention(self._norm("attn_norm", x), stored, *place, shared)
         x = x + self._after("attn_post_norm", attended)

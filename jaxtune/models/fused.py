@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxtune.models.layout import PADDING, Layout, mask, reach
+from jaxtune.sharding import mesh_of
 
 NATIVE = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # platform -> its kernel
 LANES = 128  # block lengths of splash are multiples of this
@@ -20,7 +21,7 @@ BLOCK = 512  # longest block: longer ones overflow a v5e's vector memory with he
 def native(q: jax.Array) -> str:
     """Returns the kernel of the machine that the call is compiled for, or "plain" without one."""
     # The mesh comes before the default backend: a step can be compiled for another machine.
-    device = _mesh(q).abstract_device
+    device = mesh_of(q).abstract_device
     return NATIVE.get(device.platform if device else jax.default_backend(), "plain")
 
 
@@ -51,7 +52,7 @@ def obstacle(
         return "some tokens attend to later ones, as in a prefix"
     if q.shape[1] < LANES:
         return f"{q.shape[1]} tokens are fewer than one block of {LANES}"
-    if AxisType.Explicit in _mesh(q).axis_types:
+    if AxisType.Explicit in mesh_of(q).axis_types:
         return "the mesh has explicit axes; make it with axis_types=AxisType.Auto"
     if name == "splash":
         return _splash_obstacle(q, query, windows)
@@ -164,7 +165,7 @@ def _splash_obstacle(q, layout: Layout, windows) -> str | None:
         return f"it supports bfloat16 and float32, not {q.dtype}"
     if not layout.counted and any(windows):
         return "its windows count tokens, but positions were given"
-    if _mesh(q).empty and jax.device_count() > 1:
+    if mesh_of(q).empty and jax.device_count() > 1:
         return "with several devices it needs a mesh; place the arrays on one"
     return None
 
@@ -213,15 +214,9 @@ def _by_window(run: Callable, windows, kind: jax.Array, length: int, *arrays) ->
     return jax.lax.switch(branch, [partial(run, w) for w in distinct], *arrays)
 
 
-def _mesh(q) -> jax.sharding.AbstractMesh:
-    """Returns the mesh in context, or else the mesh of the array's sharding."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.typeof(q).sharding.mesh if mesh.empty else mesh
-
-
 def _spread(run: Callable, q, k, v, rows: jax.Array | None, kind: jax.Array) -> jax.Array:
     """Calls `run` on each device's shard of batch and heads: XLA cannot partition a kernel."""
-    mesh = _mesh(q)
+    mesh = mesh_of(q)
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     automatic = {name: mesh.shape[name] for name, of in axes if of == AxisType.Auto}
     if math.prod(automatic.values()) == 1:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtune import quant
+from jaxtune import quant, sharding
 from jaxtune.models import tables
 
 ACTIVATIONS = {
@@ -33,10 +33,14 @@ class Linear(nn.Module):
         w = self.variable("params", "w", random(self, shape, shape[0] ** -0.5)).value
         # Two dimensions, because XLA's CPU backend is slow on 3-D products in the backward pass.
         flat = x.reshape(-1, x.shape[-1])
+        # Over a mesh, weights travel to the tokens, or in decoding the few tokens to the weights.
+        many = len(flat) >= shape[0]
+        gather = partial(sharding.gathered, "/".join((*self.path, "w"))) if many else lambda w: w
+        w = gather(w)
         y = quant.dot(flat, w, self.output)
         if self.has_variable("lora", "w"):
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
-            y = self.get_variable("lora", "w").adapt(flat, w, y, key)
+            y = gather(self.get_variable("lora", "w")).adapt(flat, w, y, key)
         if self.bias:
             b = self.variable("params", "b", jnp.zeros, (self.features,)).value
             y = y + b.astype(y.dtype)

@@ -10,9 +10,16 @@ from jaxtune.display.errors import UserError
 
 # "dots" keeps the outputs of linear maps by name. JAX's policies that keep every dot product would
 # also keep the adapter's. With "none" a layer is not wrapped at all, since a policy that keeps
-# everything would overrule `quant.dot`, and would keep every dequantised weight.
+# everything would overrule `quant.dot`, and would keep every dequantised weight. "offload" keeps
+# what "full" keeps, the input of each layer, in the memory of the host.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "dots": jax.checkpoint_policies.save_only_these_names("linear"),
     "none": None,
 }
@@ -26,6 +33,6 @@ def rematerialised(layer: type[nn.Module], remat: str) -> Any:
     return nn.remat(layer, prevent_cse=False, policy=policy) if policy else layer
 
 
-def named(projected: jax.Array) -> jax.Array:
-    """Names the output of a linear map, so that the "dots" policy of `REMAT` keeps it."""
-    return checkpoint_name(projected, "linear")
+def named(x: jax.Array, name: str = "linear") -> jax.Array:
+    """Names the output of a linear map, or the "input" of a layer, for the policies of `REMAT`."""
+    return checkpoint_name(x, name)

@@ -1,6 +1,11 @@
 """Cross-entropy over a large vocabulary, with a chunk of the logits in memory at a time.
 
-Axes beyond the decoder's: n scored positions, C positions of a chunk, W tokens of a block.
+Over a mesh, every device has some of the vocabulary and computes the logits of all positions with
+it: hidden states travel to the devices, and their gradients back, but never logits.
+
+Axes beyond the decoder's: n scored positions; R groups of them, one for each device that has rows;
+C positions of a group in a chunk; S parts of the vocabulary, N blocks of a part, W tokens of a
+block.
 """
 
 import re
@@ -10,13 +15,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from jaxtune import tree
+from jaxtune import sharding, tree
 from jaxtune.models import forward, tables
 from jaxtune.models.attention import soften
 
 CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
 TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
+CHUNKS = P(None, *sharding.ROWS)  # chunks of all arrays, [chunks, R, C, ...]
+REPEATED = P("data")  # hidden states of a chunk, on all devices that share the vocabulary
+LOGITS = P("data", None, sharding.VOCABULARY)  # [R, C, V]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -45,27 +54,29 @@ def cross_entropy(
       The loss.
     """
 
+    trainable, frozen = sharding.as_head(trainable), sharding.as_head(frozen)
+
     def add(total, chunk):
         return total + _chunk_loss(model, trainable, frozen, *chunk), None
 
-    chunks = _chunks(model.config.vocabulary, hidden, targets, weights)
+    chunks = _chunks(_held(model, hidden), hidden, targets, weights)
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
 def _forward(model, trainable, frozen, hidden, targets, weights):
     """Returns the loss, and as residuals its gradients, so that logits are computed only once."""
-    graded, span = _graded(model, trainable, frozen)
+    graded, span = _graded(model, *map(sharding.as_head, (trainable, frozen)), hidden)
 
     def add(carry, chunk):
         total, leaves = carry
         loss, (more, to_hidden) = graded(*chunk)
-        return (total + loss, jax.tree.map(jnp.add, leaves, more)), to_hidden
+        return (total + loss, jax.tree.map(jnp.add, leaves, sharding.as_head(more))), to_hidden
 
-    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+    zeros = sharding.as_head(jax.tree.map(jnp.zeros_like, trainable))
+    start = (jnp.zeros((), jnp.float32), zeros)
     chunks = _chunks(span, hidden, targets, weights)
     (loss, leaves), to_hidden = jax.lax.scan(add, start, chunks)
-    to_hidden = to_hidden.reshape(-1, hidden.shape[-1])[: hidden.shape[0]]
-    return loss, (leaves, to_hidden)
+    return loss, (leaves, _joined(to_hidden, hidden))
 
 
 def _backward(model, gradients, weight):
@@ -76,35 +87,68 @@ def _backward(model, gradients, weight):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _graded(model, trainable: Mapping, frozen: Mapping) -> tuple[Callable, int]:
-    """Returns a chunk's loss-and-gradients function, and how many logits per position it holds."""
+def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tuple[Callable, int]:
+    """Returns a chunk's loss-and-gradients function, and the logits per position that it holds."""
     table = next((leaf for path, leaf in frozen.items() if TABLE.fullmatch(path)), None)
     if trainable or not model.config.tied or not isinstance(table, jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
-        return partial(graded, model, trainable, frozen), model.config.vocabulary
-    blocks = tables.blocks(table)
-    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[0]
+        return partial(graded, model, trainable, frozen), _held(model, hidden)
+    parts = sharding.ways(hidden, *sharding.VOCABULARY)
+    parts = parts if table.shape[0] % parts == 0 else 1
+    blocks = jax.vmap(tables.blocks)(table.reshape(parts, -1, table.shape[-1]))
+    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[1]
+
+
+def _held(model, hidden: jax.Array) -> int:
+    """Returns the number of logits per position that a device holds."""
+    return -(-model.config.vocabulary // sharding.ways(hidden, *sharding.VOCABULARY))
 
 
 def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:
+    """Returns the loss of a chunk, [R, C, D], from all of its logits."""
     variables = tree.unflatten({**trainable, **frozen})
-    logits = forward.logits(model, variables, hidden)  # float32[C, V]
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS)
+    logits = forward.logits(model, variables, everyone)  # float32[R, C, V]
+    logits = sharding.resharded(logits, LOGITS, LOGITS)
+    # A sum, since to index the logits they would be gathered on every device.
+    mine = targets[..., None] == jnp.arange(logits.shape[-1])
+    picked = jnp.sum(jnp.where(mine, logits, 0), axis=-1)
     return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
 
 
 def _block_loss(
-    blocks: jax.Array,  # [W, V / W, D]
+    blocks: jax.Array,  # [S, W, N, D], in S parts that are on devices of their own
     table: jax.Array,  # [V, D], the same vectors
     cap: float | None,
-    hidden: jax.Array,  # [C, D]
-    targets: jax.Array,  # int32[C]
-    weights: jax.Array,  # float32[C]
+    hidden: jax.Array,  # [R, C, D]
+    targets: jax.Array,  # int32[R, C]
+    weights: jax.Array,  # float32[R, C]
 ) -> tuple[jax.Array, tuple[dict, jax.Array]]:
     """Returns a chunk's loss and the gradient of `hidden`, for a tied head that does not train.
 
     It makes one pass over the vocabulary. As in fused attention, the sum of the exponentials of
     logits, and of token vectors weighted by them, is kept relative to the highest logit so far.
+    """
+    everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS).reshape(-1, hidden.shape[-1])
+    highest, total, pull = jax.vmap(partial(_over_blocks, everyone, cap))(blocks)
+    top = highest.max(0)
+    shrink = jnp.exp(highest - top)
+    pull = jnp.sum(pull * shrink[..., None], 0).reshape(hidden.shape)
+    pull = sharding.resharded(pull, sharding.ROWS, REPEATED)
+    total, top = ((each.reshape(targets.shape)) for each in (jnp.sum(total * shrink, 0), top))
+    own = tables.rows(table, targets, hidden.dtype)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    picked, slope = _softened(product("rcd,rcd->rc", hidden, own), cap)
+    loss = jnp.sum(weights * (top + jnp.log(total) - picked))
+    to_hidden = weights[..., None] * (pull / total[..., None] - slope[..., None] * own)
+    return loss, ({}, to_hidden.astype(hidden.dtype))
+
+
+def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [W, N, D]
+    """Returns the highest logit, and the sums relative to it, over some of the vocabulary.
+
+    They are float32[n], the sum of exponentials float32[n], and the sum of token vectors weighted
+    by these, times the derivative of the soft cap, float32[n, D].
     """
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -120,12 +164,7 @@ def _block_loss(
     count = hidden.shape[0]
     # Derived from `hidden`, the sums are sharded like it, and not like the table.
     start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
-    (highest, total, pull), _ = jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))
-    own = tables.rows(table, targets, hidden.dtype)
-    picked, slope = _softened(product("nd,nd->n", hidden, own), cap)
-    loss = jnp.sum(weights * (highest + jnp.log(total) - picked))
-    to_hidden = weights[:, None] * (pull / total[:, None] - slope[:, None] * own)
-    return loss, ({}, to_hidden.astype(hidden.dtype))
+    return jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))[0]
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
@@ -133,19 +172,36 @@ def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Arra
     return jax.jvp(lambda given: soften(given, cap), (logits,), (jnp.ones_like(logits),))
 
 
-def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:
-    """Splits arrays [n, ...] over scored positions into [chunks, C, ...], padded with zeros.
+def _rows(hidden: jax.Array) -> int:
+    """Returns the number of groups R of scored positions [n, ...] that are on different devices."""
+    rows = sharding.ways(hidden, *sharding.ROWS[0])
+    return rows if hidden.shape[0] % rows == 0 else 1
 
-    Chunks are of equal size, and their logits, `span` per position, fit `CHUNK_BYTES`. Padding has
-    a weight of zero.
+
+def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:
+    """Splits arrays [n, ...] over scored positions into [chunks, R, C, ...], padded with zeros.
+
+    Chunks are of equal size, with C positions of every group, and their logits, of which a device
+    holds `span` per position, fit `CHUNK_BYTES` on each. Padding has a weight of zero.
     """
-    count = arrays[0].shape[0]
-    most = max(1, CHUNK_BYTES // (4 * span))
+    rows = _rows(arrays[0])
+    together = rows // sharding.ways(arrays[0], "data")
+    count = arrays[0].shape[0] // rows
+    most = max(1, CHUNK_BYTES // (4 * span * max(1, together)))
     number = -(-count // most)
     size = -(-count // number)
 
     def split(array):
-        widths = [(0, number * size - count)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, widths).reshape(number, size, *array.shape[1:])
+        grouped = array.reshape(rows, count, *array.shape[1:])
+        widths = [(0, 0), (0, number * size - count)] + [(0, 0)] * (array.ndim - 1)
+        filled = jnp.pad(grouped, widths).reshape(rows, number, size, *array.shape[1:])
+        return sharding.resharded(jnp.moveaxis(filled, 1, 0), CHUNKS, CHUNKS)
 
     return tuple(split(array) for array in arrays)
+
+
+def _joined(chunks: jax.Array, like: jax.Array) -> jax.Array:  # [chunks, R, C, D] -> [n, D]
+    """Joins chunks that `_chunks` made into an array like that which it split."""
+    rows = chunks.shape[1]
+    grouped = jnp.moveaxis(chunks, 0, 1).reshape(rows, -1, like.shape[-1])
+    return grouped[:, : like.shape[0] // rows].reshape(like.shape)

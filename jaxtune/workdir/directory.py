@@ -144,7 +144,7 @@ def run_directory(
         if mirror_of(path)[0]:  # checkpoints are written to its local copy
             advice = f"set {CACHE} to a directory there"
         agreement.unless_all(
-            partial(_shared, path),
+            partial(_shared, path, known["name"]),
             f"{path} must be on a file system that all "
             f"hosts share, as the checkpoints of several processes are: {advice}",
         )
@@ -160,10 +160,10 @@ def run_directory(
         )
 
 
-def _shared(path: Path) -> bool:
+def _shared(path: Path, name: str) -> bool:
     """Whether this process finds the run that the first one opened; file systems may be slow."""
     end = time.monotonic() + SLOW
-    while not (path / RUN).exists():
+    while (_about(path) or {}).get("name") != name:
         if time.monotonic() > end:
             return False
         time.sleep(SLOW / 100)

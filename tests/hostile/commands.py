@@ -20,6 +20,7 @@ OPTIONS = {
     "push": ("--public", "--message"),
     "prepare": ("--split", "--revision", "--subset", "--rows", "--overwrite"),
     "config": ("--config",),
+    "devices": ("--expect", "--json", "--process-count", "--process-index"),
 }
 VALUES = [
     *("1", "0", "-1", "1e9", "99999999999", "nan", "best", "last", "float16", "original", "here"),

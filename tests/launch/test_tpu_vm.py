@@ -4,7 +4,6 @@ On a real slice JAX learns the places of the processes from the metadata server 
 stand-in sets the environment variables that stand for them.
 """
 
-import json
 import subprocess
 
 import pytest
@@ -133,7 +132,6 @@ def test_two_hosts_show_their_devices_train_and_stop(hosts, base, rows):
     assert hosts.run("bash", SCRIPT, "stop").returncode == 0
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 143
-    assert "SIGTERM: " in out and "run the same command again to resume" in out
+    assert "stopped by SIGTERM after step " in out and "run the same command again to resume" in out
     saved = [int(each.name) for each in (workdir / "checkpoints").iterdir() if each.name.isdigit()]
     assert saved and max(saved) < 400
-    assert json.loads((workdir / "run.json").read_text())["saved"]

@@ -10,6 +10,7 @@ import textwrap
 import filelock
 import pytest
 
+from jaxtune.workdir import directory
 from jaxtune.workdir.directory import (
     WorkdirError,
     begun,
@@ -224,3 +225,11 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     (tmp_path / ".mine").write_text("mine")
     run_at(tmp_path)
     assert not list(tmp_path.glob("*partial*")) and (tmp_path / ".mine").exists()
+
+
+def test_a_workdir_that_other_hosts_do_not_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "SLOW", 0.1)
+    name = run_at(tmp_path / "shared").name
+    run_at(tmp_path / "own")
+    found = [directory._shared(tmp_path / each, name) for each in ("shared", "own", "missing")]
+    assert found == [True, False, False]

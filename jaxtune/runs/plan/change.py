@@ -64,8 +64,10 @@ def _ladder(planner: Planner) -> Iterator[Changes]:
         yield {"optim.name": "adamw8bit"}
     if config.model.remat == "none":
         yield {"model.remat": "dots"}
-    if config.model.remat != "full":
+    if config.model.remat in ("none", "dots"):
         yield {"model.remat": "full"}
+    if config.model.remat != "offload":
+        yield {"model.remat": "offload"}
     if config.trainable.kind == "lora" and config.model.quant in (None, *QUANT):
         smaller = QUANT.index(config.model.quant) + 1 if config.model.quant else 0
         yield from ({"model.quant": kind} for kind in QUANT[smaller:])
