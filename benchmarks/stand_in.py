@@ -9,21 +9,7 @@ from typing import Any
 CONFIGS = Path(__file__).parents[1] / "configs"
 TOKENIZER = CONFIGS / "tiny" / "base"
 PICTURED = CONFIGS / "tiny_pictures"
-WORDS = [
-    "a",
-    "small",
-    "red",
-    "square",
-    "beside",
-    "the",
-    "large",
-    "wooden",
-    "table",
-    "under",
-    "two",
-    "bright",
-    "lamps",
-]
+WORDS = ("a", "small", "red", "square", "table", "beside", "two", "bright", "lamps")
 ROWS = 320
 
 

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxtune.cli import distributed
-from jaxtune.cli.commands import (
-    COMMANDS,
-    DEFAULT,
-    EXAMPLES,
-    UsageError,
-    overrides,
-    uploading,
-)
+from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides, uploading
 from jaxtune.cli.messages import check_command, check_unknown, defect, told
 from jaxtune.display.errors import UserError
 from jaxtune.runs import signals

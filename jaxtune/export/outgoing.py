@@ -13,6 +13,7 @@ from jaxtune.display.errors import UserError
 from jaxtune.files.fetched import cache, disk_explained, download
 from jaxtune.files.publish import files_below, publish, standing
 from jaxtune.files.store import Store, is_remote, split
+from jaxtune.workdir import agreement
 
 
 @contextlib.contextmanager
@@ -20,7 +21,8 @@ def exported_to(place: Path | str | None, overwrite: bool) -> Iterator[Path | No
     """Yields the local path of an export to write; what the block writes beside it is uploaded.
 
     An earlier export in a store is copied to the local path first, so that its files are recognised
-    and kept like those of a local one.
+    and kept like those of a local one. All processes must call this; the first one copies and
+    uploads.
 
     Args:
       place: Path or URL of the export; None stands for the export's default.
@@ -30,22 +32,29 @@ def exported_to(place: Path | str | None, overwrite: bool) -> Iterator[Path | No
         yield place and Path(place)
         return
     url, name = split(str(place))
-    store = Store(url)
-    if not overwrite and _names(store, name):
-        raise UserError(
-            f"{store.named(name)} already exists: --overwrite replaces it, --to chooses another "
-            "path"
-        )
-    folder = cache() / "outgoing"
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder))
+    store, before = Store(url), {}
+
+    def begun() -> str:
+        if not overwrite and _names(store, name):
+            raise UserError(
+                f"{store.named(name)} already exists: --overwrite replaces it, --to chooses "
+                "another path"
+            )
+        folder = cache() / "outgoing"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(dir=folder)
+        before.update(_copied(store, name, Path(made)))
+        return made
+
+    made = Path(agreement.of_first(begun))
     escapes.ALIASES[str(made)] = store.url
     try:
-        before = _copied(store, name, made)
         yield made / name
-        _upload(store, made, before)
+        if agreement.first():
+            _upload(store, made, before)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if agreement.first():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _names(store: Store, name: str) -> list[str]:

@@ -23,7 +23,7 @@ import jax
 
 from jaxtune.config.load import difference
 from jaxtune.files import UnwritableError, special_kind, write_json
-from jaxtune.files.fetched import known_as
+from jaxtune.files.fetched import CACHE, known_as
 from jaxtune.workdir import agreement
 from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.mirror import mirror_of
@@ -140,10 +140,13 @@ def run_directory(
             return _opened(path, settings, accept_changes)
 
         known = agreement.of_first(opened)
+        advice = "name another --workdir"
+        if mirror_of(path)[0]:  # checkpoints are written to its local copy
+            advice = f"set {CACHE} to a directory there"
         agreement.unless_all(
             partial(_shared, path, known["name"]),
             f"{path} must be on a file system that all "
-            "hosts share, as the checkpoints of several processes are: name another --workdir",
+            f"hosts share, as the checkpoints of several processes are: {advice}",
         )
         yield Workdir(
             path,

@@ -16,6 +16,7 @@ from jaxtune.display.progress import Quiet
 from jaxtune.files.store import Store
 from jaxtune.runs.run import fit
 from jaxtune.workdir import lease, uploads
+from jaxtune.workdir.index import Index
 from jaxtune.workdir.mirror import bring, local_workdir
 from tests import tiny
 from tests.objects import WRITES, Killed, names, nth, put
@@ -123,14 +124,14 @@ def launch(config, url, place, environment):
 
 
 def train_by_kills(config, url, tmp_path, environment, kills, seed=0):
-    """Kills a run at random moments after its first uploads, until it is left alone."""
+    """Kills a run at random moments after a checkpoint is in the store, until it is left alone."""
     chance, there = random.Random(seed), Store(url)
     for number in range(kills):
         process = launch(config, url, tmp_path / str(number), environment)
-        written = there.entry("metrics.jsonl")
-        while process.poll() is None and there.entry("metrics.jsonl") == written:
+        known = Index.of(there).steps
+        while process.poll() is None and Index.of(there).steps in ({}, known):
             time.sleep(0.05)
-        time.sleep(chance.uniform(0, 2))
+        time.sleep(chance.uniform(0, 1))
         process.kill()
         process.communicate()
     process = launch(config, url, tmp_path / "last", environment)

@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from functools import partial
+from pathlib import Path
 
 from jaxtune.cli import distributed
 from jaxtune.cli.commands import config_and_place, configured
@@ -53,7 +54,8 @@ def _resuming(options: Namespace) -> str:
     """Returns what to do when another process is lost: resume, and from which step."""
     from jaxtune.workdir.checkpoints import Checkpoints
 
-    found = Checkpoints(options.workdir / "checkpoints") if options.workdir else None
+    known = isinstance(options.workdir, Path)  # else the run was not opened yet
+    found = Checkpoints(options.workdir / "checkpoints") if known else None
     if not (found and found.steps):
         return f"{distributed.AGAIN}: no step was saved yet, so training starts over"
     return (
