@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtune.decoding.beams import beam_search
     from jaxtune.decoding.generate import generate
     from jaxtune.models.layout import arrange
+    from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
     from jaxtune.training.optim import optimizer
     from jaxtune.training.step import TrainState, eval_step, train_step
@@ -36,6 +37,7 @@ __all__ = [
     "optimizer",
     "save_adapter",
     "save_merged",
+    "sweep",
     "train_step",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "optimizer": "jaxtune.training.optim",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
+    "sweep": "jaxtune.runs.sweep.sweep",
     "train_step": "jaxtune.training.step",
 }
 
