@@ -40,7 +40,6 @@ from jaxtune.models.paligemma import Model
 from jaxtune.training.optim import Optimizer
 from jaxtune.workdir.identity import Identity
 
-
 LoadBase = Callable[[Base, Path, Mesh], tuple[Model, dict]]  # such as `weights.load_base`
 
 

@@ -100,7 +100,8 @@ def _shared(valid: dict[int, Config], found: Sequence[Group]) -> list[str]:
     loads = bases(list(valid.values()))
     return labelled(
         {
-            "base": f"loaded {plural(loads, 'time')} by one worker for {plural(len(valid), 'trial')}",
+            "base": f"loaded {plural(loads, 'time')} by one worker, "
+            f"for {plural(len(valid), 'trial')}",
             "programs": f"{plural(len(found), 'set')} to compile; the trials of a set differ only "
             "in numbers that the programs take as arrays",
         }

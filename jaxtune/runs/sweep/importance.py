@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 PARTS = 4  # groups of equal size that the numbers of a range are cut into
@@ -57,7 +58,7 @@ def _quarters(given: Sequence[tuple[Any, float]]) -> list[list[float]]:
     ordered = [metric for _, metric in sorted(given)]
     parts = min(PARTS, len(ordered) // 2)
     cuts = [round(part * len(ordered) / parts) for part in range(parts + 1)] if parts else []
-    return [ordered[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [ordered[start:end] for start, end in pairwise(cuts)]
 
 
 def over_seeds(

@@ -121,7 +121,7 @@ class Leases:
         return sorted(found, key=lambda claim: claim.number)
 
     def _holder(self, trial: int, claims: list[FrozenTrial]) -> FrozenTrial | None:
-        """Returns the valid claim of a trial: the end of the chain of claims that replaced others."""
+        """Returns the valid claim of a trial: the last in its chain of replaced claims."""
         first: dict[int | None, FrozenTrial] = {}
         for claim in claims:
             if claim.user_attrs["trial"] == trial:

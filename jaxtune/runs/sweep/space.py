@@ -198,8 +198,10 @@ def label(value: Any) -> str:
 def text(overrides: Overrides) -> str:
     """Formats overrides on one line, by the names of the fields without their sections."""
     names = [key.rpartition(".")[2] for key in overrides]
-    keys = [name if names.count(name) == 1 else key for name, key in zip(names, overrides)]
-    return " ".join(f"{key}={label(each)}" for key, each in zip(keys, overrides.values()))
+    return " ".join(
+        f"{name if names.count(name) == 1 else key}={label(value)}"
+        for name, (key, value) in zip(names, overrides.items(), strict=True)
+    )
 
 
 def _json(value: Any) -> Any:

@@ -4,6 +4,7 @@ Nothing imports this module before `required` has found that Optuna is installed
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import warnings
@@ -18,17 +19,25 @@ from jaxtune.runs.sweep.spec import SweepError
 
 JOURNAL = "study.journal"  # in the workdir of a sweep
 EXTRA = "pip install 'jaxtune[sweep]'"
+# Packages that Optuna's samplers import besides its own.
+PACKAGES = {"cmaes": ("cmaes",), "gp": ("scipy", "torch"), "qmc": ("scipy",)}
 TIMEOUT = 10  # seconds within which a database must answer
 
 
-def required() -> ModuleType:
-    """Imports Optuna, and raises SweepError if it is not installed."""
+def required(sampler: str = "") -> ModuleType:
+    """Imports Optuna, and raises SweepError if it, or what a sampler needs, is not installed."""
     try:
         import optuna
     except ImportError as error:
         raise SweepError(
             f"a sweep needs Optuna ({error}); install the extra sweep: {EXTRA}"
         ) from None
+    for package in PACKAGES.get(sampler, ()):
+        if importlib.util.find_spec(package) is None:
+            raise SweepError(
+                f"sampler: {sampler} needs the package {package}: pip install {package}, or choose "
+                "another sampler"
+            )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -161,8 +161,13 @@ class Study:
         attributes = self.study.user_attrs
         if POINTS in attributes:
             return attributes[POINTS][number]
-        self.study.sampler = sampler(self.spec, number)
-        drawing, names = optuna.trial.Trial(self.study, trial), attributes[NAMES]
+        # Opened afresh, as a study keeps what its sampler has read of other workers' trials.
+        study = optuna.load_study(
+            study_name=self.study.study_name,
+            storage=self.storage,
+            sampler=sampler(self.spec, number),
+        )
+        drawing, names = optuna.trial.Trial(study, trial), attributes[NAMES]
         return self.spec.space.choose(lambda each: _suggested(drawing, names[each.key], each))
 
 
@@ -188,17 +193,15 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
     made: dict[str, Callable[[], Any]] = {
         "random": lambda: kinds.RandomSampler(seed),
         # Trials that run elsewhere count as bad ones, so that their neighbourhood is avoided.
-        "tpe": lambda: kinds.TPESampler(seed=seed, constant_liar=True),
+        "tpe": lambda: kinds.TPESampler(
+            seed=seed, n_startup_trials=min(10, max(3, spec.trials // 3)), constant_liar=True
+        ),
         "qmc": lambda: kinds.QMCSampler(seed=spec.seed, scramble=True),  # one sequence for all
         "gp": lambda: kinds.GPSampler(seed=seed),
         "cmaes": lambda: kinds.CmaEsSampler(seed=seed),
         "nsga2": lambda: kinds.NSGAIISampler(seed=seed),
     }
-    try:
-        return made[spec.sampler]()
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise SweepError(f"sampler: {spec.sampler} needs another package: {reason}") from None
+    return made[spec.sampler]()
 
 
 def pruner(spec: Spec) -> optuna.pruners.BasePruner:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 
 from jaxtune.config.load import load, parse
@@ -13,7 +14,7 @@ from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.files import read_json, write_json
 from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError
-from jaxtune.runs.sweep.storage import opened, required
+from jaxtune.runs.sweep.storage import JOURNAL, opened, required
 from jaxtune.workdir.directory import claim, refuse_foreign
 
 SWEEP = "sweep.json"  # in the workdir: what the sweep is, and the name of the directory
@@ -102,7 +103,7 @@ def run(
     """
     if jax.process_count() > 1:
         raise SweepError("a trial runs in a single process: start the workers of a sweep apart")
-    required()
+    required(spec.sampler)
     from jaxtune.runs.sweep import board, publish
     from jaxtune.runs.sweep.executor import OneByOne
     from jaxtune.runs.sweep.leases import Leases, working
@@ -114,7 +115,7 @@ def run(
     claim(workdir)
     with opened(storage, workdir) as held:
         study = Study.of(spec, held, name, extend)
-        with working(workdir, _place(workdir, spec, name)) as worker:
+        with working(workdir, _place(workdir, spec, name, storage)) as worker:
             leases = Leases(held, name, worker, workdir, patience)
             executor = OneByOne(progress)
             Work(study, leases, executor, workdir, progress, patience, objective).run()
@@ -129,16 +130,31 @@ def run(
     return [each.content for each in found]
 
 
-def _place(workdir: Path, spec: Spec, name: str) -> str:
-    """Writes sweep.json, and returns the name of the workdir, which workers on it share."""
+def _place(workdir: Path, spec: Spec, name: str, storage: str | None) -> str:
+    """Writes sweep.json, and returns the name of the workdir, which workers on it share.
+
+    Raises SweepError if the trials in the workdir belong to another study.
+    """
     file = workdir / SWEEP
-    try:
-        place = read_json(file, {"place": str})["place"]
-    except FileNotFoundError:
-        place = secrets.token_hex(8)
-    about = spec.described | {"higher": spec.higher}
-    write_json(file, {"place": place, "study": name, **about})
-    return place
+    study = {"study": name, "storage": _database(storage)}
+    with filelock.FileLock(workdir / f".{SWEEP}.lock"):
+        try:
+            known = read_json(file, {"place": str, "study": str, "storage": str})
+        except FileNotFoundError:
+            known = {"place": secrets.token_hex(8), **study}
+        if {key: known[key] for key in study} != study:
+            raise SweepError(
+                f"the trials in {workdir} belong to the study {known['study']} in "
+                f"{known['storage']}, not to {name} in {study['storage']}; name another --workdir"
+            )
+        about = spec.described | {"higher": spec.higher}
+        write_json(file, {"place": known["place"], **study, **about})
+    return known["place"]
+
+
+def _database(storage: str | None) -> str:
+    """Returns the name of a database, without the host, which machines may call by other names."""
+    return storage.partition("?")[0].rpartition("/")[2] if storage else JOURNAL
 
 
 def _tell_best(spec: Spec, workdir: Path, directory: str, progress: Progress) -> None:
