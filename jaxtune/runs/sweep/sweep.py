@@ -112,8 +112,10 @@ def run(
 
     refuse_foreign(workdir)
     name = name or workdir.resolve().name
-    claim(workdir)
+    if storage is None or storage.startswith("sqlite"):  # a file that may be in the workdir
+        claim(workdir)
     with opened(storage, workdir) as held:
+        claim(workdir)
         study = Study.of(spec, held, name, extend)
         with working(workdir, _place(workdir, spec, name, storage)) as worker:
             leases = Leases(held, name, worker, workdir, patience)

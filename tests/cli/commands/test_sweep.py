@@ -72,6 +72,7 @@ def test_a_storage_that_does_not_answer(command, capsys):
     url = "postgresql://me:secret@127.0.0.1:1/sweeps"
     told = failure(capsys, command("dict(space={'seed': [0]})", "--storage", url))
     assert "does not answer" in told and "secret" not in told
+    assert os.listdir() == ["x.py"]
 
 
 @pytest.mark.slow

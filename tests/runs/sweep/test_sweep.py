@@ -102,7 +102,7 @@ def test_a_trial_is_a_run_like_any_other(values, tmp_path):
 
 @pytest.mark.slow
 def test_all_trials_failed(values, tmp_path):
-    with pytest.raises(SweepError, match=r"no trial of the sweep in .* trial 0: .*rows"):
+    with pytest.raises(SweepError, match=r"no trial of the sweep in .* trial 0: .*no such file"):
         jaxtune.sweep(
             {**values, "data": {"source": str(tmp_path / "none.jsonl")}},
             {"seed": [0]},
