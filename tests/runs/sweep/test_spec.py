@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("optuna")
+
 from jaxtune.config.fields import ConfigError
 from jaxtune.runs.sweep.space import log
 from jaxtune.runs.sweep.spec import Spec, SweepError, read
