@@ -64,6 +64,10 @@ class Outcome:
     reason: str = ""
 
 
+class Unrecorded(UserError):
+    """A report that the study's storage did not take, which is no fault of the trial."""
+
+
 class Executor(Protocol):
     """Runs trials."""
 
@@ -98,7 +102,7 @@ class OneByOne:
             summary = self._fit(trial, trial.config)
         except Pruned as pruned:
             return Outcome(trial, "pruned", pruned.step, round(pruned.seconds, 1))
-        except (UnwritableError, OSError):
+        except (UnwritableError, Unrecorded, OSError):
             raise
         except UserError as error:
             return self._failed(trial, begun, str(error))

@@ -96,12 +96,30 @@ def opened(url: str | None, workdir: Path) -> Iterator:
         yield storage
         return
     with _answering(url):
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine_settings(url))
+        storage = _database(optuna, url)
         try:
             yield storage
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def _database(optuna: ModuleType, url: str):
+    """Opens a database, and creates the tables of Optuna in it if they are missing."""
+    import sqlalchemy
+
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=_engine_settings(url))
+    except ImportError as error:
+        raise SweepError(
+            f"--storage {_shown(url)}: its driver is not installed ({error}); for PostgreSQL: "
+            f"{EXTRA}"
+        ) from None
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise SweepError(
+            f"--storage {_shown(url)}: {error}; expected a database URL such as "
+            "postgresql://user@host/database or sqlite:///file.db"
+        ) from None
 
 
 def _engine_settings(url: str) -> dict:
@@ -117,18 +135,15 @@ def _answering(url: str) -> Iterator[None]:
     import optuna
     import sqlalchemy
 
-    shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:…@", url)
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise SweepError(
-            f"--storage {shown}: its driver is not installed ({error}); for PostgreSQL: {EXTRA}"
-        ) from None
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise SweepError(
-            f"--storage {shown}: {error}; expected a database URL such as "
-            "postgresql://user@host/database or sqlite:///file.db"
-        ) from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise SweepError(f"--storage {shown}: the database does not answer: {reason}") from None
+        raise SweepError(
+            f"--storage {_shown(url)}: the database does not answer: {reason}"
+        ) from None
+
+
+def _shown(url: str) -> str:
+    """Returns a URL without its password."""
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:…@", url)

@@ -3,18 +3,20 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from jaxtune.config.fields import ConfigError
+from jaxtune.config.schema import Config
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, duration
+from jaxtune.runs.loop import Report
 from jaxtune.runs.sweep import board, publish
-from jaxtune.runs.sweep.executor import Executor, Outcome, Trial
+from jaxtune.runs.sweep.executor import Executor, Outcome, Trial, Unrecorded
 from jaxtune.runs.sweep.leases import Lease, Leases
 from jaxtune.runs.sweep.space import Overrides, text
 from jaxtune.runs.sweep.study import REASON, SECONDS, STEPS, Study
@@ -97,23 +99,34 @@ class Work:
             write_config(directory / "config.py", config, about)
         return Trial(number, config, directory, title, self._report(number, lease))
 
-    def _config(self, overrides: Overrides):
+    def _config(self, overrides: Overrides) -> Config | ConfigError:
         try:
             return overridden(self.study.spec.config, overrides)
         except ConfigError as error:
             return error
 
-    def _report(self, number: int, lease: Lease) -> Callable[..., bool]:
+    def _report(self, number: int, lease: Lease) -> Report:
         """Returns the function that records evaluations of a trial and asks the pruner."""
         metric = self.study.spec.metric
 
-        def report(step: int, values) -> bool:
+        def recorded(step: int, values: Mapping[str, float]) -> bool:
             if not lease.valid:
                 raise TakenOver(f"trial {number} was taken over by another worker")
             value = values.get(metric)
             if self.objective or value is None or not math.isfinite(value):
                 return False
             return self.study.report(number, step, value)
+
+        def report(step: int, values: Mapping[str, float]) -> bool:
+            try:
+                return recorded(step, values)
+            except UserError:
+                raise
+            except Exception as error:  # of whatever kind the storage raises
+                raise Unrecorded(
+                    f"trial {number}: the study did not record step {step:,} ({error}); run the "
+                    "same command again to resume the trial from its last checkpoint"
+                ) from error
 
         return report
 

@@ -125,6 +125,19 @@ def test_a_worker_that_was_taken_over_records_nothing(tmp_path):
         assert first.study.trial(0).state.name == "RUNNING"
 
 
+def test_a_storage_that_is_gone_is_no_fault_of_the_trial(tmp_path, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("disk full")
+
+    with work(spec(), tmp_path, Sums()) as first:
+        monkeypatch.setattr(first.study.storage, "set_trial_intermediate_value", gone)
+        with pytest.raises(
+            UserError, match=r"trial 0: the study did not record step 5 \(disk full"
+        ):
+            first.run()
+    assert finish(spec(), tmp_path)[0].number == 2
+
+
 def test_an_executor_may_take_several_trials(tmp_path):
     together = Sums(most=4)
     assert len(finish(spec(), tmp_path, together)) == 6
