@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtune.decoding.beams import beam_search
     from jaxtune.decoding.generate import generate
     from jaxtune.models.layout import arrange
+    from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
     from jaxtune.training.optim import optimizer
     from jaxtune.training.population import Population, population_losses, population_step
@@ -40,6 +41,7 @@ __all__ = [
     "population_step",
     "save_adapter",
     "save_merged",
+    "sweep",
     "train_step",
 ]
 
@@ -61,6 +63,7 @@ _HOMES = {
     "population_step": "jaxtune.training.population",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
+    "sweep": "jaxtune.runs.sweep.sweep",
     "train_step": "jaxtune.training.step",
 }
 

@@ -41,6 +41,10 @@ def get_config():
 """
 DEMO = "configs/palette_demo.py"
 ORDER = ("train", "eval", "generate", "export")  # of commands that need one another's files
+SWEEP = """
+def get_sweep():
+    return dict(space={"optim.lr": [1e-3, 3e-3]})
+"""
 
 
 def name_of(arguments: list[str]) -> str:
@@ -50,6 +54,8 @@ def name_of(arguments: list[str]) -> str:
 
 def rank(arguments: list[str]) -> int:
     name = name_of(arguments)
+    if any("/trials/" in each for each in arguments):  # what a sweep left
+        return len(ORDER) + 1
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
@@ -82,6 +88,8 @@ def data(place, objects, machine):
     Store("gs://bucket/data").upload("palettes.csv", Path("data/palettes.csv"))
     (config,) = (each for each in blocks(ROOT / "docs/quickstart.md") if "get_config" in each)
     Path("products.py").write_text(config)
+    Path("sweeps").mkdir()
+    Path("sweeps/palette.py").write_text(SWEEP)
     own = {"configs/products.py": Path("products.py"), "configs/x.py": ROOT / DEMO}
     for name in set(re.findall(r"configs/\w+\.py", "\n".join(commands()))):
         path = own.get(name, ROOT / name).absolute()

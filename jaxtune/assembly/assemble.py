@@ -27,6 +27,7 @@ from jaxtune.checkpoint.load import describe
 from jaxtune.checkpoint.sources import locate, locate_headers
 from jaxtune.config.fields import ConfigError
 from jaxtune.config.schema import MANY, Config
+from jaxtune.config.training_sections import Model as Base
 from jaxtune.data.examples import RowEncoder
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Source
@@ -38,6 +39,8 @@ from jaxtune.metrics.exact import EXACT
 from jaxtune.models.paligemma import Model
 from jaxtune.training.optim import Optimizer
 from jaxtune.workdir.identity import Identity
+
+LoadBase = Callable[[Base, Path, Mesh], tuple[Model, dict]]  # such as `weights.load_base`
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class Assembly:
     today: str  # date that is passed to chat templates
     headers: Callable[[Path], Tensors] = Safetensors.open  # opens its tensors, or only headers
     devices: tuple[Any, ...] | None = None  # of the mesh, which may be described; None: all here
+    load_base: LoadBase = weights.load_base
 
     @classmethod
     def of(cls, config: Config, today: str) -> "Assembly":
@@ -197,7 +201,7 @@ class Assembly:
         `held` overrides fields of the config's `model` section, such as `quant`.
         """
         given = replace(self.config.model, **held)
-        return weights.load_base(given, checkpoint or self.checkpoint, self.mesh)
+        return self.load_base(given, checkpoint or self.checkpoint, self.mesh)
 
     def model(self) -> tuple[Model, dict]:
         """Loads the base, with the initial adapters of a run if the config trains adapters."""

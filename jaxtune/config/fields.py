@@ -103,7 +103,7 @@ class Schema:
         values, wrong = {}, {}
         for key, setting in settings.items():
             try:
-                values[key] = self._value(setting)
+                values[key] = self.value(setting)
             except Misfit as misfit:
                 wrong[key] = str(misfit)
                 if len(wrong) > MOST_PROBLEMS:
@@ -148,7 +148,7 @@ class Schema:
             paragraphs.append("\n".join([title, *lines]))
         return "\n\n".join(paragraphs)
 
-    def _value(self, setting: Setting) -> Any:
+    def value(self, setting: Setting) -> Any:
         """Converts a setting's value to its field's type; raises Misfit with the full message."""
         key, value = setting.key, setting.value
         if key in self.sections:
@@ -195,19 +195,19 @@ class Schema:
         also = self.fields[key].metadata.get("also", "") if key in self.fields else ""
         return [key.split(".")[-1], *also.split()]
 
-    def _counts(self, config: Any, key: str) -> bool:
+    def counts(self, config: Any, key: str) -> bool:
         """Returns whether a field is read at all, given its `when` condition."""
         name, values = self.fields[key].metadata.get("when", (None, ()))
         return name is None or at(config, _beside(key, name)) in values
 
     def _missing(self, config: Any) -> Conflicts:
         for key, known in self.fields.items():
-            if "needed" in known.metadata and not at(config, key) and self._counts(config, key):
+            if "needed" in known.metadata and not at(config, key) and self.counts(config, key):
                 yield (key,), f"is required, but empty: {known.metadata['meaning']}"
 
     def _idle(self, config: Any) -> Conflicts:
         for key in self.given(config, *self.fields):
-            if not self._counts(config, key):
+            if not self.counts(config, key):
                 other, values = self.fields[key].metadata["when"]
                 name, wanted = key.split(".")[-1], " or ".join(map(repr, values))
                 yield (

@@ -1,5 +1,7 @@
 """Runs config files: Python whose `get_config()` returns dictionaries, or a `ConfigDict`.
 
+Sweep files are run alike; their function is `get_sweep()`.
+
 An error that a config file raises is reported with the line of the file that it comes from.
 """
 
@@ -20,14 +22,16 @@ from jaxtune.display.escapes import MOST, cut, one_line, shown
 MOST_BYTES = 1_048_576  # of a config file
 
 
-def values_of(path: str, sections: Collection[str] = ()) -> tuple[Path, Mapping[str, Any]]:
+def values_of(
+    path: str, sections: Collection[str] = (), function: str = "get_config"
+) -> tuple[Path, Mapping[str, Any]]:
     """Returns the path of a config file and what its `get_config()` returns, as dictionaries.
 
     `file.py:text` calls `get_config(text)`. `sections` are the names of the config's sections, for
-    error messages.
+    error messages. `function` is the name of another function to call.
     """
     file, arguments = _named(path)
-    return file, _returned(file, arguments, sections)
+    return file, _returned(file, arguments, sections, function)
 
 
 def _named(text: str) -> tuple[Path, tuple[str, ...]]:
@@ -43,9 +47,9 @@ def _named(text: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _returned(
-    file: Path, arguments: tuple[str, ...], sections: Collection[str]
+    file: Path, arguments: tuple[str, ...], sections: Collection[str], function: str
 ) -> Mapping[str, Any]:
-    """Runs a config file, and returns what its `get_config` returns as dictionaries.
+    """Runs a config file, and returns what its `function` returns as dictionaries.
 
     What the file prints goes to standard error, since commands print JSON to standard output.
     """
@@ -54,12 +58,12 @@ def _returned(
     aside = redirect_stdout(sys.stderr)
     with _neighbours(file.parent.resolve()), _located(file, sections), aside:
         exec(compile(source, str(file), "exec"), space)
-        get_config = space.get("get_config")
-        _check_call(file, get_config, arguments)
-        values = plain(get_config(*arguments))
+        called = space.get(function)
+        _check_call(file, called, arguments, function)
+        values = plain(called(*arguments))
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{file}: get_config() returned {shown(values)}, expected a ConfigDict or a dictionary"
+            f"{file}: {function}() returned {shown(values)}, expected a ConfigDict or a dictionary"
         )
     return values
 
@@ -92,20 +96,20 @@ def _source(file: Path) -> bytes:
         ) from None
 
 
-def _check_call(file: Path, get_config: Any, arguments: tuple[str, ...]) -> None:
-    if not callable(get_config):
+def _check_call(file: Path, called: Any, arguments: tuple[str, ...], function: str) -> None:
+    if not callable(called):
         raise ConfigError(
-            f"{file} has no get_config(); define a function of that name that returns the settings "
+            f"{file} has no {function}(); define a function of that name that returns the settings "
             "that differ from the defaults, as a ConfigDict or a dictionary"
         )
-    takes = inspect.signature(get_config)
+    takes = inspect.signature(called)
     try:
         takes.bind(*arguments)
     except TypeError:
         given = shown(arguments[0]) if arguments else "no argument"
         takes = takes.replace(return_annotation=takes.empty)
         raise ConfigError(
-            f"{file}: get_config{takes} cannot be called with {given}; its argument, if any, "
+            f"{file}: {function}{takes} cannot be called with {given}; its argument, if any, "
             f"follows a colon: --config={file}:ARGUMENT"
         ) from None
 

@@ -43,8 +43,20 @@ FIRST = "the step under way is finished and saved"
 RESUME = "run the same command again to resume from the last checkpoint"
 
 
+# Receives the step and the values of an evaluation, and returns whether the run ends there.
+Report = Callable[[int, Mapping[str, float]], bool]
+
+
 class RunError(UserError):
     """A run that cannot continue, because it diverged or memory does not suffice."""
+
+
+class Pruned(Exception):
+    """A run that its `report` ended before the last step, after what it had done was saved."""
+
+    def __init__(self, step: int, seconds: float):
+        super().__init__(f"pruned after step {step:,}")
+        self.step, self.seconds = step, seconds  # seconds of training
 
 
 @dataclass
@@ -69,6 +81,7 @@ class Run:
     export: Callable[[dict, Path], Path]  # writes variables to a directory in a published layout
     deliver: Callable[[dict, int], Exported]  # writes and verifies the final export of a step
     pushes: Pushes | Unpushed
+    report: Report | None  # of each evaluation
     tokenizer: Tokenizer
     task: ModuleType | None  # None unless the config names one
     metrics: Sequence[Metric]  # of the answers
@@ -179,14 +192,19 @@ class Run:
         self.workdir.check()
         if self._at(self.config.log.every):
             self._log(log, norm)
-        score, better = None, False
+        score, better, pruned = None, False, False
         if self.evaluator and self._at(self.config.eval.every):
             loss = self._evaluate(log)
-            score = self._score(loss, self._answer(log))
+            figures = self._answer(log)
+            score = self._score(loss, figures)
             better = self._compare(loss, score)
-        wanted = save or self._hopeless or self._at(self.config.checkpoint.every)
+            pruned = bool(self.report and self.report(self.done, {"loss": loss, **figures}))
+        wanted = save or pruned or self._hopeless or self._at(self.config.checkpoint.every)
         if wanted or (better and self.config.checkpoint.best):
             self._save(score)
+        if pruned and not self._over:
+            self.checkpoints.wait()
+            raise Pruned(self.done, self.tally.seconds)
         self.pushes.tell()
         self.speed.start()
 

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly import weights
+from jaxtune.assembly.assemble import Assembly, LoadBase
 from jaxtune.assembly.state import Start
 from jaxtune.config.load import resolved
 from jaxtune.config.run_sections import Checkpoint
@@ -18,7 +20,7 @@ from jaxtune.export import delivery
 from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
 from jaxtune.export.tuned import Tuned
 from jaxtune.runs import console
-from jaxtune.runs.loop import RESUME, Run, RunError
+from jaxtune.runs.loop import RESUME, Report, Run, RunError
 from jaxtune.runs.plan.ahead import plan_ahead
 from jaxtune.runs.rows import RunRows
 from jaxtune.runs.signals import stopping
@@ -43,6 +45,8 @@ def fit(
     accept_changes: bool = False,
     plan: bool = True,
     progress: Progress | None = None,
+    report: Report | None = None,
+    load_base: LoadBase = weights.load_base,
 ) -> dict[str, Any]:
     """Trains as a config says, resuming the run in the workdir if there is one.
 
@@ -54,12 +58,15 @@ def fit(
       plan: Compiles the run's programs before weights are read, and refuses a run that does not
         fit the devices.
       progress: Where the first process reports progress; standard output by default.
+      report: Receives the values of each evaluation, and may end the run.
+      load_base: Loads the base, which runs of one process may share.
 
     Returns:
       The summary, as written to summary.json, with the result of the push if `hub.repo` is set.
 
     Raises:
       Stopped: If a signal stopped the run; it can be resumed.
+      Pruned: If `report` ended the run; it can be resumed.
       RunError: If the run diverged, or the devices' memory does not suffice.
     """
     first = jax.process_index() == 0
@@ -71,7 +78,7 @@ def fit(
         stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
         run_directory(workdir, settings, accept_changes=accept_changes) as directory,
         pushing(config.hub, directory, progress, first) as pushes,
-        _prepared(config, directory, plan, progress, pushes) as run,
+        _prepared(config, directory, plan, progress, pushes, report, load_base) as run,
         journal(directory, config.log, settings, run.done, first) as log,
         _advice(config.batch),
     ):
@@ -82,13 +89,19 @@ def fit(
 
 @contextlib.contextmanager
 def _prepared(
-    config: Config, workdir: Workdir, plan: bool, progress: Progress, pushes: Pushes | Unpushed
+    config: Config,
+    workdir: Workdir,
+    plan: bool,
+    progress: Progress,
+    pushes: Pushes | Unpushed,
+    report: Report | None,
+    load_base: LoadBase,
 ) -> Iterator[Run]:
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
         refuse_foreign_lines(workdir.path / METRICS)
         delivery.refuse_in_the_way(config, workdir.path)
-        assembly = Assembly.of(config, workdir.started)
+        assembly = replace(Assembly.of(config, workdir.started), load_base=load_base)
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
         agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
@@ -141,6 +154,7 @@ def _prepared(
             export=lambda variables, folder: delivery.save_into(tuned(variables), folder),
             deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
+            report=report,
         )
 
 

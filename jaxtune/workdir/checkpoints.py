@@ -41,6 +41,11 @@ class Restored:
     damaged: tuple[str, ...]  # one error line for each newer checkpoint that is damaged
 
 
+def _score(found: Mapping[str, float]) -> tuple[float, float]:
+    """Returns what Orbax keeps the highest of: the lowest loss, of equal ones the earliest step."""
+    return -found["loss"], -found["step"]
+
+
 class Checkpoints:
     """The checkpoints in a directory: the newest `keep`, and with `best` the one of lowest loss.
 
@@ -76,10 +81,10 @@ class Checkpoints:
             return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
         kept: list[Any] = [policies.LatestN(self._keep)]
         if self._best:
-            # Orbax keeps the highest score: the lowest loss, and of equal losses the earliest step.
-            score = dict(get_metric_fn=lambda found: (-found["loss"], -found["step"]), n=1)
-            kept.append(policies.BestN(keep_checkpoints_without_metrics=False, **score))
+            best = dict(get_metric_fn=_score, keep_checkpoints_without_metrics=False, n=1)
+            kept.append(policies.BestN(**best))
         options = orbax.CheckpointManagerOptions(
+            best_fn=_score,  # without it, scores are not on disk for a run that is resumed
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,

@@ -20,6 +20,7 @@ OPTIONS = {
     "push": ("--public", "--message"),
     "prepare": ("--split", "--revision", "--subset", "--rows", "--overwrite"),
     "config": ("--config",),
+    "sweep": ("--sweep", "--storage", "--study", "--dry-run", "--extend", "--patience"),
     "devices": ("--expect", "--json", "--process-count", "--process-index"),
 }
 VALUES = [

@@ -76,11 +76,16 @@ def test_the_newest_and_the_best_are_kept(opened):
         saved.save(step, state(step), {}, loss)
     saved.wait()
     assert saved.steps == [2, 5, 6]
+    resumed = opened(keep=1)
+    resumed.save(7, state(7), {}, 1.0)
+    resumed.save(8, state(8), {})
+    resumed.wait()
+    assert resumed.steps == [2, 8]  # a run that is resumed knows the scores from before
     plain = opened(keep=1, best=False)
-    plain.save(7, state(), {}, 0.1)
-    plain.save(8, state(), {})
+    plain.save(9, state(), {}, 0.1)
+    plain.save(10, state(), {})
     plain.wait()
-    assert plain.steps == [8]
+    assert plain.steps == [10]
 
 
 def test_every_bit_counts():

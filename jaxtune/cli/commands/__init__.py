@@ -19,6 +19,7 @@ from jaxtune.display.escapes import show
 COMMANDS = {
     "train": "fine-tune a model from a config, or resume the run (the default command)",
     "plan": "compile a run's programs without its weights; report memory, work and what would fit",
+    "sweep": "train a config with many overrides, on one machine or several, and rank the trials",
     "preview": "show tokenised rows with their scored tokens marked, and count all rows",
     "eval": "generate and score answers to held-out rows with the base, the tuned model, or both",
     "generate": "generate answers to one prompt, a file of prompts, or prompts that you type",
@@ -35,6 +36,10 @@ DEMO = "--config configs/palette_demo.py"
 EXAMPLES = {
     "train": (DEMO, f"{DEMO} --workdir runs/quick --config.optim.lr=1e-3"),
     "plan": (f"plan {DEMO} --fit", f"plan {DEMO} --target t4"),
+    "sweep": (
+        f"sweep {DEMO} --sweep sweeps/palette.py --dry-run",
+        f"sweep {DEMO} --sweep sweeps/palette.py --workdir runs/palette-sweep",
+    ),
     "preview": (f"preview {DEMO}", f"preview {DEMO} --config.batch.packing=True"),
     "eval": (f"eval {DEMO}", f"eval {DEMO} --both"),
     "generate": (f'generate {DEMO} --prompt "a stormy sea"', f"generate {DEMO} --file themes.txt"),

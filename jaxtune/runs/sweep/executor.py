@@ -1,0 +1,174 @@
+"""Runs the trials that a worker has claimed, and returns how each ended.
+
+An executor takes one trial, or several that it trains together.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from jaxtune.assembly import weights
+from jaxtune.config.schema import Config
+from jaxtune.config.training_sections import Model as Base
+from jaxtune.display.errors import UserError
+from jaxtune.display.progress import Progress
+from jaxtune.files import UnwritableError
+from jaxtune.models.paligemma import Model
+from jaxtune.runs.loop import Pruned, Report
+from jaxtune.runs.run import fit
+from jaxtune.runs.sweep.variants import program_of, shares_base
+
+OUTPUT = "output.log"  # in the directory of a trial: what its run reports
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is about to run.
+
+    Attributes:
+      number: Its number in the study.
+      config: Its config, or the error of overrides that cannot be combined.
+      directory: Its run directory.
+      title: Its number and overrides on one line.
+      report: Receives the values of each evaluation, and returns whether the trial is pruned.
+    """
+
+    number: int
+    config: Config | UserError
+    directory: Path
+    title: str
+    report: Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: complete, pruned or failed, with the reason.
+
+    Attributes:
+      trial: The trial.
+      state: "complete", "pruned" or "failed".
+      steps: Steps that it did.
+      seconds: Seconds of training, those before a resume included.
+      reason: Why it failed.
+    """
+
+    trial: Trial
+    state: str
+    steps: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class Unrecorded(UserError):
+    """A report that the study's storage did not take, which is no fault of the trial."""
+
+
+class Executor(Protocol):
+    """Runs trials."""
+
+    most: int  # trials that it takes at once
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Runs trials and yields their outcomes.
+
+        Errors of one trial are its outcome; those of the machine, such as a full disk, are raised.
+        """
+
+
+@dataclass
+class OneByOne:
+    """Runs each trial as a run of its own, on a base that trials share where none changes it."""
+
+    progress: Progress
+    most: int = 1
+    _base: "KeptBase" = field(default_factory=lambda: KeptBase())
+    _planned: set[Config] = field(default_factory=set)
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Runs trials one after another; see `Executor`."""
+        for trial in trials:
+            yield self._outcome(trial)
+
+    def _outcome(self, trial: Trial) -> Outcome:
+        begun = time.monotonic()
+        try:
+            if isinstance(trial.config, UserError):
+                raise trial.config
+            summary = self._fit(trial, trial.config)
+        except Pruned as pruned:
+            return Outcome(trial, "pruned", pruned.step, round(pruned.seconds, 1))
+        except (UnwritableError, Unrecorded, OSError):
+            raise
+        except UserError as error:
+            return self._failed(trial, begun, str(error))
+        except Exception as error:
+            return self._failed(trial, begun, f"{type(error).__name__}: {error}")
+        return Outcome(trial, "complete", summary["steps"], summary["seconds"])
+
+    def _fit(self, trial: Trial, config: Config) -> dict[str, Any]:
+        """Runs or resumes a trial, and returns its summary."""
+        shared = shares_base(config)
+        if not shared:
+            self._base.drop()
+        program = program_of(config)
+        summary = fit(
+            config,
+            trial.directory,
+            plan=program not in self._planned,
+            progress=TrialProgress(self.progress, trial),
+            report=trial.report,
+            load_base=self._base if shared else weights.load_base,
+        )
+        self._planned.add(program)
+        return summary
+
+    def _failed(self, trial: Trial, begun: float, reason: str) -> Outcome:
+        return Outcome(trial, "failed", 0, round(time.monotonic() - begun, 1), reason)
+
+
+class KeptBase:
+    """Loads bases, and keeps the last one for runs that want the same and do not change it."""
+
+    def __init__(self):
+        self._key: tuple | None = None
+        self._loaded: tuple[Model, dict] | None = None
+
+    def __call__(self, given: Base, checkpoint: Path, mesh: Mesh) -> tuple[Model, dict]:
+        """Returns what `weights.load_base` returns, from memory where it can."""
+        key = (given, checkpoint, mesh)
+        if self._loaded is None or key != self._key:
+            self.drop()  # before another is loaded, since both may not fit
+            self._loaded, self._key = weights.load_base(given, checkpoint, mesh), key
+        model, variables = self._loaded
+        return model, jax.tree.map(lambda leaf: leaf, variables)
+
+    def drop(self) -> None:
+        """Frees the base."""
+        self._key = self._loaded = None
+
+
+class TrialProgress(Progress):
+    """Shows the status line of a trial's run, and keeps its texts in a file of the trial."""
+
+    def __init__(self, shown: Progress, trial: Trial):
+        self._shown, self._trial = shown, trial
+        self.verbose = False
+
+    @property
+    def live(self) -> bool:
+        """Whether the output is a terminal."""
+        return self._shown.live
+
+    def draw(self, text: str) -> None:
+        """Redraws the status line, which begins with the trial."""
+        self._shown.draw(f"{self._trial.title}: {text}")
+
+    def say(self, text: str = "") -> None:
+        """Adds a text to the trial's output.log."""
+        with (self._trial.directory / OUTPUT).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
