@@ -170,8 +170,8 @@ class Work:
         result = f" {spec.metric} {value:.4g}" if value is not None else ""
         told = f": {reason.splitlines()[0]}" if reason else ""
         left = sum(not each.state.is_finished() for each in self.study.trials)
-        each = (time.monotonic() - self._begun) / self._ended
+        time_left = duration(left * (time.monotonic() - self._begun) / self._ended)
         return (
             f"{outcome.trial.title}: {state}{result} after {plural(outcome.steps, 'step')} in "
-            f"{duration(outcome.seconds)}{told}; {left} left, about {duration(left * each)} for one worker"
+            f"{duration(outcome.seconds)}{told}; {left} left, about {time_left} for one worker"
         )
