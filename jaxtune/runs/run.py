@@ -47,6 +47,7 @@ def fit(
     progress: Progress | None = None,
     report: Report | None = None,
     load_base: LoadBase = weights.load_base,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Trains as a config says, resuming the run in the workdir if there is one.
 
@@ -60,6 +61,8 @@ def fit(
       progress: Where the first process reports progress; standard output by default.
       report: Receives the values of each evaluation, and may end the run.
       load_base: Loads the base, which runs of one process may share.
+      cache: Directory that keeps the survey of the rows, which runs may share; by default the
+        workdir.
 
     Returns:
       The summary, as written to summary.json, with the result of the push if `hub.repo` is set.
@@ -78,7 +81,7 @@ def fit(
         stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
         run_directory(workdir, settings, accept_changes=accept_changes) as directory,
         pushing(config.hub, directory, progress, first) as pushes,
-        _prepared(config, directory, plan, progress, pushes, report, load_base) as run,
+        _prepared(config, directory, plan, progress, pushes, report, load_base, cache) as run,
         journal(directory, config.log, settings, run.done, first) as log,
         _advice(config.batch),
     ):
@@ -96,6 +99,7 @@ def _prepared(
     pushes: Pushes | Unpushed,
     report: Report | None,
     load_base: LoadBase,
+    cache: Path | None,
 ) -> Iterator[Run]:
     """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
@@ -106,7 +110,7 @@ def _prepared(
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
         agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
         placer = assembly.placer
-        rows = RunRows.read(assembly, progress, stack, workdir.path)
+        rows = RunRows.read(assembly, progress, stack, cache or workdir.path)
         for name, each in (("training", rows.loader), ("held-out", rows.evaluator)):
             if each:
                 agreement.refuse_different(f"the {name} rows", each.identity)

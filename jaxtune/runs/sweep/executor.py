@@ -123,6 +123,7 @@ class OneByOne:
             progress=TrialProgress(self.progress, trial),
             report=trial.report,
             load_base=self._base if shared else weights.load_base,
+            cache=trial.directory.parent,
         )
         self._planned.add(program)
         return summary

@@ -12,7 +12,7 @@ from jaxtune.runs.sweep.importance import importances, over_seeds
 from jaxtune.runs.sweep.space import Range, label, text
 from jaxtune.runs.sweep.spec import Spec
 
-CURVES = 12  # learning curves, of the best trials
+CURVES = 6  # learning curves, of the best trials: as many as there are colours
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;"
     "color-scheme:light dark}table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;"
@@ -53,7 +53,7 @@ def _sections(spec: Spec, found: Sequence[Entry]) -> Iterator[str]:
         yield _section("Importance of each key", shares(values, title))
     if measured:
         yield _section("Hyperparameters", "".join(_dots(spec, measured)))
-        lines = {_title(each): each.curve for each in measured[:CURVES] if each.curve}
+        lines = {f"trial {each.number}": each.curve for each in measured[:CURVES] if each.curve}
         if lines:
             drawn = curves(lines, title=f"{spec.metric} of the best trials", y_label=spec.metric)
             yield _section("Learning curves", drawn)

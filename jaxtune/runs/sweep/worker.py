@@ -55,7 +55,8 @@ class Work:
     progress: Progress
     patience: float
     objective: Objective | None = None
-    _seconds: list[float] = field(default_factory=list)  # of the trials that ended here
+    _begun: float = field(default_factory=time.monotonic)
+    _ended: int = 0  # trials that ended here
 
     def run(self) -> None:
         """Runs trials until every trial of the study has ended, here or elsewhere."""
@@ -149,7 +150,7 @@ class Work:
             {REASON: reason} if reason else {}
         )
         self.study.end(number, known.get(state, TrialState.FAIL), value, **about)
-        self._seconds.append(outcome.seconds)
+        self._ended += 1
         self.progress.say(self._line(outcome, state, value, reason))
 
     def _value(self, trial: Trial) -> tuple[float | None, str]:
@@ -169,7 +170,7 @@ class Work:
         result = f" {spec.metric} {value:.4g}" if value is not None else ""
         told = f": {reason.splitlines()[0]}" if reason else ""
         left = sum(not each.state.is_finished() for each in self.study.trials)
-        time_left = duration(left * sum(self._seconds) / len(self._seconds))
+        time_left = duration(left * (time.monotonic() - self._begun) / self._ended)
         return (
             f"{outcome.trial.title}: {state}{result} after {plural(outcome.steps, 'step')} in "
             f"{duration(outcome.seconds)}{told}; {left} left, about {time_left} for one worker"

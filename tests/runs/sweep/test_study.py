@@ -181,6 +181,7 @@ def test_sqlite_holds_a_study(tmp_path):
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory):
     """The URL of a PostgreSQL server on loopback, which a user other than root must run."""
+    pytest.importorskip("psycopg")
     binary = shutil.which("postgres")
     if binary is None:
         pytest.skip("PostgreSQL is not installed")
@@ -205,25 +206,27 @@ def postgres(tmp_path_factory):
     server = subprocess.Popen([f"{folder}/postgres", *given], **settings)
     url = f"postgresql://me@127.0.0.1:{port}/postgres"
     try:
-        wait_for(port)
+        wait_for(url)
         yield url
     finally:
         server.terminate()
         server.wait()
 
 
-def wait_for(port: int) -> None:
+def wait_for(url: str) -> None:
+    """Wait until a server answers."""
+    import psycopg
+
     for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
+        try:
+            return psycopg.connect(url).close()
+        except psycopg.OperationalError:
+            time.sleep(0.1)
     raise TimeoutError("PostgreSQL did not start")
 
 
 @pytest.mark.slow
 def test_postgresql_holds_a_study_of_two_machines(postgres, tmp_path):
-    pytest.importorskip("psycopg")
     ran = []
 
     def look(trial):
