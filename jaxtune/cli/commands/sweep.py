@@ -52,9 +52,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Works on the sweep until all trials have ended; returns 128 + n if signal n stopped it."""
-    config, workdir = config_and_place(options)
-    from jaxtune.runs.sweep.spec import Spec, read
+    from jaxtune.runs.sweep.spec import Spec, read, refuse_remote
 
+    refuse_remote(options.workdir)
+    config, workdir = config_and_place(options)
     spec = Spec.of(config, read(options.sweep or options.config))
     from jaxtune.display.progress import Progress
     from jaxtune.runs.signals import Stopped

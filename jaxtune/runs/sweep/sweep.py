@@ -13,7 +13,7 @@ from jaxtune.config.load import load, parse
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.files import read_json, write_json
-from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError
+from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError, refuse_remote
 from jaxtune.runs.sweep.storage import JOURNAL, opened, required
 from jaxtune.workdir.directory import claim, refuse_foreign
 
@@ -67,6 +67,7 @@ def sweep(
     given = dict(space=space, trials=trials, sampler=sampler, pruner=pruner, seed=seed)
     metric = getattr(objective, "__name__", "objective") if own else objective
     spec = Spec.of(_config(config), given | {"metric": metric}, own_metric=own is not None)
+    refuse_remote(workdir)
     place = Path(workdir).expanduser()
     return run(
         spec,

@@ -58,6 +58,7 @@ def failure(capsys, arguments) -> str:
         ("3", (), "get_sweep() returned 3"),
         ("dict(space={'seed': [0]})", ("--sweep", "y.py"), "y.py: no such file"),
         ("dict(space={'seed': [0]})", ("--patience", "0"), "expected seconds from 1"),
+        ("dict(space={'seed': [0]})", ("--workdir", "memory://x"), "works in a local directory"),
         ("dict(space={'seed': [0]})", ("--config.hub.repo=me/x",), "every trial would push to it"),
     ],
 )
