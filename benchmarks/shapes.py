@@ -63,6 +63,19 @@ LLAMA_3_1B = LLAMA_3_8B | dict(
     head_dim=64,
     tie_word_embeddings=True,
 )
+LLAMA_3_3B = LLAMA_3_8B | dict(
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_hidden_layers=28,
+    num_attention_heads=24,
+    tie_word_embeddings=True,
+)
+LLAMA_3_70B = LLAMA_3_8B | dict(
+    hidden_size=8192,
+    intermediate_size=28_672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+)
 PALIGEMMA_3B = dict(  # for pictures of 224 pixels
     model_type="paligemma",
     architectures=["PaliGemmaForConditionalGeneration"],

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
     from jaxtune.training.optim import optimizer
+    from jaxtune.training.population import Population, population_losses, population_step
     from jaxtune.training.step import TrainState, eval_step, train_step
 
 __version__ = "0.1.0"
 __all__ = [
     "Origin",
+    "Population",
     "TrainState",
     "add_lora",
     "arrange",
@@ -35,6 +37,8 @@ __all__ = [
     "make_mesh",
     "merge",
     "optimizer",
+    "population_losses",
+    "population_step",
     "save_adapter",
     "save_merged",
     "sweep",
@@ -44,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Origin": "jaxtune.checkpoint.origin",
     "TrainState": "jaxtune.training.step",
+    "Population": "jaxtune.training.population",
     "add_lora": "jaxtune.adapters.lora",
     "arrange": "jaxtune.models.layout",
     "beam_search": "jaxtune.decoding.beams",
@@ -54,6 +59,8 @@ _HOMES = {
     "make_mesh": "jaxtune.sharding",
     "merge": "jaxtune.adapters.lora",
     "optimizer": "jaxtune.training.optim",
+    "population_losses": "jaxtune.training.population",
+    "population_step": "jaxtune.training.population",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
     "sweep": "jaxtune.runs.sweep.sweep",

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxtune import quant, tree
 from jaxtune.display.errors import UserError
@@ -17,21 +18,24 @@ AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights o
 
 # Layer weights are [L, in, out]. The model width, which is `in` or `out`, is sharded over `fsdp`,
 # and heads, hidden features and the vocabulary over `tensor`; a head's vocabulary over both.
+BOTH = ("tensor", "fsdp")
 RULES: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
-    (r"(.*/)?head/w", PartitionSpec(None, ("tensor", "fsdp"))),
+    (r"(.*/)?head/w", PartitionSpec(None, BOTH)),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
     (r".*/(scale|b|bias)", PartitionSpec()),
     (r"(.*/)?(img/(patches/w|positions)|projector/w)", PartitionSpec()),
 )
-# Rules for a whole train state. Adapters are sharded like the weights that they add to: `a` over
-# its input, `b` over its output. An optimiser's array matches the rule of its parameter, as its
-# path ends with that of the parameter. All other leaves are small and replicated.
+# Rules for a whole train state. Adapters are sharded like the weights that they add to, `a` over
+# its input and `b` over its output, and what would be sharded over `tensor` alone over `fsdp` too,
+# so that every device holds its part of the adapters and their moments. An optimiser's array
+# matches the rule of its parameter, as its path ends with that of the parameter. All other leaves
+# are small and replicated.
 STATE_RULES: tree.Rules = (
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec(None, "fsdp", None)),
-    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, "tensor")),
-    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, "tensor", None)),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, BOTH)),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, BOTH, None)),
     (r"(.*/)?layers/(attn/o|mlp/down)/w/b", PartitionSpec(None, None, "fsdp")),
     *RULES,
     (r".*", PartitionSpec()),
@@ -49,7 +53,7 @@ GATHERED: tree.Rules = (
 )
 # Rules for what logits are computed from: every device has some of the vocabulary, so that only
 # maxima and sums of the logits travel, and not the logits.
-VOCABULARY = ("tensor", "fsdp")
+VOCABULARY = BOTH
 HEAD: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec(VOCABULARY, None)),
     (r"(.*/)?head/w", PartitionSpec(None, VOCABULARY)),
@@ -269,6 +273,43 @@ def split_axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | Non
     # Codes are [..., blocks, block, out]: a split of either `blocks` or `block` splits the inputs.
     *layers, blocks, block, outputs = where.codes.spec
     return (*layers, blocks or block, outputs)
+
+
+def mesh_under(leaves: Any) -> Mesh | None:
+    """Returns the mesh that the first leaf of a tree is sharded over, or None."""
+    where = jax.tree.leaves(leaves)[0].sharding
+    return where.mesh if isinstance(where, NamedSharding) else None
+
+
+def put(given: Any, where: Any) -> Any:
+    """Places host arrays on devices; every process passes the same whole arrays.
+
+    Args:
+      given: A tree of arrays.
+      where: A sharding for all of them, or a tree of shardings.
+
+    Returns:
+      The tree with global arrays.
+    """
+    where = jax.tree.map(lambda leaf: where, given) if isinstance(where, Sharding) else where
+
+    def one(leaf: Any, where: Sharding) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return jax.tree.map(one, given, where)
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns a whole array on this host, gathered from all processes if it is sharded over them.
+
+    All processes must call this with the same arrays in the same order.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        if array.is_fully_replicated:
+            return np.asarray(array.addressable_data(0))
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def divisors(number: int) -> list[int]:

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from tests.objects import machine, objects, s3, s3_server  # noqa: F401 (fixtures for all tests)
+
 MAPPED = 20_000  # pieces of memory; a module adds up to some thousands
 
 

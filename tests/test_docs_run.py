@@ -10,12 +10,15 @@ import shlex
 import shutil
 from pathlib import Path
 
+import fsspec
 import jax
 import pytest
 
 import jaxtune
 import launch
+from jaxtune.files.store import Store
 from tests.cli.test_prepare import lines, official
+from tests.objects import Objects
 from tests.pushes import hub_on_this_machine
 from tests.test_docs import PAGES, ROOT, blocks, commands
 from tests.training.test_step import padded, texts
@@ -73,7 +76,7 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def data(place):
+def data(place, objects, machine):
     """The data that the configs and commands of the pages read."""
     (place / "data").mkdir()
     shutil.copy(ROOT / "configs/tiny/palette.csv", "data/palettes.csv")
@@ -81,6 +84,8 @@ def data(place):
     kinds = ("garden", "office", "kitchen")
     rows = [f"thing {number},{kinds[number % 3]}" for number in range(24)]
     Path("products.csv").write_text("\n".join(["product,category", *rows]))
+    fsspec.register_implementation("gs", Objects, clobber=True)
+    Store("gs://bucket/data").upload("palettes.csv", Path("data/palettes.csv"))
     (config,) = (each for each in blocks(ROOT / "docs/quickstart.md") if "get_config" in each)
     Path("products.py").write_text(config)
     Path("sweeps").mkdir()

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from jaxtune.cli.commands import COMMANDS
 from jaxtune.config import reference
-from tests.hostile import classes, explore, planted, strategies, workers
+from tests.hostile import classes, commands, explore, planted, strategies, workers
 from tests.hostile.outcomes import (
     CRASH,
     DEFECT,
@@ -120,6 +121,10 @@ def test_workers_that_hang_or_die_are_replaced(tmp_path):
     assert findings.counts["well"][SUCCESS] == 5
     assert findings.total() == 17
     assert "planted.py" in findings.listing()
+
+
+def test_every_command_is_attacked():
+    assert commands.OPTIONS.keys() == COMMANDS.keys()
 
 
 @pytest.fixture(scope="module")

@@ -107,8 +107,8 @@ def test_a_state_lies_as_the_weights_it_is_for():
     assert found == {
         "step": (),
         "mu/lora/layers/attn/q/w/a": (None, "fsdp", None),
-        "mu/lora/layers/attn/q/w/b": (None, None, "tensor"),
-        "mu/lora/layers/attn/o/w/a": (None, "tensor", None),
+        "mu/lora/layers/attn/q/w/b": (None, None, ("tensor", "fsdp")),
+        "mu/lora/layers/attn/o/w/a": (None, ("tensor", "fsdp"), None),
         "mu/lora/layers/attn/o/w/b": (None, None, "fsdp"),
     }
     # Fewer dimensions than the weight has: whole on every device.

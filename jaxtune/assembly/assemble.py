@@ -23,8 +23,8 @@ from jaxtune.assembly.state import Start, make_optimizer
 from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import Tensors
-from jaxtune.checkpoint.hub import locate, locate_headers
 from jaxtune.checkpoint.load import describe
+from jaxtune.checkpoint.sources import locate, locate_headers
 from jaxtune.config.fields import ConfigError
 from jaxtune.config.schema import MANY, Config
 from jaxtune.config.training_sections import Model as Base

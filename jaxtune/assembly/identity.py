@@ -5,8 +5,8 @@ from pathlib import Path
 from jaxtune import tasks
 from jaxtune.assembly import rows
 from jaxtune.checkpoint import content
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME, WEIGHTS_NAME
+from jaxtune.checkpoint.sources import locate
 from jaxtune.config.schema import Config
 from jaxtune.workdir.identity import Identity
 

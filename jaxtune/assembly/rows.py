@@ -9,6 +9,7 @@ import jaxtune
 from jaxtune import tasks
 from jaxtune.checkpoint.hub import COMPANIONS
 from jaxtune.checkpoint.load import read_config
+from jaxtune.checkpoint.sources import locate_tokenizer
 from jaxtune.config.run_sections import Eval
 from jaxtune.config.schema import counted
 from jaxtune.config.training_sections import Batch, Data
@@ -16,7 +17,7 @@ from jaxtune.data.datafile import stamp
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.examples import Chat, Form, RowEncoder, Template, Written
 from jaxtune.data.images import Pictures
-from jaxtune.data.known_templates import KNOWN, check_fits, template_text
+from jaxtune.data.known_templates import KNOWN, check_fits, template_file, template_text
 from jaxtune.data.loader import Loader
 from jaxtune.data.messages import foreign
 from jaxtune.data.side_files import STANDARD
@@ -26,6 +27,7 @@ from jaxtune.data.survey_cache import cached
 from jaxtune.data.tokenizer import Tokenizer, beside
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
+from jaxtune.files.store import is_remote
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,8 @@ def tokenizer_place(data: Data, checkpoint: Path) -> Path:
 
     The latter is in the checkpoint's directory, or beside its .npz file.
     """
+    if is_remote(data.tokenizer):
+        return locate_tokenizer(data.tokenizer)
     if data.tokenizer:
         return Path(data.tokenizer).expanduser()
     return beside(checkpoint) if checkpoint.is_file() else checkpoint
@@ -168,7 +172,7 @@ def tokenizer_files(data: Data, checkpoint: Path) -> list[Path]:
     place = tokenizer_place(data, checkpoint)
     folder = place.parent if place.name in STANDARD else place  # its settings lie beside it
     own = data.chat_template and data.chat_template not in KNOWN
-    template = [Path(data.chat_template).expanduser()] if own else []
+    template = [template_file(data.chat_template)] if own else []
     if folder.is_file():
         return [folder, *template]
     found = (file for pattern in COMPANIONS for file in sorted(folder.glob(pattern)))

@@ -1,15 +1,11 @@
-"""Resolves checkpoint sources to local paths, and uploads exports to the Hugging Face Hub.
-
-A source is a local path, which is used in place, or a Hub repository, which is downloaded.
-"""
+"""Downloads checkpoints from the Hugging Face Hub, and uploads exports to it."""
 
 import contextlib
 import difflib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,33 +49,6 @@ class HubError(CheckpointError):
 
 class PassingError(HubError):
     """A failure that may be temporary, of the network or of the Hub: a retry may succeed."""
-
-
-def locate(source: str | os.PathLike[str]) -> Path:
-    """Returns the local directory or file of a checkpoint.
-
-    `source` is a path, `owner/name` or `owner/name@revision`. A repository is downloaded into the
-    cache of huggingface_hub, unless it is there already.
-    """
-    return _existing(source) or _download(*_repository(source))
-
-
-def locate_headers(source: str | os.PathLike[str]) -> tuple[Path, Callable[[Path], Safetensors]]:
-    """Returns a checkpoint's directory, and a function that opens its tensor headers from there.
-
-    A repository's weights are not downloaded, only the small files beside them. If they are not in
-    the cache, the function requests just their headers, and the tensors cannot be read.
-    """
-    if path := _existing(source):
-        return path, Safetensors.open
-    repo, revision = _repository(source)
-    directory = _download(repo, revision, without=["*.safetensors"])
-    return directory, partial(_headers, repo, revision)
-
-
-def locate_tokenizer(source: str | os.PathLike[str]) -> Path:
-    """Returns the local directory or file of a tokenizer; downloads neither weights nor index."""
-    return _existing(source) or _download(*_repository(source), without=["*.safetensors*"])
 
 
 def account() -> str:
@@ -227,14 +196,15 @@ def _may_pass(error: Exception) -> bool:
     return not lasting or isinstance(error, ConnectionError | TimeoutError)
 
 
-def _existing(source: str | os.PathLike[str]) -> Path | None:
+def existing(source: str | os.PathLike[str]) -> Path | None:
+    """Returns the local path of a source, or None if there is none."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, NUL
         path = Path(source).expanduser()
         return path if os.fspath(source) and path.exists() else None
     return None
 
 
-def _repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+def repository(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Splits a Hub source into the repository and its revision, if one is given."""
     text = os.fspath(source)
     match = REPO_ID.fullmatch(text)
@@ -260,7 +230,11 @@ def _hint(path: Path) -> str:
     return ""
 
 
-def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> Path:
+def download(repo: str, revision: str | None, without: Sequence[str] = ()) -> Path:
+    """Returns the local copy of a repository, downloaded unless it is in the cache already.
+
+    `without` are patterns of files that are left out.
+    """
     import huggingface_hub
 
     try:
@@ -277,7 +251,7 @@ def _download(repo: str, revision: str | None, without: Sequence[str] = ()) -> P
     return Path(snapshot)
 
 
-def _headers(repo: str, revision: str | None, snapshot: Path) -> Safetensors:
+def headers(repo: str, revision: str | None, snapshot: Path) -> Safetensors:
     """Returns a repository's tensors from its cached snapshot, else by requests for the headers."""
     with contextlib.suppress(CheckpointError):  # some or all weights are not in the cache
         return Safetensors.open(snapshot)

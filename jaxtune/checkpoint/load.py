@@ -22,8 +22,8 @@ from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors, some
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.origin import Origin
+from jaxtune.checkpoint.sources import locate
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
 from jaxtune.families import bigvision, names
@@ -190,7 +190,7 @@ def describe(directory: Path, headers: Callable[[Path], Tensors] = Safetensors.o
     """Describes a checkpoint from its config.json and tensor headers.
 
     `directory` may be an .npz file. `headers` opens the tensors of a directory; those of a Hub
-    repository need not be on this machine (see `hub.locate_headers`).
+    repository need not be on this machine (see `sources.locate_headers`).
     """
     if not directory.is_dir() and directory.suffix != ".npz":
         raise CheckpointError(

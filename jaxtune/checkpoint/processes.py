@@ -27,13 +27,3 @@ def in_step() -> Iterator[None]:
         raise CheckpointError(
             f"process {np.argmax(failed)} could not write the checkpoint: see its error message"
         )
-
-
-def gathered(array: jax.Array | np.ndarray) -> np.ndarray:
-    """Returns a whole array on this host, gathered from all processes if it is sharded over them.
-
-    All processes must call this with the same arrays in the same order.
-    """
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)

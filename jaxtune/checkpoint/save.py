@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtune import families
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import one_layer
+from jaxtune.checkpoint import outgoing
 from jaxtune.checkpoint.companions import TokenizerFiles, matching
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb, npz
@@ -34,12 +35,13 @@ from jaxtune.checkpoint.hub import COMPANIONS, GENERATION_CONFIG
 from jaxtune.checkpoint.load import Described, leaf_shapes, read_config, table_of
 from jaxtune.checkpoint.origin import NPZ, Origin
 from jaxtune.checkpoint.placing import cast, floating, oriented
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.display.errors import UserError
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import by_path, is_quantized
+from jaxtune.sharding import to_host
 
 INTO = ("original", "dequantised")
 Leaves = Mapping[str, Any]  # arrays and quantised weights, by slash path
@@ -56,7 +58,7 @@ def save_merged(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
     tokenizer: TokenizerFiles | None = None,
-) -> Path:
+) -> Path | str:
     """Merges adapters into the weights and writes a checkpoint that transformers can load.
 
     The checkpoint gets its final name only once it is complete. With several processes, all of them
@@ -67,7 +69,7 @@ def save_merged(
         taken from its `origin`.
       variables: all its variables as `jaxtune.load` returns them, with or without adapters.
       directory: directory to write in Hugging Face's layout, or for PaliGemma also a file name that
-        ends in .npz, to write big_vision's layout.
+        ends in .npz, to write big_vision's layout. It may be a URL, such as s3://bucket/name.
       dtype: dtype of the weights that are written: "float32", "bfloat16", "float16", or "auto" for
         that in which the model's origin stores each of them.
       into: what to merge into where weights are quantised: "original" for the full-precision
@@ -78,9 +80,24 @@ def save_merged(
       tokenizer: tokenizer to write into a directory, if not that of the model's origin.
 
     Returns:
-      The path that was written, with `~` expanded.
+      The path that was written, with `~` expanded, or the URL.
     """
-    target = Path(directory).expanduser()
+    with outgoing.written(directory, overwrite) as target:
+        _save(model, variables, target, dtype, into, max_shard_bytes, overwrite, tokenizer)
+    return outgoing.at(directory)
+
+
+def _save(
+    model: Model,
+    variables: Mapping,
+    target: Path,
+    dtype: DTypeLike,
+    into: str | None,
+    max_shard_bytes: int,
+    overwrite: bool,
+    tokenizer: TokenizerFiles | None,
+) -> None:
+    """Writes a checkpoint to a local path; see `save_merged`."""
     with in_step():
         dtype = dtype_name(dtype)
         base = described_origin(model)
@@ -104,7 +121,6 @@ def save_merged(
                     write_sharded(partial, writer.plan, writer.tensor, max_shard_bytes)
         finally:
             writer.gather_rest()
-    return target
 
 
 def _table_to_write(
@@ -182,11 +198,11 @@ class _Weights:
         if is_quantized(weight) and self.original:
             weight = oriented(self.stored.read, self.origin[piece.path, piece.layer])
         else:
-            weight = jax.tree.map(gathered, weight)
+            weight = jax.tree.map(to_host, weight)
         if piece.path not in self.adapters:
             whole = is_quantized(weight)
             return np.asarray(weight.astype(self.dtypes[piece.path]) if whole else weight)
-        adapter = jax.tree.map(gathered, one_layer(self.adapters[piece.path], piece.layer))
+        adapter = jax.tree.map(to_host, one_layer(self.adapters[piece.path], piece.layer))
         return np.asarray(lora.merged(weight, adapter, np.float32))
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.escapes import visible
 from jaxtune.evaluation.compare import tuned_at, tuned_model
 from jaxtune.files import write_json
+from jaxtune.files.fetched import local
 from jaxtune.workdir.directory import claim
 
 ERASED = "\r\033[K"  # moves a terminal's cursor to the start of the line, and erases the line
@@ -54,7 +55,7 @@ def text_generator(
 
 
 def typed_prompt(
-    assembly: Assembly, text: str, place: str, image: Path | None = None
+    assembly: Assembly, text: str, place: str, image: Path | str | None = None
 ) -> TypedPrompt:
     """Encodes a text, with a picture if the model takes one, as a prompt.
 
@@ -62,7 +63,7 @@ def typed_prompt(
       assembly: Parts of the config, whose task or template writes the prompt.
       text: A row as JSON, or the text of the one column that the prompt needs.
       place: Where the text comes from, for error messages.
-      image: File of the picture, if it is not part of the row.
+      image: Path or URL of the picture, if it is not part of the row.
 
     Returns:
       The prompt with its tokens and pixels.
@@ -75,7 +76,8 @@ def typed_prompt(
     if image is not None:
         if encoder.pictures is None:
             raise DataError(f"--image {image}: {base} does not take pictures")
-        record = {**record, encoder.image: os.path.abspath(image)}
+        encoder = replace(encoder, image_root="")  # which is for the pictures that rows name
+        record = {**record, encoder.image: os.path.abspath(local(image))}
     elif encoder.pictures and encoder.image not in record:
         raise DataError(f"{place}: {base} needs a picture; pass it with --image")
     tokens = encoder.prompt(record, place)
@@ -122,7 +124,7 @@ class Conversation:
 
     assembly: Assembly
     generator: TextGenerator
-    image: Path | None = None
+    image: Path | str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def reply(self, text: str, place: str, say: Callable[[str], None]) -> None:

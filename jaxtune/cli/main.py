@@ -4,10 +4,12 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides
+from jaxtune.cli import distributed
+from jaxtune.cli.commands import COMMANDS, DEFAULT, EXAMPLES, UsageError, overrides, uploading
 from jaxtune.cli.messages import check_command, check_unknown, defect, told
 from jaxtune.display.errors import UserError
 from jaxtune.runs import signals
@@ -27,7 +29,8 @@ def console(program: str) -> NoReturn:
     """Runs `main`, and ends the process, also on a signal."""
     signals.end_program()
     code = main(program=program)
-    if code > INTERRUPTED:  # native threads that have not ended would crash an orderly exit
+    # Native threads that have not ended would crash an orderly exit, and JAX would wait for others.
+    if code > INTERRUPTED or (code and distributed.joined()):
         signals.end(code)
     signals.release()
     sys.exit(code)
@@ -42,22 +45,34 @@ def main(arguments: Sequence[str] | None = None, program: str = "launch.py") -> 
     options = None
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments), program)
-        return options.run(options)
-    except BrokenPipeError:
+        with uploading():
+            code = options.run(options)
+        distributed.leave()
+        return code
+    except BrokenPipeError as error:
         # The reader, such as `head`, has closed the pipe; Python must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        distributed.fail(error, 1, "its standard output was closed")
         return 1
     except (UserError, OSError) as error:
-        print(f"error: {told(error, options)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _failed(error, 2, f"error: {told(error, options)}")
+    except KeyboardInterrupt as error:
+        return _failed(error, 130, "interrupted")
     except Exception as error:
         if options is None or options.debug:
-            raise
-        print(f"error: {defect(error)}", file=sys.stderr)
-        return 1
+            distributed.fail(error, 1, defect(error))
+            if not distributed.joined():
+                raise
+            traceback.print_exception(error)
+            return 1
+        return _failed(error, 1, f"error: {defect(error)}")
+
+
+def _failed(error: BaseException, code: int, text: str) -> int:
+    """Prints the message of an error, and returns the exit code."""
+    distributed.fail(error, code, text.removeprefix("error: "))
+    print(text, file=sys.stderr)
+    return code
 
 
 def parsed(arguments: list[str], program: str = "launch.py") -> argparse.Namespace:

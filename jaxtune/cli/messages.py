@@ -11,6 +11,7 @@ from jaxtune.config.fields import at
 from jaxtune.config.schema import FIELDS, SCHEMA
 from jaxtune.display.escapes import MOST, cut, shown, unbroken, visible
 from jaxtune.files import UnwritableError
+from jaxtune.files.store import is_remote
 
 
 def told(error: BaseException, options: Namespace | None = None) -> str:
@@ -26,9 +27,10 @@ def told(error: BaseException, options: Namespace | None = None) -> str:
     elif isinstance(error, OSError) and error.strerror:
         message = error.strerror
         if isinstance(error.filename, str | bytes | os.PathLike):
-            file = Path(os.fsdecode(error.filename))
-            names = _named(file, options)
-            message += f": {str(file)!r}" + (f", from {names[0]}" if names else "")
+            name = os.fsdecode(error.filename)
+            names = _named(Path(name), options)
+            known = name if is_remote(name) else str(Path(name))
+            message += f": {known!r}" + (f", from {names[0]}" if names else "")
         elif options is not None:
             message += f", in a file that the command {options.command} reads or writes"
     return visible(unbroken(message))

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxtune.config.training_sections import MANY
 from jaxtune.config.values import Misfit, Place, conform
 from jaxtune.display.escapes import shown
+from jaxtune.files.store import is_remote
 
 
 def filled(text: str) -> str:
@@ -19,22 +20,23 @@ def filled(text: str) -> str:
     return text
 
 
-def path(text: str) -> Path:
-    """Returns the path that an option names, with `~` expanded."""
-    return Path(filled(text)).expanduser()
+def path(text: str) -> Path | str:
+    """Returns the path that an option names, with `~` expanded; a URL stays a text."""
+    return text if is_remote(filled(text)) else Path(text).expanduser()
 
 
 def count(text: str) -> int:
     """Returns a number of rows: a whole number from 1 to a billion."""
-    return _whole(text, 1, MANY)
+    return whole(text, 1, MANY)
 
 
 def largest(text: str) -> int:
     """Returns the largest of the integers from 0 that are to be encoded."""
-    return _whole(text, 0, 9_999_999)
+    return whole(text, 0, 9_999_999)
 
 
-def _whole(text: str, least: int, most: int) -> int:
+def whole(text: str, least: int, most: int) -> int:
+    """Returns the whole number that an option gives, which must be in a range."""
     if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
         raise ArgumentTypeError(
             f"found {shown(text)}, expected a whole number from {least:,} to {most:,}"

@@ -6,8 +6,9 @@ and those that its answers are scored by. Rows are read, checked and written one
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -15,8 +16,11 @@ from typing import IO, Any
 from jaxtune import tasks
 from jaxtune.data.errors import DataError, RowError, Skipped, known
 from jaxtune.data.sources import Source, open_source
+from jaxtune.display import escapes
 from jaxtune.display.errors import UserError
 from jaxtune.files import whole_file
+from jaxtune.files.store import Store, is_remote
+from jaxtune.files.store import split as split_url
 
 SCRIPT = "Dataset scripts are no longer supported"  # the error of the datasets package
 CONVERTED = "refs/convert/parquet"  # the revision where the Hub keeps such a dataset as Parquet
@@ -28,7 +32,7 @@ CHUNK = 256  # rows between two reports of progress
 class Prepared:
     """A written file of rows, and the rows that were left out of it."""
 
-    file: Path
+    file: Path | str
     rows: int
     left_out: Skipped
 
@@ -36,7 +40,7 @@ class Prepared:
 def prepare(
     task: str,
     source: str,
-    file: Path,
+    file: Path | str,
     *,
     split: str = "train",
     revision: str | None = None,
@@ -52,7 +56,7 @@ def prepare(
     Args:
       task: Name of a task that prepares its data.
       source: A file, a glob, a saved dataset, or owner/name on the Hub.
-      file: File to write, with a suffix of `SUFFIXES`.
+      file: File to write, a path or a URL, with a suffix of `SUFFIXES`.
       split: Split of a dataset.
       revision: Revision of a dataset on the Hub.
       subset: Configuration of a dataset on the Hub.
@@ -67,7 +71,10 @@ def prepare(
       DataError: If no row can be used, or a file cannot be read or written.
     """
     module = _task(task)
-    file = file.expanduser()
+    if is_remote(file):
+        more = dict(split=split, revision=revision, subset=subset, rows=rows, tell=tell)
+        return _prepare_remote(task, source, Store(str(file)), overwrite, more)
+    file = Path(file).expanduser()
     _refuse(file, overwrite)
     found = _opened(source, split=split, revision=revision, subset=subset, limit=rows)
     left_out = Skipped("skip")
@@ -80,6 +87,20 @@ def prepare(
             first = left_out.first[0]
             raise DataError(f"none of the {left_out.count:,} rows can be used; the first: {first}")
     return Prepared(file, count, left_out)
+
+
+def _prepare_remote(
+    task: str, source: str, store: Store, overwrite: bool, more: Mapping[str, Any]
+) -> Prepared:
+    """Writes the rows to a local file, and uploads that; see `prepare`."""
+    if store.entry() and not overwrite:
+        raise UserError(f"{store}: already exists; --overwrite replaces it")
+    folder, name = split_url(store.url)
+    with tempfile.TemporaryDirectory() as made:
+        escapes.ALIASES[made] = folder
+        found = prepare(task, source, Path(made) / name, **more)
+        store.upload("", found.file)
+    return replace(found, file=store.url)
 
 
 def _task(name: str) -> ModuleType:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtune.checkpoint import hub
+from jaxtune.checkpoint import sources
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.display.columns import FEW, few, grid, labelled
 from jaxtune.display.errors import UserError
 from jaxtune.export.distance import SAMPLE
+from jaxtune.files.fetched import local
 
 COLUMNS = ("tokenizer", "vocabulary", "alone", "after text", "others", "per word", "per byte")
 SPECIAL = ("tokenizer", "BOS", "EOS", "padding", "other stops", "adds BOS")
@@ -133,7 +134,7 @@ def table(found: Report) -> str:
 
 def _read(file: str | os.PathLike) -> str:
     try:
-        with open(os.path.expanduser(file), encoding="utf-8") as stream:
+        with local(file).open(encoding="utf-8") as stream:
             text = stream.read()
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error})") from None
@@ -145,7 +146,7 @@ def _read(file: str | os.PathLike) -> str:
 
 
 def _opened(source: str) -> Tokenizer:
-    path = hub.locate_tokenizer(source)
+    path = sources.locate_tokenizer(source)
     try:
         return Tokenizer.open(path)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO
 
 from jaxtune.data.errors import DataError
 from jaxtune.files import special_kind
+from jaxtune.files.fetched import known_as
+from jaxtune.files.store import is_remote
 
 OPEN = 128  # handles that stay open for the next read, over all files
 EVERY = 1.0  # seconds after which a file that is read is compared with what it was at first
@@ -25,9 +28,13 @@ class FileChanged(DataError):
 
 
 def stamp(file: Path) -> list:
-    """Returns values that change when a file changes: its path, size and modification time."""
+    """Returns values that change when a file changes: its path, size and modification time.
+
+    A local copy of a remote file counts as that file.
+    """
     found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
+    name = known_as(file)
+    return [name if is_remote(name) else str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def refuse_special(path: Path) -> None:
@@ -63,7 +70,7 @@ class DataFile:
 
     def about(self, rows: int, contents: int) -> dict[str, Any]:
         """Returns what a later start is compared with: counts, time, checksum of the contents."""
-        return {"name": str(self.path), "rows": rows, **self._first, "contents": contents}
+        return {"name": known_as(self.path), "rows": rows, **self._first, "contents": contents}
 
     def read(self, start: int, end: int) -> bytes:
         """Returns the bytes from `start` up to `end`; safe to call from several threads."""
@@ -113,6 +120,11 @@ class FileRows:
     file: Path
     _data: DataFile
     _contents: int  # checksum
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Path or URL of the file, which begins the places of its rows."""
+        return known_as(self.file)
 
     def __len__(self) -> int:
         raise NotImplementedError

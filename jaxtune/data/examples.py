@@ -43,7 +43,7 @@ class Example:
         found = zlib.crc32(self.scored.tobytes(), zlib.crc32(self.tokens.tobytes()))
         for each in self.images:
             if isinstance(each, str):
-                each = f"{os.path.basename(each)} {os.stat(each).st_size}".encode()
+                each = f"{os.path.basename(each)} {images.size(each)}".encode()
             found = zlib.crc32(each, found)
         return found
 
@@ -243,7 +243,7 @@ class RowEncoder:
                 f"{', '.join(map(repr, record))}; set data.image to one of them, or to '' for text "
                 "only",
             )
-        start = os.path.expanduser(self.image_root) or folder(place)
+        start = os.path.expanduser(self.image_root) or folder(place) or "."
         value = column(record, self.image, place)
         found = images.references(value, self.image, start, place)
         for each in found:

@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from jaxtune.data.errors import RowError, known
+from jaxtune.display import escapes
 from jaxtune.display.errors import UserError
 from jaxtune.files import special_kind
+from jaxtune.files.fetched import content
+from jaxtune.files.store import StoreError, bucket, is_remote, joined
 
-Reference = str | bytes  # the absolute path of a picture, or an encoded picture itself
+Reference = str | bytes  # the absolute path or URL of a picture, or an encoded picture itself
 Steps = Sequence[tuple[str, float]]  # (name of an augmentation, its strength)
 Chance = np.random.Generator
 
@@ -123,6 +126,11 @@ def read(
     return pixels / np.float32(255) * np.float32(2) - np.float32(1)
 
 
+def size(reference: str) -> int:
+    """Returns the bytes of an encoded picture."""
+    return len(content(reference)) if is_remote(reference) else os.stat(reference).st_size
+
+
 def shown(reference: Reference) -> str:
     """Returns how messages name a picture: by its path, or by its size in bytes."""
     if isinstance(reference, bytes):
@@ -139,7 +147,7 @@ def _reference(value: Any, name: str, folder: str | Path, place: str) -> Referen
     if isinstance(value, bytes) and value:
         return value
     if isinstance(value, str) and value.strip():
-        return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+        return _located(os.fspath(folder), value, name, place)
     found = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:59]}…"
     raise RowError(
         place,
@@ -147,10 +155,34 @@ def _reference(value: Any, name: str, folder: str | Path, place: str) -> Referen
     )
 
 
+def _located(folder: str, value: str, name: str, place: str) -> str:
+    """Returns the path or URL of a picture that a row names relative to a folder.
+
+    Rows may come from anybody, so they reach no store but that of the folder, and those in a store
+    do not reach the disk.
+    """
+    remote = is_remote(folder)
+    if not remote and not is_remote(value):
+        return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    if is_remote(value):
+        found, local = joined(bucket(value), value.removeprefix(bucket(value))), False
+    else:
+        found, local = joined(folder, value), os.path.isabs(os.path.expanduser(value))
+    if not remote or local or bucket(found) != bucket(folder):
+        raise RowError(
+            place,
+            f"column {name!r} names {escapes.shown(value)}; expected a path relative to {folder}"
+            + (f", or a URL in {bucket(folder)}" if remote else ""),
+        )
+    return found
+
+
 def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
     """Returns the encoded bytes of a picture, or the first `count` of them."""
     if isinstance(reference, bytes):
         return reference[:count] if count >= 0 else reference
+    if is_remote(reference):
+        return _remote_bytes(reference, place, count)
     if kind := special_kind(reference):
         raise _error(reference, place, f"is {kind}, not a file")
     try:
@@ -163,6 +195,18 @@ def _bytes(reference: Reference, place: str, count: int = -1) -> bytes:
         raise _error(reference, place, f"cannot be read: {reason}") from None
     if not found:
         raise _error(reference, place, "the file is empty")
+    return found
+
+
+def _remote_bytes(url: str, place: str, count: int) -> bytes:
+    try:
+        found = content(url, count)
+    except FileNotFoundError:
+        raise _error(url, place, "no such object") from None
+    except StoreError as error:
+        raise _error(url, place, str(error)) from None
+    if not found:
+        raise _error(url, place, "the object is empty")
     return found
 
 

@@ -64,7 +64,7 @@ class JsonArray(FileRows):
 
     def place(self, index: int) -> str:
         """Returns the place where a row begins: `file:line`."""
-        return f"{self.file}:{self._numbers[index]}"
+        return f"{self.name}:{self._numbers[index]}"
 
 
 class _Scan:

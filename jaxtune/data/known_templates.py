@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxtune.data.errors import DataError
 from jaxtune.data.side_files import Unusable, regular_bytes
+from jaxtune.files.fetched import local
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def template_text(chosen: str) -> str:
     """
     if chosen in KNOWN:
         return KNOWN[chosen].text
-    file = Path(chosen).expanduser()
+    file = template_file(chosen)
     if "\0" in chosen or not os.path.lexists(file):
         raise DataError(
             f"data.chat_template {chosen[:80]!r}: no such file, and no known template; expected a "
@@ -166,6 +167,14 @@ def template_text(chosen: str) -> str:
     except (OSError, Unusable, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data.chat_template {chosen!r} cannot be read: {reason}") from None
+
+
+def template_file(chosen: str) -> Path:
+    """Returns the local path of a file with a template."""
+    try:
+        return local(chosen)
+    except FileNotFoundError as error:
+        raise DataError(f"data.chat_template {chosen!r}: {error.strerror}") from None
 
 
 def check_fits(chosen: str, specials: Iterable[str], eos: str | None) -> None:

@@ -151,6 +151,11 @@ class Loader:
         self._order.restore(state)
 
     @property
+    def identity(self) -> list[int]:
+        """Checksums of the examples and of how they are put into lines."""
+        return [self._identity["contents"], self._identity["rows"]]
+
+    @property
     def files(self) -> list[About]:
         """The files that the rows come from, as JSON-compatible values."""
         return self._identity["files"]

@@ -2,9 +2,11 @@
 
 import difflib
 import glob
+import os
 import re
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,9 @@ from jaxtune.data.jsonarray import open_json
 from jaxtune.data.tables import HuggingFace, Parquet
 from jaxtune.data.textfiles import Delimited
 from jaxtune.display.errors import UserError
+from jaxtune.files.fetched import FILES_AT_ONCE, local, matches
+from jaxtune.files.store import is_remote
+from jaxtune.files.store import split as split_url
 
 READERS = {
     ".jsonl": open_json,
@@ -196,15 +201,16 @@ def set_apart(source: Source, count: int) -> tuple[Source, Source]:
     return Chosen(source, np.sort(order[count:])), Chosen(source, np.sort(order[:count]))
 
 
-def folder(place: str) -> Path:
-    """Returns the folder of the file that a place names."""
-    return Path(place.rpartition(":")[0]).parent
+def folder(place: str) -> str:
+    """Returns the folder of the file that a place names, a path or a URL."""
+    file = place.rpartition(":")[0]
+    return split_url(file)[0] if is_remote(file) else os.path.dirname(file)
 
 
 def on_hub(spec: str) -> bool:
     """Returns whether a source is a dataset on the Hub, by its name and because no such file is."""
     path = Path(spec).expanduser()
-    suffixed = path.suffix.lower() in (*READERS, *UNREAD)
+    suffixed = is_remote(spec) or path.suffix.lower() in (*READERS, *UNREAD)
     return not suffixed and not path.exists() and bool(HUB_NAME.fullmatch(spec))
 
 
@@ -214,6 +220,8 @@ def natural(path: str) -> list[Any]:
 
 
 def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> list[Source]:
+    if is_remote(spec):
+        return _remote(spec, split)
     path = Path(spec).expanduser()
     if path.is_dir():
         return [_saved(path, split)]
@@ -225,6 +233,20 @@ def _opened(spec: str, split: str, revision: str | None, subset: str | None) -> 
     if not matches:
         raise DataError(f"{spec}: no file matches")
     return [_file(Path(match)) for match in matches]
+
+
+def _remote(url: str, split: str) -> list[Source]:
+    """Opens the copies of a remote file, of all that a glob matches, or of a saved dataset."""
+    try:
+        if not glob.has_magic(url):
+            path = local(url)
+            return [_saved(path, split) if path.is_dir() else _file(path)]
+        if matching := sorted(matches(url), key=natural):
+            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+                return [_file(path) for path in pool.map(local, matching)]
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: {error.strerror}") from None
+    raise DataError(f"{url}: no file matches")
 
 
 def _file(path: Path) -> Source:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtune.data.datafile import DataFile, FileRows
 from jaxtune.data.errors import DataError, RowError
 from jaxtune.data.pieces import Pieces, shared
+from jaxtune.files.fetched import known_as
 
 PIECE = 2**18  # bytes of a piece of a row group, about
 ROWS = 1024  # rows of a piece, at most
@@ -83,7 +84,7 @@ class Parquet(FileRows):
 
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:row`, counted from 1."""
-        return f"{self.file}:{index + 1}"
+        return f"{self.name}:{index + 1}"
 
     def _group(self, group: int) -> tuple[list[int], np.ndarray]:
         """Returns the pieces of a row group, and the end of each among the rows of the group."""
@@ -105,10 +106,10 @@ class Parquet(FileRows):
                 counts.append(batch.num_rows)
         except (OSError, pyarrow.ArrowException) as error:
             self.check()
-            raise DataError(f"{self.file}: row group {group + 1} is damaged: {error}") from None
+            raise DataError(f"{self.name}: row group {group + 1} is damaged: {error}") from None
         if sum(counts) != about.num_rows:
             raise DataError(
-                f"{self.file}: row group {group + 1} is damaged: it holds {sum(counts):,} rows, "
+                f"{self.name}: row group {group + 1} is damaged: it holds {sum(counts):,} rows, "
                 f"and the footer says {about.num_rows:,}"
             )
         return kept, np.cumsum(counts, dtype=np.int64)
@@ -157,7 +158,7 @@ class HuggingFace:
     notes = ()
 
     def __init__(self, name: str, split: str, revision: str | None, subset: str | None):
-        self.name, self.split = name, split
+        self.name, self.split = known_as(name), split
         local = Path(name).is_dir()
         rows = _saved(name, split) if local else _hub(name, split, revision, subset)
         if not len(rows):

@@ -58,7 +58,7 @@ class JsonLines(FileRows):
     def place(self, index: int) -> str:
         """Returns the place of a row: `file:line`."""
         line = index if self._numbers is None else self._numbers[index]
-        return f"{self.file}:{line + 1}"
+        return f"{self.name}:{line + 1}"
 
 
 class Delimited(FileRows):
@@ -103,7 +103,7 @@ class Delimited(FileRows):
         return self._at(index + 1)
 
     def _at(self, record: int) -> str:
-        return f"{self.file}:{self._numbers[record]}"
+        return f"{self.name}:{self._numbers[record]}"
 
     def _fields(self, record: int) -> list[str]:
         text = self._data.read(self._starts[record], self._starts[record + 1])

@@ -30,6 +30,7 @@ from jaxtune.decoding.state import NotFiniteError
 from jaxtune.display.errors import UserError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
+from jaxtune.sharding import to_host
 
 NONE = -1e9  # score of an empty slot, as in transformers
 
@@ -157,7 +158,7 @@ def _check_switch(model: Model, prompts: Sequence[Sequence[int]], new: int) -> N
 
 def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
     """Returns the best finished answer of each of the first `rows` rows."""
-    tokens, log_probs, scores = (np.asarray(each[:rows, 0]) for each in jax.tree.leaves(kept))
+    tokens, log_probs, scores = (to_host(each)[:rows, 0] for each in jax.tree.leaves(kept))
     found = []
     for answer, parts, score in zip(tokens, log_probs, scores, strict=True):
         length = int((answer >= 0).sum())

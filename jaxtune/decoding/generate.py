@@ -32,6 +32,7 @@ from jaxtune.models import forward
 from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
+from jaxtune.sharding import to_host
 
 SEEDS = 2**32  # JAX takes the lower 32 bits of a seed
 MOST_ROWS = 65_536  # answers to a prompt, and answers decoded at a time
@@ -156,7 +157,7 @@ def next_tokens(
     found = {}
     for chosen in alike([len(request.tokens) for request in requests], batch):
         rows = padded(variables, [requests[i] for i in chosen])
-        log_probs, tokens = map(np.asarray, _likeliest(model, count, variables, rows))
+        log_probs, tokens = map(to_host, _likeliest(model, count, variables, rows))
         if not np.isfinite(log_probs[: len(chosen)]).all():
             raise NotFiniteError(model)
         for row, i in enumerate(chosen):
@@ -207,7 +208,8 @@ def begin(
         np.int32([*limit, *[0] * idle]),
         np.int32(sorted(how.stops)),
         how.sampling,
-        _keys(np.uint32(how.seed), np.uint32(identities + [(0, 0)] * idle)),
+        np.uint32(how.seed),
+        np.uint32(identities + [(0, 0)] * idle),
     )
 
 
@@ -257,7 +259,6 @@ def _finished(
             return [replace(answer, ended=answer.ended or ended) for answer, ended in flags]
 
 
-@jax.jit
 def _keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:  # uint32[B, 2] -> keys[B]
     def one(pair):
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), pair[0]), pair[1])
@@ -274,7 +275,8 @@ def begun(
     limit: jax.Array,  # int32[B]
     stops: jax.Array,  # int32[n]
     sampling: Sampling,
-    keys: jax.Array,  # [B]
+    seed: jax.Array,  # uint32[]
+    identities: jax.Array,  # uint32[B, 2], of the prompt and the sample
 ) -> DecodeState:
     rows, width = prompts.tokens.shape
     cache = KVCache.empty(model.config, rows, width + room, model.dtype)
@@ -296,7 +298,7 @@ def begun(
         stops=stops,
         sampling=sampling,
         seen=seen,
-        keys=keys,
+        keys=_keys(seed, identities),
     )
     return _chosen(start, logits)
 

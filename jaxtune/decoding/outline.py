@@ -46,7 +46,6 @@ def traced_prefill(
     prompts = _prompts(model, mesh, batch)
     rows = prompts.tokens.shape[0]
     array = jax.ShapeDtypeStruct  # of the host, which has no sharding
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     return begun.trace(
         model,
         fitting(batch.new, sizes(LONGEST, 16)),
@@ -55,7 +54,8 @@ def traced_prefill(
         array((rows,), np.int32),
         array((stops,), np.int32),
         jax.tree.map(lambda value: array((), np.float32), sampling),
-        array((rows,), keys.dtype),
+        array((), np.uint32),  # seed
+        array((rows, 2), np.uint32),  # identities
     )
 
 

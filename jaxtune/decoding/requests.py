@@ -192,11 +192,11 @@ def padded(variables: Mapping, requests: Sequence[Request]) -> PaddedPrompts:
     prompts = PaddedPrompts(
         tokens, length, _side_by_side([request.images for request in requests], count)
     )
-    where = jax.tree.leaves(variables["params"])[0].sharding
-    if not isinstance(where, NamedSharding):
+    mesh = sharding.mesh_under(variables["params"])
+    if mesh is None:
         return jax.tree.map(jnp.asarray, prompts)
-    spec = sharding.fitted(sharding.ROWS, (count,), where.mesh)
-    return jax.device_put(prompts, NamedSharding(where.mesh, spec))
+    spec = sharding.fitted(sharding.ROWS, (count,), mesh)
+    return sharding.put(prompts, NamedSharding(mesh, spec))
 
 
 def _side_by_side(images: Sequence[Any], count: int) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from jaxtune.decoding.sampling import Sampling
 from jaxtune.display.errors import UserError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
+from jaxtune.sharding import to_host
 
 
 class NotFiniteError(UserError):
@@ -47,8 +48,8 @@ def collected(model: Model, under_way: DecodeState, rows: int) -> list[Completio
 
     Raises NotFiniteError if the logits behind any of their tokens were not finite.
     """
-    tokens, log_probs = np.asarray(under_way.tokens), np.asarray(under_way.log_probs)
-    stops = set(np.asarray(under_way.stops).tolist())
+    tokens, log_probs = to_host(under_way.tokens), to_host(under_way.log_probs)
+    stops = set(to_host(under_way.stops).tolist())
     found = []
     for row in range(rows):
         length = int((tokens[row] >= 0).sum())
@@ -65,7 +66,7 @@ def newest(model: Model, under_way: DecodeState) -> int:
     Raises NotFiniteError if the logits behind it were not finite.
     """
     held = _newest(under_way.tokens, under_way.log_probs, under_way.count)
-    token, log_prob = jax.device_get(held)
+    token, log_prob = map(to_host, held)
     if not np.isfinite(log_prob):
         raise NotFiniteError(model)
     return int(token)

@@ -11,6 +11,7 @@ import reprlib
 from typing import Any, TextIO
 
 MOST = 80  # characters of a value in a message
+ALIASES: dict[str, str] = {}  # paths of local copies of remote files -> what people know them as
 # C0 controls but tab and line feed, DEL, C1 controls, marks that reorder text, and surrogates.
 UNSEEN = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSEEN = re.compile(f"[{UNSEEN}]")
@@ -19,7 +20,12 @@ _LONG = re.compile(r"\S{301,}")
 
 
 def visible(text: str) -> str:
-    r"""Returns a text with control characters as `\x1b`; line breaks and tabs are kept."""
+    r"""Returns a text with control characters as `\x1b`; line breaks and tabs are kept.
+
+    Local copies of remote files are named by their URLs.
+    """
+    for path, url in ALIASES.items():
+        text = text.replace(path, url)
     return _UNSEEN.sub(lambda found: _escape(found[0]), text)
 
 

@@ -1,5 +1,6 @@
 """The eval command: compares held-out loss and answers of the base and the tuned model."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,29 +10,34 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.placer import Placer
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
+from jaxtune.checkpoint.sources import locate
 from jaxtune.config import training_sections as sections
 from jaxtune.config.run_sections import Generate
 from jaxtune.config.schema import Config
+from jaxtune.data import images
 from jaxtune.data.datafile import stamp
 from jaxtune.data.images import Reference
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import grid
 from jaxtune.display.errors import UserError
-from jaxtune.display.progress import Progress
+from jaxtune.display.progress import Progress, Quiet
 from jaxtune.evaluation import answer_page, held_out
 from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.files import write_json, write_text
+from jaxtune.files.fetched import known_as
+from jaxtune.files.store import is_remote
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
+from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import begun, claim, locked_directory
 
 LESS = "tuned - base"
@@ -81,6 +87,7 @@ def compare(
 
     Answers go to a directory per candidate under `workdir/eval`, named by a digest of everything
     that they depend on, so that an interrupted evaluation resumes and a repeated one reuses them.
+    All processes must call this; the first one writes and reports.
 
     Args:
       config: Config of the run; its `data` and `eval` sections name the held-out rows.
@@ -95,8 +102,8 @@ def compare(
       The results as written to `eval.json`: an entry per candidate, and with two candidates the
       difference of each metric as `tuned_less_base`. Remarks of the task are added as `remarks`.
     """
-    progress = progress or Progress()
-    assembly = Assembly.of(config, begun(workdir))
+    progress = (progress or Progress()) if agreement.first() else Quiet()
+    assembly = Assembly.of(config, agreement.of_first(partial(begun, workdir)))
     exported = tuned_at(workdir, adapter) if tuned else None
     encoder, placer, task = assembly.encoder, assembly.eval_placer, assembly.task
     _, source = assembly.sources
@@ -108,8 +115,8 @@ def compare(
     rows = assembly.survey(source, progress)
     found: dict[str, Result] = {}
     about = _about(config.model, config.generate, config.seed, config.data.task, eval_rows)
-    claim(workdir)
-    with locked_directory(workdir / EVAL, "eval"):
+    agreement.refuse_different("the held-out rows", about)
+    with _held(workdir):
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")
             loader = assembly.evaluating(rows, placer)
@@ -121,10 +128,23 @@ def compare(
             figures, predictions = held_out.evaluate(
                 generator, eval_rows, task, assembly.metrics, where, progress, candidate.about
             )
-            page = answer_page.write(where, eval_rows, task)
+            page = answer_page.write(where, eval_rows, task) if agreement.first() else None
             weights = candidate.weights
             found[candidate.name] = Result(loss, figures, predictions, where, weights, page)
-        return _told(task, assembly.metrics, workdir, found, progress)
+        return agreement.of_first(partial(_told, task, assembly.metrics, workdir, found, progress))
+
+
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+    """Claims a workdir and locks its evaluations, in the first process for all."""
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> None:
+            claim(workdir)
+            stack.enter_context(locked_directory(workdir / EVAL, "eval"))
+
+        agreement.of_first(hold)
+        yield
 
 
 def tuned_model(
@@ -198,11 +218,22 @@ def _about(
 
 def _picture(reference: Reference) -> Any:
     """Returns a fingerprint of a picture: the CRC of its bytes, or its file's stamp."""
-    return zlib.crc32(reference) if isinstance(reference, bytes) else stamp(Path(reference))
+    return zlib.crc32(reference) if isinstance(reference, bytes) else _stamp(reference)
+
+
+def _stamp(reference: str) -> list:
+    return [reference, images.size(reference)] if is_remote(reference) else stamp(Path(reference))
 
 
 def _files(weights: Path) -> list:
-    """Returns [name, SHA-256] of each weight file, whatever their folder and modification times."""
+    """Returns [name, SHA-256] of each weight file, whatever their folder and modification times.
+
+    Only the first process reads them.
+    """
+    return agreement.of_first(partial(_hashes, weights))
+
+
+def _hashes(weights: Path) -> list:
     kinds = ("*.safetensors", "*.npz", "adapter_config.json")
     inside = (file for kind in kinds for file in weights.glob(kind))
     files = [weights] if weights.is_file() else sorted(inside)
@@ -295,10 +326,10 @@ def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "rows": len(result.rows),
         "metrics": {key: vars(figure) for key, figure in result.figures.items()},
-        "weights": str(result.weights),
-        "predictions": str(result.directory / held_out.WHOLE),
-        **({"plots": list(map(str, plots))} if plots else {}),
-        **({"page": str(result.page)} if result.page else {}),
+        "weights": known_as(result.weights),
+        "predictions": known_as(result.directory / held_out.WHOLE),
+        **({"plots": list(map(known_as, plots))} if plots else {}),
+        **({"page": known_as(result.page)} if result.page else {}),
     }
 
 

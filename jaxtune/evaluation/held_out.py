@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
+from jaxtune.workdir import agreement
 
 CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
 # Shape of a line of predictions, as `files.misfit` checks it.
@@ -145,10 +147,13 @@ def evaluate(
 
     Returns:
       The figure of each metric, and a prediction per row.
+
+    All processes must call this. They answer each row together; the first one reads and writes.
     """
     for row in rows:
         generator.check(row.prompt, row.place)
-    done = _begun(directory, about) if about else _emptied(directory)
+    begun = partial(_begun, directory, about) if about else partial(_emptied, directory)
+    done = {line["row"]: line for line in agreement.of_first(begun)}
     likeliest = getattr(task, "NEXT", 0)
     batch = generator.settings.batch
     size = batch * max(1, CHUNK // batch)
@@ -161,12 +166,14 @@ def evaluate(
         prompts = [row.prompt for row in chunk]
         answers = generator.answers(prompts, likeliest, _pictures(chunk))
         lines = [_line(row, answer, generator) for row, answer in zip(chunk, answers, strict=True)]
-        with (directory / PARTIAL).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if agreement.first():
+            with (directory / PARTIAL).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         done |= {line["row"]: line for line in lines}
     lines = [done[row.number] for row in rows]
     predictions = [_prediction(row, line) for row, line in zip(rows, lines, strict=True)]
-    return _written(directory, metrics, lines, predictions), predictions
+    figures = agreement.of_first(partial(_written, directory, metrics, lines, predictions))
+    return {name: Figure(**figure) for name, figure in figures.items()}, predictions
 
 
 def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
@@ -178,8 +185,8 @@ def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
     ]
 
 
-def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
-    """Returns the predictions already in a directory by row number; drops a torn last line."""
+def _begun(directory: Path, about: Mapping[str, Any]) -> list[dict]:
+    """Returns the predictions already in a directory; drops a torn last line."""
     held = directory / "about.json"
     if held.exists() and read_json(held, dict) != about:
         raise UserError(
@@ -193,8 +200,7 @@ def _begun(directory: Path, about: Mapping[str, Any]) -> dict[int, dict]:
         write_text(file, whole.decode())
     # Split as bytes: `str.splitlines` would also split at separators that JSON does not escape.
     lines = enumerate(whole.split(b"\n")[:-1], 1)
-    found = (_answered(text, f"{file}:{number}") for number, text in lines)
-    return {line["row"]: line for line in found}
+    return [_answered(text, f"{file}:{number}") for number, text in lines]
 
 
 def _answered(text: bytes, place: str) -> dict[str, Any]:
@@ -212,9 +218,9 @@ def _answered(text: bytes, place: str) -> dict[str, Any]:
     return line
 
 
-def _emptied(directory: Path) -> dict[int, dict]:
+def _emptied(directory: Path) -> list[dict]:
     write_text(directory / PARTIAL, "")
-    return {}
+    return []
 
 
 def _line(row: EvalRow, answer: Answer, generator: TextGenerator) -> dict[str, Any]:
@@ -246,7 +252,7 @@ def _written(
     metrics: Sequence[Metric],
     lines: Sequence[dict],
     rows: Sequence[Prediction],
-) -> dict[str, Figure]:
+) -> dict[str, dict]:
     """Writes the predictions with their scores, and the figure of each metric; returns these."""
     scores = per_row(metrics, rows)
     told = (
@@ -255,11 +261,10 @@ def _written(
     )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
     write_text(directory / WHOLE, text)  # scores are recomputed when the file is resumed from
-    found = summarise(metrics, rows)
-    figures = {name: vars(figure) for name, figure in found.items()}
+    figures = {name: vars(figure) for name, figure in summarise(metrics, rows).items()}
     write_json(directory / METRICS, {"rows": len(rows), "metrics": figures})
     (directory / PARTIAL).unlink(missing_ok=True)
-    return found
+    return figures
 
 
 def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> float:

@@ -5,16 +5,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
-from jaxtune.checkpoint.processes import in_step
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.export import prove, verify
 from jaxtune.export.targets import Wanted, default_name, refuse_foreign
 from jaxtune.export.tuned import Tuned
-from jaxtune.export.write import EXPORTS, Exported, save, write_unverified, write_verified
-from jaxtune.workdir.directory import WorkdirError, locked_directory
+from jaxtune.export.write import EXPORTS, Exported, save, write_verified
+from jaxtune.workdir import agreement
+from jaxtune.workdir.directory import locked_directory
+from jaxtune.workdir.errors import WorkdirError
 
 WAIT = 600.0  # longest time in seconds that a run waits for another export to end
 PAUSE = 0.5  # seconds between two attempts to take the lock
@@ -37,17 +36,15 @@ def refuse_in_the_way(config: Config, workdir: Path) -> None:
 
     All processes must call this; the first one looks.
     """
-    with in_step():
-        if jax.process_index() == 0:
-            wanted = wanted_in(workdir / EXPORTS, config)
-            refuse_foreign(wanted.target, "name another --workdir")
+    wanted = wanted_in(workdir / EXPORTS, config)
+    agreement.of_first(lambda: refuse_foreign(wanted.target, "name another --workdir"))
 
 
 def deliver(tuned: Tuned, progress: Progress) -> Exported:
     """Writes the export of a run over an earlier one, and verifies it on a few rows.
 
-    If several processes hold the model, the export is written but not verified. If an `export`
-    command is at work in the workdir, its end is awaited for at most `WAIT` seconds.
+    If an `export` command is at work in the workdir, its end is awaited for at most `WAIT` seconds.
+    All processes must call this.
 
     Args:
       tuned: The tuned model, with the workdir of its run.
@@ -58,15 +55,7 @@ def deliver(tuned: Tuned, progress: Progress) -> Exported:
     """
     wanted = wanted_in(tuned.workdir / EXPORTS, tuned.assembly.config)
     with contextlib.ExitStack() as stack:
-        with in_step():
-            if jax.process_index() == 0:
-                stack.enter_context(_locked(wanted.target.parent, progress))
-        if jax.process_count() > 1:
-            progress.say(
-                "export not verified, because several processes hold the model: run the export "
-                "command"
-            )
-            return write_unverified(tuned, wanted, progress)
+        agreement.of_first(lambda: stack.enter_context(_locked(wanted.target.parent, progress)))
         rows = prove.rows(tuned.assembly, progress) or verify.random_rows(tuned.model)
         return write_verified(tuned, wanted, rows, progress)
 

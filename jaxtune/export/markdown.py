@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PATH = re.compile(r"(?<![\w./])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+-]+)+[/\\]([\w.@+-]+)")
+BUCKET = re.compile(r"\b(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://(?:[\w.@+-]+/)*([\w.@+-]+)")
 # What Markdown takes for markup in running text. An underscore within a word is none.
 MARKUP = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]|^\d+[.)]")
 BARE_PIPE = re.compile(r"(?<!\\)\|")
@@ -26,8 +27,8 @@ def file_name(spec: str) -> str:
 
 
 def public(text: str) -> str:
-    """Replaces each path in a text by its last component."""
-    return PATH.sub(r"\1", text)
+    """Replaces each path, and each URL of an object store, in a text by its last component."""
+    return PATH.sub(r"\1", BUCKET.sub(r"\1", text))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

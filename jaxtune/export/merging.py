@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxtune import quant, tree
+from jaxtune import quant, sharding, tree
 from jaxtune.adapters import lora
 from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.load import load
@@ -41,7 +41,8 @@ def merged(
     if take:
         variables.clear()
     if into == "original" and any(map(quant.is_quantized, base.values())):
-        full = quant.by_path(load(Origin.of(model).path, "auto")[1]["params"])
+        place = Origin.of(model).path
+        full = quant.by_path(load(place, "auto", mesh=sharding.mesh_under(base))[1]["params"])
         base |= {path: full[path] for path, leaf in base.items() if quant.is_quantized(leaf)}
     with (origin := described_origin(model)).stored:
         dtypes = origin.written(dtype, model, base)

@@ -28,6 +28,7 @@ from jaxtune.export.verify import (
     observed,
 )
 from jaxtune.models.paligemma import Model
+from jaxtune.workdir import agreement
 
 # Largest KL divergence in nats by which merging may move predictions. Rounding to 16 bits costs
 # hundredths. In the original weights, an adapter lacks the quantisation error that it was trained
@@ -183,11 +184,20 @@ def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | 
 
     The comparison is None if the files cannot be loaded or compared.
     """
+    unusable = "the written files cannot be loaded and compared: "
+    loaded, problem = None, ""
     try:
-        found = compared(check.expected, observed(*check.load(), rows), check.limit)
+        loaded = check.load()
     except ValueError as error:
-        return f"the written files cannot be loaded and compared: {error}", None
-    return check.problem or ("" if found.kept else f"reloaded from disk, {_too_far(found)}"), found
+        problem = str(error)
+    if problem := agreement.any_text(problem):
+        return unusable + problem, None
+    try:
+        found = compared(check.expected, observed(*loaded, rows), check.limit)
+    except ValueError as error:
+        return f"{unusable}{error}", None
+    said = check.problem or ("" if found.kept else f"reloaded from disk, {_too_far(found)}")
+    return agreement.of_first(lambda: said), found
 
 
 def _too_far(found: Comparison) -> str:
@@ -198,6 +208,8 @@ def compare_outside(
     tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows
 ) -> tuple[str, dict | None]:
     """Compares the files under transformers and PEFT with the same files under jaxtune, in float32.
+
+    Of several processes, the first one runs transformers.
 
     Args:
       tuned: The tuned model, with its base.
@@ -218,10 +230,13 @@ def compare_outside(
     pictured = model.pictures is not None
     del variables
     adapter = None if wanted.merged else staged
-    found = reference.observed(directory, adapter, pictured, rows, expected.answers)
-    apart = compared(expected, found, LIMITS["float32"])
-    problem = "" if apart.kept else f"loaded in transformers, {_too_far(apart)}"
-    return problem, apart.told()
+
+    def observed_outside() -> tuple[str, dict]:
+        found = reference.observed(directory, adapter, pictured, rows, expected.answers)
+        apart = compared(expected, found, LIMITS["float32"])
+        return "" if apart.kept else f"loaded in transformers, {_too_far(apart)}", apart.told()
+
+    return tuple(agreement.of_first(observed_outside))
 
 
 def compute_of(model: Model) -> str:

@@ -12,7 +12,8 @@ from jaxtune.config.load import difference
 from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import CONFIG, WorkdirError, read_json
+from jaxtune.workdir.directory import CONFIG, read_json
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.identity import refuse_replaced
 
 DEPENDS = ("model.", "trainable.", "seed")  # fields that a checkpoint's leaves do not determine

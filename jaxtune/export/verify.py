@@ -24,6 +24,7 @@ from jaxtune.export.distance import distance
 from jaxtune.models import forward
 from jaxtune.models.layout import arrange
 from jaxtune.models.paligemma import Model
+from jaxtune.sharding import to_host
 
 # Largest difference of logits, relative to their standard deviation, between models with the same
 # weights: only the order of summation differs. Against transformers it is below 5e-5 in float32.
@@ -194,7 +195,7 @@ def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOu
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = given.batch
     asked = (batch.tokens, pixels, batch.valid, batch.causal, batch.where)
-    logits = np.asarray(_logits(model, variables, *asked))
+    logits = to_host(_logits(model, variables, *asked))
     answers = completions(
         model, variables, given.prompts, given.new, images=given.images, stops=given.stops
     )

@@ -10,10 +10,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import jax
 
 import jaxtune
 from jaxtune.assembly.assemble import Assembly
@@ -21,13 +20,12 @@ from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.dtypes import AUTO
 from jaxtune.checkpoint.hub import PROCESSOR_FILES, TOKENIZER_FILES
 from jaxtune.checkpoint.peft.save_adapter import save_adapter
-from jaxtune.checkpoint.processes import in_step
 from jaxtune.checkpoint.report import REPORT, report_file
 from jaxtune.checkpoint.save import NPZ, save_merged
 from jaxtune.config.load import resolved
 from jaxtune.config.schema import Config
 from jaxtune.display.errors import UserError
-from jaxtune.display.progress import Progress
+from jaxtune.display.progress import Progress, Quiet
 from jaxtune.export import card, reference, verify
 from jaxtune.export.card_facts import CURVE, README
 from jaxtune.export.prove import (
@@ -53,6 +51,7 @@ from jaxtune.export.targets import (
 from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
 from jaxtune.export.verify import Comparison, ComparisonRows
 from jaxtune.files import write_json
+from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import begun, claim, locked_directory
 
 EXPORTS = "export"  # subdirectory of the workdir with the exports, locked while one is written
@@ -111,11 +110,11 @@ def export(
     Returns:
       The path and the report. Its `check` raises if verification failed.
     """
-    progress = progress or Progress()
+    progress = (progress or Progress()) if agreement.first() else Quiet()
     if outside:
         reference.check(to)
     checkpoints = None if adapter else run_checkpoints(resolved(config), workdir)
-    number = None if checkpoints is None else step_of(checkpoints, step)
+    number = None if adapter else agreement.of_first(partial(step_of, checkpoints, step))
     whole = merged is not None or config.trainable.kind != "lora"
     name = default_name(whole, config.model.path, None if step == "best" else number)
     wanted = Wanted(
@@ -126,11 +125,18 @@ def export(
         overwrite,
         outside,
     )
-    wanted = replace(wanted, there=to is None and not overwrite and is_there(wanted, number))
-    refuse_what_is_there(wanted)
-    claim(workdir)
-    with locked_directory(workdir / EXPORTS, "export"):
-        assembly = Assembly.of(config, begun(workdir))
+    with contextlib.ExitStack() as stack:
+
+        def looked() -> tuple[bool, str]:
+            there = to is None and not overwrite and is_there(wanted, number)
+            refuse_what_is_there(replace(wanted, there=there))
+            claim(workdir)
+            stack.enter_context(locked_directory(workdir / EXPORTS, "export"))
+            return there, begun(workdir)
+
+        there, today = agreement.of_first(looked)
+        wanted = replace(wanted, there=there)
+        assembly = Assembly.of(config, today)
         given = rows(assembly, progress)
         progress.draw(f"reading the weights of {config.model.path}")
         if adapter:
@@ -153,9 +159,12 @@ def write_verified(
       progress: Display for progress and results.
 
     Returns:
-      The final path and the report. A failed export is moved to a free name beside the target.
+      The final path and the report. A failed export is moved to a free name beside the target. All
+      processes must call this; the first one writes, and all of them load what it wrote.
     """
-    staged = wanted.target if wanted.there else staging(wanted.target)
+    agreement.refuse_different("the rows that exports are verified on", _tokens(rows))
+    chosen = (lambda: str(wanted.target)) if wanted.there else lambda: str(staging(wanted.target))
+    staged = Path(agreement.of_first(chosen))
     progress.draw(f"writing {wanted.target}")
     if not wanted.there:
         save(tuned, wanted, staged)
@@ -166,6 +175,37 @@ def write_verified(
     problem, found = verify_files(check, rows)
     if wanted.outside and not problem:
         problem, report["reference"] = compare_outside(tuned, wanted, staged, rows)
+    path = agreement.of_first(
+        lambda: str(_ended(tuned, wanted, staged, (report, problem, found, check), progress))
+    )
+    return Exported(Path(path), report, problem)
+
+
+def _tokens(rows: ComparisonRows) -> list:
+    return [rows.batch.tokens.tolist(), rows.prompts]
+
+
+def _ended(
+    tuned: Tuned,
+    wanted: Wanted,
+    staged: Path,
+    outcome: tuple[dict, str, Comparison | None, Check],
+    progress: Progress,
+) -> Path:
+    """Writes the report of a verified export, names it, and describes it; returns its path.
+
+    Args:
+      tuned: The tuned model.
+      wanted: What was written, and where.
+      staged: Path of the written files.
+      outcome: The report to complete, the mismatch that was found or "", and the comparison with
+        what it was made by.
+      progress: Display for results.
+
+    Returns:
+      The final path.
+    """
+    report, problem, found, check = outcome
     report |= {
         "kept": not problem,
         "problem": problem or None,
@@ -182,22 +222,7 @@ def write_verified(
         write_card(tuned, wanted, progress)
     for line in _lines(report, found, check, final, wanted.there):
         progress.say(line)
-    return Exported(final, report, problem)
-
-
-def write_unverified(tuned: Tuned, wanted: Wanted, progress: Progress) -> Exported:
-    """Writes an export that several processes hold, with a report of its files, and a card.
-
-    All processes must call this; the first one writes.
-    """
-    staged = staging(wanted.target)
-    save(tuned, wanted, staged)
-    with in_step():
-        if jax.process_index() == 0:
-            write_json(report_file(staged), _about(tuned, wanted, None) | _contents(staged, wanted))
-            _named(staged, wanted.target, wanted, progress)
-    write_card(tuned, wanted, progress)
-    return Exported(wanted.target, {})
+    return final
 
 
 def _check(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
@@ -212,10 +237,8 @@ def _discarding(staged: Path, wanted: Wanted) -> Iterator[None]:
     try:
         yield
     except ValueError:
-        if staged.is_dir() and not wanted.there:
-            shutil.rmtree(staged)
-        elif not wanted.there:
-            staged.unlink(missing_ok=True)
+        if agreement.first() and not wanted.there:
+            shutil.rmtree(staged) if staged.is_dir() else staged.unlink(missing_ok=True)
         raise
 
 
@@ -252,11 +275,11 @@ def _tokenizer(assembly: Assembly) -> TokenizerFiles | None:
 
 
 def write_card(tuned: Tuned, wanted: Wanted, progress: Progress) -> None:
-    """Writes the card of an export on the first process, if a run of the config tuned it.
+    """Writes the card of an export, if a run of the config tuned it.
 
     If records of the run are damaged, the export stands without a card, and a warning says so.
     """
-    if tuned.workdir is None or jax.process_index():
+    if tuned.workdir is None:
         return
     whole = "npz" if wanted.target.suffix == NPZ else "merged"
     kind = whole if wanted.merged else "adapter"

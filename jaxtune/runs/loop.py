@@ -25,6 +25,7 @@ from jaxtune.evaluation import held_out
 from jaxtune.evaluation.held_out import EvalRow
 from jaxtune.export.push import Pushes, Unpushed
 from jaxtune.export.write import Exported
+from jaxtune.files.fetched import known_as
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
 from jaxtune.runs import console
@@ -153,8 +154,10 @@ class Run:
             "tokens_per_second": round(tally.tokens / max(tally.seconds, 1e-9), 1),
             "memory": console.memory(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-            "checkpoints": [f"{self.checkpoints.directory}/{n}" for n in self.checkpoints.steps],
-            "exported": str(exported.path),
+            "checkpoints": [
+                f"{known_as(self.checkpoints.directory)}/{n}" for n in self.checkpoints.steps
+            ],
+            "exported": known_as(exported.path),
             "verified": exported.report.get("kept"),
         }
         self.workdir.write("summary.json", summary)

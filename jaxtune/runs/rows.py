@@ -4,8 +4,6 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.rows import Rows
 from jaxtune.data.loader import Loader
@@ -82,11 +80,6 @@ def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
         raise UserError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
     if not count:
         return []
-    if jax.process_count() > 1:
-        raise UserError(
-            f"eval.answers is {count}, but {jax.process_count()} processes run this, and answering "
-            "needs a single one: set eval.answers to 0, and use the eval command after the run"
-        )
     if held_out is None:
         raise UserError(
             "eval.answers: no held-out rows to answer; set eval.source, eval.split or eval.holdout"

@@ -26,10 +26,13 @@ from jaxtune.runs.rows import RunRows
 from jaxtune.runs.signals import stopping
 from jaxtune.runs.tally import Tally
 from jaxtune.training.step import TrainState
+from jaxtune.workdir import agreement
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, decisive, run_directory
-from jaxtune.workdir.identity import refuse_replaced
+from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
+from jaxtune.workdir.errors import WorkdirError
+from jaxtune.workdir.identity import Identity, refuse_replaced
 from jaxtune.workdir.journal import journal, refuse_foreign_lines
+from jaxtune.workdir.mirror import local_workdir
 
 UNTRAINED = "nothing was trained yet; run the same command again to start"
 OTHER_FILES = "pass --accept-changes to continue with the present ones, or name another --workdir"
@@ -37,7 +40,7 @@ OTHER_FILES = "pass --accept-changes to continue with the present ones, or name 
 
 def fit(
     config: Config,
-    workdir: Path,
+    workdir: Path | str,
     *,
     accept_changes: bool = False,
     plan: bool = True,
@@ -50,7 +53,8 @@ def fit(
 
     Args:
       config: Config of the run.
-      workdir: Directory of the run; created if missing, and locked while the run uses it.
+      workdir: Directory of the run, a path or a URL; created if missing, and locked while the run
+        uses it.
       accept_changes: Resumes a run that was begun under another config, instead of refusing it.
       plan: Compiles the run's programs before weights are read, and refuses a run that does not
         fit the devices.
@@ -70,7 +74,7 @@ def fit(
     """
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
-    settings = resolved(config)
+    settings, workdir = resolved(config), local_workdir(workdir)
     if first:
         sign_in(config.hub, workdir)
     with (
@@ -104,8 +108,12 @@ def _prepared(
         assembly = replace(Assembly.of(config, workdir.started), load_base=load_base)
         if workdir.stepped and not workdir.accepts_changes:
             _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
+        agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
         placer = assembly.placer
         rows = RunRows.read(assembly, progress, stack, cache or workdir.path)
+        for name, each in (("training", rows.loader), ("held-out", rows.evaluator)):
+            if each:
+                agreement.refuse_different(f"the {name} rows", each.identity)
         total = assembly.total_steps(rows.loader)
         _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
         checkpoints = _checkpoints(config.checkpoint, workdir)
@@ -152,6 +160,14 @@ def _prepared(
             pushes=pushes,
             report=report,
         )
+
+
+def _contents(files: Identity) -> dict[str, dict[str, list]]:
+    """Returns sizes and digests of files, without the times of writing."""
+    return {
+        kind: {name: list(each[:2]) for name, each in found.items()}
+        for kind, found in files.items()
+    }
 
 
 def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:

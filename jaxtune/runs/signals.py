@@ -95,6 +95,7 @@ class _Program:
 
 
 _program: _Program | None = None
+_last: Callable[[int], None] | None = None  # called before the process ends
 
 
 def end_program() -> None:
@@ -111,8 +112,16 @@ def release() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def before_end(last: Callable[[int], None]) -> None:
+    """Has a function called with the exit code when `end` ends the process."""
+    global _last
+    _last = last
+
+
 def end(code: int) -> None:
     """Ends the process without waiting for native threads, some of which do not end in order."""
+    if _last:
+        _last(code)
     flushing = threading.Thread(target=_flush, daemon=True)  # a reader may have stopped reading
     flushing.start()
     flushing.join(FLUSHING)

@@ -4,16 +4,19 @@ A process that fails alone leaves the others waiting for it in their next common
 says how it fared, and all of them act on what any of them says.
 """
 
+import json
 import os
 import re
+import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.display.errors import UserError
+from jaxtune.workdir.errors import WorkdirError
 
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in what TensorStore raises
 LONGEST = 2048  # bytes of a message to the other processes; the rest is cut
@@ -39,6 +42,65 @@ def together(action: Callable[[], Result]) -> tuple[Result | None, str]:
         if raised:
             raise WorkdirError(text)
     return (None, said[0][1]) if said else (result, "")
+
+
+def first() -> bool:
+    """Whether this is the first process, which writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def of_first(action: Callable[[], Any]) -> Any:
+    """Returns in every process the result of an action that only the first one takes.
+
+    The action must not wait for other processes. Its result must be JSON-compatible; among several
+    processes, tuples arrive as lists. An error of the action is raised in every process.
+    """
+    if jax.process_count() == 1:
+        return action()
+    said, failure = {}, None
+    if first():
+        try:
+            said = {"result": action()}
+        except Exception as error:
+            text = str(error) if isinstance(error, UserError) else short(error)
+            said, failure = {"problem": text}, error
+    content = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(content.size, np.int32)))
+    content = content if first() else np.zeros(size, np.uint8)
+    said = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
+    if failure:
+        raise failure
+    if "problem" in said:
+        raise UserError(said["problem"])
+    return said["result"]
+
+
+def refuse_different(what: str, content: Any) -> None:
+    """Raises WorkdirError in every process if their contents, which JSON can hold, differ."""
+    if jax.process_count() == 1:
+        return
+    mine = np.asarray(zlib.crc32(json.dumps(content, sort_keys=True).encode()), np.uint32)
+    found = multihost_utils.process_allgather(mine)
+    if differing := np.flatnonzero(found != found[0]).tolist():
+        numbers = ", ".join(map(str, differing))
+        raise WorkdirError(
+            f"{what} differ between the hosts: process{'es' if differing[1:] else ''} {numbers} "
+            "found others than process 0. Copy the files of its host to all others"
+        )
+
+
+def unless_all(holds: Callable[[], bool], problem: str) -> None:
+    """Raises WorkdirError in every process unless something holds in all of them."""
+    if jax.process_count() == 1:
+        return
+    found = multihost_utils.process_allgather(np.asarray(holds()))
+    if not found.all():
+        raise WorkdirError(f"process {int(np.argmin(found))} finds no such run: {problem}")
+
+
+def any_text(text: str) -> str:
+    """Returns the first text that is not empty of those that the processes pass, or ""."""
+    return next((each for _, each in _of_all(False, text) if each), "")
 
 
 def highest(number: int) -> int:

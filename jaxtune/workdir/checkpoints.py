@@ -22,7 +22,7 @@ import numpy as np
 from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.workdir import agreement
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 
 ITEMS = ("state", "position")
 NOT_RAISED = "exception was never retrieved"  # part of a message of asyncio
@@ -185,9 +185,18 @@ class Checkpoints:
         return None
 
     def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Returns a checkpoint's arrays by slash path, in host memory, and its position."""
-        found = tree.flatten(self._state(step))
-        return {path: np.asarray(leaf) for path, leaf in found.items()}, self._position(step)
+        """Returns a checkpoint's arrays by slash path, in host memory, and its position.
+
+        The run may have had other devices and processes.
+        """
+        position = self._position(step)
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = {
+            path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
+            for path, (shape, dtype) in position["leaves"].items()
+        }
+        found = tree.flatten(self._state(step, tree.unflatten(wanted)))
+        return {path: np.asarray(leaf) for path, leaf in found.items()}, position
 
     def close(self) -> None:
         """Ends the background threads; pending write errors are no longer raised."""

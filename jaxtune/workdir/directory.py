@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,20 @@ import filelock
 import jax
 
 from jaxtune.config.load import difference
-from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, special_kind, write_json
+from jaxtune.files.fetched import CACHE, known_as
+from jaxtune.workdir import agreement
+from jaxtune.workdir.errors import WorkdirError
+from jaxtune.workdir.mirror import mirror_of
+from jaxtune.workdir.uploads import in_use
 
 CONFIG, RUN, METRICS, LOCK = "config.json", "run.json", "metrics.jsonl", ".lock"
 CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
 SAVED = "saved"  # entry of run.json: whether a checkpoint has been written
 # Fields that may differ when a run is resumed: they decide how it is computed, not the result.
 FREE = ("mesh.", "log.", "hub.", "data.workers")
+SLOW = 60.0  # most seconds until a shared file system shows a new file to all hosts
 NAMED = 5  # files that an error message lists
-
-
-class WorkdirError(UserError):
-    """A directory that cannot be used for the requested run."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,13 @@ class Workdir:
             self.write(RUN, content)
 
     def check(self) -> None:
-        """Raises WorkdirError if the directory was removed or replaced since it was locked."""
+        """Raises WorkdirError if the directory was removed or replaced since it was locked.
+
+        Of a remote one, also if another run has taken it over.
+        """
+        mirror, _ = mirror_of(self.path)
+        if mirror and mirror.uploads:
+            mirror.uploads.check()
         if self.lock is not None and self.lock != _inode(self.path / LOCK):
             raise WorkdirError(
                 f"{self.path} was removed or replaced while the run was using it; what the run did "
@@ -84,28 +93,27 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def locked_directory(path: Path, what: str, *, take: bool = True) -> Iterator[None]:
+def locked_directory(path: Path, what: str) -> Iterator[None]:
     """Creates a directory and locks it exclusively for the duration of the block.
 
     Raises WorkdirError if the lock is held elsewhere; its message names the holder by `what`, such
-    as "run". In a process group only the first process takes the lock: the others set `take=False`.
+    as "run". Of several processes that share a run, only the first one calls this.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if take:
-            (path / LOCK).touch()  # filelock would report a directory that is read-only as locked
+        (path / LOCK).touch()  # filelock would report a directory that is read-only as locked
     except OSError as error:
         raise UnwritableError(path, error) from None
     lock = filelock.FileLock(path / LOCK, timeout=0)
     try:
-        if take:
-            lock.acquire()
+        lock.acquire()
     except filelock.Timeout:
         raise WorkdirError(
             f"another {what} is using {path}; wait for it to end, or name another --workdir"
         ) from None
     try:
-        yield
+        with in_use(path, what):
+            yield
     finally:
         lock.release()
 
@@ -119,31 +127,66 @@ def run_directory(
     `settings` is the resolved config. If the directory holds a run of another config that has done
     a step, this raises WorkdirError, unless `accept_changes` is set or only fields in `FREE`
     differ; likewise if the directory is not ours, or misses what a run needs to be resumed. The
-    caller writes the config by `Workdir.adopt`.
+    caller writes the config by `Workdir.adopt`. Of several processes, the first one reads and locks
+    the directory for all.
     """
     path = path.expanduser()
-    refuse_foreign(path)
-    first = jax.process_index() == 0
-    with locked_directory(path, "run", take=first):
-        if first:
+    with contextlib.ExitStack() as stack:
+
+        def opened() -> dict[str, Any]:
+            refuse_foreign(path)
+            stack.enter_context(locked_directory(path, "run"))
             _remove_leftovers(path)
-        about = _about(path)
-        stepped = _stepped(path)
-        _refuse_incomplete(path, about, stepped, accept_changes)
-        changes = _changes(path, settings) if stepped else []
-        differing = decisive(changes)
-        if differing and not accept_changes:
-            raise WorkdirError(
-                "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
-                + "\nPass --accept-changes to continue with the new one, or name another --workdir"
-            )
-        about = (about or _new(path)) | ({} if stepped else {"started": _today()})
-        lock = _inode(path / LOCK) if first else None
-        state = dict(accepts_changes=accept_changes, stepped=stepped, lock=lock)
-        named = (about["started"], about["name"], tuple(changes), settings)
-        found = Workdir(path, *named, **state)
-        found.write(RUN, about)
-        yield found
+            return _opened(path, settings, accept_changes)
+
+        known = agreement.of_first(opened)
+        advice = "name another --workdir"
+        if mirror_of(path)[0]:  # checkpoints are written to its local copy
+            advice = f"set {CACHE} to a directory there"
+        agreement.unless_all(
+            partial(_shared, path, known["name"]),
+            f"{path} must be on a file system that all "
+            f"hosts share, as the checkpoints of several processes are: {advice}",
+        )
+        yield Workdir(
+            path,
+            known["started"],
+            known["name"],
+            tuple(known["changes"]),
+            settings,
+            accepts_changes=accept_changes,
+            stepped=known["stepped"],
+            lock=_inode(path / LOCK) if agreement.first() else None,
+        )
+
+
+def _shared(path: Path, name: str) -> bool:
+    """Whether this process finds the run that the first one opened; file systems may be slow."""
+    end = time.monotonic() + SLOW
+    while (_about(path) or {}).get("name") != name:
+        if time.monotonic() > end:
+            return False
+        time.sleep(SLOW / 100)
+    return True
+
+
+def _opened(path: Path, settings: Mapping[str, Any], accept_changes: bool) -> dict[str, Any]:
+    """Returns what a locked directory says about its run, and writes run.json; see `Workdir`."""
+    about = _about(path)
+    stepped = _stepped(path)
+    _refuse_incomplete(path, about, stepped, accept_changes)
+    changes = _changes(path, settings) if stepped else []
+    differing = decisive(changes)
+    if differing and not accept_changes:
+        raise WorkdirError(
+            "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
+            + "\nPass --accept-changes to continue with the new one, or name another --workdir"
+        )
+    about = (about or _new(path)) | ({} if stepped else {"started": _today()})
+    write_json(path / RUN, about)
+    _announce(path)
+    named = {name: about[name] for name in ("started", "name")}
+    return named | {"stepped": stepped, "changes": changes}
 
 
 def claim(path: Path) -> None:
@@ -151,6 +194,7 @@ def claim(path: Path) -> None:
     refuse_foreign(path)
     if not (path / RUN).exists():
         write_json(path / RUN, _new(path))
+    _announce(path)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -158,6 +202,9 @@ def refuse_foreign(path: Path) -> None:
 
     Empty files are in nobody's way, and neither is the file that this program's output goes to.
     """
+    mirror, _ = mirror_of(path)
+    if mirror and (names := mirror.foreign()):
+        raise _foreign(mirror.url, names)
     try:
         found = sorted(os.scandir(path), key=lambda each: each.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -171,12 +218,15 @@ def refuse_foreign(path: Path) -> None:
         each.name for each in found if not (_is_ours(each.name) or _is_harmless(each, outputs))
     ]
     if foreign:
-        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
-        raise WorkdirError(
-            f"{path} is not empty and has no {RUN}, which marks the directory of a run: it "
-            f"contains {', '.join(foreign[:NAMED])}{more}; name another --workdir, or move these "
-            "files away"
-        )
+        raise _foreign(path, foreign)
+
+
+def _foreign(place: Path | str, names: list[str]) -> WorkdirError:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return WorkdirError(
+        f"{place} is not empty and has no {RUN}, which marks the directory of a run: it contains "
+        f"{', '.join(names[:NAMED])}{more}; name another --workdir, or move these files away"
+    )
 
 
 def begun(path: Path) -> str:
@@ -320,13 +370,20 @@ def _remove_leftovers(path: Path) -> None:
                 each.unlink()
 
 
+def _announce(path: Path) -> None:
+    """Marks a remote workdir as ours in the store, once its run.json is here."""
+    mirror, _ = mirror_of(path)
+    if mirror and jax.process_index() == 0:
+        mirror.claim()
+
+
 def _today() -> str:
     return datetime.date.today().isoformat()
 
 
 def _new(path: Path) -> dict[str, str]:
-    now = datetime.datetime.now()
+    now, name = datetime.datetime.now(), Path(known_as(path)).resolve().name
     return {
         "started": now.date().isoformat(),
-        "name": f"{path.resolve().name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
+        "name": f"{name}-{now:%Y-%m-%d_%H.%M.%S}-{secrets.token_hex(2)}",
     }

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.workdir.directory import RUN, WorkdirError, read_json
+from jaxtune.workdir.directory import RUN, read_json
+from jaxtune.workdir.errors import WorkdirError
 
 STANDS_ON = "stands_on"  # entry of run.json
 # Contents of files, by what they are to the run and by file name: size, digest, time of writing.

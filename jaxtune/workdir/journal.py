@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from jaxtune.config.run_sections import Log
 from jaxtune.display.errors import UserError
 from jaxtune.files import UnwritableError, whole_file
-from jaxtune.workdir.directory import METRICS, Workdir, WorkdirError, read_bytes
+from jaxtune.workdir.directory import METRICS, Workdir, read_bytes
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.tensorboard import EventFile
 
 

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 
 from jaxtune.checkpoint import hub
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
-from jaxtune.checkpoint.hub import HubError, locate, locate_tokenizer
+from jaxtune.checkpoint.hub import HubError
+from jaxtune.checkpoint.sources import locate, locate_tokenizer
 from tests.loopback import TOKEN, only_hub
 
 REPO = "maker/model"
@@ -292,7 +293,8 @@ def test_offline_and_only_part_cached(server, monkeypatch):
 def test_offline_by_the_environment(tmp_path, server):
     script = (
         "import sys\n"
-        "from jaxtune.checkpoint.hub import HubError, locate\n"
+        "from jaxtune.checkpoint.hub import HubError\n"
+        "from jaxtune.checkpoint.sources import locate\n"
         "assert 'huggingface_hub' not in sys.modules, 'imported too early'\n"
         "try:\n"
         "    locate('maker/model')\n"

@@ -21,6 +21,7 @@ from jaxtune.checkpoint import placing
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.families import FamilyError
 from tests import devices, reference
+from tests.processes import free_port
 
 NAME = "llama-linear"
 
@@ -225,14 +226,6 @@ def test_each_process_reads_only_what_its_devices_need(pair, tmp_path):
     assert written.tensors.keys() == expected.tensors.keys()
     for name in expected.tensors:
         np.testing.assert_array_equal(written.read(name), expected.read(name))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:

@@ -19,8 +19,9 @@ from jaxtune.checkpoint import save
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.models.decoder import Decoder
 from tests import reference
-from tests.checkpoint.test_load import free_port, start
+from tests.checkpoint.test_load import start
 from tests.marks import slow_after
+from tests.processes import free_port
 
 
 @pytest.mark.parametrize("name", reference.EVERY)

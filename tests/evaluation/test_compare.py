@@ -17,7 +17,8 @@ from jaxtune.evaluation import compare, held_out
 from jaxtune.metrics import Prediction
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure, paired, summarise
-from jaxtune.workdir.directory import WorkdirError, claim, locked_directory
+from jaxtune.workdir.directory import claim, locked_directory
+from jaxtune.workdir.errors import WorkdirError
 
 
 @pytest.fixture(scope="module")

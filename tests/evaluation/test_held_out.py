@@ -1,7 +1,6 @@
 """Rows that are asked, answers that are kept, and runs that choose by them."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import held_out
 from jaxtune.metrics.exact import EXACT
 from jaxtune.metrics.intervals import Figure
-from jaxtune.runs import rows, run
+from jaxtune.runs import run
 from jaxtune.runs.loop import Run
 from jaxtune.workdir.checkpoints import Checkpoints
 from tests import tiny
@@ -251,13 +250,6 @@ def test_a_metric_that_is_none_is_refused_before_training(make, tmp_path):
     with pytest.raises(ValueError, match=r"eval.answers: no held-out rows to answer; set eval"):
         run.fit(config, tmp_path / "other", progress=Quiet())
     assert not list(tmp_path.rglob("metrics.jsonl"))
-
-
-def test_several_processes_do_not_answer(make, monkeypatch):
-    monkeypatch.setattr(rows.jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"eval.answers is 3, but 2 processes run this"):
-        rows._answered(Assembly(make(eval={"answers": 3}), Path(), ""), SimpleNamespace())
-    assert rows._answered(Assembly(make(), Path(), ""), SimpleNamespace()) == []
 
 
 @pytest.mark.slow

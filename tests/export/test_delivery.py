@@ -4,15 +4,12 @@ import threading
 
 import pytest
 
-import jaxtune
-from jaxtune.checkpoint.report import read_report
 from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.export import delivery
-from jaxtune.export.targets import Wanted, foreign
-from jaxtune.export.write import write_unverified
 from jaxtune.runs.run import fit
-from jaxtune.workdir.directory import WorkdirError, claim, locked_directory
+from jaxtune.workdir.directory import claim, locked_directory
+from jaxtune.workdir.errors import WorkdirError
 from tests.export.exports import names, tuned
 
 
@@ -91,14 +88,3 @@ def test_what_is_in_the_way_is_told_before_anything_is_read(kind, name, tmp_path
     with pytest.raises(ValueError, match=r"letters\.txt, .* away, or name another --workdir"):
         fit(config, tmp_path / "run", progress=Quiet())
     assert mine.read_text() == "mine"
-
-
-def test_an_export_of_several_processes_is_known_again(base, tmp_path):
-    wanted = Wanted(tmp_path / "adapter", overwrite=True)
-    for _ in range(2):
-        assert write_unverified(tuned(base), wanted, Quiet()).path == wanted.target
-        assert names(tmp_path) == ["adapter"] and foreign(wanted.target) == []
-    report = read_report(wanted.target)
-    assert report["tokenizer"] and "adapter_model.safetensors" in report["files"]
-    model, variables = jaxtune.load(base)
-    assert jaxtune.load_adapter(model, variables, wanted.target)["lora"]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxtune.export import tuned
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 
 
 @pytest.fixture

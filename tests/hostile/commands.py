@@ -9,7 +9,8 @@ from tests.hostile.strategies import ODD, texts
 from tests.hostile.world import World
 
 OPTIONS = {
-    "train": ("--accept-changes", "--verbose"),
+    "train": ("--accept-changes", "--no-plan", "--take-over", "--verbose"),
+    "plan": ("--target", "--fit", "--rows", "--verbose"),
     "preview": ("--rows",),
     "eval": ("--base", "--both", "--adapter"),
     "generate": ("--base", "--adapter", "--prompt", "--file", "--image"),
@@ -19,11 +20,15 @@ OPTIONS = {
     "push": ("--public", "--message"),
     "prepare": ("--split", "--revision", "--subset", "--rows", "--overwrite"),
     "config": ("--config",),
+    "sweep": ("--sweep", "--storage", "--study", "--dry-run", "--extend", "--patience"),
+    "devices": ("--expect", "--json", "--process-count", "--process-index"),
 }
 VALUES = [
     *("1", "0", "-1", "1e9", "99999999999", "nan", "best", "last", "float16", "original", "here"),
     *("fsdp=8", "fsdp=3,tensor=0", "data=1000000000", "fsdp=,", "=", "totto", "optim", "optim.lr"),
+    *("v5e:2x4", "v5p:0x2", "rtx4050", "h100:2"),
     *("{base}", "{rows}", "{config}", "{run}", "{adapter}", "{none}", "{file}", "owner/name@x"),
+    *("memory://none/x", "s4://bucket/x", "memory://me:secret@none", "memory://"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Faults of storage under a run: full, limited, read-only, vanishing, slow, and torn files."""
 
+import contextlib
 import os
 import random
 import resource
@@ -139,11 +140,14 @@ def removed(
     moment = randomly.uniform(0.3, 0.9) * whole.seconds
     process = launch(whole.config, place / "run")
     wait(process, moment)
-    ran = process.poll() is None
-    shutil.rmtree(place / "run" / name, ignore_errors=True)
+    # A rename takes the folder in one moment, and shows whether the run had ended before it.
+    taken = place / "taken"
+    with contextlib.suppress(FileNotFoundError):
+        (place / "run" / name).rename(taken)
+    ended = (taken / "summary.json").exists() or (place / "run/summary.json").exists()
+    shutil.rmtree(taken, ignore_errors=True)
     outcome = failed(process)
-    gone = not name and ran and not (place / "run/summary.json").exists()
-    if gone and outcome.kind == SUCCESS:
+    if not (name or ended or (place / "run/summary.json").exists()) and outcome.kind == SUCCESS:
         outcome = defect("silent", "exit code 0, but the run's directory is gone", "vanished")
     shutil.rmtree(place / "run", ignore_errors=True)  # what is left of it is not resumable
     return outcome, f"{name or 'all'} after {moment:.2f} s"

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -21,7 +20,8 @@ from jaxtune.runs.loop import Run, RunError
 from jaxtune.runs.run import fit
 from jaxtune.runs.signals import Stopped
 from jaxtune.workdir.checkpoints import Checkpoints
-from jaxtune.workdir.directory import WorkdirError, run_directory
+from jaxtune.workdir.directory import run_directory
+from jaxtune.workdir.errors import WorkdirError
 from tests import devices
 
 ROOT = Path(__file__).parents[2]
@@ -330,44 +330,3 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
     assert done.returncode == 0, done.stderr
     one, eight = ([line["loss"] for line in lines(tmp_path / n, "train")] for n in ("one", "eight"))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_run_as_one_does(base, rows, tmp_path):
-    """The same steps by two processes that share each batch, gone on with by one alone."""
-    (tmp_path / "x.py").write_text(
-        f"def get_config():\n    return dict(steps=6, model=dict(path={str(base)!r}),"
-        f" data=dict(source={str(rows)!r}), trainable=dict(rank=4), optim=dict(lr=3e-3),"
-        " batch=dict(rows=8, max_length=64, buckets=(64,)), log=dict(every=1),"
-        " eval=dict(holdout=8, every=3), checkpoint=dict(every=3))\n"
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "launch.py", "--config", str(tmp_path / "x.py"), "--workdir"]
-    places = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    running = [
-        subprocess.Popen(
-            [*command, str(tmp_path / "two"), "--distributed"],
-            cwd=ROOT,
-            env=os.environ | places | {"JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert "step 6" in said[0] and "step 6" not in said[1]
-    config = configs.load(tmp_path / "x.py")
-    fit(config, tmp_path / "one", progress=Quiet())
-    for kind in ("train", "eval"):
-        found, wanted = (
-            [line["loss"] for line in lines(tmp_path / name, kind)] for name in ("two", "one")
-        )
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    shutil.rmtree(tmp_path / "two/checkpoints/6")
-    after = At(0, None)
-    fit(config, tmp_path / "two", progress=after)
-    assert any("resuming from step 3" in text for text in after.said)

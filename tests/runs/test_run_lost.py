@@ -14,7 +14,7 @@ from jaxtune.evaluation import held_out
 from jaxtune.runs import loop
 from jaxtune.runs.loop import RunError
 from jaxtune.runs.run import fit
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 from tests.runs.test_run import STEPS, make, whole  # noqa: F401 (fixtures)
 
 

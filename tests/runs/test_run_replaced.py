@@ -13,7 +13,7 @@ from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.export.write import export
 from jaxtune.runs.run import fit
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 from tests.runs.test_run import At, crash, make  # noqa: F401 (a fixture)
 
 

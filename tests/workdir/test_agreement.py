@@ -3,8 +3,9 @@
 import pytest
 
 from jaxtune.workdir import agreement
-from jaxtune.workdir.directory import WorkdirError
-from tests.checkpoint.test_load import free_port, start
+from jaxtune.workdir.errors import WorkdirError
+from tests.checkpoint.test_load import start
+from tests.processes import free_port
 
 # Each process has a copy of the checkpoints, as on disks of their own.
 CODE = """
@@ -16,7 +17,7 @@ CODE = """
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
     from jaxtune import sharding
     from jaxtune.workdir import checkpoints
-    from jaxtune.workdir.directory import WorkdirError
+    from jaxtune.workdir.errors import WorkdirError
 
     mesh = sharding.make_mesh({"fsdp": 2})
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))

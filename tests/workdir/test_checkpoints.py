@@ -9,7 +9,7 @@ import pytest
 from flax import struct
 
 from jaxtune.workdir.checkpoints import Checkpoints, checksums
-from jaxtune.workdir.directory import WorkdirError
+from jaxtune.workdir.errors import WorkdirError
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ import textwrap
 import filelock
 import pytest
 
+from jaxtune.workdir import directory
 from jaxtune.workdir.directory import (
     WorkdirError,
     begun,
@@ -21,14 +22,12 @@ from jaxtune.workdir.directory import (
 
 def test_one_holder_at_a_time_and_the_next_one_after_it(tmp_path):
     place = tmp_path / "new" / "run"
-    with locked_directory(place, "run"):
-        with (
-            pytest.raises(WorkdirError, match=r"another run is using .*run; wait .* --workdir$"),
-            locked_directory(place, "run"),
-        ):
-            pass
-        with locked_directory(place, "run", take=False):  # another process of the same group
-            pass
+    with (
+        locked_directory(place, "run"),
+        pytest.raises(WorkdirError, match=r"another run is using .*run; wait .* --workdir$"),
+        locked_directory(place, "run"),
+    ):
+        pass
     with locked_directory(place, "run"):
         pass
 
@@ -226,3 +225,11 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     (tmp_path / ".mine").write_text("mine")
     run_at(tmp_path)
     assert not list(tmp_path.glob("*partial*")) and (tmp_path / ".mine").exists()
+
+
+def test_a_workdir_that_other_hosts_do_not_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "SLOW", 0.1)
+    name = run_at(tmp_path / "shared").name
+    run_at(tmp_path / "own")
+    found = [directory._shared(tmp_path / each, name) for each in ("shared", "own", "missing")]
+    assert found == [True, False, False]

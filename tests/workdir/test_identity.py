@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxtune.workdir.directory import WorkdirError, claim, read_json, run_directory
+from jaxtune.workdir.directory import claim, read_json, run_directory
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.identity import refuse_replaced
 
 BEGAN = {"base": {"a": [10, "x", 1], "b": [20, "y", 1]}, "task": {"t.py": [5, "z", 1]}}

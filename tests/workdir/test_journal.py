@@ -3,7 +3,8 @@
 import pytest
 
 from jaxtune.config.run_sections import Log
-from jaxtune.workdir.directory import WorkdirError, run_directory
+from jaxtune.workdir.directory import run_directory
+from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.journal import entries, journal, refuse_foreign_lines
 
 LINES = "".join(f'{{"step": {step}, "kind": "train", "loss": 1.5}}\n' for step in (2, 4, 6))

@@ -14,7 +14,6 @@ from jaxtune import families
 from jaxtune.adapters.lora import Lora, one_layer
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.tensors import CheckpointError, Tensors
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.load import leaf_shapes, match_names, read_config, table_of
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import stacking
@@ -22,6 +21,7 @@ from jaxtune.checkpoint.peft.fingerprint import Fingerprint, named
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears
 from jaxtune.checkpoint.placing import oriented, quantized
 from jaxtune.checkpoint.save import stored_at
+from jaxtune.checkpoint.sources import locate
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
 from jaxtune.models.paligemma import Model

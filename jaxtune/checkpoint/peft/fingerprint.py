@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
-from jaxtune.checkpoint.processes import gathered
 from jaxtune.families.names import Piece
+from jaxtune.sharding import to_host
 
 KEY = "jaxtune_base"
 VERSION = 2  # version 1 had no number, and many values of a single layer of a single leaf
@@ -131,7 +131,7 @@ class Fingerprint:
             index = np.unravel_index(_places(own, PER_LAYER if stacked else WHOLE), own)
             if stacked:
                 index = (np.arange(len(layers))[:, None], *index)
-            values = gathered(_taken(array, index)).reshape(len(layers), -1)
+            values = to_host(_taken(array, index)).reshape(len(layers), -1)
             samples[path] = Sample(layers, values.astype(np.float32), coded=False)
         return cls(samples)
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtune import quant, tree
 from jaxtune.checkpoint.formats.safetensors import Safetensors
 from jaxtune.checkpoint.formats.tensors import CheckpointError
-from jaxtune.checkpoint.hub import locate
 from jaxtune.checkpoint.load import leaf_shapes, read_config
 from jaxtune.checkpoint.origin import Origin
 from jaxtune.checkpoint.peft import adapter_config, stacking
@@ -21,6 +20,7 @@ from jaxtune.checkpoint.peft.base import params_of, refuse_other_base
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Linears, Modules
 from jaxtune.checkpoint.report import REPORT, read_report
+from jaxtune.checkpoint.sources import locate
 from jaxtune.families import names
 from jaxtune.models.paligemma import Model
 

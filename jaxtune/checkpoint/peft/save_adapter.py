@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxtune.adapters import lora
 from jaxtune.adapters.lora import Lora, one_layer
+from jaxtune.checkpoint import outgoing
 from jaxtune.checkpoint.companions import TokenizerFiles
 from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats.safetensors import PYTORCH, write_sharded
@@ -25,8 +26,9 @@ from jaxtune.checkpoint.peft.base import Base, params_of
 from jaxtune.checkpoint.peft.fingerprint import Fingerprint
 from jaxtune.checkpoint.peft.stacking import Adapters, Modules
 from jaxtune.checkpoint.placing import cast
-from jaxtune.checkpoint.processes import gathered, in_step
+from jaxtune.checkpoint.processes import in_step
 from jaxtune.families import names
+from jaxtune.sharding import to_host
 
 
 def save_adapter(
@@ -40,15 +42,15 @@ def save_adapter(
     name: str | None = None,
     overwrite: bool = False,
     tokenizer: TokenizerFiles | None = None,
-) -> Path:
+) -> Path | str:
     """Writes the adapters alone, for `PeftModel.from_pretrained(model, directory)`.
 
     With several processes, all of them must call this.
 
     Args:
       variables: the model's variables, with adapters.
-      directory: directory to write; it appears only once it is complete.
-      base: checkpoint that the adapters were trained on, a directory or Hub repository.
+      directory: directory to write, which may be a URL; it appears only once it is complete.
+      base: checkpoint that the adapters were trained on: a directory, a URL or a Hub repository.
       initial: the variables right after `add_lora`, needed if that changed the base (PiSSA). The
         adapters written are then the difference from these, of twice the rank.
       dtype: dtype of the tensors that are written; "auto" keeps that of the adapters.
@@ -59,9 +61,25 @@ def save_adapter(
       tokenizer: tokenizer to write beside the adapter.
 
     Returns:
-      The directory, with `~` expanded.
+      The directory, with `~` expanded, or the URL.
     """
-    target = Path(directory).expanduser()
+    with outgoing.written(directory, overwrite, adapter_config.CONFIG_NAME) as target:
+        _save(variables, target, base, initial, dtype, rslora, name, overwrite, tokenizer)
+    return outgoing.at(directory)
+
+
+def _save(
+    variables: Mapping,
+    target: Path,
+    base: str | os.PathLike,
+    initial: Mapping | None,
+    dtype: DTypeLike,
+    rslora: bool,
+    name: str | None,
+    overwrite: bool,
+    tokenizer: TokenizerFiles | None,
+) -> None:
+    """Writes the adapters to a local directory; see `save_adapter`."""
     with in_step():
         kind = dtype_name(dtype)
         params = params_of(variables)
@@ -72,11 +90,9 @@ def save_adapter(
             refuse_existing(target, overwrite, adapter_config.CONFIG_NAME)
     held = standing.held(params, started)
     sample = standing.smallest(adapters)
-    weight = jax.tree.map(gathered, one_layer(params[sample.path], sample.layer))
-    norms = {
-        path: gathered(stacking.column_norms(params[path])) for path in standing.idle(adapters)
-    }
-    adapters, started = (jax.tree.map(gathered, each) for each in (adapters, started))
+    weight = jax.tree.map(to_host, one_layer(params[sample.path], sample.layer))
+    norms = {path: to_host(stacking.column_norms(params[path])) for path in standing.idle(adapters)}
+    adapters, started = (jax.tree.map(to_host, each) for each in (adapters, started))
     with standing.stored, in_step():
         if jax.process_index() == 0:
             adapters = _since(started, adapters)
@@ -88,7 +104,6 @@ def save_adapter(
                 adapter.write(partial, kind, rslora, _named(name or base))
                 if tokenizer:
                     tokenizer.write(partial, whole=False)
-    return target
 
 
 def _fitting(variables: Mapping, base: Base, label: str) -> dict[str, Lora]:

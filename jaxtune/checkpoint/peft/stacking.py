@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtune.adapters.lora import Lora, one_layer
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.checkpoint.peft.adapter_config import Settings
-from jaxtune.checkpoint.processes import gathered
 from jaxtune.families import names
 from jaxtune.families.names import Piece, Shape
+from jaxtune.sharding import put, to_host
 
 PREFIX = "base_model.model."
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -244,7 +244,7 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
     sizes = shapes(parts, weight, settings)
     a, b = (np.zeros(each.shape, np.float32) for each in (sizes.a, sizes.b))
     scale = np.full(sizes.scale.shape, parts[0][1].scale, np.float32)
-    magnitude = np.array(gathered(column_norms(weight))) if settings.dora else None
+    magnitude = np.array(to_host(column_norms(weight))) if settings.dora else None
     for piece, part in parts:
         at = () if piece.layer is None else (piece.layer,)
         a[*at, :, : len(part.a)] = part.a.T
@@ -269,5 +269,5 @@ def shapes(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settin
 def _beside(weight: Any, adapter: Lora) -> Lora:
     """Puts an adapter on the devices of its weight, replicated on each."""
     if isinstance(weight.sharding, NamedSharding):
-        return jax.device_put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
+        return put(adapter, NamedSharding(weight.sharding.mesh, PartitionSpec()))
     return jax.tree.map(jnp.asarray, adapter)

@@ -4,13 +4,17 @@ A module's `arguments(parser)` adds the command's arguments and sets `run`, the 
 it. Importing a command imports nothing heavy; what it needs is imported when it runs.
 """
 
+import contextlib
 import re
+import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtune.cli.options import filled, path
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import show
 
 COMMANDS = {
     "train": "fine-tune a model from a config, or resume the run (the default command)",
@@ -24,6 +28,7 @@ COMMANDS = {
     "export": "export a run's adapter or a merged checkpoint, and verify it",
     "push": "push an exported adapter or checkpoint to the Hugging Face Hub",
     "prepare": "convert a published dataset to the JSON lines that a task reads",
+    "devices": "show the devices that every process sees, and prove that they reach each other",
     "config": "list every config field with its default, or print the resolved config of a file",
 }
 DEMO = "--config configs/palette_demo.py"
@@ -46,6 +51,7 @@ EXAMPLES = {
         "prepare totto totto_train_data.jsonl data/totto/train.jsonl",
         "prepare totto GEM/totto val.jsonl --revision refs/convert/parquet --split validation",
     ),
+    "devices": ("devices --expect 8", "devices --expect 16 --distributed"),
     "config": ("config optim", f"config {DEMO} --config.optim.lr=1e-3"),
 }
 DEFAULT = "train"
@@ -76,22 +82,63 @@ def configured(parser: ArgumentParser, usage: str) -> None:
         "--workdir",
         type=path,
         metavar="DIR",
-        help="directory of the run (default: runs/NAME for configs/NAME.py)",
+        help="directory of the run, or its URL in an object store (default: runs/NAME for "
+        "configs/NAME.py)",
+    )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="use a workdir in an object store although its last user may still be at work",
     )
 
 
-def config_and_place(options: Namespace) -> tuple[Any, Path]:
+def config_and_place(options: Namespace, parts: Sequence[str] | None = ()) -> tuple[Any, Path]:
     """Returns the config with its overrides applied, and the workdir: by default runs/NAME.
 
     Both are also kept in `options`, where error messages look for what names a file.
 
-    Raises WorkdirError if the workdir is a directory of something else.
+    Args:
+      options: The options of the command.
+      parts: Folders of a remote workdir that the command reads, which are brought down. None leaves
+        all to the run, which first takes the lease of the workdir.
+
+    Raises:
+      WorkdirError: If the workdir is a directory of something else.
     """
     from jaxtune.config import load as schema
-    from jaxtune.workdir.directory import refuse_foreign
 
     options.settings = schema.load(options.config, options.overrides)
     name = Path(options.config.partition(".py:")[0]).stem
-    options.workdir = (options.workdir or Path("runs") / name).expanduser()
-    refuse_foreign(options.workdir)
+    place = options.workdir or Path("runs") / name
+    options.workdir = opened_workdir(place, options.take_over, parts)
     return options.settings, options.workdir
+
+
+@contextlib.contextmanager
+def uploading() -> Iterator[None]:
+    """Uploads what a command has written to remote workdirs, also if it fails."""
+    try:
+        yield
+    finally:
+        mirrors = sys.modules.get("jaxtune.workdir.mirror")  # else no workdir is in use
+        if mirrors and mirrors.mirrors():
+            from jaxtune.workdir.uploads import upload_all
+
+            upload_all(failed=sys.exc_info()[0] is not None)
+
+
+def opened_workdir(
+    place: str | Path, take_over: bool = False, parts: Sequence[str] | None = ()
+) -> Path:
+    """Returns the local directory of a workdir; raises WorkdirError if it is something else's.
+
+    For `parts`, see `config_and_place`.
+    """
+    from jaxtune.workdir.directory import refuse_foreign
+    from jaxtune.workdir.mirror import bring, local_workdir
+
+    workdir = local_workdir(place, take_over)
+    refuse_foreign(workdir)
+    for line in bring(workdir, parts) if parts is not None else ():
+        show(line, sys.stderr)
+    return workdir

@@ -2,13 +2,14 @@
 
 from argparse import ArgumentParser, Namespace
 
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 from jaxtune.cli.options import filled
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--base | --both] [--adapter DIR]")
+    configured(parser, f"[--base | --both] [--adapter DIR] {distributed.USAGE}")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="evaluate the untuned base only")
     which.add_argument(
@@ -23,6 +24,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="adapter or merged checkpoint to evaluate: a directory or Hub repository "
         "(default: the run's export)",
     )
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,7 +34,8 @@ def run(options: Namespace) -> int:
         raise UsageError(
             "--base evaluates the untuned base only: it cannot be combined with --adapter"
         )
-    config, workdir = config_and_place(options)
+    distributed.join(options)
+    config, workdir = config_and_place(options, ("export", "eval"))
     from jaxtune.evaluation.compare import compare
 
     compare(

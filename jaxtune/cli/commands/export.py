@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from jaxtune.checkpoint.dtypes import AUTO, DTYPES
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import UsageError, config_and_place, configured
 from jaxtune.cli.options import filled, path
 
@@ -11,7 +12,11 @@ INTO = ("original", "dequantised")
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference]")
+    configured(
+        parser,
+        "[--merged [DTYPE]] [--to DIR | FILE.npz] [--step N] [--verify=reference] "
+        f"{distributed.USAGE}",
+    )
     parser.add_argument(
         "--merged",
         nargs="?",
@@ -29,7 +34,8 @@ def arguments(parser: ArgumentParser) -> None:
         "--to",
         type=path,
         metavar="PATH",
-        help="output directory, or .npz file for PaliGemma (default: in the run's export folder)",
+        help="output directory, or .npz file for PaliGemma, as a path or a URL (default: in the "
+        "run's export folder)",
     )
     parser.add_argument(
         "--step",
@@ -50,6 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="reference: also compare with transformers and PEFT, which must be installed",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,19 +70,22 @@ def run(options: Namespace) -> int:
         )
     if options.into and not options.merged:
         raise UsageError("--into applies only to merged exports: add --merged")
-    config, workdir = config_and_place(options)
+    distributed.join(options)
+    config, workdir = config_and_place(options, ("checkpoints", "export"))
+    from jaxtune.export.outgoing import exported_to
     from jaxtune.export.write import export
 
-    found = export(
-        config,
-        workdir,
-        merged=options.merged,
-        into=options.into,
-        to=options.to,
-        step=options.step,
-        adapter=options.adapter,
-        outside=options.verify == "reference",
-        overwrite=options.overwrite,
-    )
+    with exported_to(options.to, options.overwrite) as to:
+        found = export(
+            config,
+            workdir,
+            merged=options.merged,
+            into=options.into,
+            to=to,
+            step=options.step,
+            adapter=options.adapter,
+            outside=options.verify == "reference",
+            overwrite=options.overwrite,
+        )
     found.check()
     return 0

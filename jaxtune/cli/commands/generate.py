@@ -3,18 +3,25 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 
+from jaxtune.cli import distributed
 from jaxtune.cli.commands import config_and_place, configured
 from jaxtune.cli.options import filled, path
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import show
+from jaxtune.files.fetched import local
 
 TYPED = "the prompt"
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR]")
+    configured(
+        parser,
+        "[--prompt TEXT | --file FILE] [--image FILE] [--base | --adapter DIR] "
+        f"{distributed.USAGE}",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="use the untuned base")
     which.add_argument(
@@ -30,12 +37,14 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=path, metavar="FILE", help="picture to use with all prompts"
     )
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Answers the given prompts; without any, those typed at the terminal until the input ends."""
-    config, workdir = config_and_place(options)
+    distributed.join(options)
+    config, workdir = config_and_place(options, ("export",))
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.cli.chat import (
         Conversation,
@@ -45,12 +54,15 @@ def run(options: Namespace) -> int:
         typed_prompt,
         write_answers,
     )
+    from jaxtune.workdir import agreement
     from jaxtune.workdir.directory import begun
 
-    assembly = Assembly.of(config, begun(workdir))
+    say = _say if agreement.first() else _unsaid
+    assembly = Assembly.of(config, agreement.of_first(partial(begun, workdir)))
     # Given prompts are checked before the weights are read.
     image = options.image
-    prompts = [typed_prompt(assembly, text, place, image) for place, text in given(options)]
+    texts = agreement.of_first(partial(given, options))
+    prompts = [typed_prompt(assembly, text, place, image) for place, text in texts]
     generator = text_generator(assembly, workdir, options.adapter, options.base)
     for prompt in prompts:
         generator.check(prompt.tokens, prompt.place)
@@ -66,7 +78,7 @@ def run(options: Namespace) -> int:
             found.append(answer(generator, assembly.task, prompt, say))
             say("\n" if options.file else "")
     finally:
-        if found:
+        if found and agreement.first():
             show(f"answers written to {write_answers(workdir, found)}", sys.stderr)
     return 0
 
@@ -79,7 +91,7 @@ def given(options: Namespace) -> list[tuple[str, str]]:
         return []
     file = options.file
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = local(file).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text: {error}") from None
     found = [(f"{file}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
@@ -89,14 +101,21 @@ def given(options: Namespace) -> list[tuple[str, str]]:
 
 
 def conversed(answer: Callable[[str], object]) -> None:
-    """Answers typed prompts; on a terminal, an error in one is printed and the next is read."""
-    for text in typed():
+    """Answers typed prompts; on a terminal, an error in one is printed and the next is read.
+
+    Of several processes, the first one reads what is typed for all.
+    """
+    from jaxtune.workdir import agreement
+
+    live, lines = agreement.of_first(sys.stdin.isatty), typed()
+    for text in iter(lambda: agreement.of_first(partial(next, lines, None)), None):
         try:
             answer(text)
         except ValueError as error:
-            if not sys.stdin.isatty():
+            if not live:
                 raise
-            show(f"error: {error}", sys.stderr)
+            if agreement.first():
+                show(f"error: {error}", sys.stderr)
 
 
 def typed() -> Iterator[str]:
@@ -111,7 +130,11 @@ def typed() -> Iterator[str]:
             yield text
 
 
-def say(text: str) -> None:
+def _unsaid(text: str) -> None:
+    """Prints nothing, in all processes but the first."""
+
+
+def _say(text: str) -> None:
     """Prints part of an answer without waiting for the rest."""
     sys.stdout.write(text)
     sys.stdout.flush()

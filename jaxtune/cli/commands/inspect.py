@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxtune.cli.commands import UsageError
+from jaxtune.cli.commands import UsageError, opened_workdir
 from jaxtune.cli.options import filled, path
 from jaxtune.display.escapes import json_text, show, shown
 
@@ -65,11 +65,11 @@ def run(options: Namespace) -> int:
     from jaxtune.cli.inspect.table import table
     from jaxtune.display.progress import Progress
     from jaxtune.files import write_json
-    from jaxtune.workdir.directory import claim, refuse_foreign
+    from jaxtune.workdir.directory import claim
 
     # Not runs/NAME itself, which may be a run or this very checkpoint.
-    options.workdir = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
-    refuse_foreign(options.workdir)
+    place = options.workdir or Path("runs/inspect") / checkpoint_name(checkpoint)
+    options.workdir = opened_workdir(place)
     progress = Progress(sys.stderr)
     report = inspect(
         checkpoint,
@@ -134,4 +134,4 @@ def kinds(text: str | None) -> list[str] | None:
 def checkpoint_name(source: str) -> str:
     """Returns the last part of a path, or of a repository id without its revision."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source.split("@")[0].split("/")[-1]
+    return path.resolve().name if path.exists() else source.rstrip("/").split("@")[0].split("/")[-1]

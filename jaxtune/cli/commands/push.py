@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxtune.cli.commands import UsageError
 from jaxtune.cli.options import filled, path
 from jaxtune.display.escapes import show
+from jaxtune.files.fetched import local
 
 MARKS = ("adapter_config.json", "config.json")  # a directory that may be pushed has one of them
 
@@ -31,13 +32,21 @@ def run(options: Namespace) -> int:
     """Uploads the export as one commit, and prints the address of that commit."""
     from jaxtune.checkpoint import hub
 
-    source = checked(options.source)
+    source = checked(located(options.source))
     account = hub.account()
     repo = options.repo if "/" in options.repo else f"{account}/{options.repo}"
     hub.claim(repo, private=not options.public)
     url = hub.upload(source, repo, options.message or f"{source.name}, by jaxtune")
     show(f"pushed to {url}")
     return 0
+
+
+def located(source: Path | str) -> Path:
+    """Returns the local path of an export, which is downloaded if it is in an object store."""
+    try:
+        return local(source)
+    except FileNotFoundError:
+        raise UsageError(f"{source}: no such object or folder") from None
 
 
 def checked(source: Path) -> Path:

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from jaxtune.cli.commands import opened_workdir
 from jaxtune.cli.options import filled, largest, path
 from jaxtune.display.escapes import json_text, show
 
@@ -42,10 +43,9 @@ def run(options: Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tokens need no accelerator
     from jaxtune.cli.tokens import report, table
     from jaxtune.files import write_json
-    from jaxtune.workdir.directory import claim, refuse_foreign
+    from jaxtune.workdir.directory import claim
 
-    options.workdir = options.workdir or Path("runs/tokens")
-    refuse_foreign(options.workdir)
+    options.workdir = opened_workdir(options.workdir or Path("runs/tokens"))
     found = report(list(dict.fromkeys(options.tokenizers)), options.text, options.up_to)
     content = dataclasses.asdict(found)
     if options.json:

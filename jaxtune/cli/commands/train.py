@@ -1,28 +1,21 @@
 """`train`: runs the training that a config describes, up to the export."""
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from jaxtune.cli.commands import UsageError, config_and_place, configured
-
-PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+from jaxtune.cli import distributed
+from jaxtune.cli.commands import config_and_place, configured
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments to a parser."""
-    configured(parser, "[--accept-changes] [--distributed] [--no-plan] [--verbose]")
+    configured(parser, f"[--accept-changes] [--no-plan] [--verbose] {distributed.USAGE}")
     parser.add_argument(
         "--accept-changes",
         action="store_true",
         help="resume a run that was started with a different config",
-    )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="run as one of several processes, each started with this command; on TPU slices and "
-        f"under SLURM they find each other, elsewhere set {', '.join(PLACES)}",
     )
     parser.add_argument(
         "--no-plan",
@@ -30,16 +23,14 @@ def arguments(parser: ArgumentParser) -> None:
         help="start without compiling first and without checking that the run fits the devices",
     )
     parser.add_argument("--verbose", action="store_true", help="list every trained leaf")
+    distributed.arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Trains, or resumes a run; if a signal stopped it, returns 128 + the signal's number."""
-    config, workdir = config_and_place(options)
-    import jax
-
-    if options.distributed:
-        join(jax.distributed.initialize)
+    distributed.join(options, partial(_resuming, options), preemptible=True)
+    config, workdir = config_and_place(options, None)
     from jaxtune.display.progress import Progress
     from jaxtune.runs.run import fit
     from jaxtune.runs.signals import Stopped
@@ -59,13 +50,14 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def join(initialize: Callable[..., None]) -> None:
-    """Joins the other processes of a run; JAX finds them where `PLACES` does not name them."""
-    address, count, number = map(os.environ.get, PLACES)
-    try:
-        initialize(address, count and int(count), number and int(number))
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"--distributed: this process cannot join the others ({error}); expected a TPU slice, "
-            f"SLURM, or {', '.join(PLACES)} in the environment"
-        ) from None
+def _resuming(options: Namespace) -> str:
+    """Returns what to do when another process is lost: resume, and from which step."""
+    from jaxtune.workdir.checkpoints import Checkpoints
+
+    known = isinstance(options.workdir, Path)  # else the run was not opened yet
+    found = Checkpoints(options.workdir / "checkpoints") if known else None
+    if not (found and found.steps):
+        return f"{distributed.AGAIN}: no step was saved yet, so training starts over"
+    return (
+        f"{distributed.AGAIN}: training resumes from step {found.steps[-1]:,}, in {found.directory}"
+    )

@@ -4,13 +4,13 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import jax.numpy as jnp
 
 from jaxtune.display.errors import UserError
 from jaxtune.export.distance import Distance
 from jaxtune.families import names
+from jaxtune.files.fetched import local
 from jaxtune.quant import KINDS, MADE, kinds, nbytes
 
 PLAIN = ("float32", "bfloat16")
@@ -139,7 +139,7 @@ def check_kinds(asked: Sequence[str], text: str | os.PathLike | None) -> None:
 def read_text(file: str | os.PathLike) -> str:
     """Reads a file with the text to compare predictions on."""
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
+        text = local(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
         raise UserError(f"{file} is not UTF-8 text ({problem})") from None
     if not text.strip():

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from jaxtune.checkpoint import hub, load
+from jaxtune.checkpoint import load, sources
 from jaxtune.checkpoint.dtypes import dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.safetensors import TensorInfo
@@ -28,6 +28,7 @@ from jaxtune.data.tokenizer import beside
 from jaxtune.data.vocabulary import tokenizer_facts
 from jaxtune.display.columns import few
 from jaxtune.families import names
+from jaxtune.files.fetched import known_as
 from jaxtune.models.decoder import LayerKind
 
 ENDS = ("embed/w", "head/w", "llm/embed/w", "llm/head/w")  # leaves not counted as "non-embedding"
@@ -102,14 +103,14 @@ def inspect(
     check_kinds(quant or (), text)
     sample = None if text is None else read_text(text)
     mesh = abstract_mesh(mesh_axes) if mesh_axes else None
-    described = load.describe(*hub.locate_headers(source))
+    described = load.describe(*sources.locate_headers(source, bool(quant)))
     leaves = _leaves(described, mesh, dtype)
     rows = described.model.config.vocabulary
     files = SideFiles(_tokenizer_of(described.directory), strict=False)
     tokenizer = tokenizer_facts(files, described.raw, rows)
     return Report(
         source=os.fspath(source),
-        directory=str(described.directory),
+        directory=known_as(described.directory),
         model=_model(described),
         leaves=leaves,
         others=tuple(_others(described)),

@@ -11,12 +11,13 @@ import numpy as np
 
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.assembly.rows import Rows
-from jaxtune.checkpoint.hub import locate_headers
+from jaxtune.checkpoint.sources import locate_headers
 from jaxtune.cli.preview import render as shown
 from jaxtune.config.schema import Config
 from jaxtune.data.batches import Batch
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.files import write_json, write_text
+from jaxtune.files.fetched import known_as
 from jaxtune.models import layout
 from jaxtune.workdir.directory import claim
 
@@ -67,7 +68,10 @@ def preview(
     }
     lines = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), step.batch)
     few = jax.tree.map(lambda leaf: leaf[:rows], lines)
-    told, title = (tokenizer, step.places, train.survey), f"Rows of {workdir.resolve().name}"
+    told, title = (
+        (tokenizer, step.places, train.survey),
+        f"Rows of {Path(known_as(workdir)).resolve().name}",
+    )
     page, file = workdir / "preview.html", workdir / "preview.json"
     seen, pictures = _seen(lines), encoder.pictures
     claim(workdir)

@@ -31,8 +31,9 @@ from tests.checkpoint.peft.adapters import (
     error,
     read_by_peft,
 )
-from tests.checkpoint.test_load import free_port, start
+from tests.checkpoint.test_load import start
 from tests.marks import slow_after
+from tests.processes import free_port
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from jaxtune.checkpoint import hub
+from jaxtune.checkpoint import sources
 from jaxtune.checkpoint.formats.safetensors import CheckpointError
 from jaxtune.checkpoint.hub import HubError
 from jaxtune.cli.inspect.report import inspect
@@ -80,7 +80,7 @@ def test_bits_of_a_repository(hosted, published):
 
 def test_a_repository_in_the_cache_is_not_asked_again(hosted, published):
     server = hosted(published / "single")
-    hub.locate(test_hub.REPO)
+    sources.locate(test_hub.REPO)
     server.served.clear()
     inspect(test_hub.REPO)
     assert server.served == {}

@@ -1,0 +1,177 @@
+"""Populations: train states that share frozen leaves, and are updated together by one program.
+
+The members of a population differ in numbers alone: hyperparameters, initial values, seeds, and the
+ranks of their adapters. Their arrays are stacked along a leading axis of M members. The step is
+that of one state, vectorised over this axis with the frozen leaves left out: a product with a
+frozen weight is one product with the rows of all members side by side, and a quantised weight is
+dequantised once for all.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxtune import tree
+from jaxtune.display.errors import UserError
+from jaxtune.training.step import TrainState, compiled_step, eval_step
+
+# Axes of the rank in the leaves of an adapter, and in the optimiser's arrays for these.
+RANK = {"a": -1, "b": -2}
+ADAPTER = re.compile(r"(.*/)?lora/.*/(?P<name>a|b)")
+
+
+@struct.dataclass
+class Population:
+    """The states of M members."""
+
+    states: TrainState  # leaves [M, ...]; `frozen` has the frozen leaves that members do not share
+    shared: Any  # the frozen leaves that all members share, with None in place of the others
+    ranks: tuple[int, ...] = struct.field(pytree_node=False)  # of the members; 0 without adapters
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @classmethod
+    def of(cls, states: Sequence[TrainState]) -> "Population":
+        """Stacks states.
+
+        Frozen leaves that are one array in all states are shared. Adapters of a lower rank than the
+        highest are filled up with zeros, which stay zeros: neither half of such an adapter has a
+        gradient where the other is zero.
+
+        Args:
+          states: States of the same model, with leaves of equal shapes but for the adapters' rank.
+
+        Returns:
+          Their population. Raises UserError if the states cannot be stacked.
+        """
+        ranks = tuple(map(_rank, states))
+        common = jax.tree.map(_one_array, *(state.frozen for state in states))
+        parts = [tree.partition(state.frozen, common) for state in states]
+        if large := [path for path in tree.flatten(parts[0][1]) if path.startswith("params/")]:
+            raise UserError(
+                f"members of a population share their frozen weights, but {large[0]} is another "
+                "array in each: make their states from the same variables"
+            )
+        alone = [
+            _resized(state.replace(frozen=own), max(ranks))
+            for state, (_, own) in zip(states, parts, strict=True)
+        ]
+        _check(alone)
+        return cls(jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), parts[0][0], ranks)
+
+    def member(self, index: int) -> TrainState:
+        """Returns the state of a member, as if it had trained alone."""
+        state = _resized(jax.tree.map(lambda leaf: leaf[index], self.states), self.ranks[index])
+        return state.replace(frozen=tree.combine(state.frozen, self.shared))
+
+    def without(self, gone: Sequence[int]) -> "Population":
+        """Returns the population without some members; its programs are smaller ones."""
+        kept = [index for index in range(len(self)) if index not in gone]
+        ranks = tuple(self.ranks[index] for index in kept)
+        states = jax.tree.map(lambda leaf: leaf[jnp.array(kept)], self.states)
+        return self.replace(states=states, ranks=ranks)
+
+
+def population_step(
+    model, optimizer, population: Population, batch, *, own: bool = False
+) -> tuple[Population, dict[str, jax.Array]]:
+    """Runs one update of every member; donates the states, but not the frozen leaves they share.
+
+    Args:
+      model: The model.
+      optimizer: As in `train_step`; the members' hyperparameters are in their states.
+      population: The members before the step.
+      batch: As in `train_step`, for all members; with `own`, every array has a leading axis of
+        members.
+      own: Whether each member has a batch of its own.
+
+    Returns:
+      The members after the step, and the metrics of `train_step`, each float32[M].
+    """
+    states, metrics = _step(model, optimizer, population.states, population.shared, batch, own)
+    return population.replace(states=states), metrics
+
+
+def population_losses(
+    model, population: Population, batch
+) -> tuple[jax.Array, jax.Array]:  # float32[M], float32[]
+    """Returns what `eval_step` returns of a batch, for every member: sums of losses and weights."""
+    return _losses(model, population.states, population.shared, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+def _step(model, optimizer, states, shared, batch, own: bool):
+    def one(state: TrainState, batch):
+        frozen = tree.combine(state.frozen, shared)
+        moving = state.replace(frozen=None)
+        moving, metrics = compiled_step(model, optimizer, moving, frozen, batch)
+        return moving.replace(frozen=state.frozen), metrics
+
+    return jax.vmap(one, in_axes=(0, 0 if own else None))(states, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(model, states, shared, batch):
+    def one(state: TrainState):
+        frozen = tree.combine(state.frozen, shared)
+        return eval_step(model, tree.combine(state.trainable, frozen), batch)[0]
+
+    return jax.vmap(one)(states), batch.weights.sum()
+
+
+def _one_array(*leaves: jax.Array) -> bool:
+    return all(leaf is leaves[0] for leaf in leaves)
+
+
+def _rank(state: TrainState) -> int:
+    """Returns the highest rank of a state's adapters, 0 without adapters."""
+    found = (
+        (ADAPTER.fullmatch(path), leaf) for path, leaf in tree.flatten(state.trainable).items()
+    )
+    return max((leaf.shape[RANK[match["name"]]] for match, leaf in found if match), default=0)
+
+
+def _resized(state: TrainState, rank: int) -> TrainState:
+    """Returns a state with adapters of another rank: cut, or filled up with zeros."""
+    now = _rank(state)
+    if rank == now:
+        return state
+
+    def resize(path: str, leaf: jax.Array) -> jax.Array:
+        match = ADAPTER.fullmatch(path)
+        if not match:
+            return leaf
+        axis = RANK[match["name"]]
+        if leaf.ndim < 2 or leaf.shape[axis] != now:
+            raise UserError(
+                f"members of ranks {now} and {rank} cannot be stacked: {path} is not of the shape "
+                "of its adapter; train members of one rank together, or use another optimizer"
+            )
+        if rank < now:
+            return jax.lax.slice_in_dim(leaf, 0, rank, axis=axis % leaf.ndim)
+        widths = [(0, 0)] * leaf.ndim
+        widths[axis] = (0, rank - now)
+        return jnp.pad(leaf, widths)
+
+    trainable, opt_state = (
+        tree.map_with_path(resize, each) for each in (state.trainable, state.opt_state)
+    )
+    return state.replace(trainable=trainable, opt_state=opt_state)
+
+
+def _check(states: Sequence[TrainState]) -> None:
+    """Raises UserError unless the leaves of all states have the same paths, shapes and dtypes."""
+    first, *others = ({p: (x.shape, x.dtype) for p, x in tree.flatten(s).items()} for s in states)
+    for number, other in enumerate(others, start=1):
+        for path in first | other:
+            if first.get(path) != other.get(path):
+                raise UserError(
+                    f"member {number} of a population does not match member 0 in {path}: "
+                    f"{other.get(path, 'missing')}, expected {first.get(path, 'missing')}"
+                )

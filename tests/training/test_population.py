@@ -1,0 +1,141 @@
+"""Members of a population beside the same states alone, and what their step shares."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import jaxtune
+from jaxtune import tree
+from jaxtune.display.errors import UserError
+from jaxtune.training import population as module
+from jaxtune.training.optim import optimizer
+from jaxtune.training.population import Population, population_losses, population_step
+from jaxtune.training.step import TrainState, eval_step, train_step
+from tests.training.test_step import packed, padded, texts
+
+STEPS = 6
+# Rank, alpha, dropout, seed, and hyperparameters of each member.
+MEMBERS = (
+    (4, 8.0, 0.0, 0, dict(lr=1e-3)),
+    (2, 16.0, 0.3, 1, dict(lr=5e-3, weight_decay=0.1)),
+    (1, 4.0, 0.1, 1, dict(lr=2e-2, clip_norm=0.5, b1=0.8)),
+    (4, 32.0, 0.1, 2, dict(lr=3e-3, warmup_steps=3.0)),
+)
+
+
+def states(variables, made, members=MEMBERS) -> list[TrainState]:
+    """The members' states, made as if each trained alone, from the same variables."""
+    found = []
+    for rank, alpha, dropout, seed, hyper in members:
+        key = jax.random.key(seed)
+        adapted = jaxtune.add_lora(variables, rank, alpha, key=key, dropout=dropout)
+        found.append(TrainState.create(adapted, optimizer=made, hyper=hyper, rng=key))
+    return found
+
+
+def rows(step: int):
+    return padded(list(texts(step)))
+
+
+def stacked(step: int):
+    """Two micro-batches."""
+    halves = [padded(list(texts(10 * step + part))) for part in range(2)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *halves)
+
+
+def bins(step: int):
+    given = list(texts(step))
+    return packed([given[:2], given[2:]], 40)
+
+
+CASES = {
+    "lora": (None, "adamw", rows),
+    "qlora": ("nf4-double", "adamw", rows),
+    "accumulated": ("nf4", "lion", stacked),
+    "packed": (None, "adamw", bins),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_members_train_as_they_do_alone(base, case):
+    quant, name, batches = CASES[case]
+    model, variables = jaxtune.load(base, "float32", quant)
+    made = optimizer(name, schedule="linear", total_steps=STEPS)
+    alone, population = states(variables, made), Population.of(states(variables, made))
+    for step in range(STEPS):
+        batch = batches(step)
+        losses, found = [], []
+        for index, state in enumerate(alone):
+            alone[index], metrics = train_step(model, made, state, batch)
+            losses.append(metrics)
+        population, found = population_step(model, made, population, batch)
+        for key in ("loss", "gradient_norm", "lr", "weight"):
+            expected = [float(each[key]) for each in losses]
+            np.testing.assert_allclose(found[key], expected, rtol=1e-5, err_msg=key)
+    held_out = rows(99)
+    sums, weight = population_losses(model, population, held_out)
+    for index, state in enumerate(alone):
+        member = population.member(index)
+        assert jax.tree.structure(member) == jax.tree.structure(state)
+        for path, leaf in tree.flatten(state.trainable).items():
+            other = np.asarray(tree.flatten(member.trainable)[path])
+            np.testing.assert_allclose(other, leaf, atol=1e-4, err_msg=path)
+        expected, whole = eval_step(model, state.variables, held_out)
+        assert float(sums[index]) == pytest.approx(float(expected), rel=1e-5)
+        assert float(weight) == float(whole)
+
+
+def test_a_frozen_weight_is_dequantised_once_for_all_members(base):
+    model, variables = jaxtune.load(base, "float32", "nf4")
+    made = optimizer("sgd")
+    population = Population.of(states(variables, made, MEMBERS[:3]))
+    lowered = module._step.lower(model, made, population.states, population.shared, rows(0), False)
+    shapes = set(re.findall(r"tensor<([\dx]+)xf32>", lowered.as_text()))
+    assert "32x48" in shapes  # gate and up, dequantised
+    assert not shapes & {"3x32x48", "3x48x32", "3x512x32", "3x32x512"}
+
+
+def test_members_leave_and_the_others_go_on(base):
+    model, variables = jaxtune.load(base, "float32")
+    made = optimizer("adamw")
+    population = Population.of(states(variables, made))
+    population, _ = population_step(model, made, population, rows(0))
+    fewer = population.without([0, 2])
+    assert len(fewer) == 2 and fewer.ranks == (2, 4)
+    for index, was in enumerate((1, 3)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(fewer.member(index).trainable),
+            jax.device_get(population.member(was).trainable),
+        )
+
+
+def test_members_may_have_batches_of_their_own(base):
+    model, variables = jaxtune.load(base, "float32")
+    made = optimizer("adamw")
+    alone, population = states(variables, made), Population.of(states(variables, made))
+    batches = [rows(step) for step in range(len(alone))]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    _, found = population_step(model, made, population, together, own=True)
+    expected = [
+        float(train_step(model, made, state, batch)[1]["loss"])
+        for state, batch in zip(alone, batches, strict=True)
+    ]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+
+
+def test_states_that_cannot_be_stacked_are_refused(base):
+    _, variables = jaxtune.load(base, "float32")
+    _, others = jaxtune.load(base, "float32")
+    made = optimizer("adamw")
+    one, other = (states(each, made, MEMBERS[:1]) for each in (variables, others))
+    with pytest.raises(UserError, match="share their frozen weights, but params/"):
+        Population.of(one + other)
+    narrow = states(variables, optimizer("adafactor"), MEMBERS[:2])
+    with pytest.raises(UserError, match=r"members of ranks 2 and 4 cannot be stacked: .*/a is not"):
+        Population.of(narrow)
+    with pytest.raises(UserError, match="member 1 of a population does not match member 0"):
+        Population.of(one + states(variables, optimizer("sgd"), MEMBERS[:1]))
