@@ -3,9 +3,8 @@
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from jaxtune.cli.commands import UsageError, config_and_place, configured
+from jaxtune.cli.commands import config_and_place, configured
 from jaxtune.cli.options import filled
-from jaxtune.files.store import is_remote
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -53,14 +52,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Works on the sweep until all trials have ended; returns 128 + n if signal n stopped it."""
-    if is_remote(options.workdir):
-        raise UsageError(
-            f"--workdir {options.workdir}: the workers of a sweep share a directory with locks, "
-            "which an object store does not have; name a local or a network directory"
-        )
-    config, workdir = config_and_place(options)
-    from jaxtune.runs.sweep.spec import Spec, read
+    from jaxtune.runs.sweep.spec import Spec, read, refuse_remote
 
+    refuse_remote(options.workdir)
+    config, workdir = config_and_place(options)
     spec = Spec.of(config, read(options.sweep or options.config))
     from jaxtune.display.progress import Progress
     from jaxtune.runs.signals import Stopped

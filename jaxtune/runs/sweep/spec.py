@@ -9,6 +9,7 @@ from jaxtune.config import python_file
 from jaxtune.config.schema import FIELDS, Config
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
+from jaxtune.files.store import is_remote
 from jaxtune.metrics.exact import EXACT
 from jaxtune.runs.plan.targets import hint
 from jaxtune.runs.sweep.space import MOST_POINTS, Space
@@ -93,6 +94,15 @@ class Spec:
 def read(path: str) -> Mapping[str, Any]:
     """Returns what `get_sweep()` of a sweep file, or of a config file, returns."""
     return python_file.values_of(path, function="get_sweep")[1]
+
+
+def refuse_remote(workdir: Any) -> None:
+    """Raises SweepError if a workdir is in an object store."""
+    if is_remote(workdir):
+        raise SweepError(
+            f"{workdir}: the workers of a sweep share a directory with locks, which an object "
+            "store does not have; name a local or a network directory"
+        )
 
 
 def _check_name(what: str, name: Any, known: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from jaxtune.config.load import load, parse
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.files import read_json, write_json
-from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError
+from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError, refuse_remote
 from jaxtune.runs.sweep.storage import JOURNAL, opened, required
 from jaxtune.workdir.directory import claim, refuse_foreign
 
@@ -63,6 +63,7 @@ def sweep(
       SweepError: If the sweep is invalid, or none of its trials was completed.
       Stopped: If a signal stopped the sweep; it can be resumed.
     """
+    refuse_remote(workdir)
     own = None if isinstance(objective, str) else objective
     given = dict(space=space, trials=trials, sampler=sampler, pruner=pruner, seed=seed)
     metric = getattr(objective, "__name__", "objective") if own else objective
