@@ -161,7 +161,8 @@ def _run(assembly: Any, rows: Any, plan: Any, directory: Path) -> None:
 
     model, placer, start = plan.shapes.model, assembly.placer, plan.shapes.start
     state, frozen = zeros((start.shapes, start.frozen))
-    state = state.replace(frozen=frozen)
+    hyper = {name: leaf + plan.shapes.optimizer.hyper[name] for name, leaf in state.hyper.items()}
+    state = state.replace(frozen=frozen, hyper=hyper)  # of zeros, Adam would make NaN
     for step in _longest(rows, plan):
         batch = placer(step.batch, parts=True)
         state, metrics = train_step(model, plan.shapes.optimizer, state, batch)

@@ -97,11 +97,11 @@ def read(path: str) -> Mapping[str, Any]:
 
 
 def refuse_remote(workdir: Any) -> None:
-    """Raises SweepError for a workdir in an object store."""
+    """Raises SweepError if a workdir is in an object store."""
     if is_remote(workdir):
         raise SweepError(
-            f"{workdir}: a sweep works in a local directory, or one that its machines share; the "
-            "data and the base of its trials may be in an object store"
+            f"{workdir}: the workers of a sweep share a directory with locks, which an object "
+            "store does not have; name a local or a network directory"
         )
 
 

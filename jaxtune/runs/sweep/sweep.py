@@ -63,11 +63,11 @@ def sweep(
       SweepError: If the sweep is invalid, or none of its trials was completed.
       Stopped: If a signal stopped the sweep; it can be resumed.
     """
+    refuse_remote(workdir)
     own = None if isinstance(objective, str) else objective
     given = dict(space=space, trials=trials, sampler=sampler, pruner=pruner, seed=seed)
     metric = getattr(objective, "__name__", "objective") if own else objective
     spec = Spec.of(_config(config), given | {"metric": metric}, own_metric=own is not None)
-    refuse_remote(workdir)
     place = Path(workdir).expanduser()
     return run(
         spec,
