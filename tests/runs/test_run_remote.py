@@ -127,10 +127,13 @@ def train_by_kills(config, url, tmp_path, environment, kills, seed=0):
     """Kills a run at random moments after a checkpoint is in the store, until it is left alone."""
     chance, there = random.Random(seed), Store(url)
     for number in range(kills):
-        process = launch(config, url, tmp_path / str(number), environment)
         known = Index.of(there).steps
-        while process.poll() is None and Index.of(there).steps in ({}, known):
-            time.sleep(0.05)
+        while Index.of(there).steps in ({}, known):
+            process = launch(config, url, tmp_path / str(number), environment)
+            while process.poll() is None and Index.of(there).steps in ({}, known):
+                time.sleep(0.05)
+            # A start may find the store in too much trouble, and end; then it is tried again.
+            assert process.poll() in (None, 0, 2), process.communicate()
         time.sleep(chance.uniform(0, 1))
         process.kill()
         process.communicate()
