@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtune.workdir.checkpoints import Checkpoints
+from resume import contents
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # persistent compilation cache, if any
@@ -237,18 +237,6 @@ def answers(workdir: Path) -> list[tuple]:
     last = max((workdir / "eval").glob("step-*/predictions.jsonl"))
     lines = map(json.loads, last.read_text().splitlines())
     return [(line["row"], line["answer"], line["tokens"]) for line in lines]
-
-
-def contents(workdir: Path) -> tuple:
-    """Returns everything in a workdir that must be identical between runs."""
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = checkpoints.steps[-1]
-    arrays, position = checkpoints.arrays(step)
-    checkpoints.close()
-    position["tally"].pop("seconds")
-    values = {path: (value.dtype.str, value.tobytes()) for path, value in arrays.items()}
-    adapter = (workdir / "export/adapter/adapter_model.safetensors").read_bytes()
-    return step, values, position, (workdir / "metrics.jsonl").read_bytes(), adapter
 
 
 def free_port() -> int:

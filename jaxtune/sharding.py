@@ -15,13 +15,13 @@ from jaxtune import quant, tree
 from jaxtune.display.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")  # batches split over the first two, weights over the last two
+WEIGHTS = ("tensor", "fsdp")  # a dimension that both of them split
 
 # Layer weights are [L, in, out]. The model width, which is `in` or `out`, is sharded over `fsdp`,
 # and heads, hidden features and the vocabulary over `tensor`; a head's vocabulary over both.
-BOTH = ("tensor", "fsdp")
 RULES: tree.Rules = (
     (r"(.*/)?embed/w", PartitionSpec("tensor", "fsdp")),
-    (r"(.*/)?head/w", PartitionSpec(None, BOTH)),
+    (r"(.*/)?head/w", PartitionSpec(None, WEIGHTS)),
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w", PartitionSpec(None, "fsdp", "tensor")),
     (r"(.*/)?layers/(attn/o|mlp/down)/w", PartitionSpec(None, "tensor", "fsdp")),
     (r".*/(scale|b|bias)", PartitionSpec()),
@@ -34,8 +34,8 @@ RULES: tree.Rules = (
 # are small and replicated.
 STATE_RULES: tree.Rules = (
     (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/a", PartitionSpec(None, "fsdp", None)),
-    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, BOTH)),
-    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, BOTH, None)),
+    (r"(.*/)?layers/(attn/[qkv]|mlp/(gate|up))/w/b", PartitionSpec(None, None, WEIGHTS)),
+    (r"(.*/)?layers/(attn/o|mlp/down)/w/a", PartitionSpec(None, WEIGHTS, None)),
     (r"(.*/)?layers/(attn/o|mlp/down)/w/b", PartitionSpec(None, None, "fsdp")),
     *RULES,
     (r".*", PartitionSpec()),
@@ -53,10 +53,9 @@ GATHERED: tree.Rules = (
 )
 # Rules for what logits are computed from: every device has some of the vocabulary, so that only
 # maxima and sums of the logits travel, and not the logits.
-VOCABULARY = BOTH
 HEAD: tree.Rules = (
-    (r"(.*/)?embed/w", PartitionSpec(VOCABULARY, None)),
-    (r"(.*/)?head/w", PartitionSpec(None, VOCABULARY)),
+    (r"(.*/)?embed/w", PartitionSpec(WEIGHTS, None)),
+    (r"(.*/)?head/w", PartitionSpec(None, WEIGHTS)),
 )
 
 

@@ -25,7 +25,7 @@ CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
 TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
 CHUNKS = P(None, *sharding.ROWS)  # chunks of all arrays, [chunks, R, C, ...]
 REPEATED = P("data")  # hidden states of a chunk, on all devices that share the vocabulary
-LOGITS = P("data", None, sharding.VOCABULARY)  # [R, C, V]
+LOGITS = P("data", None, sharding.WEIGHTS)  # [R, C, V]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -93,7 +93,7 @@ def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tu
     if trainable or not model.config.tied or not isinstance(table, jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
         return partial(graded, model, trainable, frozen), _held(model, hidden)
-    parts = sharding.ways(hidden, *sharding.VOCABULARY)
+    parts = sharding.ways(hidden, *sharding.WEIGHTS)
     parts = parts if table.shape[0] % parts == 0 else 1
     blocks = jax.vmap(tables.blocks)(table.reshape(parts, -1, table.shape[-1]))
     return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[1]
@@ -101,7 +101,7 @@ def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tu
 
 def _held(model, hidden: jax.Array) -> int:
     """Returns the number of logits per position that a device holds."""
-    return -(-model.config.vocabulary // sharding.ways(hidden, *sharding.VOCABULARY))
+    return -(-model.config.vocabulary // sharding.ways(hidden, *sharding.WEIGHTS))
 
 
 def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:

@@ -38,7 +38,7 @@ class Population:
 
     @classmethod
     def of(cls, states: Sequence[TrainState]) -> "Population":
-        """Stacks states.
+        """Stacks states into a population.
 
         Frozen leaves that are one array in all states are shared. Adapters of a lower rank than the
         highest are filled up with zeros, which stay zeros: neither half of such an adapter has a

@@ -58,7 +58,7 @@ class Journal:
             tracker.write(step, tagged)
 
     def close(self) -> None:
-        """Closes the trackers."""
+        """Ends TensorBoard and Weights & Biases; metrics.jsonl needs no ending."""
         for tracker in self._trackers:
             tracker.close()
 

@@ -59,7 +59,7 @@ class State:
         return cls(file, found["place"], found["whole"], found["files"])
 
     def write(self) -> None:
-        """Writes the file."""
+        """Writes the state to its file, which the next start reads."""
         with self.lock:
             about = {"place": self.place, "whole": self.whole, "files": dict(self.files)}
             write_json(self.file, about)

@@ -69,7 +69,7 @@ class Unrecorded(UserError):
 
 
 class Executor(Protocol):
-    """Runs trials."""
+    """Trains the trials that a worker has claimed, and tells how each ended."""
 
     most: int  # trials that it takes at once
 
@@ -149,7 +149,7 @@ class KeptBase:
         return model, jax.tree.map(lambda leaf: leaf, variables)
 
     def drop(self) -> None:
-        """Frees the base."""
+        """Forgets the kept base, so that its memory is free for another."""
         self._key = self._loaded = None
 
 

@@ -70,7 +70,7 @@ class Leases:
         workdir: Path,
         patience: float,
     ):
-        """Opens the claims.
+        """Opens the claims of a study, and makes them in its storage if they are missing.
 
         Args:
           storage: Optuna's storage.

@@ -112,7 +112,7 @@ class Study:
 
     @property
     def count(self) -> int:
-        """Number of trials."""
+        """Number of trials that the sweep will have: the points of its grid, or as it says."""
         attributes = self.study.user_attrs
         return len(attributes[POINTS]) if POINTS in attributes else attributes[SWEEP]["trials"]
 
