@@ -36,20 +36,19 @@ class Placer:
         size = max(stops) - min(starts)
         return min(starts) // size, self.rows // size
 
-    def __call__(self, batch: Batch, *, parts: bool) -> Batch:
+    def __call__(self, batch: Batch, *, parts: bool, members: bool = False) -> Batch:
         """Returns the batch on the devices.
 
         Leaves are [A, B, …], with A micro-batches. Without `parts`, only the first micro-batch is
-        placed, as [B, …].
+        placed, as [B, …]. With `members`, leaves are [M, A, B, …], a batch for each of M members.
         """
-        batch, where = self._chosen(batch, parts)
+        batch, where = self._chosen(batch, parts, members)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(where, leaf), batch)
 
-    def described(self, batch: Batch, *, parts: bool) -> Batch:
+    def described(self, batch: Batch, *, parts: bool, members: bool = False) -> Batch:
         """Returns the shapes and shardings of what the placer makes of a batch."""
-        batch, where = self._chosen(batch, parts)
-
-        axis = 1 if parts else 0
+        batch, where = self._chosen(batch, parts, members)
+        axis = parts + members
 
         def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
             whole = (*leaf.shape[:axis], self.rows, *leaf.shape[axis + 1 :])
@@ -57,15 +56,15 @@ class Placer:
 
         return jax.tree.map(shape, batch)
 
-    def _chosen(self, batch: Batch, parts: bool) -> tuple[Batch, NamedSharding]:
+    def _chosen(self, batch: Batch, parts: bool, members: bool) -> tuple[Batch, NamedSharding]:
         """Returns the leaves of a batch that a step takes, and their sharding."""
         # Positions, and segments without packing, are left for the step to derive: more attention
         # kernels apply to positions that are known to be counted from 0.
         batch = batch.replace(positions=None, segments=batch.segments if self.packing else None)
         if not parts:
             batch = jax.tree.map(lambda leaf: leaf[0], batch)
-        spec = PartitionSpec(None, *self.sharding.spec) if parts else self.sharding.spec
-        return batch, NamedSharding(self.mesh, spec)
+        before = [None] * (parts + members)
+        return batch, NamedSharding(self.mesh, PartitionSpec(*before, *self.sharding.spec))
 
 
 def ways(mesh: Mesh) -> int:

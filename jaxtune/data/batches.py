@@ -1,6 +1,7 @@
 """Collates examples into the arrays of a step, padded or packed, in few different shapes."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,28 @@ def split(batch: Batch, accumulate: int) -> Batch:
         return array.reshape(accumulate, -1, *array.shape[1:])
 
     return jax.tree.map(divided, batch)
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Stacks batches of the same lines and micro-batches along a new first axis.
+
+    Those with fewer tokens, scored positions or pictures than the largest are padded.
+    """
+
+    def joined(name: str) -> np.ndarray | None:
+        arrays = [getattr(batch, name) for batch in batches]
+        if arrays[0] is None:
+            return None
+        shape = tuple(map(max, *(array.shape for array in arrays)))
+        value = name == "causal"  # padding is causal, see `_empty`; everything else of it is 0
+        return np.stack([_padded(array, shape, value) for array in arrays])
+
+    return Batch(**{each.name: joined(each.name) for each in fields(Batch)})
+
+
+def _padded(array: np.ndarray, shape: Sequence[int], value: int) -> np.ndarray:
+    widths = [(0, size - now) for size, now in zip(shape, array.shape, strict=True)]
+    return np.pad(array, widths, constant_values=value)
 
 
 def _empty(shape: tuple[int, int, int], pad: int, causal: bool) -> Batch:

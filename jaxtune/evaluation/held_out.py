@@ -5,7 +5,7 @@ Predictions are written to a file as they are made, so that an interrupted evalu
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from jaxtune import tasks
 from jaxtune.assembly.placer import Placer
 from jaxtune.config.training_sections import Data
 from jaxtune.data import images
+from jaxtune.data.batches import Batch
 from jaxtune.data.errors import RowError, TooLong, column
 from jaxtune.data.examples import RowEncoder
 from jaxtune.data.images import Reference
@@ -34,6 +35,9 @@ from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.step import eval_step
 from jaxtune.workdir import agreement
+
+# From a batch on the devices to the sum of its losses, or those of members, and of its weights.
+Evaluate = Callable[[Batch], tuple[jax.Array, jax.Array]]
 
 CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
 # Shape of a line of predictions, as `files.misfit` checks it.
@@ -272,17 +276,37 @@ def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> fl
 
     Raises LossError if the loss of any batch is not finite.
     """
-    loader.restore({**loader.state(), "step": 0})
-    sums, places = [], []
-    for step in loader:
-        sums.append(eval_step(model, variables, placer(step.batch, parts=False)))
-        places.append(step.places)
-    found = np.array(jax.device_get(sums), np.float64)
-    for rows, (loss, _) in zip(places, found, strict=True):
-        if not np.isfinite(loss):
-            raise LossError(f"the held-out loss is {loss:g} for the rows {few(rows, len(rows))}")
-    total, weight = found.sum(axis=0)
-    return float(total / weight)
+    return Losses.of(partial(eval_step, model, variables), loader, placer).mean()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of N held-out batches, under the weights of one model or of M members."""
+
+    sums: np.ndarray  # float64[N] or [N, M], sums of weighted losses
+    weights: np.ndarray  # float64[N], sums of weights
+    places: list[list[str]]  # of the rows of each batch
+
+    @classmethod
+    def of(cls, evaluate: Evaluate, loader: Loader, placer: Placer) -> "Losses":
+        """Returns the losses of all batches of a loader, from its start."""
+        loader.restore({**loader.state(), "step": 0})
+        found, places = [], []
+        for step in loader:
+            found.append(evaluate(placer(step.batch, parts=False)))
+            places.append(step.places)
+        sums, weights = zip(*jax.device_get(found), strict=True)
+        return cls(np.array(sums, np.float64), np.array(weights, np.float64), places)
+
+    def mean(self, member: int | None = None) -> float:
+        """Returns the weighted mean loss; raises LossError if that of any batch is not finite."""
+        sums = self.sums if member is None else self.sums[:, member]
+        for rows, loss in zip(self.places, sums, strict=True):
+            if not np.isfinite(loss):
+                raise LossError(
+                    f"the held-out loss is {loss:g} for the rows {few(rows, len(rows))}"
+                )
+        return float(sums.sum() / self.weights.sum())
 
 
 def digest(content: Any) -> str:

@@ -1,7 +1,6 @@
-"""Reports that a run prints before its first step and after its last one."""
+"""Reports that a run prints before its first step."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.escapes import plural
-from jaxtune.display.progress import duration
 from jaxtune.sharding import divisors, undivided
 from jaxtune.training.optim import Optimizer
 
@@ -88,46 +86,6 @@ def leaf_table(start: Start, placer: Placer) -> list[str]:
     rows = list(trained_leaves(start.selected, placer.mesh))
     columns = ["leaf", "shape", "parameters"] + (["over"] if placer.mesh.size > 1 else [])
     return ["", *grid(columns, rows, ["parameters"]), ""]
-
-
-def ending(summary: Mapping[str, Any]) -> str:
-    """Returns a few lines that sum up a finished run, from the content of summary.json."""
-    lines = {
-        "done": f"{plural(summary['steps'], 'step')} in {duration(summary['seconds'])}, "
-        f"{summary['tokens_per_second']:,.0f} tokens/s"
-        + (" (stopped early: no recent improvement)" if summary["stopped_early"] else ""),
-        "memory": f"peak {size_text(summary['memory']['bytes'])} ({summary['memory']['of']})",
-    }
-    if summary["eval_loss"] is not None:
-        lines["held-out"] = (
-            f"loss {summary['eval_loss_before']:.4f} before training, "
-            f"best {summary['eval_loss']:.4f} after step {summary['eval_step']:,}"
-        )
-    lines["exported"] = summary["exported"]
-    return "\n".join(labelled(lines))
-
-
-def memory() -> dict[str, Any]:
-    """Returns the peak memory in bytes: of the fullest device, or else of this process.
-
-    It is None for a process on Windows, whose peak the standard library does not tell.
-    Devices such as CPUs that do not count their memory are left out.
-    """
-    counted = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
-    if peaks:
-        return {"bytes": max(peaks), "of": "the fullest device"}
-    return {"bytes": _process_peak(), "of": "this process"}
-
-
-def _process_peak() -> int | None:
-    """Returns the largest resident size of this process in bytes, or None on Windows."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _rows(rows: Rows, max_length: int) -> str:

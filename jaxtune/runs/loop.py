@@ -1,4 +1,4 @@
-"""The training loop: steps, and the logs, evaluations and checkpoints due after them."""
+"""A run in progress: its training loop, and the logs, evaluations and checkpoints due in it."""
 
 import math
 import signal
@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxtune.assembly.placer import Placer
-from jaxtune.assembly.state import Start, parameters
+from jaxtune.assembly.state import Start
 from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
@@ -28,8 +28,8 @@ from jaxtune.export.write import Exported
 from jaxtune.files.fetched import known_as
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
-from jaxtune.runs import console
 from jaxtune.runs.signals import Stop, Stopped
+from jaxtune.runs.summary import ending, memory, summary_of
 from jaxtune.runs.tally import Speed, Tally
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.step import TrainState, train_step
@@ -59,9 +59,17 @@ class Pruned(Exception):
         self.step, self.seconds = step, seconds  # seconds of training
 
 
-@dataclass
+class Unrecorded(UserError):
+    """Values that `report` could not record, which is no fault of the run."""
+
+
+@dataclass(eq=False)
 class Run:
-    """A run in progress: its parts, its state and its position."""
+    """A run in progress: its parts, its state and its position.
+
+    `train` runs its steps. Whoever runs them otherwise, such as together with those of other runs,
+    calls `begin`, after each step `settle`, and `pause` after the steps that are `due`.
+    """
 
     config: Config
     workdir: Workdir
@@ -81,6 +89,7 @@ class Run:
     export: Callable[[dict, Path], Path]  # writes variables to a directory in a published layout
     deliver: Callable[[dict, int], Exported]  # writes and verifies the final export of a step
     pushes: Pushes | Unpushed
+    log: Journal | Silent
     report: Report | None  # of each evaluation
     tokenizer: Tokenizer
     task: ModuleType | None  # None unless the config names one
@@ -90,9 +99,10 @@ class Run:
     # Of the last step whose metrics were read. The loop computes nothing with JAX besides steps: on
     # an accelerator, the host would wait for the step that was dispatched last.
     loss: float | None = None
+    norm: float | None = None  # of the gradient
     rate: float | None = None  # learning rate
 
-    def train(self, log: Journal | Silent, stop: Stop) -> None:
+    def train(self, stop: Stop) -> None:
         """Runs the remaining steps, with the logs, evaluations and checkpoints due after them.
 
         On a signal, the step under way is finished and saved, and `Stopped` is raised; before the
@@ -100,28 +110,35 @@ class Run:
         diverges, `RunError` is raised.
         """
         ahead: tuple[Step, Mapping] | None = None
-        if self.evaluator and self.done == 0:
-            self.tally.before = self._evaluate(log)
-            self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
-            self._answer(log)
-        self.speed.start()
-        while not self._over:
+        self.begin()
+        while not self.over:
             step = next(self.loader)
             batch = self.placer(step.batch, parts=True)
             self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
             # The devices compute this step while the host reads the metrics of the previous one.
             if ahead:
-                self._settle(*ahead)
+                self.settle(*ahead)
             ahead = (step, metrics)
             self.done += 1
             stop.after(FIRST, RESUME)
             asked = _agreed(stop.asked, self.done)
-            if asked or self._due:
-                norm = self._settle(*ahead)
+            if asked or self.due:
+                self.settle(*ahead)
                 ahead = None
-                self._pause(log, norm, save=bool(asked))
+                self.pause(save=bool(asked))
             if asked:
-                self._leave(asked)
+                self.leave(asked)
+
+    def begin(self, held_out_loss: Callable[[], float] | None = None) -> None:
+        """Evaluates the untrained weights before the first step, and starts the clock.
+
+        `held_out_loss` returns their held-out loss; by default it is computed from `state`.
+        """
+        if self.evaluates_first:
+            self.tally.before = self._evaluate(held_out_loss)
+            self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
+            self._answer()
+        self.speed.start()
 
     def finish(self, stop: Stop) -> dict[str, Any]:
         """Saves the last state, exports the best one, writes summary.json and pushes.
@@ -135,25 +152,9 @@ class Run:
         stop.at_once(
             f"all {self.done:,} steps are saved; run the same command again to export them"
         )
-        tally, start = self.tally, self.start
         exported = self._export()
         summary = {
-            "steps": self.done,
-            "epochs": self.done / self.loader.steps_per_epoch,
-            "stopped_early": self.done < self.total,
-            "first_loss": tally.first_loss,
-            "eval_loss_before": tally.before,
-            "eval_loss": tally.best_loss,
-            "eval_step": None if tally.best_loss is None else tally.best_step,
-            "tokens": tally.tokens,
-            "scored_tokens": tally.scored,
-            "examples": tally.examples,
-            "trained_parameters": parameters(start.selected),
-            "parameters": parameters([start.selected, start.frozen]),
-            "seconds": round(tally.seconds, 1),
-            "tokens_per_second": round(tally.tokens / max(tally.seconds, 1e-9), 1),
-            "memory": console.memory(),
-            "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            **summary_of(self.tally, self.loader, self.start, self.done, self.total),
             "checkpoints": [
                 f"{known_as(self.checkpoints.directory)}/{n}" for n in self.checkpoints.steps
             ],
@@ -161,14 +162,15 @@ class Run:
             "verified": exported.report.get("kept"),
         }
         self.workdir.write("summary.json", summary)
-        self.progress.say(console.ending(summary))
+        self.progress.say(ending(summary))
         exported.check()
         if pushed := self.pushes.ended(exported.path, self._caption(exported=True)):
             self.workdir.write("summary.json", summary | pushed)
         return summary | pushed
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether no step is left."""
         return self.done >= self.total or self._hopeless
 
     @property
@@ -178,47 +180,63 @@ class Run:
         return patience is not None and self.tally.worse >= patience
 
     @property
-    def _due(self) -> bool:
+    def due(self) -> bool:
         """Whether a log line, an evaluation or a checkpoint is due after this step."""
         config = self.config
         return any(map(self._at, (config.log.every, config.eval.every, config.checkpoint.every)))
+
+    @property
+    def evaluates_first(self) -> bool:
+        """Whether the untrained weights are to be evaluated now."""
+        return self.evaluator is not None and self.done == 0
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due after this step."""
+        return self.evaluator is not None and self._at(self.config.eval.every)
 
     def _at(self, every: int | None) -> bool:
         """Whether this step is the last one or a multiple of `every`."""
         return self.done == self.total or bool(every and self.done % every == 0)
 
-    def _pause(self, log: Journal | Silent, norm: float, save: bool) -> None:
-        """Logs, evaluates and saves whatever is due after this step."""
+    def pause(self, *, save: bool, held_out_loss: Callable[[], float] | None = None) -> None:
+        """Logs, evaluates and saves whatever is due after this step, whose metrics are settled.
+
+        Args:
+          save: Saves the state even if no checkpoint is due.
+          held_out_loss: Returns the held-out loss; by default it is computed from `state`.
+
+        Raises:
+          Pruned: If `report` ends the run here.
+          RunError: If the held-out loss is not finite.
+        """
         self.workdir.check()
         if self._at(self.config.log.every):
-            self._log(log, norm)
+            self._log()
         score, better, pruned = None, False, False
-        if self.evaluator and self._at(self.config.eval.every):
-            loss = self._evaluate(log)
-            figures = self._answer(log)
+        if self.evaluates:
+            loss = self._evaluate(held_out_loss)
+            figures = self._answer()
             score = self._score(loss, figures)
             better = self._compare(loss, score)
             pruned = bool(self.report and self.report(self.done, {"loss": loss, **figures}))
         wanted = save or pruned or self._hopeless or self._at(self.config.checkpoint.every)
         if wanted or (better and self.config.checkpoint.best):
             self._save(score)
-        if pruned and not self._over:
+        if pruned and not self.over:
             self.checkpoints.wait()
             raise Pruned(self.done, self.tally.seconds)
         self.pushes.tell()
         self.speed.start()
 
-    def _settle(self, step: Step, metrics: Mapping) -> float:
-        """Adds a step's metrics to the tally, and returns its gradient norm.
-
-        Raises RunError if the metrics show that the run is lost.
-        """
+    def settle(self, step: Step, metrics: Mapping) -> None:
+        """Adds a step's metrics to the tally; raises RunError if they show that the run is lost."""
         names = ("loss", "gradient_norm", "weight", "lr")
         loss, norm, weight, rate = (float(metrics[name]) for name in names)
         tally = self.tally
         if reason := tally.lost(loss, norm, math.log(self.model.config.vocabulary)):
             raise RunError(self._obituary(step, loss, norm, reason))
-        self.loss, self.rate = loss, rate
+        self.loss, self.norm, self.rate = loss, norm, rate
         tally.loss += loss * weight
         tally.weight += weight
         tally.tokens += step.tokens
@@ -226,7 +244,6 @@ class Run:
         tally.examples += step.examples
         tally.seconds += self.speed.note(step.tokens)
         self.progress.draw(self._status(step.number + 1, loss))
-        return norm
 
     def _obituary(self, step: Step, loss: float, norm: float, reason: str) -> str:
         """Returns the error message of a lost run: the step, its rows, the last good checkpoint."""
@@ -244,22 +261,22 @@ class Run:
             "check these rows"
         )
 
-    def _log(self, log: Journal | Silent, norm: float) -> None:
+    def _log(self) -> None:
         tally = self.tally
         loss = tally.loss / tally.weight
         values = {
             "epoch": self.done / self.loader.steps_per_epoch,
             "loss": loss,
-            "gradient_norm": norm,
+            "gradient_norm": self.norm,
             "lr": float(f"{self.rate:.6g}"),
             "tokens": tally.tokens,
             "scored_tokens": tally.scored,
             "examples": tally.examples,
         }
         timings = {"tokens_per_second": self.speed.tokens}
-        if peak := console.memory()["bytes"]:
+        if peak := memory()["bytes"]:
             timings["memory"] = peak
-        log.write(self.done, "train", values, timings)
+        self.log.write(self.done, "train", values, timings)
         if not self.progress.live:
             self.progress.say(self._status(self.done, loss))
         tally.loss = tally.weight = 0.0
@@ -271,20 +288,23 @@ class Run:
             f"{duration((self.total - step) * self.speed.seconds)} left"
         )
 
-    def _evaluate(self, log: Journal | Silent) -> float:
+    def _evaluate(self, compute: Callable[[], float] | None) -> float:
         """Computes, logs and returns the mean loss over the held-out rows."""
         self.progress.draw(f"step {self.done:,}: evaluating")
         try:
-            loss = held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
+            loss = (compute or self._held_out_loss)()
         except held_out.LossError as error:
             raise RunError(
                 f"step {self.done:,}: {error}\n  if the training loss is finite, check these rows; "
                 f"otherwise try an optim.lr below {self.config.optim.lr:g}"
             ) from None
-        log.write(self.done, "eval", {"loss": loss}, {})
+        self.log.write(self.done, "eval", {"loss": loss}, {})
         return loss
 
-    def _answer(self, log: Journal | Silent) -> dict[str, float]:
+    def _held_out_loss(self) -> float:
+        return held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
+
+    def _answer(self) -> dict[str, float]:
         """Answers held-out rows; logs and returns the metrics, or {} if there are no such rows."""
         if not self.answered:
             return {}
@@ -297,7 +317,7 @@ class Run:
             generator, self.answered, self.task, self.metrics, where, self.progress
         )
         figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
-        log.write(self.done, "answers", figures, {})
+        self.log.write(self.done, "answers", figures, {})
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.progress.say(
             f"step {self.done:,}: answers to {plural(len(self.answered), 'row')}: {text}"
@@ -337,7 +357,7 @@ class Run:
             if self.saved:  # that one is on disk, now that another is begun
                 self.workdir.note(**{SAVED: True})
             self.saved = self.done
-            if not self._over:  # after the last step, the final export is pushed instead
+            if not self.over:  # after the last step, the final export is pushed instead
                 self.pushes.saved(
                     partial(self.export, self.state.variables), self.done, self._caption()
                 )
@@ -349,7 +369,8 @@ class Run:
             return f"step {tally.best_step:,}, held-out loss {tally.best_loss:.4f}"
         return f"step {self.done:,}" + (f", loss {self.loss:.4f}" if self.loss is not None else "")
 
-    def _leave(self, number: int) -> None:
+    def leave(self, number: int) -> None:
+        """Waits until the last checkpoint is written, and raises `Stopped` for a signal."""
         self.checkpoints.wait()
         raise Stopped(
             number,

@@ -1,4 +1,4 @@
-"""Trains from a config: assembles the run, starts or resumes it, and exports the result."""
+"""Trains from a config: opens a run, new or to be resumed, trains it, and exports the result."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from jaxtune.config.schema import Config
 from jaxtune.config.training_sections import Batch
 from jaxtune.display.progress import Progress, Quiet
 from jaxtune.export import delivery
-from jaxtune.export.push import Pushes, Unpushed, pushing, sign_in
+from jaxtune.export.push import pushing, sign_in
 from jaxtune.export.tuned import Tuned
 from jaxtune.runs import console
 from jaxtune.runs.loop import RESUME, Report, Run, RunError
@@ -72,51 +72,55 @@ def fit(
       Pruned: If `report` ended the run; it can be resumed.
       RunError: If the run diverged, or the devices' memory does not suffice.
     """
+    with (
+        stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
+        opened(
+            config,
+            workdir,
+            accept_changes=accept_changes,
+            plan=plan,
+            progress=progress,
+            report=report,
+            load_base=load_base,
+            cache=cache,
+        ) as run,
+        _advice(config.batch),
+    ):
+        stop.at_once(RESUME if run.done else UNTRAINED)
+        run.train(stop)
+        return run.finish(stop)
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config,
+    workdir: Path | str,
+    *,
+    accept_changes: bool = False,
+    plan: bool = True,
+    progress: Progress | None = None,
+    report: Report | None = None,
+    load_base: LoadBase = weights.load_base,
+    cache: Path | None = None,
+) -> Iterator[Run]:
+    """Yields a run that is ready for its next step, with its directory locked; see `fit`.
+
+    Cheap checks come before weights are read.
+    """
     first = jax.process_index() == 0
     progress = (progress or Progress()) if first else Quiet()
     settings, workdir = resolved(config), local_workdir(workdir)
     if first:
         sign_in(config.hub, workdir)
-    with (
-        stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
-        run_directory(workdir, settings, accept_changes=accept_changes) as directory,
-        pushing(config.hub, directory, progress, first) as pushes,
-        _prepared(config, directory, plan, progress, pushes, report, load_base, cache) as run,
-        journal(directory, config.log, settings, run.done, first) as log,
-        _advice(config.batch),
-    ):
-        stop.at_once(RESUME if run.done else UNTRAINED)
-        run.train(log, stop)
-        return run.finish(stop)
-
-
-@contextlib.contextmanager
-def _prepared(
-    config: Config,
-    workdir: Workdir,
-    plan: bool,
-    progress: Progress,
-    pushes: Pushes | Unpushed,
-    report: Report | None,
-    load_base: LoadBase,
-    cache: Path | None,
-) -> Iterator[Run]:
-    """Makes the parts of a run and reports them; cheap checks come before weights are read."""
     with contextlib.ExitStack() as stack:
-        refuse_foreign_lines(workdir.path / METRICS)
-        delivery.refuse_in_the_way(config, workdir.path)
-        assembly = replace(Assembly.of(config, workdir.started), load_base=load_base)
-        if workdir.stepped and not workdir.accepts_changes:
-            _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
-        agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
-        placer = assembly.placer
-        rows = RunRows.read(assembly, progress, stack, cache or workdir.path)
-        for name, each in (("training", rows.loader), ("held-out", rows.evaluator)):
-            if each:
-                agreement.refuse_different(f"the {name} rows", each.identity)
-        total = assembly.total_steps(rows.loader)
+        directory = run_directory(workdir, settings, accept_changes=accept_changes)
+        directory = stack.enter_context(directory)
+        pushes = stack.enter_context(pushing(config.hub, directory, progress, first))
+        assembly = _assembled(config, directory, progress, load_base)
+        rows = _read(assembly, progress, stack, cache or directory.path)
+        placer, total = assembly.placer, assembly.total_steps(rows.loader)
         _tell(progress, console.of_steps(config.batch, rows.loader, total, placer))
-        checkpoints = _checkpoints(config.checkpoint, workdir)
+        checkpoints = _checkpoints(config.checkpoint, directory)
         stack.callback(checkpoints.close)
         if plan and (known := max(checkpoints.steps, default=0)) < total:
             plan_ahead(assembly, rows, progress, known)
@@ -129,15 +133,16 @@ def _prepared(
         if progress.verbose:
             _tell(progress, console.leaf_table(start, placer))
         state, done, tally = _begun(checkpoints, start, rows, progress)
-        _refuse_idle_changes(workdir, done, total)
-        workdir.adopt(stands_on=assembly.identity)
+        _refuse_idle_changes(directory, done, total)
+        directory.adopt(stands_on=assembly.identity)
+        log = stack.enter_context(journal(directory, config.log, settings, done, first))
 
         def tuned(variables: dict, step: int | None = None) -> Tuned:
-            return Tuned(assembly, model, variables, step, workdir.path)
+            return Tuned(assembly, model, variables, step, directory.path)
 
         yield Run(
             config=config,
-            workdir=workdir,
+            workdir=directory,
             progress=progress,
             model=model,
             optimizer=optimizer,
@@ -158,8 +163,33 @@ def _prepared(
             export=lambda variables, folder: delivery.save_into(tuned(variables), folder),
             deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
             pushes=pushes,
+            log=log,
             report=report,
         )
+
+
+def _assembled(
+    config: Config, workdir: Workdir, progress: Progress, load_base: LoadBase
+) -> Assembly:
+    """Returns the parts of a run; raises if they, or files in the workdir, are another run's."""
+    refuse_foreign_lines(workdir.path / METRICS)
+    delivery.refuse_in_the_way(config, workdir.path)
+    assembly = replace(Assembly.of(config, workdir.started), load_base=load_base)
+    if workdir.stepped and not workdir.accepts_changes:
+        _tell(progress, refuse_replaced(workdir.path, assembly.identity, OTHER_FILES))
+    agreement.refuse_different("the base and its tokenizer", _contents(assembly.identity))
+    return assembly
+
+
+def _read(
+    assembly: Assembly, progress: Progress, stack: contextlib.ExitStack, cache: Path
+) -> RunRows:
+    """Reads the rows of a run; raises if processes find different ones."""
+    rows = RunRows.read(assembly, progress, stack, cache)
+    for name, each in (("training", rows.loader), ("held-out", rows.evaluator)):
+        if each:
+            agreement.refuse_different(f"the {name} rows", each.identity)
+    return rows
 
 
 def _contents(files: Identity) -> dict[str, dict[str, list]]:

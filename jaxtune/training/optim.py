@@ -42,6 +42,8 @@ DIRECTIONS: dict[str, Callable[[Hyper], optax.GradientTransformation]] = {
         optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
     ),
 }
+# Optimisers whose arrays all have the shape of the parameter, or none.
+ALIKE = ("adamw", "sgd", "lion")
 # Weight decay skips norm scales, biases and DoRA magnitudes. It applies to both matrices of an
 # adapter, including `b`, which is no bias.
 DECAYS: tree.Rules = (

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.display.errors import UserError
@@ -63,11 +64,33 @@ class Population:
             for state, (_, own) in zip(states, parts, strict=True)
         ]
         _check(alone)
-        return cls(jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), parts[0][0], ranks)
+        where = _beside(alone[0])
+        return cls(jax.jit(_stacked, out_shardings=where)(*alone), parts[0][0], ranks)
+
+    @classmethod
+    def described(cls, state: TrainState, frozen: Any, count: int) -> "Population":
+        """Returns the shapes of a population of `count` members that are like one another.
+
+        Args:
+          state: Shapes, dtypes and shardings of a member's state, without `frozen`.
+          frozen: Those of its frozen leaves, of which the weights, under `params/`, are shared.
+          count: Number of members.
+        """
+        weights = tree.map_with_path(lambda path, _: path.startswith("params/"), frozen)
+        shared, own = tree.partition(frozen, weights)
+        state = state.replace(frozen=own)
+        states = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                (count, *leaf.shape), leaf.dtype, sharding=sharding
+            ),
+            state,
+            _beside(state),
+        )
+        return cls(states, shared, (_rank(state),) * count)
 
     def member(self, index: int) -> TrainState:
         """Returns the state of a member, as if it had trained alone."""
-        state = _resized(jax.tree.map(lambda leaf: leaf[index], self.states), self.ranks[index])
+        state = _taken(self.states, index, self.ranks[index])
         return state.replace(frozen=tree.combine(state.frozen, self.shared))
 
     def without(self, gone: Sequence[int]) -> "Population":
@@ -94,7 +117,9 @@ def population_step(
     Returns:
       The members after the step, and the metrics of `train_step`, each float32[M].
     """
-    states, metrics = _step(model, optimizer, population.states, population.shared, batch, own)
+    states, metrics = compiled_population_step(
+        model, optimizer, population.states, population.shared, batch, own
+    )
     return population.replace(states=states), metrics
 
 
@@ -102,11 +127,11 @@ def population_losses(
     model, population: Population, batch
 ) -> tuple[jax.Array, jax.Array]:  # float32[M], float32[]
     """Returns what `eval_step` returns of a batch, for every member: sums of losses and weights."""
-    return _losses(model, population.states, population.shared, batch)
+    return compiled_losses(model, population.states, population.shared, batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
-def _step(model, optimizer, states, shared, batch, own: bool):
+def compiled_population_step(model, optimizer, states, shared, batch, own: bool):
     def one(state: TrainState, batch):
         frozen = tree.combine(state.frozen, shared)
         moving = state.replace(frozen=None)
@@ -117,12 +142,36 @@ def _step(model, optimizer, states, shared, batch, own: bool):
 
 
 @partial(jax.jit, static_argnums=0)
-def _losses(model, states, shared, batch):
+def compiled_losses(model, states, shared, batch):
+    """Computes `population_losses` under jit."""
+
     def one(state: TrainState):
         frozen = tree.combine(state.frozen, shared)
         return eval_step(model, tree.combine(state.trainable, frozen), batch)[0]
 
     return jax.vmap(one)(states), batch.weights.sum()
+
+
+def _stacked(*states: TrainState) -> TrainState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@partial(jax.jit, static_argnums=2)
+def _taken(states: TrainState, index: int, rank: int) -> TrainState:
+    """Returns the state of a member with its own rank, without what it shares."""
+    return _resized(jax.tree.map(lambda leaf: leaf[index], states), rank)
+
+
+def _beside(state: TrainState) -> Any:
+    """Returns shardings of stacked leaves: those of a member's, with whole stacks everywhere."""
+
+    def stacked(leaf: jax.Array) -> NamedSharding | None:
+        where = getattr(leaf, "sharding", None)
+        if not isinstance(where, NamedSharding):
+            return None  # left to the compiler
+        return NamedSharding(where.mesh, PartitionSpec(None, *where.spec))
+
+    return jax.tree.map(stacked, state)
 
 
 def _one_array(*leaves: jax.Array) -> bool:

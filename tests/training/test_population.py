@@ -92,7 +92,9 @@ def test_a_frozen_weight_is_dequantised_once_for_all_members(base):
     model, variables = jaxtune.load(base, "float32", "nf4")
     made = optimizer("sgd")
     population = Population.of(states(variables, made, MEMBERS[:3]))
-    lowered = module._step.lower(model, made, population.states, population.shared, rows(0), False)
+    lowered = module.compiled_population_step.lower(
+        model, made, population.states, population.shared, rows(0), False
+    )
     shapes = set(re.findall(r"tensor<([\dx]+)xf32>", lowered.as_text()))
     assert "32x48" in shapes  # gate and up, dequantised
     assert not shapes & {"3x32x48", "3x48x32", "3x512x32", "3x32x512"}

@@ -61,9 +61,9 @@ def test_a_run_needs_no_module_that_windows_lacks(tmp_path):
             del sys.modules[name]
         sys.modules |= dict.fromkeys(["fcntl", "resource", "termios", "pwd", "grp"])
         import jaxtune.cli.main, jaxtune.export.write, jaxtune.runs.run
-        from jaxtune.runs import console
+        from jaxtune.runs import summary
         from jaxtune.workdir.directory import WorkdirError, locked_directory, run_directory
-        print(console.memory())
+        print(summary.memory())
         with locked_directory(Path(sys.argv[1]), "run"):
             try:
                 with locked_directory(Path(sys.argv[1]), "run"):

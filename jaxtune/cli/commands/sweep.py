@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from jaxtune.cli.commands import config_and_place, configured
-from jaxtune.cli.options import filled
+from jaxtune.cli.options import filled, whole
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -40,6 +40,14 @@ def arguments(parser: ArgumentParser) -> None:
         help="name of the study in the database (default: that of the workdir)",
     )
     parser.add_argument(
+        "--together",
+        type=lambda text: whole(text, 1, 64),
+        default=8,
+        metavar="N",
+        help="train up to N trials together that share base and programs, as far as the devices' "
+        "memory allows; 1 trains each by itself (default: 8)",
+    )
+    parser.add_argument(
         "--patience",
         type=seconds,
         default=60.0,
@@ -63,7 +71,7 @@ def run(options: Namespace) -> int:
     if options.dry_run:
         from jaxtune.runs.sweep.dry import dry_run
 
-        dry_run(spec, workdir, Progress())
+        dry_run(spec, workdir, Progress(), options.together)
         return 0
     from jaxtune.runs.sweep import sweep
 
@@ -74,6 +82,7 @@ def run(options: Namespace) -> int:
             storage=options.storage,
             name=options.study,
             extend=options.extend,
+            together=options.together,
             patience=options.patience,
             progress=Progress(),
         )

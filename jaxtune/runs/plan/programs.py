@@ -20,6 +20,7 @@ from jaxtune.models.paligemma import Model
 from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
 from jaxtune.training.optim import Optimizer
+from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import compiled_step, eval_step
 
 # libtpu does not compile a program that does not fit, but says how much it would take.
@@ -134,6 +135,37 @@ def evaluate(shapes: Shapes, batch: Batch) -> Program:
     size = sharding.device_bytes(batch)
     beside = size + shapes.held["optimiser"]
     return found.itemised({**shapes.held, "batch": 2 * size}, beside=beside)
+
+
+def train_together(shapes: Shapes, batch: Batch, count: int, own: bool) -> Program:
+    """Compiles the step of a population of `count` members, each like the run of these shapes.
+
+    `batch` is given as shapes, [A, B, …], or if each member has its own, as [M, A, B, …].
+    """
+    population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
+    traced = compiled_population_step.trace(
+        shapes.model, shapes.optimizer, population.states, population.shared, batch, own
+    )
+    found = _compile("train", traced, shapes, {"members": count} | _sizes(batch))
+    size = sharding.device_bytes(batch)
+    held = _of_members(shapes, count) | {"batch": 2 * size}
+    return found.itemised(held, beside=size, gradients=True)
+
+
+def evaluate_together(shapes: Shapes, batch: Batch, count: int) -> Program:
+    """Compiles the held-out losses of a population for a batch, given as shapes, [B, …]."""
+    population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
+    given = (shapes.model, population.states, population.shared, batch)
+    found = _compile(
+        "evaluate", compiled_losses.trace(*given), shapes, {"members": count} | _sizes(batch)
+    )
+    size = sharding.device_bytes(batch)
+    return found.itemised(_of_members(shapes, count) | {"batch": 2 * size}, beside=size)
+
+
+def _of_members(shapes: Shapes, count: int) -> dict[str, int]:
+    """Returns the bytes that a device holds for a population, whose members share the base."""
+    return {name: size * (1 if name == "base" else count) for name, size in shapes.held.items()}
 
 
 def decode(

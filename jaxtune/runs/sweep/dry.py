@@ -15,10 +15,11 @@ from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, Quiet, duration
 from jaxtune.files import write_json
 from jaxtune.runs.plan import targets
+from jaxtune.runs.plan.members import Members, members
 from jaxtune.runs.plan.plan import Plan, plan
 from jaxtune.runs.rows import RunRows
 from jaxtune.runs.sweep.space import Dimension, Overrides, Range, text
-from jaxtune.runs.sweep.spec import Spec
+from jaxtune.runs.sweep.spec import TOGETHER, Spec
 from jaxtune.runs.sweep.variants import Group, bases, groups, overridden
 from jaxtune.workdir.directory import claim
 
@@ -26,8 +27,10 @@ PLAN = "sweep_plan.json"
 SHOWN, PLANNED = 24, 8  # trials that are listed, and groups of trials that are planned
 
 
-def dry_run(spec: Spec, workdir: Path, progress: Progress) -> None:
+def dry_run(spec: Spec, workdir: Path, progress: Progress, together: int = TOGETHER) -> None:
     """Prints the trials of a sweep, what they share and what they take; trains nothing.
+
+    `together` is the most trials that train together.
 
     Without a grid, which trials there will be depends on results: as many are drawn at random. The
     plan is written to sweep_plan.json.
@@ -36,11 +39,11 @@ def dry_run(spec: Spec, workdir: Path, progress: Progress) -> None:
     valid, refused = _configs(spec, trials)
     for line in _listed(spec, trials, refused):
         progress.say(line)
-    found = groups(list(valid.values()))
+    found = groups(list(valid.values()), together > 1)
     numbers = list(valid)
     for line in _shared(valid, found):
         progress.say(line)
-    planned = [_planned(group, numbers, progress) for group in found[:PLANNED]]
+    planned = [_planned(group, numbers, together, progress) for group in found[:PLANNED]]
     for line in _table(planned, len(found)):
         progress.say(line)
     claim(workdir)
@@ -103,12 +106,12 @@ def _shared(valid: dict[int, Config], found: Sequence[Group]) -> list[str]:
             "base": f"loaded {plural(loads, 'time')} by one worker, "
             f"for {plural(len(valid), 'trial')}",
             "programs": f"{plural(len(found), 'set')} to compile; the trials of a set differ only "
-            "in numbers that the programs take as arrays",
+            "in numbers that the programs take as arrays, and in the rank",
         }
     )
 
 
-def _planned(group: Group, numbers: Sequence[int], progress: Progress) -> dict[str, Any]:
+def _planned(group: Group, numbers: Sequence[int], most: int, progress: Progress) -> dict[str, Any]:
     """Returns what the trials of a group take, as JSON."""
     progress.draw(f"planning trial {numbers[group.trials[0]]}")
     target, today = targets.at_hand(), datetime.date.today().isoformat()
@@ -116,8 +119,14 @@ def _planned(group: Group, numbers: Sequence[int], progress: Progress) -> dict[s
     with contextlib.ExitStack() as stack:
         rows = RunRows.read(assembly, Quiet(), stack)
         found = plan(assembly, rows, target, Quiet())
+        population = Members(1, found.peak_bytes, 0.0)
+        if group.together:
+            several = min(most, len(group.trials))
+            population = members(assembly, rows, target, several, group.seeds)
     return {
         "trials": [numbers[each] for each in group.trials],
+        "together": population.count,
+        "together_bytes": population.peak_bytes,
         "peak_bytes": found.peak_bytes,
         "limit_bytes": target.limit_bytes,
         "fits": found.fits,
@@ -141,6 +150,8 @@ def _table(planned: Sequence[dict[str, Any]], whole: int) -> Iterator[str]:
             "trials": _numbers(each["trials"]),
             "steps": f"{each['steps']:,}",
             "peak": size_text(each["peak_bytes"]),
+            "together": f"{each['together']:,}",
+            "peak together": size_text(each["together_bytes"]),
             "fits": {True: "yes", False: "NO", None: "unknown"}[each["fits"]],
             "to compile": duration(each["compile_seconds"]),
             "a trial at least": _time(each["least_seconds"]),

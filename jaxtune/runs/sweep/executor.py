@@ -1,13 +1,15 @@
 """Runs the trials that a worker has claimed, and returns how each ended.
 
-An executor takes one trial, or several that it trains together.
+`OneByOne` runs each as a run of its own, and `Populations` trains those that share their programs
+together.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,10 +21,11 @@ from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.files import UnwritableError
 from jaxtune.models.paligemma import Model
-from jaxtune.runs.loop import Pruned, Report
+from jaxtune.runs.loop import Pruned, Report, Unrecorded
 from jaxtune.runs.run import fit
 from jaxtune.runs.sweep.variants import program_of, shares_base
 
+T = TypeVar("T")
 OUTPUT = "output.log"  # in the directory of a trial: what its run reports
 
 
@@ -64,10 +67,6 @@ class Outcome:
     reason: str = ""
 
 
-class Unrecorded(UserError):
-    """A report that the study's storage did not take, which is no fault of the trial."""
-
-
 class Executor(Protocol):
     """Trains the trials that a worker has claimed, and tells how each ended."""
 
@@ -86,7 +85,7 @@ class OneByOne:
 
     progress: Progress
     most: int = 1
-    _base: "KeptBase" = field(default_factory=lambda: KeptBase())
+    base: "KeptBase" = field(default_factory=lambda: KeptBase())
     _planned: set[Config] = field(default_factory=set)
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
@@ -96,25 +95,19 @@ class OneByOne:
 
     def _outcome(self, trial: Trial) -> Outcome:
         begun = time.monotonic()
-        try:
-            if isinstance(trial.config, UserError):
-                raise trial.config
-            summary = self._fit(trial, trial.config)
-        except Pruned as pruned:
-            return Outcome(trial, "pruned", pruned.step, round(pruned.seconds, 1))
-        except (UnwritableError, Unrecorded, OSError):
-            raise
-        except UserError as error:
-            return self._failed(trial, begun, str(error))
-        except Exception as error:
-            return self._failed(trial, begun, f"{type(error).__name__}: {error}")
+        summary, error = attempt(partial(self._fit, trial))
+        if error:
+            return ended(trial, error, time.monotonic() - begun)
         return Outcome(trial, "complete", summary["steps"], summary["seconds"])
 
-    def _fit(self, trial: Trial, config: Config) -> dict[str, Any]:
+    def _fit(self, trial: Trial) -> dict[str, Any]:
         """Runs or resumes a trial, and returns its summary."""
+        config = trial.config
+        if isinstance(config, UserError):
+            raise config
         shared = shares_base(config)
         if not shared:
-            self._base.drop()
+            self.base.drop()
         program = program_of(config)
         summary = fit(
             config,
@@ -122,14 +115,32 @@ class OneByOne:
             plan=program not in self._planned,
             progress=TrialProgress(self.progress, trial),
             report=trial.report,
-            load_base=self._base if shared else weights.load_base,
+            load_base=self.base if shared else weights.load_base,
             cache=trial.directory.parent,
         )
         self._planned.add(program)
         return summary
 
-    def _failed(self, trial: Trial, begun: float, reason: str) -> Outcome:
-        return Outcome(trial, "failed", 0, round(time.monotonic() - begun, 1), reason)
+
+def attempt(action: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:
+    """Returns the result of an action, or the error of a trial that it raised.
+
+    Errors of the machine, such as a full disk, are raised.
+    """
+    try:
+        return action(), None
+    except (UnwritableError, Unrecorded, OSError):
+        raise
+    except Exception as error:
+        return None, error
+
+
+def ended(trial: Trial, error: Exception, seconds: float) -> Outcome:
+    """Returns the outcome of a trial that an error ended, `seconds` after it began."""
+    if isinstance(error, Pruned):
+        return Outcome(trial, "pruned", error.step, round(error.seconds, 1))
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return Outcome(trial, "failed", 0, round(seconds, 1), reason)
 
 
 class KeptBase:

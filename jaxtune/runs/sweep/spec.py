@@ -16,6 +16,7 @@ from jaxtune.runs.sweep.space import MOST_POINTS, Space
 
 SAMPLERS = ("grid", "random", "tpe", "qmc", "gp", "cmaes", "nsga2")
 PRUNERS = ("median", "halving", "hyperband")
+TOGETHER = 8  # trials that a worker takes at once by default
 LOSS = "loss"  # the metric that is the held-out loss
 KEYS = ("space", "trials", "sampler", "pruner", "metric", "seed")
 

@@ -13,7 +13,7 @@ from jaxtune.config.load import load, parse
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.files import read_json, write_json
-from jaxtune.runs.sweep.spec import LOSS, Spec, SweepError, refuse_remote
+from jaxtune.runs.sweep.spec import LOSS, TOGETHER, Spec, SweepError, refuse_remote
 from jaxtune.runs.sweep.storage import JOURNAL, opened, required
 from jaxtune.workdir.directory import claim, refuse_foreign
 
@@ -34,6 +34,7 @@ def sweep(
     storage: str | None = None,
     study: str | None = None,
     extend: bool = False,
+    together: int = TOGETHER,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Trains a config with many overrides, and returns the leaderboard, best trial first.
@@ -54,6 +55,7 @@ def sweep(
       storage: URL of a database, for workers on several machines; by default a file in `workdir`.
       study: Name of the study in the storage; by default that of `workdir`.
       extend: Adds these trials to a study of another space.
+      together: Most trials that train together as a population; 1 trains each by itself.
       progress: Where trials are reported; standard output by default.
 
     Returns:
@@ -75,6 +77,7 @@ def sweep(
         storage=storage,
         name=study,
         extend=extend,
+        together=together,
         objective=own,
         progress=progress or Progress(),
     )
@@ -94,6 +97,7 @@ def run(
     storage: str | None = None,
     name: str | None = None,
     extend: bool = False,
+    together: int = TOGETHER,
     patience: float = PATIENCE,
     objective: Callable[[Path], float] | None = None,
 ) -> list[dict[str, Any]]:
@@ -106,8 +110,8 @@ def run(
         raise SweepError("a trial runs in a single process: start the workers of a sweep apart")
     required(spec.sampler)
     from jaxtune.runs.sweep import board, publish
-    from jaxtune.runs.sweep.executor import OneByOne
     from jaxtune.runs.sweep.leases import Leases, working
+    from jaxtune.runs.sweep.populations import Populations
     from jaxtune.runs.sweep.study import Study
     from jaxtune.runs.sweep.worker import Work
 
@@ -120,7 +124,7 @@ def run(
         study = Study.of(spec, held, name, extend)
         with working(workdir, _place(workdir, spec, name, storage)) as worker:
             leases = Leases(held, name, worker, workdir, patience)
-            executor = OneByOne(progress)
+            executor = Populations(progress, most=together)
             Work(study, leases, executor, workdir, progress, patience, objective).run()
         found = publish.write(study, workdir)
     for line in ["", *board.table(spec, found), ""]:

@@ -7,6 +7,7 @@ from jaxtune.config.load import resolved
 from jaxtune.config.schema import FIELDS, SCHEMA, Config
 from jaxtune.runs.plan.plan import changed
 from jaxtune.runs.sweep.space import Overrides
+from jaxtune.training.optim import ALIKE
 
 # Fields that are arrays in the train state: trials that differ in these share compiled programs.
 NUMBERS = (
@@ -24,6 +25,7 @@ NUMBERS = (
     "trainable.dropout",
 )
 UNCOMPILED = ("checkpoint", "log", "hub")  # sections that no program depends on
+RANK = "trainable.rank"
 LENGTHS = {"steps": "epochs", "epochs": "steps"}  # two ways to set the length of a run
 
 
@@ -70,6 +72,19 @@ def program_of(config: Config) -> Config:
     return replace(changed(config, {key: FIELDS[key].default for key in NUMBERS}), **sections)
 
 
+def together_as(config: Config) -> Config | None:
+    """Returns what the configs of trials that can train together have in common.
+
+    Adapters of different ranks are filled up to the highest. It is None for a config that changes
+    its base, and so shares it with no other.
+    """
+    if not shares_base(config):
+        return None
+    program = program_of(config)
+    ranks = config.optim.name in ALIKE and not config.trainable.adapter
+    return changed(program, {RANK: FIELDS[RANK].default}) if ranks else program
+
+
 def shares_base(config: Config) -> bool:
     """Returns whether a run leaves the weights of its base as they were loaded."""
     return config.trainable.kind == "lora" and config.trainable.init == "default"
@@ -77,18 +92,30 @@ def shares_base(config: Config) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that share all compiled programs, and one of their configs."""
+    """Trials that share their programs, and of their configs the one with the highest rank."""
 
     config: Config
     trials: tuple[int, ...]
+    together: bool  # whether they can train together
+    seeds: bool  # whether their seeds differ, so that each has batches of its own
 
 
-def groups(configs: Sequence[Config]) -> list[Group]:
-    """Returns trials grouped by the programs that they share."""
-    found: dict[Config, list[int]] = {}
+def groups(configs: Sequence[Config], together: bool = True) -> list[Group]:
+    """Returns trials grouped by the programs that they share, trained together or one by one."""
+    found: dict[tuple, list[int]] = {}
     for number, config in enumerate(configs):
-        found.setdefault(program_of(config), []).append(number)
-    return [Group(configs[numbers[0]], tuple(numbers)) for numbers in found.values()]
+        alike = together_as(config) if together else None
+        key = (alike is not None, alike or program_of(config))
+        found.setdefault(key, []).append(number)
+    return [
+        Group(
+            max((configs[number] for number in numbers), key=lambda each: each.trainable.rank),
+            tuple(numbers),
+            can and len(numbers) > 1,
+            len({configs[number].seed for number in numbers}) > 1,
+        )
+        for (can, _), numbers in found.items()
+    ]
 
 
 def bases(configs: Sequence[Config]) -> int:
