@@ -5,7 +5,7 @@
 
 The model has Gemma 3 270M's full size and random weights, which are written to DIR (by default a
 temporary directory, 0.5 GB), held in nf4; LoRA r=8 on all seven linear maps, 30 steps of 4 rows of
-up to 48 tokens. Every process gets the same rows.
+up to 32 tokens. Every process gets the same rows.
 
 - steps: the population's step and a step of one run take turns in one process; memory is what the
   compiled programs take.
@@ -31,7 +31,7 @@ from typing import Any
 from shapes import GEMMA_3_270M, cpu, write_checkpoint
 from stand_in import TOKENIZER
 
-MEMBERS, STEPS, ROWS, LENGTH, RANK = 8, 30, 4, 48, 8
+MEMBERS, STEPS, ROWS, LENGTH, RANK = 8, 30, 4, 32, 8
 RATES = [1e-4 * 2**power for power in range(MEMBERS)]
 OVER_RUNS, OVER_TRL, STEP, MEMORY = 2.5, 6.0, 0.8, 1.1  # what issue and documents claim
 COMMANDS = {"population": ["--together", "8"], "one by one": ["--together", "1"]}

@@ -58,6 +58,7 @@ class Lora:
         w: Any,  # [in, out], plain or quantised
         y: jax.Array,  # [n, out], x @ w
         key: jax.Array | None,  # None outside training
+        rows: tuple[int, ...] | None = None,
     ) -> jax.Array:  # [n, out]
         """Returns the adapted product.
 
@@ -66,11 +67,13 @@ class Lora:
           w: The weight without the adapter.
           y: x @ w.
           key: Random key of dropout; None turns dropout off.
+          rows: Shape whose axes the first one of `x` flattens, such as (B, T); by default (n,).
+            What is dropped at an index does not depend on their sizes, such as that of a padded T.
 
         Returns:
           The outputs, in the dtype of `y`.
         """
-        inputs = x if key is None else _drop(x, self.dropout, key)
+        inputs = x if key is None else _drop(x, self.dropout, key, rows or x.shape[:1])
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         # In bfloat16 a scale such as 1.1 would be 0.3 % too small, so factors stay in float32.
         scaled = ((inputs @ a).astype(jnp.float32) * self.scale).astype(x.dtype)
@@ -273,12 +276,14 @@ def _rescaled(y: jax.Array, base: jax.Array, low: jax.Array, ratio: jax.Array) -
     return (wide + (ratio - 1) * base + ratio * low).astype(y.dtype)
 
 
-def _drop(x: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
+def _drop(x: jax.Array, share: jax.Array, key: jax.Array, rows: tuple[int, ...]) -> jax.Array:
     grown = (x.astype(jnp.float32) * (1 / (1 - share))).astype(x.dtype)
-    return jnp.where(_kept(x.shape, share, key), grown, 0)
+    return jnp.where(_kept(rows, x.shape[1], share, key), grown, 0)
 
 
-def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array:  # bool[n, in]
+def _kept(
+    rows: tuple[int, ...], width: int, share: jax.Array, key: jax.Array
+) -> jax.Array:  # bool[n, width], with n the product of `rows`
     """Returns a dropout mask, False at a random fraction `share` of elements.
 
     Each element is decided by a hash of its index, seeded by the key. This is several times cheaper
@@ -286,8 +291,11 @@ def _kept(shape: tuple[int, int], share: jax.Array, key: jax.Array) -> jax.Array
     that the mask is never stored in memory.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
-    word = _mixed(_mixed((row * jnp.uint32(shape[1]) + column) ^ first) + second)
+    row = first
+    for size in rows:
+        row = _mixed(row[..., None] ^ jnp.arange(size, dtype=jnp.uint32)) + second
+    column = jnp.arange(width, dtype=jnp.uint32)
+    word = _mixed(_mixed(row.reshape(-1, 1) ^ column) + second)
     return word >= (share * 2.0**32).astype(jnp.uint32)
 
 

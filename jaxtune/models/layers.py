@@ -40,7 +40,7 @@ class Linear(nn.Module):
         y = quant.dot(flat, w, self.output)
         if self.has_variable("lora", "w"):
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
-            y = gather(self.get_variable("lora", "w")).adapt(flat, w, y, key)
+            y = gather(self.get_variable("lora", "w")).adapt(flat, w, y, key, x.shape[:-1])
         if self.bias:
             b = self.variable("params", "b", jnp.zeros, (self.features,)).value
             y = y + b.astype(y.dtype)

@@ -67,13 +67,15 @@ class Together:
             yield from self._settle(leg, ahead)
             ahead, done = taken, done + 1
             stop.after(FIRST, RESUME)
-            if stop.asked or done == until or any(run.due for run in leg.runs.values()):
+            asked = stop.asked
+            last = bool(asked) or done == until
+            if last or any(run.due for run in leg.runs.values()):
                 yield from self._settle(leg, ahead)
                 ahead = None
-                yield from self._pause(leg, last=bool(stop.asked) or done == until)
+                yield from self._pause(leg, last)
                 leg.leave_out(self.compiling)
-            if stop.asked:
-                self._leave(stop.asked, done)
+            if asked:
+                self._leave(asked, done)
 
     def _settle(self, leg: "Leg", taken: "Taken | None") -> Ends:
         """Adds the metrics of a step to the tallies of the runs."""

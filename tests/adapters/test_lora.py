@@ -175,10 +175,12 @@ def test_dropout_leaves_out_its_share(pair):
 
 def test_masks_of_dropout_are_independent():
     """Of neighbouring places, of rows, of columns and of keys: two masks agree as chance has it."""
-    share, shape = 0.25, (512, 640)
-    one, other = (
-        np.asarray(lora._kept(shape, jnp.float32(share), jax.random.key(seed))) for seed in (0, 1)
-    )
+    share = 0.25
+
+    def mask(rows, seed):
+        return np.asarray(lora._kept(rows, 640, jnp.float32(share), jax.random.key(seed)))
+
+    one, other = mask((512,), 0), mask((4, 128), 1)
     pairs = {
         "keys": (one, other),
         "neighbours": (one[:, 1:], one[:, :-1]),
@@ -196,6 +198,13 @@ def test_masks_of_dropout_are_independent():
             kept = mask.mean(axis)
             spread = kept.std() / (share * (1 - share) / size) ** 0.5
             assert spread == pytest.approx(1, abs=0.2)
+
+
+def test_what_is_dropped_does_not_depend_on_padding():
+    few, many = (
+        np.asarray(lora._kept((3, size), 8, jnp.float32(0.5), jax.random.key(0))) for size in (5, 9)
+    )
+    np.testing.assert_array_equal(few.reshape(3, 5, 8), many.reshape(3, 9, 8)[:, :5])
 
 
 @pytest.mark.slow

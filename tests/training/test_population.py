@@ -13,9 +13,9 @@ from jaxtune.training import population as module
 from jaxtune.training.optim import optimizer
 from jaxtune.training.population import Population, population_losses, population_step
 from jaxtune.training.step import TrainState, eval_step, train_step
-from tests.training.test_step import packed, padded, texts
+from tests.training.test_step import padded, texts
 
-STEPS = 6
+STEPS = 4
 # Rank, alpha, dropout, seed, and hyperparameters of each member.
 MEMBERS = (
     (4, 8.0, 0.0, 0, dict(lr=1e-3)),
@@ -39,39 +39,18 @@ def rows(step: int):
     return padded(list(texts(step)))
 
 
-def stacked(step: int):
-    """Two micro-batches."""
-    halves = [padded(list(texts(10 * step + part))) for part in range(2)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *halves)
-
-
-def bins(step: int):
-    given = list(texts(step))
-    return packed([given[:2], given[2:]], 40)
-
-
-CASES = {
-    "lora": (None, "adamw", rows),
-    "qlora": ("nf4-double", "adamw", rows),
-    "accumulated": ("nf4", "lion", stacked),
-    "packed": (None, "adamw", bins),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_members_train_as_they_do_alone(base, case):
-    quant, name, batches = CASES[case]
-    model, variables = jaxtune.load(base, "float32", quant)
-    made = optimizer(name, schedule="linear", total_steps=STEPS)
+def test_members_train_as_they_do_alone(base):
+    """With their own numbers and ranks; `tests/runs/test_together.py` has more cases."""
+    model, variables = jaxtune.load(base, "float32", "nf4-double")
+    made = optimizer("lion", schedule="linear", total_steps=STEPS)
     alone, population = states(variables, made), Population.of(states(variables, made))
     for step in range(STEPS):
-        batch = batches(step)
-        losses, found = [], []
+        losses = []
         for index, state in enumerate(alone):
-            alone[index], metrics = train_step(model, made, state, batch)
+            alone[index], metrics = train_step(model, made, state, rows(step))
             losses.append(metrics)
-        population, found = population_step(model, made, population, batch)
+        population, found = population_step(model, made, population, rows(step))
         for key in ("loss", "gradient_norm", "lr", "weight"):
             expected = [float(each[key]) for each in losses]
             np.testing.assert_allclose(found[key], expected, rtol=1e-5, err_msg=key)

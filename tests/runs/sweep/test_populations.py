@@ -1,142 +1,118 @@
-"""Trials that train together beside the same trials alone."""
+"""Sweeps whose trials train together."""
 
+import itertools
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 pytest.importorskip("optuna")
 
+import jax
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import jaxtune
 from jaxtune.config import load as configs
-from jaxtune.display.progress import Quiet
-from jaxtune.runs.plan import targets
+from jaxtune.display.errors import UserError
+from jaxtune.display.progress import Progress, Quiet
+from jaxtune.runs.plan import members as plan
+from jaxtune.runs.plan.targets import at_hand
 from jaxtune.runs.sweep import populations
-from jaxtune.runs.sweep.executor import OneByOne, Trial
+from jaxtune.runs.sweep.executor import Trial
 from jaxtune.runs.sweep.populations import Populations, fitting
 from jaxtune.workdir.directory import claim
-
-CASES = {
-    "lora": {},
-    "qlora": {"model": {"quant": "nf4"}, "trainable": {"dropout": 0.1}},
-    "accumulated": {"batch": {"accumulate": 2}},
-    "packed": {"batch": {"packing": True, "max_length": 96, "buckets": []}},
-}
-MEMBERS = [
-    {"optim.lr": 0.001},
-    {"optim.lr": 0.003, "trainable.alpha": 8.0},
-    {"optim.lr": 0.01, "trainable.rank": 4},
-    {"optim.lr": 0.02, "optim.weight_decay": 0.1},
-    {"optim.lr": 0.002, "seed": 1},
-    {"optim.lr": 0.005, "schedule.warmup": 2.0},
-    {"optim.lr": 0.003, "optim.b1": 0.8, "seed": 2},
-    {"optim.lr": 0.01, "optim.clip_norm": 0.1},
-]
+from tests import reference
+from tests.runs.test_together import MEMBERS, nested, values  # noqa: F401 (a fixture)
 
 
-@pytest.fixture(scope="module")
-def values(base, rows):
-    return {
-        "steps": 4,
-        "model.path": str(base),
-        "data.source": str(rows),
-        "data.workers": 0,
-        "trainable.rank": 2,
-        "batch.rows": 4,
-        "batch.max_length": 64,
-        "eval.holdout": 8,
-        "eval.every": 2,
-        "checkpoint.every": 1,
-        "log.every": 1,
-    }
-
-
-def nested(flat: dict) -> dict:
-    found = {}
-    for key, value in flat.items():
-        section, _, name = key.rpartition(".")
-        (found.setdefault(section, {}) if section else found)[name] = value
-    return found
-
-
-def trials(values: dict, members: list[dict], place: Path, report=lambda *_: False) -> list[Trial]:
+def trials(given: dict, members: list[dict], place) -> list[Trial]:
     found = []
     for number, overrides in enumerate(members):
         directory = place / f"{number:04}"
         claim(directory)
-        config = configs.parse(nested(values | overrides))
-        title = f"trial {number}"
-        found.append(
-            Trial(number, config, directory, title, lambda *given, n=number: report(n, *given))
-        )
+        config = configs.parse(nested(given | overrides))
+        found.append(Trial(number, config, directory, f"trial {number}", lambda *_: False))
     return found
 
 
-def metrics(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_alike(one: Path, other: Path) -> None:
-    """Losses of all steps and evaluations are equal to 1e-5, weights of adapters to 1e-4."""
-    for mine, theirs in zip(metrics(one), metrics(other), strict=True):
-        assert mine.keys() == theirs.keys()
-        assert (mine["step"], mine["kind"]) == (theirs["step"], theirs["kind"])
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    ours, others = (
-        load_file(each / "export/adapter/adapter_model.safetensors") for each in (one, other)
-    )
-    assert ours.keys() == others.keys()
-    for name, tensor in ours.items():
-        np.testing.assert_allclose(tensor, others[name], atol=1e-4, err_msg=name)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_eight_trials_train_together_as_they_do_alone(values, tmp_path, case):
-    flat = {f"{s}.{k}": v for s, changes in CASES[case].items() for k, v in changes.items()}
-    together = trials(values | flat, MEMBERS, tmp_path / "together")
-    alone = trials(values | flat, MEMBERS, tmp_path / "alone")
-    found = list(Populations(Quiet(), most=8).run(together))
-    assert [each.state for each in found] == ["complete"] * 8
-    for each in OneByOne(Quiet()).run(alone):
-        assert each.state == "complete"
-    for one, other in zip(together, alone, strict=True):
-        assert_alike(one.directory, other.directory)
-        assert json.loads((one.directory / "summary.json").read_text())["verified"]
+def test_eight_exported_members_have_our_logits_under_peft(values, base, tmp_path):  # noqa: F811
+    made = trials(values | {"steps": 2}, MEMBERS, tmp_path)
+    found = list(Populations(Quiet(), most=8).run(made))
+    assert sorted(each.trial.number for each in found) == list(range(8))
+    assert {(each.state, each.steps) for each in found} == {("complete", 2)}
+    model, variables = jaxtune.load(base, "float32")
+    tokens = np.random.default_rng(0).integers(3, 512, (2, 24), np.int32)
+    seen = []
+    for trial in made:
+        place = trial.directory / "export" / "adapter"
+        assert json.loads((trial.directory / "summary.json").read_text())["verified"]
+        plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+        want = reference.logits(PeftModel.from_pretrained(plain, place).eval(), tokens)
+        adapted = jaxtune.load_adapter(model, variables, place)
+        got = np.asarray(model.apply(adapted, tokens))
+        # float32, over three layers, as for any adapter
+        assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+        seen.append(want)
+    assert all(np.abs(one - other).max() > 1e-3 for one, other in itertools.pairwise(seen))
 
 
-@pytest.mark.slow
-def test_members_that_are_behind_catch_up_and_those_that_end_are_left_out(
-    values, tmp_path, monkeypatch
-):
-    sizes = []
-    step = populations.Together.__init__.__globals__["population_step"]
+def test_trials_that_cannot_train_together_train_alone(values, tmp_path, monkeypatch):  # noqa: F811
+    """Ranks that an optimiser's arrays do not allow, weights of the base, and a broken config."""
+    alone = []
 
-    def counted(model, optimizer, population, batch, **given):
-        sizes.append(len(population))
-        return step(model, optimizer, population, batch, **given)
+    def noted(self, trials):
+        alone.extend(trial.number for trial in trials)
+        return iter(())
 
-    monkeypatch.setitem(populations.Together.__init__.__globals__, "population_step", counted)
-    members = [{"optim.lr": lr} for lr in (0.001, 0.003, 1e30, 0.01)]
-    values = values | {"steps": 6}
-    # The first trial is stopped after step 2, as a killed process leaves it.
-    early = trials(values, members[:1], tmp_path / "together", lambda *_: True)
-    assert [each.state for each in OneByOne(Quiet()).run(early)] == ["pruned"]
-    together = trials(
-        values, members, tmp_path / "together", lambda number, step, _: number == 1 and step == 4
+    monkeypatch.setattr(populations.OneByOne, "run", noted)
+    together = []
+    monkeypatch.setattr(
+        Populations,
+        "_together",
+        lambda self, trials, *_: together.append([each.number for each in trials]) or iter(()),
     )
-    monkeypatch.setattr(populations, "fitting", lambda *given: fitting(*given))
-    ends = {each.trial.number: each for each in Populations(Quiet(), most=8).run(together)}
-    assert {number: each.state for number, each in ends.items()} == {
-        0: "complete",
-        1: "pruned",
-        2: "failed",
-        3: "complete",
-    }
-    assert "training diverged" in ends[2].reason and ends[1].steps == 4
-    alone = trials(values, members, tmp_path / "alone")
-    list(OneByOne(Quiet()).run([alone[0], alone[3]]))
-    for number in (0, 3):
-        assert_alike(together[number].directory, alone[number].directory)
-    print(sizes)
+    monkeypatch.setattr(populations, "fitting", lambda config, most, *_: plan.Members(2, 0, 0.0))
+    made = trials(
+        values,
+        [
+            {"optim.name": "adafactor", "trainable.rank": 2},
+            {"optim.name": "adafactor", "trainable.rank": 4},
+            {"trainable.rank": 2},
+            {"trainable.rank": 4},
+            {"trainable.kind": "attention", "trainable.rank": 8},
+            {"trainable.rank": 2, "optim.lr": 0.5},
+        ],
+        tmp_path,
+    )
+    made.append(replace(made[0], number=6, config=UserError("two fields")))
+    list(Populations(Quiet(), most=8).run(made))
+    # Of each three that could train together, two fit.
+    assert together == [[2, 5]]
+    assert alone == [6, 0, 1, 2, 5, 3, 4]  # 2 and 5 once more, as the population left them
+
+
+def test_as_many_train_together_as_memory_allows(values, tmp_path, monkeypatch):  # noqa: F811
+    config = configs.parse(nested(values | {"trainable.rank": 16}))
+    whole = fitting(config, 6, False, tmp_path)
+    assert whole.count == 6
+    for fraction, count in ((0.999, 5), (0.0, 1)):
+        limit = int(whole.peak_bytes * fraction)
+        target = replace(at_hand(), limit_bytes=limit)
+        monkeypatch.setattr(populations, "at_hand", lambda target=target: target)
+        found = fitting(config, 6, False, tmp_path)
+        assert found.count == count and (found.peak_bytes <= limit or count == 1)
+
+
+def test_trials_go_on_alone_where_memory_does_not_suffice(values, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr("jaxtune.runs.together.population_step", full)
+    made = trials(values | {"steps": 1}, MEMBERS[:2], tmp_path)
+    found = list(Populations(Progress(), most=8).run(made))
+    assert [each.state for each in found] == ["complete"] * 2
+    told = capsys.readouterr().out
+    assert "memory does not suffice for 2 trials together: they go on alone" in told

@@ -6,6 +6,7 @@ from jaxtune.config.load import parse
 from jaxtune.config.schema import Config
 from jaxtune.runs.sweep.space import Range, Space, SpaceError, integer, log, text, uniform, when
 from jaxtune.runs.sweep.variants import bases, groups, overridden, settings
+from jaxtune.training.optim import ALIKE, DIRECTIONS
 
 BASE = parse({"model": {"path": "base"}, "data": {"source": "rows"}, "trainable": {"rank": 16}})
 
@@ -117,9 +118,22 @@ def test_steps_take_the_place_of_epochs():
 
 def test_programs_are_shared_where_only_numbers_differ():
     points = space(optim__lr=[1e-3, 1e-2], trainable__rank=[2, 4], seed=[0, 1]).points
-    found = groups([overridden(BASE, point) for point in points])
+    configs = [overridden(BASE, point) for point in points]
+    found = groups(configs, together=False)
     assert [len(group.trials) for group in found] == [4, 4]
     assert {points[each]["trainable.rank"] for each in found[0].trials} == {2}
+    (together,) = groups(configs)
+    assert len(together.trials) == 8 and together.together and together.seeds
+    assert together.config.trainable.rank == 4
+
+
+def test_what_changes_the_base_or_has_other_arrays_by_rank_is_not_trained_together():
+    kinds = [overridden(BASE, {"trainable.kind": kind}) for kind in ("attention", "full")]
+    assert [group.together for group in groups(kinds * 2)] == [False, False]
+    ranks = space(optim__name=list(DIRECTIONS), trainable__rank=[2, 4]).points
+    found = groups([overridden(BASE, point) for point in ranks])
+    alike = {group.config.optim.name for group in found if group.together}
+    assert alike == set(ALIKE)
 
 
 def test_settings_are_what_differs_from_the_defaults():

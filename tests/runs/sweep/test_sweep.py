@@ -46,6 +46,7 @@ def board(workdir: Path) -> list[dict]:
 
 def start(file: Path, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, "launch.py", "sweep", "--config", file, "--workdir", workdir]
+    command += ["--together", "1"]  # which trials train together depends on who took them
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, env=env, cwd=ROOT, **quiet)
@@ -58,7 +59,9 @@ def test_a_sweep_that_is_killed_and_continued_by_two_ends_like_one_left_alone(
     loads = []
     load = weights.load_base
     monkeypatch.setattr(weights, "load_base", lambda *given: (loads.append(given), load(*given))[1])
-    alone = jaxtune.sweep(values, SWEEP["space"], workdir=tmp_path / "alone", progress=Quiet())
+    alone = jaxtune.sweep(
+        values, SWEEP["space"], workdir=tmp_path / "alone", together=1, progress=Quiet()
+    )
     assert len(loads) == 1  # for four trials
     file, workdir = tmp_path / "config.py", tmp_path / "killed"
     functions = {"get_config": values, "get_sweep": SWEEP}
@@ -86,10 +89,26 @@ def test_a_sweep_that_is_killed_and_continued_by_two_ends_like_one_left_alone(
 
 
 @pytest.mark.slow
+def test_a_sweep_of_populations_ends_like_one_of_single_runs(values, tmp_path):
+    space = {"optim.lr": [0.003, 0.01, 0.03], "trainable.rank": [1, 2]}
+    boards = {}
+    for together in (1, 3):
+        place = tmp_path / str(together)
+        boards[together] = jaxtune.sweep(
+            values, space, workdir=place, together=together, progress=Quiet()
+        )
+    for one, other in zip(*boards.values(), strict=True):
+        assert one["overrides"] == other["overrides"] and other["state"] == "complete"
+        assert one["metric"] == pytest.approx(other["metric"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_trial_is_a_run_like_any_other(values, tmp_path):
     """Pruned by the sweep, it is trained to its end by itself."""
     space = {"optim.lr": [0.03, 0.02, 0.01, 0.005, 0.001]}
-    found = jaxtune.sweep(values, space, pruner="median", workdir=tmp_path, progress=Quiet())
+    found = jaxtune.sweep(
+        values, space, pruner="median", workdir=tmp_path, together=1, progress=Quiet()
+    )
     last = found[-1]
     assert (last["state"], last["steps"], last["number"]) == ("pruned", 2, 4)
     trial = tmp_path / last["directory"]
