@@ -7,8 +7,9 @@ The model has Gemma 3 270M's full size and random weights, which are written to 
 temporary directory, 0.5 GB), held in nf4; LoRA r=8 on all seven linear maps, 30 steps of 4 rows of
 up to 32 tokens. Every process gets the same rows.
 
-- steps: the population's step and a step of one run take turns in one process; memory is what the
-  compiled programs take.
+- steps: steps of one run and of populations of 1, 2, 4 and 8 take turns in one process. A line
+  through their times tells what a step takes once, such as dequantising the base, and what each
+  member adds. Memory is what the compiled programs take.
 - wall: time from the start of a process to the last held-out loss of all 8 learning rates, with
   loading and compilation: `sweep`, `sweep --together 1`, 8 commands `train`, and 8 TRL trainers on
   bitsandbytes' nf4. Of TRL's, --peers are run and the others counted as their mean.
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from shapes import GEMMA_3_270M, cpu, write_checkpoint
 from stand_in import TOKENIZER
 
@@ -102,11 +104,13 @@ def steps(place: Path, options: argparse.Namespace) -> bool:
     found = json.loads(child("steps", place).stdout.splitlines()[-1])
     eight = MEMBERS * found["alone"]
     bound = MEMORY * (found["base"] + MEMBERS * found["of_a_run"])
-    print(
-        f"step: one run {found['alone']:.2f} s, {MEMBERS} of them {eight:.2f} s, population "
-        f"{found['population']:.2f} s; compiled in {found['compiled']:.0f} s"
-    )
-    share = found["population"] / eight
+    sizes = found["sizes"]
+    each, once = np.polyfit(list(map(int, sizes)), list(sizes.values()), 1)
+    told = ", ".join(f"{size}: {seconds:.2f} s" for size, seconds in sizes.items())
+    print(f"step: one run {found['alone']:.2f} s, {MEMBERS} of them {eight:.2f} s")
+    print(f"populations of {told}; {once:.2f} s once and {each:.2f} s for each member")
+    print(f"compiled in {found['compiled']:.0f} s")
+    share = sizes[str(MEMBERS)] / eight
     kept = [
         claim(f"{share:.2f} of the time of 8 steps, limit {STEP}", share <= STEP),
         claim(
@@ -153,21 +157,21 @@ def measure_steps(place: Path) -> None:
             started = assembly.start(variables | {"lora": adapted["lora"]}, optimizer)
             return started.state()
 
-        alone, population = state(), Population.of([state() for _ in range(MEMBERS)])
-        times: dict[str, list[float]] = {"alone": [], "population": []}
-        for _ in range(8):
+        states = {size: Population.of([state() for _ in range(size)]) for size in (1, 2, 4, 8)}
+        states[0] = state()  # of one run
+        times: dict[int, list[float]] = {size: [] for size in states}
+        for _ in range(7):
             batch = assembly.placer(next(rows.loader).batch, parts=True)
-            for name, run in (("alone", train_step), ("population", population_step)):
+            for size in times:
+                run = population_step if size else train_step
                 begun = time.perf_counter()
-                given = alone if name == "alone" else population
-                given, metrics = run(model, optimizer, given, batch)
-                jax.block_until_ready((given, metrics))
-                times[name].append(time.perf_counter() - begun)
-                alone, population = (given, population) if name == "alone" else (alone, given)
-    medians = {name: statistics.median(each[1:]) for name, each in times.items()}
-    base = shapes.held["base"]
-    sizes = dict(base=base, of_a_run=one.peak_bytes - base, peak=whole.peak_bytes)
-    print(json.dumps(medians | sizes | dict(compiled=whole.seconds)))
+                states[size], metrics = run(model, optimizer, states[size], batch)
+                jax.block_until_ready((states[size], metrics))
+                times[size].append(time.perf_counter() - begun)
+    medians = {size: statistics.median(each[1:]) for size, each in times.items()}
+    base, alone = shapes.held["base"], medians.pop(0)
+    memory = dict(base=base, of_a_run=one.peak_bytes - base, peak=whole.peak_bytes)
+    print(json.dumps(dict(alone=alone, sizes=medians, compiled=whole.seconds) | memory))
 
 
 # The wall time
