@@ -135,6 +135,7 @@ def evaluate(
     directory: Path,
     progress: Progress,
     about: Mapping[str, Any] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Figure], list[Prediction]]:
     """Generates an answer to every row and scores the answers.
 
@@ -148,6 +149,7 @@ def evaluate(
       about: Everything that the answers depend on. Answers in `directory` with an equal `about` are
         reused, and those with another raise a ValueError. Without it, partial answers are dropped
         and every row is answered.
+      between: Called before each chunk of rows.
 
     Returns:
       The figure of each metric, and a prediction per row.
@@ -166,6 +168,7 @@ def evaluate(
         # The rows of a batch affect each other's last digits: a chunk is reused or redone whole.
         if all(row.number in done for row in chunk):
             continue
+        between()
         progress.draw(f"answered {start:,} of {len(rows):,} rows")
         prompts = [row.prompt for row in chunk]
         answers = generator.answers(prompts, likeliest, _pictures(chunk))
@@ -271,12 +274,18 @@ def _written(
     return figures
 
 
-def loss(model: Model, variables: Mapping, loader: Loader, placer: Placer) -> float:
+def loss(
+    model: Model,
+    variables: Mapping,
+    loader: Loader,
+    placer: Placer,
+    between: Callable[[], None] = lambda: None,
+) -> float:
     """Returns the weighted mean loss of the scored tokens in all batches of a loader, in nats.
 
-    Raises LossError if the loss of any batch is not finite.
+    `between` is called before each batch. Raises LossError if the loss of any batch is not finite.
     """
-    return Losses.of(partial(eval_step, model, variables), loader, placer).mean()
+    return Losses.of(partial(eval_step, model, variables), loader, placer, between).mean()
 
 
 @dataclass(frozen=True)
@@ -288,11 +297,18 @@ class Losses:
     places: list[list[str]]  # of the rows of each batch
 
     @classmethod
-    def of(cls, evaluate: Evaluate, loader: Loader, placer: Placer) -> "Losses":
-        """Returns the losses of all batches of a loader, from its start."""
+    def of(
+        cls,
+        evaluate: Evaluate,
+        loader: Loader,
+        placer: Placer,
+        between: Callable[[], None] = lambda: None,
+    ) -> "Losses":
+        """Returns the losses of all batches of a loader, from its start; see `loss`."""
         loader.restore({**loader.state(), "step": 0})
         found, places = [], []
         for step in loader:
+            between()
             found.append(evaluate(placer(step.batch, parts=False)))
             places.append(step.places)
         sums, weights = zip(*jax.device_get(found), strict=True)

@@ -9,16 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
 from jaxtune.assembly.placer import Placer
 from jaxtune.assembly.state import Start
 from jaxtune.config.schema import Config
 from jaxtune.data.loader import Loader, Step
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.text import TextGenerator
-from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, duration
 from jaxtune.evaluation import held_out
@@ -28,6 +24,7 @@ from jaxtune.export.write import Exported
 from jaxtune.files.fetched import known_as
 from jaxtune.metrics import Metric
 from jaxtune.models.paligemma import Model
+from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, lost
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.summary import ending, memory, summary_of
 from jaxtune.runs.tally import Speed, Tally
@@ -37,30 +34,8 @@ from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import SAVED, Workdir
 from jaxtune.workdir.journal import Journal, Silent
 
-NAMED = 20  # rows of a step that an error message lists
-# What a signal waits for after the first step, and how a run goes on that did not wait.
-FIRST = "the step under way is finished and saved"
-RESUME = "run the same command again to resume from the last checkpoint"
-
-
 # Receives the step and the values of an evaluation, and returns whether the run ends there.
 Report = Callable[[int, Mapping[str, float]], bool]
-
-
-class RunError(UserError):
-    """A run that cannot continue, because it diverged or memory does not suffice."""
-
-
-class Pruned(Exception):
-    """A run that its `report` ended before the last step, after what it had done was saved."""
-
-    def __init__(self, step: int, seconds: float):
-        super().__init__(f"pruned after step {step:,}")
-        self.step, self.seconds = step, seconds  # seconds of training
-
-
-class Unrecorded(UserError):
-    """Values that `report` could not record, which is no fault of the run."""
 
 
 @dataclass(eq=False)
@@ -101,13 +76,15 @@ class Run:
     loss: float | None = None
     norm: float | None = None  # of the gradient
     rate: float | None = None  # learning rate
+    _asked: Callable[[], int] = lambda: 0  # the signal that breaks an evaluation off, or 0
 
     def train(self, stop: Stop) -> None:
         """Runs the remaining steps, with the logs, evaluations and checkpoints due after them.
 
         On a signal, the step under way is finished and saved, and `Stopped` is raised; before the
-        first step, and where the program is not the command line's, see `Stop`. If the run
-        diverges, `RunError` is raised.
+        first step, and where the program is not the command line's, see `Stop`. An evaluation is
+        then left out, or broken off, and done when the run is resumed. If the run diverges,
+        `RunError` is raised.
         """
         ahead: tuple[Step, Mapping] | None = None
         self.begin()
@@ -121,23 +98,28 @@ class Run:
             ahead = (step, metrics)
             self.done += 1
             stop.after(FIRST, RESUME)
-            asked = _agreed(stop.asked, self.done)
+            asked = stop.agreed(self.done)
             if asked or self.due:
                 self.settle(*ahead)
                 ahead = None
-                self.pause(save=bool(asked))
+                asked = self.pause(asked, stop)
             if asked:
                 self.leave(asked)
 
     def begin(self, held_out_loss: Callable[[], float] | None = None) -> None:
-        """Evaluates the untrained weights before the first step, and starts the clock.
+        """Evaluates before the next step where that is due, and starts the clock.
 
-        `held_out_loss` returns their held-out loss; by default it is computed from `state`.
+        That is before the first step, and where a signal broke off the last evaluation.
+        `held_out_loss` returns the held-out loss; by default it is computed from `state`.
         """
         if self.evaluates_first:
             self.tally.before = self._evaluate(held_out_loss)
             self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
             self._answer()
+        elif self.tally.owed:
+            _, pruned = self._evaluated(held_out_loss)
+            if pruned and not self.over:
+                raise Pruned(self.done, self.tally.seconds)
         self.speed.start()
 
     def finish(self, stop: Stop) -> dict[str, Any]:
@@ -145,7 +127,7 @@ class Run:
 
         Returns the summary. The run's state is freed on the way, so no step can follow.
         """
-        self._save(None)
+        self.save()
         self.checkpoints.wait()
         self.workdir.check()
         self.workdir.note(**{SAVED: True})
@@ -199,12 +181,18 @@ class Run:
         """Whether this step is the last one or a multiple of `every`."""
         return self.done == self.total or bool(every and self.done % every == 0)
 
-    def pause(self, *, save: bool, held_out_loss: Callable[[], float] | None = None) -> None:
+    def pause(
+        self, asked: int, stop: Stop, held_out_loss: Callable[[], float] | None = None
+    ) -> int:
         """Logs, evaluates and saves whatever is due after this step, whose metrics are settled.
 
         Args:
-          save: Saves the state even if no checkpoint is due.
+          asked: Number of a signal on which the state is saved and not evaluated; or 0.
+          stop: Tells of a signal that arrives during an evaluation.
           held_out_loss: Returns the held-out loss; by default it is computed from `state`.
+
+        Returns:
+          The number of the signal on which the run is to be left, or 0.
 
         Raises:
           Pruned: If `report` ends the run here.
@@ -213,21 +201,39 @@ class Run:
         self.workdir.check()
         if self._at(self.config.log.every):
             self._log()
-        score, better, pruned = None, False, False
+        better, pruned = False, False
         if self.evaluates:
-            loss = self._evaluate(held_out_loss)
-            figures = self._answer()
-            score = self._score(loss, figures)
-            better = self._compare(loss, score)
-            pruned = bool(self.report and self.report(self.done, {"loss": loss, **figures}))
-        wanted = save or pruned or self._hopeless or self._at(self.config.checkpoint.every)
+            self.tally.owed = True
+            self._asked = (lambda: asked) if asked or stop.group else (lambda: stop.asked)
+            try:
+                better, pruned = self._evaluated(held_out_loss)
+            except Interrupted as interrupted:
+                asked = interrupted.number
+        wanted = asked or pruned or self._hopeless or self._at(self.config.checkpoint.every)
         if wanted or (better and self.config.checkpoint.best):
-            self._save(score)
+            self.save()
         if pruned and not self.over:
             self.checkpoints.wait()
             raise Pruned(self.done, self.tally.seconds)
         self.pushes.tell()
         self.speed.start()
+        return asked
+
+    def _evaluated(self, held_out_loss: Callable[[], float] | None) -> tuple[bool, bool]:
+        """Evaluates; returns whether the state is the best so far, and whether the run ends.
+
+        Raises Interrupted on a signal.
+        """
+        loss = self._evaluate(held_out_loss)
+        figures = self._answer()
+        self.tally.owed = False
+        better = self._compare(loss, self._score(loss, figures))
+        return better, bool(self.report and self.report(self.done, {"loss": loss, **figures}))
+
+    def interrupt(self) -> None:
+        """Raises Interrupted if a signal asks that an evaluation be broken off."""
+        if number := self._asked():
+            raise Interrupted(number)
 
     def settle(self, step: Step, metrics: Mapping) -> None:
         """Adds a step's metrics to the tally; raises RunError if they show that the run is lost."""
@@ -235,7 +241,12 @@ class Run:
         loss, norm, weight, rate = (float(metrics[name]) for name in names)
         tally = self.tally
         if reason := tally.lost(loss, norm, math.log(self.model.config.vocabulary)):
-            raise RunError(self._obituary(step, loss, norm, reason))
+            self.checkpoints.wait()
+            found = f"loss {loss:.4g}, gradient norm {norm:.4g}; the first loss was"
+            raise RunError(
+                f"step {step.number + 1:,}: {reason}: {found} {tally.first_loss:.4g}\n"
+                + lost(step.places, self.checkpoints, self.config.optim.lr)
+            )
         self.loss, self.norm, self.rate = loss, norm, rate
         tally.loss += loss * weight
         tally.weight += weight
@@ -244,22 +255,6 @@ class Run:
         tally.examples += step.examples
         tally.seconds += self.speed.note(step.tokens)
         self.progress.draw(self._status(step.number + 1, loss))
-
-    def _obituary(self, step: Step, loss: float, norm: float, reason: str) -> str:
-        """Returns the error message of a lost run: the step, its rows, the last good checkpoint."""
-        self.checkpoints.wait()
-        good = self.checkpoints.steps[-1:]
-        more = len(step.places) - NAMED
-        rows = ", ".join(step.places[:NAMED]) + (f" and {more} more" if more > 0 else "")
-        kept = f"{self.checkpoints.directory}/{good[0]}" if good else "none yet"
-        return (
-            f"step {step.number + 1:,}: {reason}: loss {loss:.4g}, gradient norm "
-            f"{norm:.4g}; the first loss was {self.tally.first_loss:.4g}\n"
-            f"  rows of this step: {rows}\n"
-            f"  last good checkpoint: {kept}\n"
-            f"  try an optim.lr below {self.config.optim.lr:g} or a longer schedule.warmup, or "
-            "check these rows"
-        )
 
     def _log(self) -> None:
         tally = self.tally
@@ -302,7 +297,8 @@ class Run:
         return loss
 
     def _held_out_loss(self) -> float:
-        return held_out.loss(self.model, self.state.variables, self.evaluator, self.placer)
+        given = (self.model, self.state.variables, self.evaluator, self.placer)
+        return held_out.loss(*given, self.interrupt)
 
     def _answer(self) -> dict[str, float]:
         """Answers held-out rows; logs and returns the metrics, or {} if there are no such rows."""
@@ -314,7 +310,13 @@ class Run:
         )
         where = self.workdir.path / "eval" / f"step-{self.done:06}"
         found, _ = held_out.evaluate(
-            generator, self.answered, self.task, self.metrics, where, self.progress
+            generator,
+            self.answered,
+            self.task,
+            self.metrics,
+            where,
+            self.progress,
+            between=self.interrupt,
         )
         figures = {name: figure.value for name, figure in found.items() if figure.value is not None}
         self.log.write(self.done, "answers", figures, {})
@@ -345,7 +347,8 @@ class Run:
         tally.worse = 0 if better else tally.worse + 1
         return better
 
-    def _save(self, score: float | None) -> None:
+    def save(self) -> None:
+        """Saves the state and position, unless those of this step are saved."""
         if self.saved != self.done:
             held_out = self.evaluator.files if self.evaluator else []
             position = {
@@ -353,7 +356,8 @@ class Run:
                 "held_out": held_out,
                 "tally": vars(self.tally),
             }
-            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, score)
+            best = self.tally.best_step or None if self.config.checkpoint.best else None
+            self.checkpoints.save(self.done, self.state.replace(frozen=None), position, best)
             if self.saved:  # that one is on disk, now that another is begun
                 self.workdir.note(**{SAVED: True})
             self.saved = self.done
@@ -390,10 +394,3 @@ class Run:
         del state  # frees the optimiser state: verification needs the memory
         self.start.release()
         return self.deliver(variables, step)
-
-
-def _agreed(asked: int, step: int) -> int:
-    """Returns the signal to stop on after this step, or 0; the same in all processes."""
-    if jax.process_count() == 1:
-        return asked
-    return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

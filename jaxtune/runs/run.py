@@ -20,7 +20,8 @@ from jaxtune.export import delivery
 from jaxtune.export.push import pushing, sign_in
 from jaxtune.export.tuned import Tuned
 from jaxtune.runs import console
-from jaxtune.runs.loop import RESUME, Report, Run, RunError
+from jaxtune.runs.ends import RESUME, RunError
+from jaxtune.runs.loop import Report, Run
 from jaxtune.runs.plan.ahead import plan_ahead
 from jaxtune.runs.rows import RunRows
 from jaxtune.runs.signals import stopping
@@ -135,7 +136,8 @@ def opened(
         state, done, tally = _begun(checkpoints, start, rows, progress)
         _refuse_idle_changes(directory, done, total)
         directory.adopt(stands_on=assembly.identity)
-        log = stack.enter_context(journal(directory, config.log, settings, done, first))
+        log = journal(directory, config.log, settings, done, first, owed=tally.owed)
+        log = stack.enter_context(log)
 
         def tuned(variables: dict, step: int | None = None) -> Tuned:
             return Tuned(assembly, model, variables, step, directory.path)
@@ -201,7 +203,7 @@ def _contents(files: Identity) -> dict[str, dict[str, list]]:
 
 
 def _checkpoints(given: Checkpoint, workdir: Workdir) -> Checkpoints:
-    return Checkpoints(workdir.path / "checkpoints", keep=given.keep, best=given.best)
+    return Checkpoints(workdir.path / "checkpoints", keep=given.keep)
 
 
 def _begun(

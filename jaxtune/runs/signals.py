@@ -56,6 +56,14 @@ class Stop:
         with self._deciding:
             self._work, self._outcome = work, outcome
 
+    def agreed(self, step: int) -> int:
+        """Returns the signal to stop on after a step, or 0; the same in all processes."""
+        if not self.group:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+
     def note(self, number: int) -> bool:
         """Records a signal, says what will happen, and returns whether the program ends at once."""
         with self._deciding:

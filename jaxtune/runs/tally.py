@@ -29,6 +29,7 @@ class Tally:
     best_score: float | None = None
     best_step: int = 0
     worse: int = 0  # evaluations since the best one
+    owed: bool = False  # whether the evaluation after the last step was left out, on a signal
     high: int = 0  # successive steps with a high loss
     still: int = 0  # successive steps with a gradient norm of 0
 

@@ -5,9 +5,10 @@ others can be resumed by itself, and the other way round.
 """
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from typing import TypeVar
 
 import jax
 
@@ -16,11 +17,14 @@ from jaxtune.data.loader import Step
 from jaxtune.display.escapes import plural
 from jaxtune.evaluation.held_out import Losses
 from jaxtune.files import UnwritableError
-from jaxtune.runs.loop import FIRST, RESUME, Run, Unrecorded
+from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Unrecorded
+from jaxtune.runs.loop import Run
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.training.population import Population, population_losses, population_step
 
-Ends = Iterator[tuple[Run, Exception]]  # runs that ended before their last step, and why
+T = TypeVar("T")
+# Yields runs that ended before their last step, and why, and returns what it is for.
+Ends = Generator[tuple[Run, Exception], None, T]
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Together:
     compiling: float
     _ended: set[Run] = field(default_factory=set)  # before their last step
 
-    def train(self, stop: Stop) -> Ends:
+    def train(self, stop: Stop) -> Ends[None]:
         """Runs all remaining steps, and yields each run that ends before its last one, and why.
 
         The others are then ready for `Run.finish`. On a signal, all runs are saved, and `Stopped`
@@ -50,15 +54,16 @@ class Together:
             until = min((run.done for run in left if run.done > done), default=None)
             yield from self._leg([run for run in left if run.done == done], until, stop)
 
-    def _begin(self) -> Ends:
-        """Evaluates the untrained weights of runs that begin."""
+    def _begin(self) -> Ends[None]:
+        """Evaluates the untrained weights of runs that begin, and what a signal broke off."""
         first = [run for run in self.runs if run.evaluates_first]
         if first:
             losses = _losses(first[0], Population.of([run.state for run in first]))
-        for index, run in enumerate(first):
-            yield from self._attempt(run, partial(run.begin, partial(losses.mean, index)))
+        for run in self.runs:
+            loss = partial(losses.mean, first.index(run)) if run in first else None
+            yield from self._attempt(run, partial(run.begin, loss))
 
-    def _leg(self, runs: Sequence[Run], until: int | None, stop: Stop) -> Ends:
+    def _leg(self, runs: Sequence[Run], until: int | None, stop: Stop) -> Ends[None]:
         """Runs the steps of runs that have done equally many, until they have done `until`."""
         leg, done, ahead = Leg(runs), runs[0].done, None
         while leg.runs and done != until:
@@ -68,16 +73,15 @@ class Together:
             ahead, done = taken, done + 1
             stop.after(FIRST, RESUME)
             asked = stop.asked
-            last = bool(asked) or done == until
-            if last or any(run.due for run in leg.runs.values()):
+            if asked or done == until or any(run.due for run in leg.runs.values()):
                 yield from self._settle(leg, ahead)
                 ahead = None
-                yield from self._pause(leg, last)
+                asked = yield from self._pause(leg, asked, stop, keep=done == until)
                 leg.leave_out(self.compiling)
             if asked:
                 self._leave(asked, done)
 
-    def _settle(self, leg: "Leg", taken: "Taken | None") -> Ends:
+    def _settle(self, leg: "Leg", taken: "Taken | None") -> Ends[None]:
         """Adds the metrics of a step to the tallies of the runs."""
         metrics = jax.device_get(taken.metrics) if taken else {}
         for member, run in list(leg.runs.items()) if taken else ():
@@ -85,23 +89,37 @@ class Together:
             yield from self._attempt(run, partial(run.settle, taken.steps[member], own))
             leg.drop(self._ended)
 
-    def _pause(self, leg: "Leg", last: bool) -> Ends:
-        """Logs, evaluates and saves what is due; all runs are saved after the `last` step."""
-        runs = leg.runs
-        if any(run.evaluates for run in runs.values()):
-            losses = _losses(next(iter(runs.values())), leg.population)
-        for member, run in list(runs.items()):
-            run.state = leg.population.member(member)
-            due = partial(losses.mean, member) if run.evaluates else None
-            yield from self._attempt(run, partial(run.pause, save=last, held_out_loss=due))
-            if not (last or run.over):
-                run.state = None
-        leg.drop({run for run in self.runs if run.over} | self._ended)
+    def _pause(self, leg: "Leg", asked: int, stop: Stop, keep: bool) -> Ends[int]:
+        """Logs, evaluates and saves what is due; `keep` leaves the runs their states.
 
-    def _attempt(self, run: Run, action: Callable[[], None]) -> Ends:
-        """Yields a run, which has then ended, if its action fails for a reason of its own."""
+        Returns the number of the signal on which the runs are to be left, or 0. If one arrives
+        during the evaluation, the runs that were not evaluated are saved, and owe it.
+        """
+        measured = cache(lambda: _losses(next(iter(leg.runs.values())), leg.population, stop))
+        for member, run in list(leg.runs.items()):
+            run.state = leg.population.member(member)
+
+            def loss(member: int = member) -> float:
+                return measured().mean(member)
+
+            found = yield from self._attempt(run, partial(run.pause, asked, stop, loss))
+            asked = asked or found or 0
+        leg.drop(self._ended)
+        for run in leg.runs.values():
+            if asked or keep:
+                run.save()
+            if not (asked or keep or run.over):
+                run.state = None
+        leg.drop({run for run in self.runs if run.over})
+        return asked
+
+    def _attempt(self, run: Run, action: Callable[[], T]) -> Ends[T | None]:
+        """Returns the result of an action, or yields its run, which ended, and the error.
+
+        Errors that are no run's own are raised.
+        """
         try:
-            action()
+            return action()
         except (UnwritableError, Unrecorded, OSError):
             raise
         except Exception as error:
@@ -181,7 +199,15 @@ class Leg:
         self.runs = dict(enumerate(self.runs.values()))
 
 
-def _losses(run: Run, population: Population) -> Losses:
-    """Returns the losses of all members over the held-out rows, which all runs share."""
+def _losses(run: Run, population: Population, stop: Stop | None = None) -> Losses:
+    """Returns the losses of all members over the held-out rows, which all runs share.
+
+    Raises Interrupted on a signal, which `stop` tells of.
+    """
+
+    def between() -> None:
+        if stop and stop.asked:
+            raise Interrupted(stop.asked)
+
     evaluate = partial(population_losses, run.model, population)
-    return Losses.of(evaluate, run.evaluator, run.placer)
+    return Losses.of(evaluate, run.evaluator, run.placer, between)

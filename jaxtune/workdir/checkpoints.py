@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -41,21 +41,30 @@ class Restored:
     damaged: tuple[str, ...]  # one error line for each newer checkpoint that is damaged
 
 
-def _score(found: Mapping[str, float]) -> tuple[float, float]:
-    """Returns what Orbax keeps the highest of: the lowest loss, of equal ones the earliest step."""
-    return -found["loss"], -found["step"]
+@dataclass
+class _Kept:
+    """Orbax's policy of what is preserved: the newest checkpoints, and the best one."""
+
+    newest: int
+    best: int | None = None  # step of the best one
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Returns for each checkpoint, in ascending order of steps, whether it is preserved."""
+        old = len(checkpoints) - self.newest
+        return [n >= old or each.step == self.best for n, each in enumerate(checkpoints)]
 
 
 class Checkpoints:
-    """The checkpoints in a directory: the newest `keep`, and with `best` the one of lowest loss.
+    """The checkpoints in a directory: the newest `keep`, and the best one that `save` is told.
 
     Without `keep` the directory is opened read-only, which is safe while another run writes to it.
     States are pytrees of arrays. All processes of a run must call the same methods.
     """
 
-    def __init__(self, directory: Path, *, keep: int | None = None, best: bool = True):
+    def __init__(self, directory: Path, *, keep: int | None = None):
         self.directory = directory.absolute()
-        self._keep, self._best = keep, best
+        self._keep = keep
+        self._kept = _Kept(keep or 0)
         self._saving: int | None = None
         _silence_orbax()
 
@@ -72,20 +81,14 @@ class Checkpoints:
 
     def _opened(self):
         import orbax.checkpoint as orbax
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
         if self._keep is None:
             options = orbax.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
             return orbax.CheckpointManager(self.directory, options=options, item_names=ITEMS)
-        kept: list[Any] = [policies.LatestN(self._keep)]
-        if self._best:
-            best = dict(get_metric_fn=_score, keep_checkpoints_without_metrics=False, n=1)
-            kept.append(policies.BestN(**best))
         options = orbax.CheckpointManagerOptions(
-            best_fn=_score,  # without it, scores are not on disk for a run that is resumed
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
@@ -106,7 +109,7 @@ class Checkpoints:
         return agreement.highest(bool(self.steps)) > 0
 
     def save(
-        self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None
+        self, step: int, state: Any, position: Mapping[str, Any], best: int | None = None
     ) -> None:
         """Copies a state to the host and writes it to disk in the background.
 
@@ -117,7 +120,7 @@ class Checkpoints:
           step: Step of the run, which names the checkpoint.
           state: Pytree of arrays; random keys are stored as their key data.
           position: JSON content to restore beside the state, such as the loader's position.
-          loss: Lower is better when the best checkpoint is chosen; None never counts as best.
+          best: Step of the best checkpoint, this or an earlier one, which is kept; or None.
         """
         from orbax.checkpoint import args
 
@@ -129,10 +132,9 @@ class Checkpoints:
             state=args.StandardSave(tree.unflatten(leaves)),
             position=args.JsonSave({"content": content, "checksum": _checksum(content)}),
         )
-        metrics = None if loss is None else {"loss": loss, "step": step}
-        manager, self._saving = self._manager, step
+        manager, self._saving, self._kept.best = self._manager, step, best
         try:
-            manager.save(step, args=items, metrics=metrics, force=True)
+            manager.save(step, args=items, force=True)
         except Exception as error:
             raise self._unwritten(error) from error
 

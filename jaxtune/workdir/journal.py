@@ -113,7 +113,12 @@ class WeightsAndBiases:
 
 @contextlib.contextmanager
 def journal(
-    workdir: Workdir, log: Log, settings: Mapping[str, Any], step: int, first: bool
+    workdir: Workdir,
+    log: Log,
+    settings: Mapping[str, Any],
+    step: int,
+    first: bool,
+    owed: bool = False,
 ) -> Iterator[Any]:
     """Opens the journal of a run that begins, or resumes after a step, and closes it at the end.
 
@@ -123,6 +128,7 @@ def journal(
       settings: Resolved config, which trackers show beside the metrics.
       step: Last step that is done; lines of later steps are deleted, and at 0 all lines.
       first: Whether this is the first process; the others get a journal that writes nothing.
+      owed: Whether the evaluation after that step is to be done, so that lines of it are deleted.
 
     Returns:
       A context manager that yields a `Journal`, or `Silent` where `first` is false.
@@ -131,7 +137,7 @@ def journal(
         yield Silent()
         return
     file = workdir.path / METRICS
-    _cut(file, step)
+    _cut(file, step, owed)
     trackers: list[Tracker] = []
     if log.tensorboard:
         trackers.append(EventFile(workdir.path / "tensorboard", step + 1))
@@ -175,11 +181,19 @@ def _entry(line: bytes, place: str) -> dict[str, Any]:
     )
 
 
-def _cut(file: Path, step: int) -> None:
-    """Deletes the lines after a step, or all lines if the run starts anew at step 0."""
+def _cut(file: Path, step: int, owed: bool) -> None:
+    """Deletes the lines after a step, or all lines if the run starts anew at step 0.
+
+    If the evaluation after the step is `owed`, its lines, which a killed process left, go as well.
+    """
     if not file.exists():
         return
-    kept = b"".join(line for line, found in entries(file) if step and found["step"] <= step)
+
+    def holds(found: Mapping[str, Any]) -> bool:
+        again = owed and found["step"] == step and found["kind"] != "train"
+        return bool(step) and found["step"] <= step and not again
+
+    kept = b"".join(line for line, found in entries(file) if holds(found))
     if kept != file.read_bytes():
         with whole_file(file) as out:
             out.write(kept)

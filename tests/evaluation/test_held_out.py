@@ -262,7 +262,7 @@ def test_a_run_keeps_what_does_best_by_its_metric(higher, best, make, tmp_path, 
     monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(losses))
     asked = []
 
-    def evaluated(generator, rows, task, metrics, where, progress):
+    def evaluated(generator, rows, task, metrics, where, progress, **_):
         asked.append((where.name, len(rows)))
         value = next(figures)
         return {"made_up": Figure(value, value, value)}, []

@@ -16,7 +16,8 @@ import pytest
 from jaxtune.config import load as configs
 from jaxtune.data.errors import DataError
 from jaxtune.display.progress import Quiet
-from jaxtune.runs.loop import Run, RunError
+from jaxtune.runs.ends import RunError
+from jaxtune.runs.loop import Run
 from jaxtune.runs.run import fit
 from jaxtune.runs.signals import Stopped
 from jaxtune.workdir.checkpoints import Checkpoints
@@ -65,7 +66,9 @@ def contents(workdir: Path):
     step = checkpoints.steps[-1]
     arrays, position = checkpoints.arrays(step)
     checkpoints.close()
-    position["tally"].pop("seconds")
+    # What evaluations found is in metrics.jsonl; one that a signal broke off came after the save.
+    for name in ("seconds", "owed", "best_loss", "best_score", "best_step", "worse"):
+        position["tally"].pop(name)
     values = {path: (array.dtype, array.tobytes()) for path, array in arrays.items()}
     adapter = (workdir / "export/adapter/adapter_model.safetensors").read_bytes()
     return step, position, (workdir / "metrics.jsonl").read_bytes(), adapter, values
@@ -160,6 +163,28 @@ def test_a_signal_saves_and_stops(number, make, whole, tmp_path):
     assert (tmp_path / "checkpoints/8").is_dir()
     fit(make(), tmp_path, progress=Quiet())
     assert contents(tmp_path) == contents(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 12])
+def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_does_it(step, make, whole, tmp_path):
+    """The state is saved at once; of a killed resume, no line of the evaluation is left twice."""
+
+    def evaluating(what):
+        found = At(0, what)
+        found.step = f"step {step}: evaluating"
+        return found
+
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {step} of 12"):
+        fit(make(), tmp_path, progress=evaluating(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert (tmp_path / f"checkpoints/{step}").is_dir()
+    assert [line["step"] for line in lines(tmp_path, "eval")][-1] == step - 4
+    with pytest.raises(RuntimeError):
+        fit(make(), tmp_path, progress=At(step + 1, crash) if step < 12 else evaluating(crash))
+    summary = fit(make(), tmp_path, progress=Quiet())
+    assert contents(tmp_path) == contents(whole[0])
+    for name in ("eval_loss", "eval_step", "eval_loss_before"):
+        assert summary[name] == whole[1][name]
 
 
 def damage(step: Path):

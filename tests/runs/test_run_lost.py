@@ -12,7 +12,7 @@ from jaxtune import tree
 from jaxtune.display.progress import Quiet
 from jaxtune.evaluation import held_out
 from jaxtune.runs import loop
-from jaxtune.runs.loop import RunError
+from jaxtune.runs.ends import RunError
 from jaxtune.runs.run import fit
 from jaxtune.workdir.errors import WorkdirError
 from tests.runs.test_run import STEPS, make, whole  # noqa: F401 (fixtures)

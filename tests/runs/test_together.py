@@ -11,7 +11,8 @@ from jaxtune import tree
 from jaxtune.config import load as configs
 from jaxtune.display.progress import Quiet
 from jaxtune.runs import together as module
-from jaxtune.runs.loop import Pruned, Run, RunError
+from jaxtune.runs.ends import Pruned, RunError
+from jaxtune.runs.loop import Run
 from jaxtune.runs.run import opened
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.sweep.executor import KeptBase

@@ -70,19 +70,19 @@ def test_what_is_saved_comes_back_to_the_bit(opened):
 
 
 def test_the_newest_and_the_best_are_kept(opened):
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0, 5: 1.5, 6: None}
+    best = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
     saved = opened(keep=2)
-    for step, loss in losses.items():
-        saved.save(step, state(step), {}, loss)
+    for step in best:
+        saved.save(step, state(step), {}, best[step])
     saved.wait()
     assert saved.steps == [2, 5, 6]
     resumed = opened(keep=1)
-    resumed.save(7, state(7), {}, 1.0)
-    resumed.save(8, state(8), {})
+    resumed.save(7, state(7), {}, 2)
+    resumed.save(8, state(8), {}, 7)  # what it is becomes known after it was saved
     resumed.wait()
-    assert resumed.steps == [2, 8]  # a run that is resumed knows the scores from before
-    plain = opened(keep=1, best=False)
-    plain.save(9, state(), {}, 0.1)
+    assert resumed.steps == [7, 8]
+    plain = opened(keep=1)
+    plain.save(9, state(), {})
     plain.save(10, state(), {})
     plain.wait()
     assert plain.steps == [10]

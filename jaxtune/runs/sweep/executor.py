@@ -21,7 +21,8 @@ from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.files import UnwritableError
 from jaxtune.models.paligemma import Model
-from jaxtune.runs.loop import Pruned, Report, Unrecorded
+from jaxtune.runs.ends import Pruned, Unrecorded
+from jaxtune.runs.loop import Report
 from jaxtune.runs.run import fit
 from jaxtune.runs.sweep.variants import program_of, shares_base
 

@@ -15,7 +15,8 @@ from jaxtune.config.schema import Config
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, Quiet
-from jaxtune.runs.loop import RESUME, Run
+from jaxtune.runs.ends import RESUME
+from jaxtune.runs.loop import Run
 from jaxtune.runs.plan.members import Members, members
 from jaxtune.runs.plan.targets import at_hand
 from jaxtune.runs.rows import RunRows

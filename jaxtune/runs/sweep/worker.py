@@ -14,7 +14,8 @@ from jaxtune.config.schema import Config
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import plural
 from jaxtune.display.progress import Progress, duration
-from jaxtune.runs.loop import Report, Unrecorded
+from jaxtune.runs.ends import Unrecorded
+from jaxtune.runs.loop import Report
 from jaxtune.runs.sweep import board, publish
 from jaxtune.runs.sweep.executor import Executor, Outcome, Trial
 from jaxtune.runs.sweep.leases import Lease, Leases
