@@ -108,6 +108,13 @@ class Leases:
         holder = self._holder(trial, self._claims())
         return holder is not None and self._alive(holder)
 
+    def others(self) -> int:
+        """Returns how many other workers live: those on this workdir, and holders of trials."""
+        files = (self._workdir / WORKERS).iterdir()
+        alive = {file.name for file in files if self._locked(file.name)}
+        alive |= {claim.user_attrs["name"] for claim in self._claims() if self._alive(claim)}
+        return len(alive - {self._worker.name})
+
     def beat(self, lease: "Lease") -> None:
         """Gives a sign of life."""
         self._storage.set_trial_user_attr(lease.claim, "beat", time.time())

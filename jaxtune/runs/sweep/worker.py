@@ -74,8 +74,11 @@ class Work:
     def _taken(
         self, trials: Sequence[FrozenTrial], stack: contextlib.ExitStack
     ) -> Iterator[tuple[Trial, Lease]]:
-        """Claims as many trials as the executor takes at once; the stack gives them back."""
-        left = self.executor.most
+        """Claims as many trials as the executor takes at once; the stack gives them back.
+
+        They are no more than this worker's share of the trials that have not ended.
+        """
+        left = min(self.executor.most, -(-len(trials) // (1 + self.leases.others())))
         for known in trials:
             if not left:
                 return

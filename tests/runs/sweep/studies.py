@@ -35,9 +35,10 @@ class Sums:
     """Reports a loss four times; it falls, and depends on the learning rate and the seed alone."""
 
     def __init__(self, most: int = 1, before=lambda trial: None):
-        self.most, self.before, self.ran = most, before, []
+        self.most, self.before, self.ran, self.taken = most, before, [], []
 
     def run(self, trials):
+        self.taken.append(len(trials))
         for trial in trials:
             self.before(trial)
             self.ran.append(trial.number)

@@ -141,7 +141,15 @@ def test_a_storage_that_is_gone_is_no_fault_of_the_trial(tmp_path, monkeypatch):
 def test_an_executor_may_take_several_trials(tmp_path):
     together = Sums(most=4)
     assert len(finish(spec(), tmp_path, together)) == 6
-    assert together.ran == list(range(6))
+    assert together.ran == list(range(6)) and together.taken == [4, 2]
+
+
+def test_a_worker_leaves_others_their_share(tmp_path):
+    together = Sums(most=8)
+    with work(spec(), tmp_path, together) as first, work(spec(), tmp_path, Sums()):
+        first.run()
+    # Of 6 trials 3, of the 3 that are left 2, and then the last.
+    assert together.taken == [3, 2, 1]
 
 
 def test_an_objective_of_ones_own(tmp_path):
