@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from jaxtune.models.layout import arrange
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
+    from jaxtune.training.objective import CrossEntropy, Forward, log_probs
     from jaxtune.training.optim import optimizer
     from jaxtune.training.population import Population, population_losses, population_step
     from jaxtune.training.step import TrainState, eval_step, train_step
 
 __version__ = "0.1.0"
 __all__ = [
+    "CrossEntropy",
+    "Forward",
     "Origin",
     "Population",
     "TrainState",
@@ -34,6 +37,7 @@ __all__ = [
     "generate",
     "load",
     "load_adapter",
+    "log_probs",
     "make_mesh",
     "merge",
     "optimizer",
@@ -46,6 +50,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CrossEntropy": "jaxtune.training.objective",
+    "Forward": "jaxtune.training.objective",
     "Origin": "jaxtune.checkpoint.origin",
     "TrainState": "jaxtune.training.step",
     "Population": "jaxtune.training.population",
@@ -56,6 +62,7 @@ _HOMES = {
     "generate": "jaxtune.decoding.generate",
     "load": "jaxtune.checkpoint.load",
     "load_adapter": "jaxtune.checkpoint.peft.load_adapter",
+    "log_probs": "jaxtune.training.objective",
     "make_mesh": "jaxtune.sharding",
     "merge": "jaxtune.adapters.lora",
     "optimizer": "jaxtune.training.optim",

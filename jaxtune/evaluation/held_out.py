@@ -33,11 +33,12 @@ from jaxtune.files import NUMBER, misfit, read_json, write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.training.step import eval_step
+from jaxtune.training.step import compiled_eval
 from jaxtune.workdir import agreement
 
-# From a batch on the devices to the sum of its losses, or those of members, and of its weights.
-Evaluate = Callable[[Batch], tuple[jax.Array, jax.Array]]
+# From a batch on the devices to sums over it: "loss", "weight" and metrics, each of a model or of M
+# members.
+Evaluate = Callable[[Batch], Mapping[str, jax.Array]]
 
 CHUNK = 32  # rows answered between two writes, rounded down to whole batches (at least one)
 # Shape of a line of predictions, as `files.misfit` checks it.
@@ -285,15 +286,14 @@ def loss(
 
     `between` is called before each batch. Raises LossError if the loss of any batch is not finite.
     """
-    return Losses.of(partial(eval_step, model, variables), loader, placer, between).mean()
+    return Sums.of(partial(compiled_eval, model, variables), loader, placer, between).mean()
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Losses of N held-out batches, under the weights of one model or of M members."""
+class Sums:
+    """Sums over each of N held-out batches, under the weights of one model or of M members."""
 
-    sums: np.ndarray  # float64[N] or [N, M], sums of weighted losses
-    weights: np.ndarray  # float64[N], sums of weights
+    sums: Mapping[str, np.ndarray]  # float64[N] or [N, M], by name: "loss", "weight", metrics
     places: list[list[str]]  # of the rows of each batch
 
     @classmethod
@@ -303,26 +303,39 @@ class Losses:
         loader: Loader,
         placer: Placer,
         between: Callable[[], None] = lambda: None,
-    ) -> "Losses":
-        """Returns the losses of all batches of a loader, from its start; see `loss`."""
+    ) -> "Sums":
+        """Returns the sums over all batches of a loader, from its start; see `loss`."""
         loader.restore({**loader.state(), "step": 0})
         found, places = [], []
         for step in loader:
             between()
             found.append(evaluate(placer(step.batch, parts=False)))
             places.append(step.places)
-        sums, weights = zip(*jax.device_get(found), strict=True)
-        return cls(np.array(sums, np.float64), np.array(weights, np.float64), places)
+        found = jax.device_get(found)
+        return cls(
+            {name: np.array([each[name] for each in found], np.float64) for name in found[0]},
+            places,
+        )
 
-    def mean(self, member: int | None = None) -> float:
-        """Returns the weighted mean loss; raises LossError if that of any batch is not finite."""
-        sums = self.sums if member is None else self.sums[:, member]
-        for rows, loss in zip(self.places, sums, strict=True):
+    def means(self, member: int | None = None) -> dict[str, float]:
+        """Returns the weighted means of the loss and the metrics.
+
+        Raises LossError if the loss of any batch is not finite.
+        """
+        sums = {
+            name: each if member is None else each[:, member] for name, each in self.sums.items()
+        }
+        for rows, loss in zip(self.places, sums["loss"], strict=True):
             if not np.isfinite(loss):
                 raise LossError(
                     f"the held-out loss is {loss:g} for the rows {few(rows, len(rows))}"
                 )
-        return float(sums.sum() / self.weights.sum())
+        weight = sums.pop("weight").sum()
+        return {name: float(each.sum() / weight) for name, each in sums.items()}
+
+    def mean(self, member: int | None = None) -> float:
+        """Returns the weighted mean of the loss; see `means`."""
+        return self.means(member)["loss"]
 
 
 def digest(content: Any) -> str:

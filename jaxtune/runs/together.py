@@ -15,12 +15,12 @@ import jax
 from jaxtune.data import batches
 from jaxtune.data.loader import Step
 from jaxtune.display.escapes import plural
-from jaxtune.evaluation.held_out import Losses
+from jaxtune.evaluation.held_out import Sums
 from jaxtune.files import UnwritableError
 from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Unrecorded
 from jaxtune.runs.loop import Run
 from jaxtune.runs.signals import Stop, Stopped
-from jaxtune.training.population import Population, population_losses, population_step
+from jaxtune.training.population import Population, compiled_losses, population_step
 
 T = TypeVar("T")
 # Yields runs that ended before their last step, and why, and returns what it is for.
@@ -199,7 +199,7 @@ class Leg:
         self.runs = dict(enumerate(self.runs.values()))
 
 
-def _losses(run: Run, population: Population, stop: Stop | None = None) -> Losses:
+def _losses(run: Run, population: Population, stop: Stop | None = None) -> Sums:
     """Returns the losses of all members over the held-out rows, which all runs share.
 
     Raises Interrupted on a signal, which `stop` tells of.
@@ -209,5 +209,5 @@ def _losses(run: Run, population: Population, stop: Stop | None = None) -> Losse
         if stop and stop.asked:
             raise Interrupted(stop.asked)
 
-    evaluate = partial(population_losses, run.model, population)
-    return Losses.of(evaluate, run.evaluator, run.placer, between)
+    evaluate = partial(compiled_losses, run.model, population.states, population.shared)
+    return Sums.of(evaluate, run.evaluator, run.placer, between)

@@ -87,6 +87,42 @@ def _backward(model, gradients, weight):
 cross_entropy.defvjp(_forward, _backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def log_probs(
+    model,
+    trainable: Mapping,  # the head's leaves that train, by path
+    frozen: Mapping,  # the head's leaves that do not train, by path
+    hidden: jax.Array,  # [n, D]
+    targets: jax.Array,  # int32[n]
+) -> jax.Array:  # float32[n]
+    """Returns the log-probability of each target, with a chunk of the logits in memory at a time.
+
+    It has gradients with respect to `trainable` and `hidden`: those of a cross-entropy that is
+    weighted by what the log-probabilities' gradients turn out to be, so that logits are computed
+    once more. The arguments are those of `cross_entropy`.
+    """
+    trainable, frozen = sharding.as_head(trainable), sharding.as_head(frozen)
+
+    def each(_, chunk):
+        return None, -_chunk_losses(model, trainable, frozen, *chunk)
+
+    chunks = _chunks(_held(model, hidden), hidden, targets)
+    found = jax.lax.scan(each, None, chunks)[1]  # [chunks, R, C]
+    return _joined(found[..., None], hidden[:, :1])[:, 0]
+
+
+def _log_probs_forward(model, *given):
+    return log_probs(model, *given), given
+
+
+def _log_probs_backward(model, given, slopes):
+    _, (leaves, to_hidden) = _forward(model, *given, -slopes)
+    return leaves, None, to_hidden, None
+
+
+log_probs.defvjp(_log_probs_forward, _log_probs_backward)
+
+
 def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tuple[Callable, int]:
     """Returns a chunk's loss-and-gradients function, and the logits per position that it holds."""
     table = next((leaf for path, leaf in frozen.items() if TABLE.fullmatch(path)), None)
@@ -106,6 +142,11 @@ def _held(model, hidden: jax.Array) -> int:
 
 def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array:
     """Returns the loss of a chunk, [R, C, D], from all of its logits."""
+    return jnp.sum(weights * _chunk_losses(model, trainable, frozen, hidden, targets))
+
+
+def _chunk_losses(model, trainable, frozen, hidden, targets) -> jax.Array:  # float32[R, C]
+    """Returns the cross-entropy of each position of a chunk, [R, C, D]."""
     variables = tree.unflatten({**trainable, **frozen})
     everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS)
     logits = forward.logits(model, variables, everyone)  # float32[R, C, V]
@@ -113,7 +154,7 @@ def _chunk_loss(model, trainable, frozen, hidden, targets, weights) -> jax.Array
     # A sum, since to index the logits they would be gathered on every device.
     mine = targets[..., None] == jnp.arange(logits.shape[-1])
     picked = jnp.sum(jnp.where(mine, logits, 0), axis=-1)
-    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
+    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def _block_loss(

@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.display.errors import UserError
-from jaxtune.training.step import TrainState, compiled_step, eval_step
+from jaxtune.training.objective import CROSS_ENTROPY, as_objective
+from jaxtune.training.step import TrainState, compiled_eval, compiled_step
 
 # Axes of the rank in the leaves of an adapter, and in the optimiser's arrays for these.
 RANK = {"a": -1, "b": -2}
@@ -102,7 +103,13 @@ class Population:
 
 
 def population_step(
-    model, optimizer, population: Population, batch, *, own: bool = False
+    model,
+    optimizer,
+    population: Population,
+    batch,
+    *,
+    own: bool = False,
+    objective=CROSS_ENTROPY,
 ) -> tuple[Population, dict[str, jax.Array]]:
     """Runs one update of every member; donates the states, but not the frozen leaves they share.
 
@@ -113,43 +120,56 @@ def population_step(
       batch: As in `train_step`, for all members; with `own`, every array has a leading axis of
         members.
       own: Whether each member has a batch of its own.
+      objective: As in `train_step`, for all members.
 
     Returns:
       The members after the step, and the metrics of `train_step`, each float32[M].
     """
     states, metrics = compiled_population_step(
-        model, optimizer, population.states, population.shared, batch, own
+        model,
+        optimizer,
+        population.states,
+        population.shared,
+        batch,
+        own,
+        as_objective(objective),
     )
     return population.replace(states=states), metrics
 
 
 def population_losses(
-    model, population: Population, batch
+    model, population: Population, batch, *, objective=CROSS_ENTROPY
 ) -> tuple[jax.Array, jax.Array]:  # float32[M], float32[]
     """Returns what `eval_step` returns of a batch, for every member: sums of losses and weights."""
-    return compiled_losses(model, population.states, population.shared, batch)
+    given = (model, population.states, population.shared, batch)
+    sums = compiled_losses(*given, as_objective(objective))
+    return sums["loss"], sums["weight"][0]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
-def compiled_population_step(model, optimizer, states, shared, batch, own: bool):
+def compiled_population_step(
+    model, optimizer, states, shared, batch, own: bool, objective=CROSS_ENTROPY
+):
+    """Computes `population_step` under jit, where shared leaves are an input but not an output."""
+
     def one(state: TrainState, batch):
         frozen = tree.combine(state.frozen, shared)
         moving = state.replace(frozen=None)
-        moving, metrics = compiled_step(model, optimizer, moving, frozen, batch)
+        moving, metrics = compiled_step(model, optimizer, moving, frozen, batch, objective)
         return moving.replace(frozen=state.frozen), metrics
 
     return jax.vmap(one, in_axes=(0, 0 if own else None))(states, batch)
 
 
 @partial(jax.jit, static_argnums=0)
-def compiled_losses(model, states, shared, batch):
-    """Computes `population_losses` under jit."""
+def compiled_losses(model, states, shared, batch, objective=CROSS_ENTROPY):
+    """Returns what `compiled_eval` returns, for every member: sums over a batch, float32[M]."""
 
     def one(state: TrainState):
         frozen = tree.combine(state.frozen, shared)
-        return eval_step(model, tree.combine(state.trainable, frozen), batch)[0]
+        return compiled_eval(model, tree.combine(state.trainable, frozen), batch, objective)
 
-    return jax.vmap(one)(states), batch.weights.sum()
+    return jax.vmap(one)(states)
 
 
 def _stacked(*states: TrainState) -> TrainState:

@@ -1,10 +1,9 @@
-"""The training step: a loss over the scored positions only, and one jitted update.
+"""The training step: the gradients of an objective, and one jitted update.
 
 Axes beyond the decoder's: A micro-batches, K scored positions of a row.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,12 +15,8 @@ from flax import struct
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
-from jaxtune.models.forward import hidden_at
-from jaxtune.models.layout import arrange
-from jaxtune.training.loss import cross_entropy
+from jaxtune.training.objective import CROSS_ENTROPY, Forward, as_objective
 from jaxtune.training.optim import Optimizer
-
-HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are computed from
 
 
 @struct.dataclass
@@ -92,7 +87,9 @@ def split(variables: Mapping, rules: tree.Rules, unused: str = "allow") -> tuple
     return selected, frozen
 
 
-def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, dict]:
+def train_step(
+    model, optimizer, state: TrainState, batch, *, objective=CROSS_ENTROPY
+) -> tuple[TrainState, dict]:
     """Runs one compiled update; donates the state except for its frozen leaves.
 
     Args:
@@ -102,20 +99,22 @@ def train_step(model, optimizer, state: TrainState, batch) -> tuple[TrainState, 
       state: The state before the step; except for `frozen` it must not be used afterwards.
       batch: A `Batch` of arrays [B, …], or [A, B, …] for A micro-batches. Gradients are those of
         the whole batch, even if its rows and micro-batches have unequal weights.
+      objective: What is minimised, by default cross-entropy; see `jaxtune.training.objective`.
 
     Returns:
-      The state after the step, and metrics: "loss", the weighted mean over scored positions,
-      "gradient_norm", before clipping, "weight", the sum of the batch's weights, and for an
-      `Optimizer` "lr", the scheduled learning rate.
+      The state after the step, and metrics: "loss", the weighted mean, by default over scored
+      positions, the objective's metrics, likewise divided by its weight, "gradient_norm", before
+      clipping, "weight", the sum of weights, and for an `Optimizer` "lr", the scheduled learning
+      rate.
     """
     moving, metrics = compiled_step(
-        model, optimizer, state.replace(frozen=None), state.frozen, batch
+        model, optimizer, state.replace(frozen=None), state.frozen, batch, as_objective(objective)
     )
     return moving.replace(frozen=state.frozen), metrics
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
+def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch, objective=CROSS_ENTROPY):
     """Computes `train_step` under jit, where frozen leaves are an input but not an output.
 
     Args:
@@ -124,19 +123,25 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
       state: The state with `frozen` set to None; it is donated.
       frozen: The frozen leaves.
       batch: As in `train_step`.
+      objective: As in `train_step`, but no plain function.
 
     Returns:
       The state after the step, with `frozen` None, and the metrics of `train_step`.
     """
     parts = batch if batch.tokens.ndim == 3 else jax.tree.map(lambda leaf: leaf[None], batch)
-    total = jnp.maximum(parts.weights.sum(), jnp.finfo(jnp.float32).tiny)
+    total = jnp.maximum(objective.weight(parts), jnp.finfo(jnp.float32).tiny)
     key = jax.random.fold_in(state.rng, state.step)
     rate = {}
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = optax.with_extra_args_support(optimizer)
     else:
         rate["lr"] = optimizer.rate(state.hyper, state.step)
-    loss, gradients = _accumulated(model, state.trainable, frozen, parts, total, key)
+
+    def loss(trainable, batch, key):
+        found, metrics = objective(Forward(model, trainable, frozen, key), batch)
+        return found / total, {name: each / total for name, each in metrics.items()}
+
+    (loss, metrics), gradients = _accumulated(loss, state.trainable, parts, key)
     updates, opt_state = optimizer.update(
         gradients, state.opt_state, state.trainable, hyper=state.hyper, step=state.step
     )
@@ -146,64 +151,46 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch):
         opt_state=opt_state,
     )
     norm = optax.global_norm(gradients)
-    return changed, {"loss": loss, "gradient_norm": norm, "weight": total} | rate
+    return changed, {"loss": loss, **metrics, "gradient_norm": norm, "weight": total} | rate
+
+
+def eval_step(
+    model, variables, batch, *, objective=CROSS_ENTROPY
+) -> tuple[jax.Array, jax.Array]:  # float32[], float32[]
+    """Returns the weighted sum of a batch's losses without dropout, and the sum of its weights."""
+    sums = compiled_eval(model, variables, batch, as_objective(objective))
+    return sums["loss"], sums["weight"]
 
 
 @partial(jax.jit, static_argnums=0)
-def eval_step(model, variables, batch) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of a batch's losses without dropout, and the sum of its weights."""
-    return weighted_loss(model, variables, {}, batch, None), batch.weights.sum()
+def compiled_eval(model, variables, batch, objective=CROSS_ENTROPY) -> dict[str, jax.Array]:
+    """Returns sums over a batch, without dropout: "loss", "weight", and the objective's metrics."""
+    found, metrics = objective(Forward(model, variables, {}), batch)
+    return {"loss": found, "weight": objective.weight(batch), **metrics}
 
 
-def weighted_loss(model, trainable, frozen, batch, key: jax.Array | None) -> jax.Array:
-    """Returns the sum of weight × cross-entropy over the scored positions of a batch.
-
-    Logits are computed for the hidden states of the scored positions only.
+def _accumulated(loss: Callable, trainable: Any, parts: Any, key: jax.Array) -> Any:
+    """Returns the values of a loss, summed over micro-batches, and the gradients of the first.
 
     Args:
-      model: The model.
-      trainable: Variables that train, or all variables.
-      frozen: Variables that do not train; empty if `trainable` has all of them.
-      batch: A batch without micro-batches, or any object with the fields of `Batch`; `images` may
-        be missing.
-      key: Random key of dropout; None turns dropout off.
-
-    Returns:
-      The loss, float32[].
+      loss: From trainable variables, a micro-batch and a random key to (loss, metrics).
+      trainable: The variables.
+      parts: Micro-batches, [A, B, …].
+      key: Random key, of which each micro-batch gets a part.
     """
-    variables = tree.combine(trainable, frozen) if frozen else trainable
-    rngs = {} if key is None else {"dropout": key}
-    layout = arrange(batch.tokens.shape, batch.positions, batch.segments, batch.valid, batch.causal)
-    images = getattr(batch, "images", None)  # a custom batch need not have the field
-    scored = hidden_at(
-        model, variables, batch.tokens, layout, batch.where, images=images, rngs=rngs
-    )  # [B, K, D]
-    head = [_only_head(part) for part in (trainable, frozen)]
-    flat = (scored.reshape(-1, scored.shape[-1]), batch.targets.ravel(), batch.weights.ravel())
-    return cross_entropy(model, *head, *flat)
-
-
-def _accumulated(model, trainable, frozen, parts, total: jax.Array, key: jax.Array):
-    """Returns loss and gradients summed over micro-batches, each divided by the batch's weight."""
-
-    def loss(trainable, batch, key):
-        return weighted_loss(model, trainable, frozen, batch, key) / total
-
-    graded = jax.value_and_grad(loss)
-
-    def add(carry, item):
-        return jax.tree.map(jnp.add, carry, graded(trainable, *item)), None
-
+    graded = jax.value_and_grad(loss, has_aux=True)
     count = parts.tokens.shape[0]
     keys = jax.random.split(key, count)
     if count == 1:
         return graded(trainable, jax.tree.map(lambda leaf: leaf[0], parts), keys[0])
-    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+
+    def add(carry, item):
+        return jax.tree.map(jnp.add, carry, graded(trainable, *item)), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    shapes = jax.eval_shape(graded, trainable, first, keys[0])
+    start = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
     return jax.lax.scan(add, start, (parts, keys))[0]
-
-
-def _only_head(part) -> dict[str, jax.Array]:
-    return {path: leaf for path, leaf in tree.flatten(part).items() if HEAD.fullmatch(path)}
 
 
 def _beside(variables, state: TrainState) -> TrainState:

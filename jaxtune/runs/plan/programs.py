@@ -21,7 +21,7 @@ from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
-from jaxtune.training.step import compiled_step, eval_step
+from jaxtune.training.step import compiled_eval, compiled_step
 
 # libtpu does not compile a program that does not fit, but says how much it would take.
 TOO_MUCH = re.compile(r"Used ([0-9.]+)([KMGT]) of [0-9.]+[KMGT] hbm")
@@ -130,7 +130,7 @@ def train(shapes: Shapes, batch: Batch) -> Program:
 
 def evaluate(shapes: Shapes, batch: Batch) -> Program:
     """Compiles the held-out loss of a batch, which is given as shapes, [B, …]."""
-    traced = eval_step.trace(shapes.model, shapes.variables, batch)
+    traced = compiled_eval.trace(shapes.model, shapes.variables, batch)
     found = _compile("evaluate", traced, shapes, _sizes(batch))
     size = sharding.device_bytes(batch)
     beside = size + shapes.held["optimiser"]
