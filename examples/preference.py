@@ -1,4 +1,4 @@
-"""Trains an adapter on pairs of answers by DPO: the preferred answer becomes likelier than the other.
+"""Trains an adapter on pairs of answers by DPO, so that the preferred one becomes likelier.
 
     python examples/preference.py
 
@@ -33,7 +33,7 @@ class Preference:
         return _pairs(batch).sum()
 
     def __call__(self, forward: jaxtune.Forward, batch: Batch):
-        """Returns the sum of losses over pairs, and sums of how often and how far they are right."""
+        """Returns the sum of losses over pairs, and sums of margins and of pairs in order."""
         scored = batch.weights > 0
         ours, base = (
             jnp.where(scored, each.log_probs(batch), 0).sum(-1) for each in (forward, forward.base)

@@ -49,7 +49,7 @@ class Forward:
 
     Attributes:
       model: The model.
-      trainable: Variables that train, or all variables.
+      trainable: Variables that train, or all variables, or None if none trains.
       frozen: Variables that do not train; empty if `trainable` has all of them.
       key: Random key of dropout; None turns dropout off.
     """
@@ -62,6 +62,8 @@ class Forward:
     @cached_property
     def variables(self) -> Mapping:
         """All variables, for `model.apply`."""
+        if self.trainable is None:
+            return self.frozen
         return tree.combine(self.trainable, self.frozen) if self.frozen else self.trainable
 
     @property
@@ -117,7 +119,7 @@ class Forward:
 
 def of(model: Any, variables: Mapping) -> Forward:
     """Returns the forward pass of a model without gradients, such as a teacher's."""
-    return Forward(model, {}, jax.lax.stop_gradient(variables))
+    return Forward(model, None, jax.lax.stop_gradient(variables))
 
 
 @struct.dataclass

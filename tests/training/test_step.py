@@ -16,8 +16,9 @@ from jaxtune.checkpoint.placing import oriented
 from jaxtune.data.batches import Batch
 from jaxtune.families import names
 from jaxtune.training import loss
+from jaxtune.training.objective import Forward
 from jaxtune.training.optim import optimizer
-from jaxtune.training.step import TrainState, compiled_step, train_step, weighted_loss
+from jaxtune.training.step import TrainState, compiled_step, train_step
 from tests import reference
 from tests.adapters.test_lora import MODULES, NAME, adapters, peft_twin
 from tests.marks import slow_after
@@ -212,7 +213,7 @@ def test_the_loss_in_chunks_is_the_loss_at_once(pair, monkeypatch):
 
     def value_and_gradients():
         def loss(params):
-            return weighted_loss(made.model, {"params": params}, {}, batch, None)
+            return Forward(made.model, {"params": params}, {}).cross_entropy(batch)
 
         return jax.value_and_grad(loss)(made.variables["params"])
 
