@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
 from jaxtune.assembly.identity import identity
+from jaxtune.assembly.objective import objective_of
 from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
 from jaxtune.assembly.state import Start, make_optimizer
@@ -37,6 +38,7 @@ from jaxtune.display.progress import Progress
 from jaxtune.metrics import Metric
 from jaxtune.metrics.exact import EXACT
 from jaxtune.models.paligemma import Model
+from jaxtune.training.objective import CROSS_ENTROPY, Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.workdir.identity import Identity
 
@@ -122,6 +124,12 @@ class Assembly:
     def metrics(self) -> tuple[Metric, ...]:
         """Metrics that score answers: those of the task, or exact match without one."""
         return self.task.METRICS if self.task else (EXACT,)
+
+    @property
+    def higher(self) -> dict[str, bool]:
+        """Whether more is better, of each metric that may choose the best checkpoint."""
+        named = getattr(self.objective, "METRICS", {})
+        return {**named, **{each.name: each.higher for each in self.metrics}}
 
     def survey(self, source: Source, progress: Progress, cache: Path | None = None) -> Rows:
         """Reads and checks all rows of a source; a `cache` file keeps the survey for reuse."""
@@ -224,6 +232,11 @@ class Assembly:
         """Returns the optimiser of a run of `total` steps."""
         config = self.config
         return make_optimizer(config.optim, config.schedule, config.trainable.lora_plus, total)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What training minimises: that of the config's file, or else cross-entropy."""
+        return objective_of(self.config.objective) if self.config.objective else CROSS_ENTROPY
 
     def start(self, variables: dict, optimizer: Optimizer) -> Start:
         """Splits variables into trained and frozen ones, for the state at step 0.

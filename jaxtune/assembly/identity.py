@@ -12,7 +12,7 @@ from jaxtune.workdir.identity import Identity
 
 
 def identity(config: Config, checkpoint: Path) -> Identity:
-    """Returns the contents of the base, tokenizer, continued adapter and task of a config.
+    """Returns the contents of what a config names: base, tokenizer, adapter, task, objective.
 
     `checkpoint` is the local path of the base.
     """
@@ -22,6 +22,7 @@ def identity(config: Config, checkpoint: Path) -> Identity:
         "tokenizer": content.of_files(rows.tokenizer_files(data, checkpoint)),
         "adapter": content.of_files(_adapter_files(adapter) if adapter else []),
         "task": content.of_files([Path(tasks.find(data.task).__file__)] if data.task else []),
+        "objective": content.of_files([Path(config.objective)] if config.objective else []),
     }
 
 

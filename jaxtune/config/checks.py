@@ -148,7 +148,7 @@ def _evaluation(config: Config) -> Conflicts:
             "held-out rows come either from their own source or split, or out of the training "
             "rows; set only one of these",
         )
-    if config.checkpoint.metric and not config.eval.answers:
+    if config.checkpoint.metric and not (config.eval.answers or config.objective):
         yield (
             ("checkpoint.metric", "eval.answers"),
             "this metric scores answers, but none are generated; set eval.answers to a number of "

@@ -1,8 +1,7 @@
-"""Runs config files: Python whose `get_config()` returns dictionaries, or a `ConfigDict`.
+"""Runs Python files of the user: config files, whose `get_config()` returns settings, and others.
 
-Sweep files are run alike; their function is `get_sweep()`.
-
-An error that a config file raises is reported with the line of the file that it comes from.
+Sweep files are run alike, with `get_sweep()`; files of tasks and objectives become modules. An
+error that a file raises is reported with the line that it comes from.
 """
 
 import difflib
@@ -13,7 +12,9 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxtune.config.fields import ConfigError
@@ -32,6 +33,25 @@ def values_of(
     """
     file, arguments = _named(path)
     return file, _returned(file, arguments, sections, function)
+
+
+def module_of(path: str) -> ModuleType:
+    """Returns a file as a module, which is run once as long as its content stays the same.
+
+    Raises ConfigError if it cannot be read or raises an error.
+    """
+    file, _ = _named(path)
+    return _module(file, _source(file, "a task or an objective"))
+
+
+@cache
+def _module(file: Path, source: bytes) -> ModuleType:
+    found = ModuleType(file.stem)
+    found.__file__ = str(file)
+    aside = redirect_stdout(sys.stderr)
+    with _neighbours(file.parent.resolve()), _located(file, ()), aside:
+        exec(compile(source, str(file), "exec"), vars(found))
+    return found
 
 
 def _named(text: str) -> tuple[Path, tuple[str, ...]]:
@@ -53,7 +73,7 @@ def _returned(
 
     What the file prints goes to standard error, since commands print JSON to standard output.
     """
-    source = _source(file)
+    source = _source(file, f"{function}()")
     space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
     aside = redirect_stdout(sys.stderr)
     with _neighbours(file.parent.resolve()), _located(file, sections), aside:
@@ -68,17 +88,17 @@ def _returned(
     return values
 
 
-def _source(file: Path) -> bytes:
+def _source(file: Path, content: str) -> bytes:
+    """Returns the text of a file, which is expected to have some content."""
+    expected = f"expected a Python file with {content}"
     try:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
-            raise ConfigError(
-                f"{file} is not a regular file; expected a Python file with get_config()"
-            )
+            raise ConfigError(f"{file} is not a regular file; {expected}")
         if about.st_size > MOST_BYTES:
             raise ConfigError(
-                f"{file} has {about.st_size:,} bytes, and a config file at most {MOST_BYTES:,}; "
-                "expected a Python file with get_config()"
+                f"{file} has {about.st_size:,} bytes, and such a file at most {MOST_BYTES:,}; "
+                f"{expected}"
             )
         return file.read_bytes()
     except ConfigError:
@@ -91,8 +111,7 @@ def _source(file: Path) -> bytes:
     except (OSError, ValueError) as error:  # a ValueError for a null character
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{cut(one_line(str(file)))} cannot be read ({reason}); expected a Python file with "
-            "get_config()"
+            f"{cut(one_line(str(file)))} cannot be read ({reason}); {expected}"
         ) from None
 
 

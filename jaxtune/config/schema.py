@@ -14,6 +14,7 @@ from jaxtune.config.training_sections import (
     Schedule,
     Trainable,
 )
+from jaxtune.config.values import Place
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Config:
         "random seed of row order, adapter initialisation and dropout",
         least=0,
         most=2**32 - 1,  # JAX takes the lower 32 bits of a seed
+    )
+    objective: Place = about(
+        "",
+        "Python file whose get_objective() returns what training minimises; empty: cross-entropy",
     )
     model: Model = Model()
     data: Data = Data()

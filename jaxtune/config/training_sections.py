@@ -94,7 +94,8 @@ class Data:
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: Name = about(
         "",
-        "instead of prefix and suffix: module of jaxtune/tasks that writes prompt and completion",
+        "instead of prefix and suffix: module that writes prompt and completion, one of "
+        "jaxtune/tasks, of an installed package, or a Python file",
     )
     columns: tuple[tuple[str, str], ...] = about(
         (), "columns named differently in the file, as a dictionary {name in task: name in file}"

@@ -37,6 +37,7 @@ from jaxtune.files.store import is_remote
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
+from jaxtune.training.objective import Objective
 from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import begun, claim, locked_directory
 
@@ -120,7 +121,7 @@ def compare(
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")
             loader = assembly.evaluating(rows, placer)
-            loss = _held_out_loss(candidate, loader, placer)
+            loss = _held_out_loss(candidate, loader, placer, assembly.objective)
             loader.close()
             where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"
             progress.draw(f"{candidate.name}: generating answers")
@@ -184,10 +185,12 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     )
 
 
-def _held_out_loss(candidate: Candidate, loader: Loader, placer: Placer) -> float:
+def _held_out_loss(
+    candidate: Candidate, loader: Loader, placer: Placer, objective: Objective
+) -> float:
     """Returns the held-out loss of a candidate; raises LossError if it is not finite."""
     try:
-        return held_out.loss(candidate.model, candidate.variables, loader, placer)
+        return held_out.loss(candidate.model, candidate.variables, loader, placer, objective)
     except held_out.LossError as error:
         raise held_out.LossError(
             f"{candidate.weights}: {error}. Its weights hold NaN or infinity, or values that "

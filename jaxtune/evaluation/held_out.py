@@ -33,6 +33,7 @@ from jaxtune.files import NUMBER, misfit, read_json, write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
+from jaxtune.training.objective import CROSS_ENTROPY, Objective
 from jaxtune.training.step import compiled_eval
 from jaxtune.workdir import agreement
 
@@ -280,13 +281,30 @@ def loss(
     variables: Mapping,
     loader: Loader,
     placer: Placer,
-    between: Callable[[], None] = lambda: None,
+    objective: Objective = CROSS_ENTROPY,
 ) -> float:
-    """Returns the weighted mean loss of the scored tokens in all batches of a loader, in nats.
+    """Returns the mean loss over all batches of a loader; see `means`."""
+    return means(model, variables, loader, placer, objective)["loss"]
 
-    `between` is called before each batch. Raises LossError if the loss of any batch is not finite.
+
+def means(
+    model: Model,
+    variables: Mapping,
+    loader: Loader,
+    placer: Placer,
+    objective: Objective = CROSS_ENTROPY,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Returns the weighted means of the loss and the objective's metrics over a loader's batches.
+
+    The cross-entropy is the mean over scored tokens, in nats. `between` is called before each
+    batch. Raises LossError if the loss of any batch is not finite.
     """
-    return Sums.of(partial(compiled_eval, model, variables), loader, placer, between).mean()
+
+    def evaluate(batch: Batch) -> Mapping[str, jax.Array]:
+        return compiled_eval(model, variables, batch, objective)
+
+    return Sums.of(evaluate, loader, placer, between).means()
 
 
 @dataclass(frozen=True)
@@ -304,7 +322,7 @@ class Sums:
         placer: Placer,
         between: Callable[[], None] = lambda: None,
     ) -> "Sums":
-        """Returns the sums over all batches of a loader, from its start; see `loss`."""
+        """Returns the sums over all batches of a loader, from its start; see `means`."""
         loader.restore({**loader.state(), "step": 0})
         found, places = [], []
         for step in loader:
@@ -332,10 +350,6 @@ class Sums:
                 )
         weight = sums.pop("weight").sum()
         return {name: float(each.sum() / weight) for name, each in sums.items()}
-
-    def mean(self, member: int | None = None) -> float:
-        """Returns the weighted mean of the loss; see `means`."""
-        return self.means(member)["loss"]
 
 
 def digest(content: Any) -> str:

@@ -28,12 +28,15 @@ from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, lost
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.summary import ending, memory, summary_of
 from jaxtune.runs.tally import Speed, Tally
+from jaxtune.training.objective import CROSS_ENTROPY, Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.step import TrainState, train_step
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import SAVED, Workdir
 from jaxtune.workdir.journal import Journal, Silent
 
+# Returns the mean loss and metrics over the held-out rows.
+Measure = Callable[[], Mapping[str, float]]
 # Receives the step and the values of an evaluation, and returns whether the run ends there.
 Report = Callable[[int, Mapping[str, float]], bool]
 
@@ -51,6 +54,7 @@ class Run:
     progress: Progress
     model: Model
     optimizer: Optimizer
+    objective: Objective
     start: Start
     placer: Placer
     loader: Loader
@@ -69,6 +73,7 @@ class Run:
     tokenizer: Tokenizer
     task: ModuleType | None  # None unless the config names one
     metrics: Sequence[Metric]  # of the answers
+    higher: Mapping[str, bool]  # whether more is better, of each metric that may choose the best
     answered: Sequence[EvalRow]  # held-out rows to answer at each evaluation
     speed: Speed = field(default_factory=Speed)
     # Of the last step whose metrics were read. The loop computes nothing with JAX besides steps: on
@@ -91,7 +96,8 @@ class Run:
         while not self.over:
             step = next(self.loader)
             batch = self.placer(step.batch, parts=True)
-            self.state, metrics = train_step(self.model, self.optimizer, self.state, batch)
+            given = (self.model, self.optimizer, self.state, batch)
+            self.state, metrics = train_step(*given, objective=self.objective)
             # The devices compute this step while the host reads the metrics of the previous one.
             if ahead:
                 self.settle(*ahead)
@@ -106,18 +112,18 @@ class Run:
             if asked:
                 self.leave(asked)
 
-    def begin(self, held_out_loss: Callable[[], float] | None = None) -> None:
+    def begin(self, measure: Measure | None = None) -> None:
         """Evaluates before the next step where that is due, and starts the clock.
 
         That is before the first step, and where a signal broke off the last evaluation.
-        `held_out_loss` returns the held-out loss; by default it is computed from `state`.
+        `measure` returns the held-out loss and metrics, by default those of `state`.
         """
         if self.evaluates_first:
-            self.tally.before = self._evaluate(held_out_loss)
+            self.tally.before = self._evaluate(measure)["loss"]
             self.progress.say(f"before training: held-out loss {self.tally.before:.4f}")
             self._answer()
         elif self.tally.owed:
-            _, pruned = self._evaluated(held_out_loss)
+            _, pruned = self._evaluated(measure)
             if pruned and not self.over:
                 raise Pruned(self.done, self.tally.seconds)
         self.speed.start()
@@ -181,15 +187,13 @@ class Run:
         """Whether this step is the last one or a multiple of `every`."""
         return self.done == self.total or bool(every and self.done % every == 0)
 
-    def pause(
-        self, asked: int, stop: Stop, held_out_loss: Callable[[], float] | None = None
-    ) -> int:
+    def pause(self, asked: int, stop: Stop, measure: Measure | None = None) -> int:
         """Logs, evaluates and saves whatever is due after this step, whose metrics are settled.
 
         Args:
           asked: Number of a signal on which the state is saved and not evaluated; or 0.
           stop: Tells of a signal that arrives during an evaluation.
-          held_out_loss: Returns the held-out loss; by default it is computed from `state`.
+          measure: Returns the held-out loss and metrics, by default those of `state`.
 
         Returns:
           The number of the signal on which the run is to be left, or 0.
@@ -206,7 +210,7 @@ class Run:
             self.tally.owed = True
             self._asked = (lambda: asked) if asked or stop.group else (lambda: stop.asked)
             try:
-                better, pruned = self._evaluated(held_out_loss)
+                better, pruned = self._evaluated(measure)
             except Interrupted as interrupted:
                 asked = interrupted.number
         wanted = asked or pruned or self._hopeless or self._at(self.config.checkpoint.every)
@@ -219,16 +223,15 @@ class Run:
         self.speed.start()
         return asked
 
-    def _evaluated(self, held_out_loss: Callable[[], float] | None) -> tuple[bool, bool]:
+    def _evaluated(self, measure: Measure | None) -> tuple[bool, bool]:
         """Evaluates; returns whether the state is the best so far, and whether the run ends.
 
         Raises Interrupted on a signal.
         """
-        loss = self._evaluate(held_out_loss)
-        figures = self._answer()
+        figures = {**self._evaluate(measure), **self._answer()}
         self.tally.owed = False
-        better = self._compare(loss, self._score(loss, figures))
-        return better, bool(self.report and self.report(self.done, {"loss": loss, **figures}))
+        better = self._compare(figures["loss"], self._score(figures))
+        return better, bool(self.report and self.report(self.done, figures))
 
     def interrupt(self) -> None:
         """Raises Interrupted if a signal asks that an evaluation be broken off."""
@@ -237,10 +240,11 @@ class Run:
 
     def settle(self, step: Step, metrics: Mapping) -> None:
         """Adds a step's metrics to the tally; raises RunError if they show that the run is lost."""
-        names = ("loss", "gradient_norm", "weight", "lr")
-        loss, norm, weight, rate = (float(metrics[name]) for name in names)
+        named = {name: float(value) for name, value in metrics.items()}
+        loss, norm, weight, rate = map(named.pop, ("loss", "gradient_norm", "weight", "lr"))
         tally = self.tally
-        if reason := tally.lost(loss, norm, math.log(self.model.config.vocabulary)):
+        guess = math.log(self.model.config.vocabulary) if self.objective == CROSS_ENTROPY else None
+        if reason := tally.lost(loss, norm, guess):
             self.checkpoints.wait()
             found = f"loss {loss:.4g}, gradient norm {norm:.4g}; the first loss was"
             raise RunError(
@@ -248,7 +252,8 @@ class Run:
                 + lost(step.places, self.checkpoints, self.config.optim.lr)
             )
         self.loss, self.norm, self.rate = loss, norm, rate
-        tally.loss += loss * weight
+        for name, value in {"loss": loss, **named}.items():
+            tally.sums[name] = tally.sums.get(name, 0.0) + value * weight
         tally.weight += weight
         tally.tokens += step.tokens
         tally.scored += step.scored
@@ -258,10 +263,10 @@ class Run:
 
     def _log(self) -> None:
         tally = self.tally
-        loss = tally.loss / tally.weight
+        means = {name: value / tally.weight for name, value in tally.sums.items()}
         values = {
             "epoch": self.done / self.loader.steps_per_epoch,
-            "loss": loss,
+            **means,
             "gradient_norm": self.norm,
             "lr": float(f"{self.rate:.6g}"),
             "tokens": tally.tokens,
@@ -273,8 +278,8 @@ class Run:
             timings["memory"] = peak
         self.log.write(self.done, "train", values, timings)
         if not self.progress.live:
-            self.progress.say(self._status(self.done, loss))
-        tally.loss = tally.weight = 0.0
+            self.progress.say(self._status(self.done, means["loss"]))
+        tally.sums, tally.weight = {}, 0.0
 
     def _status(self, step: int, loss: float) -> str:
         return (
@@ -283,22 +288,22 @@ class Run:
             f"{duration((self.total - step) * self.speed.seconds)} left"
         )
 
-    def _evaluate(self, compute: Callable[[], float] | None) -> float:
-        """Computes, logs and returns the mean loss over the held-out rows."""
+    def _evaluate(self, measure: Measure | None) -> Mapping[str, float]:
+        """Computes, logs and returns the mean loss and metrics over the held-out rows."""
         self.progress.draw(f"step {self.done:,}: evaluating")
         try:
-            loss = (compute or self._held_out_loss)()
+            means = (measure or self._measure)()
         except held_out.LossError as error:
             raise RunError(
                 f"step {self.done:,}: {error}\n  if the training loss is finite, check these rows; "
                 f"otherwise try an optim.lr below {self.config.optim.lr:g}"
             ) from None
-        self.log.write(self.done, "eval", {"loss": loss}, {})
-        return loss
+        self.log.write(self.done, "eval", means, {})
+        return means
 
-    def _held_out_loss(self) -> float:
+    def _measure(self) -> Mapping[str, float]:
         given = (self.model, self.state.variables, self.evaluator, self.placer)
-        return held_out.loss(*given, self.interrupt)
+        return held_out.means(*given, self.objective, self.interrupt)
 
     def _answer(self) -> dict[str, float]:
         """Answers held-out rows; logs and returns the metrics, or {} if there are no such rows."""
@@ -326,14 +331,14 @@ class Run:
         )
         return figures
 
-    def _score(self, loss: float, figures: Mapping[str, float]) -> float:
+    def _score(self, figures: Mapping[str, float]) -> float:
         """Returns a score, lower is better: the loss, or the metric that the config names."""
         wanted = self.config.checkpoint.metric
         if not wanted:
-            return loss
-        higher = {each.name: each.higher for each in self.metrics}[wanted]
-        value = figures.get(wanted, -math.inf if higher else math.inf)
-        return -value if higher else value
+            return figures["loss"]
+        higher = self.higher[wanted]
+        value = figures.get(wanted, math.nan)
+        return math.inf if math.isnan(value) else -value if higher else value
 
     def _compare(self, loss: float, score: float) -> bool:
         """Records an evaluation in the tally, and returns whether it is the best so far."""

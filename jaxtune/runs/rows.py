@@ -75,7 +75,7 @@ def _answered(assembly: Assembly, held_out: Rows | None) -> list[EvalRow]:
     """Returns the rows to answer at each evaluation: the first `eval.answers` held-out ones."""
     config = assembly.config
     metric, count = config.checkpoint.metric, config.eval.answers
-    known = [each.name for each in assembly.metrics]
+    known = assembly.higher if count else getattr(assembly.objective, "METRICS", {})
     if metric and metric not in known:
         raise UserError(f"checkpoint.metric {metric!r}: expected one of {', '.join(known)}")
     if not count:

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # A run is lost once its loss exceeds EXPLODED × the first loss and the loss of guessing, or stays
 # above HIGH × the first loss and that of guessing for HIGH_STEPS steps, or its gradient norm is 0
@@ -16,7 +16,8 @@ EXPLODED, HIGH, HIGH_STEPS, STILL_STEPS = 3, 1.5, 20, 3
 class Tally:
     """Counts and losses of a run so far; all of them are stored in its checkpoints."""
 
-    loss: float = 0.0  # sum of loss × weight over the steps since the last log line
+    # Sums of loss × weight and metric × weight over the steps since the last log line, by name.
+    sums: dict[str, float] = field(default_factory=dict)
     weight: float = 0.0  # sum of weights over the same steps
     # Tokens, scored tokens, examples and seconds are totals since the run began.
     tokens: int = 0
@@ -33,21 +34,24 @@ class Tally:
     high: int = 0  # successive steps with a high loss
     still: int = 0  # successive steps with a gradient norm of 0
 
-    def lost(self, loss: float, norm: float, guess: float) -> str:
+    def lost(self, loss: float, norm: float, guess: float | None) -> str:
         """Counts a step, and returns why the run is lost, or "" if it is not.
 
         Args:
           loss: Loss of the step; that of the first step is kept.
           norm: Its gradient norm.
-          guess: Loss of guessing, where all tokens are equally likely.
+          guess: Loss of guessing, where all tokens are equally likely; None for an objective of
+            which it is not known, whose loss and gradient norm must only be finite.
         """
         if self.first_loss is None:
             self.first_loss = loss
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return "training diverged"
+        if guess is None:
+            return ""
         high = max(HIGH * self.first_loss, guess)
         self.high = self.high + 1 if loss > high else 0
         self.still = self.still + 1 if norm == 0 else 0
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return "training diverged"
         if loss > max(EXPLODED * self.first_loss, guess):
             return "training diverged"
         if self.high >= HIGH_STEPS:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import jax
 
 from jaxtune.data import batches
+from jaxtune.data.batches import Batch
 from jaxtune.data.loader import Step
 from jaxtune.display.escapes import plural
 from jaxtune.evaluation.held_out import Sums
@@ -60,8 +61,8 @@ class Together:
         if first:
             losses = _losses(first[0], Population.of([run.state for run in first]))
         for run in self.runs:
-            loss = partial(losses.mean, first.index(run)) if run in first else None
-            yield from self._attempt(run, partial(run.begin, loss))
+            means = partial(losses.means, first.index(run)) if run in first else None
+            yield from self._attempt(run, partial(run.begin, means))
 
     def _leg(self, runs: Sequence[Run], until: int | None, stop: Stop) -> Ends[None]:
         """Runs the steps of runs that have done equally many, until they have done `until`."""
@@ -99,10 +100,10 @@ class Together:
         for member, run in list(leg.runs.items()):
             run.state = leg.population.member(member)
 
-            def loss(member: int = member) -> float:
-                return measured().mean(member)
+            def means(member: int = member) -> Mapping[str, float]:
+                return measured().means(member)
 
-            found = yield from self._attempt(run, partial(run.pause, asked, stop, loss))
+            found = yield from self._attempt(run, partial(run.pause, asked, stop, means))
             asked = asked or found or 0
         leg.drop(self._ended)
         for run in leg.runs.values():
@@ -176,6 +177,7 @@ class Leg:
             self.population,
             self._lead.placer(given, parts=True, members=own),
             own=own,
+            objective=self._lead.objective,
         )
         for run in self.runs.values():
             run.done += 1
@@ -209,5 +211,8 @@ def _losses(run: Run, population: Population, stop: Stop | None = None) -> Sums:
         if stop and stop.asked:
             raise Interrupted(stop.asked)
 
-    evaluate = partial(compiled_losses, run.model, population.states, population.shared)
+    def evaluate(batch: Batch) -> Mapping[str, jax.Array]:
+        given = (run.model, population.states, population.shared, batch)
+        return compiled_losses(*given, run.objective)
+
     return Sums.of(evaluate, run.evaluator, run.placer, between)

@@ -1,6 +1,7 @@
 """Tasks, one module each: how a row becomes a prompt and a completion, and how answers are scored.
 
-A task module defines
+A task is a module of this package, a Python file of the user, or a module that an installed package
+names as an entry point in the group `jaxtune.tasks`. It defines
 
 - `COLUMNS`: the columns that it reads, with a description of each;
 - `prefix(record, place)` and `suffix(record, place)`: the texts of the prompt and the completion;
@@ -26,21 +27,73 @@ These functions raise `RowError` for a record that they cannot convert.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
+from jaxtune.config.python_file import module_of
 from jaxtune.data.errors import RowError, known
+from jaxtune.display.errors import UserError
+from jaxtune.metrics import Metric
+
+GROUP = "jaxtune.tasks"  # entry points of installed packages
 
 
 def names() -> list[str]:
-    """Returns the names of all tasks, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Returns the names of all tasks, sorted: those of this package and of installed ones."""
+    return sorted({*_own(), *entry_points(group=GROUP).names})
 
 
 def find(name: str) -> ModuleType:
-    """Returns the module of a task; raises ValueError if there is no such task."""
-    return importlib.import_module(f"{__name__}.{known('data.task', name, names())}")
+    """Returns the module of a task, by its name or the path of its file.
+
+    Raises UserError if there is no such task, or if it does not define what a task must.
+    """
+    if name.endswith(".py"):
+        return _checked(module_of(name), name)
+    if name in _own():
+        return importlib.import_module(f"{__name__}.{name}")
+    (entry,) = entry_points(group=GROUP, name=known("data.task", name, names()))
+    return _checked(entry.load(), name)
+
+
+def _own() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def _checked(task: ModuleType, name: str) -> ModuleType:
+    """Returns a task that is not of this package; raises UserError unless it is one."""
+    problems = [
+        f"{attribute} is {'missing' if found is None else short(found)}; expected {expected}"
+        for attribute, (holds, expected) in INTERFACE.items()
+        if not holds(found := getattr(task, attribute, None))
+    ]
+    if problems:
+        raise UserError(
+            "\n  ".join([f"data.task: {name} is no task:", *problems])
+            + "\nSee docs/contributing.md for what a task defines"
+        )
+    return task
+
+
+def _metrics(found: Any) -> bool:
+    return isinstance(found, list | tuple) and all(isinstance(each, Metric) for each in found)
+
+
+# What a task must define, and how that is told from other things.
+INTERFACE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "COLUMNS": (
+        lambda found: isinstance(found, Mapping) and bool(found),
+        "a dictionary from the columns that it reads to descriptions",
+    ),
+    "prefix": (callable, "a function prefix(record, place) that returns the text of the prompt"),
+    "suffix": (callable, "a function suffix(record, place) that returns the completion"),
+    "METRICS": (
+        lambda found: _metrics(found) and bool(found),
+        "a tuple of one or more jaxtune.metrics.Metric",
+    ),
+}
 
 
 def references(task: ModuleType, record: Mapping[str, Any], place: str) -> tuple[str, ...]:

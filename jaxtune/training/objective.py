@@ -5,7 +5,8 @@ sums of metrics, and has a method `weight(batch)`: the sum of weights that these
 by, over all micro-batches of a step. It is a pytree, such as a `flax.struct.dataclass`: its arrays,
 for example the weights of a teacher, are arguments of the compiled step, and its other fields are
 compiled into it. A plain function is an objective whose weight is that of the batch's scored
-positions.
+positions. A class attribute `METRICS` may tell of metrics, by name, whether more is better: these
+may choose the best checkpoint of a run.
 
 Axes beyond the decoder's: K scored positions of a row.
 """

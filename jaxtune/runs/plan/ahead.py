@@ -63,7 +63,8 @@ def try_largest(assembly: Assembly, rows: RunRows, plan: Plan) -> None:
     for shape in plan.outlook.largest:
         batch = assembly.placer(rows.loader.blank(shape), parts=True)
         state, frozen = zeros((shapes.start.shapes, shapes.start.frozen))
-        jax.block_until_ready(compiled_step(shapes.model, shapes.optimizer, state, frozen, batch))
+        given = (state, frozen, batch, shapes.objective)
+        jax.block_until_ready(compiled_step(shapes.model, shapes.optimizer, *given))
 
 
 def zeros(shapes: Any) -> Any:

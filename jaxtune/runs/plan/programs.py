@@ -19,6 +19,7 @@ from jaxtune.decoding.sampling import Sampling
 from jaxtune.models.paligemma import Model
 from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
+from jaxtune.training.objective import Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import compiled_eval, compiled_step
@@ -85,12 +86,14 @@ class Shapes:
     Attributes:
       model: The model.
       optimizer: The optimiser of the run.
+      objective: What it minimises.
       start: Shapes of the leaves that train, of the frozen ones and of the train state.
       mesh: Mesh of the devices.
     """
 
     model: Model
     optimizer: Optimizer
+    objective: Objective
     start: Start
     mesh: Mesh
 
@@ -99,7 +102,8 @@ class Shapes:
         """Returns the shapes of a run of `total` steps; no weights are read."""
         model, variables = assembly.outline()
         optimizer = assembly.optimizer(total)
-        return cls(model, optimizer, assembly.start(variables, optimizer), assembly.mesh)
+        start = assembly.start(variables, optimizer)
+        return cls(model, optimizer, assembly.objective, start, assembly.mesh)
 
     @property
     def variables(self) -> dict:
@@ -121,7 +125,8 @@ class Shapes:
 def train(shapes: Shapes, batch: Batch) -> Program:
     """Compiles the training step for a batch, which is given as shapes, [A, B, …]."""
     start = shapes.start
-    traced = compiled_step.trace(shapes.model, shapes.optimizer, start.shapes, start.frozen, batch)
+    given = (start.shapes, start.frozen, batch, shapes.objective)
+    traced = compiled_step.trace(shapes.model, shapes.optimizer, *given)
     found = _compile("train", traced, shapes, _sizes(batch))
     # While a step runs, the next batch is placed on the devices. Gradients are float32.
     size = sharding.device_bytes(batch)
@@ -130,7 +135,7 @@ def train(shapes: Shapes, batch: Batch) -> Program:
 
 def evaluate(shapes: Shapes, batch: Batch) -> Program:
     """Compiles the held-out loss of a batch, which is given as shapes, [B, …]."""
-    traced = compiled_eval.trace(shapes.model, shapes.variables, batch)
+    traced = compiled_eval.trace(shapes.model, shapes.variables, batch, shapes.objective)
     found = _compile("evaluate", traced, shapes, _sizes(batch))
     size = sharding.device_bytes(batch)
     beside = size + shapes.held["optimiser"]
@@ -144,7 +149,13 @@ def train_together(shapes: Shapes, batch: Batch, count: int, own: bool) -> Progr
     """
     population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
     traced = compiled_population_step.trace(
-        shapes.model, shapes.optimizer, population.states, population.shared, batch, own
+        shapes.model,
+        shapes.optimizer,
+        population.states,
+        population.shared,
+        batch,
+        own,
+        shapes.objective,
     )
     found = _compile("train", traced, shapes, {"members": count} | _sizes(batch))
     size = sharding.device_bytes(batch)
@@ -155,7 +166,7 @@ def train_together(shapes: Shapes, batch: Batch, count: int, own: bool) -> Progr
 def evaluate_together(shapes: Shapes, batch: Batch, count: int) -> Program:
     """Compiles the held-out losses of a population for a batch, given as shapes, [B, …]."""
     population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
-    given = (shapes.model, population.states, population.shared, batch)
+    given = (shapes.model, population.states, population.shared, batch, shapes.objective)
     found = _compile(
         "evaluate", compiled_losses.trace(*given), shapes, {"members": count} | _sizes(batch)
     )
