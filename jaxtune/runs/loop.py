@@ -252,9 +252,7 @@ class Run:
                 + lost(step.places, self.checkpoints, self.config.optim.lr)
             )
         self.loss, self.norm, self.rate = loss, norm, rate
-        for name, value in {"loss": loss, **named}.items():
-            tally.sums[name] = tally.sums.get(name, 0.0) + value * weight
-        tally.weight += weight
+        tally.add(loss, weight, named)
         tally.tokens += step.tokens
         tally.scored += step.scored
         tally.examples += step.examples
@@ -263,7 +261,7 @@ class Run:
 
     def _log(self) -> None:
         tally = self.tally
-        means = {name: value / tally.weight for name, value in tally.sums.items()}
+        means = tally.means()
         values = {
             "epoch": self.done / self.loader.steps_per_epoch,
             **means,
@@ -279,7 +277,6 @@ class Run:
         self.log.write(self.done, "train", values, timings)
         if not self.progress.live:
             self.progress.say(self._status(self.done, means["loss"]))
-        tally.sums, tally.weight = {}, 0.0
 
     def _status(self, step: int, loss: float) -> str:
         return (

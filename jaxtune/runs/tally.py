@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # A run is lost once its loss exceeds EXPLODED × the first loss and the loss of guessing, or stays
@@ -16,8 +17,9 @@ EXPLODED, HIGH, HIGH_STEPS, STILL_STEPS = 3, 1.5, 20, 3
 class Tally:
     """Counts and losses of a run so far; all of them are stored in its checkpoints."""
 
-    # Sums of loss × weight and metric × weight over the steps since the last log line, by name.
-    sums: dict[str, float] = field(default_factory=dict)
+    loss: float = 0.0  # sum of loss × weight over the steps since the last log line
+    # Sums of the objective's metrics × weight over the same steps.
+    metrics: dict[str, float] = field(default_factory=dict)
     weight: float = 0.0  # sum of weights over the same steps
     # Tokens, scored tokens, examples and seconds are totals since the run began.
     tokens: int = 0
@@ -33,6 +35,20 @@ class Tally:
     owed: bool = False  # whether the evaluation after the last step was left out, on a signal
     high: int = 0  # successive steps with a high loss
     still: int = 0  # successive steps with a gradient norm of 0
+
+    def add(self, loss: float, weight: float, metrics: Mapping[str, float]) -> None:
+        """Adds a step's loss and metrics, which are means of this weight."""
+        self.loss += loss * weight
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value * weight
+        self.weight += weight
+
+    def means(self) -> dict[str, float]:
+        """Returns the means of the loss and the metrics since the last call."""
+        sums = {"loss": self.loss, **self.metrics}
+        found = {name: value / self.weight for name, value in sums.items()}
+        self.loss, self.metrics, self.weight = 0.0, {}, 0.0
+        return found
 
     def lost(self, loss: float, norm: float, guess: float | None) -> str:
         """Counts a step, and returns why the run is lost, or "" if it is not.
