@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtune import tasks
+from jaxtune.assembly.objective import objective_of
 from jaxtune.config import python_file
 from jaxtune.config.schema import FIELDS, Config
 from jaxtune.display.errors import UserError
@@ -13,6 +14,7 @@ from jaxtune.files.store import is_remote
 from jaxtune.metrics.exact import EXACT
 from jaxtune.runs.plan.targets import hint
 from jaxtune.runs.sweep.space import MOST_POINTS, Space
+from jaxtune.training.objective import CROSS_ENTROPY
 
 SAMPLERS = ("grid", "random", "tpe", "qmc", "gp", "cmaes", "nsga2")
 PRUNERS = ("median", "halving", "hyperband")
@@ -150,12 +152,17 @@ def _check_config(config: Config, pruner: str | None) -> None:
 def _higher(config: Config, metric: Any) -> bool:
     """Returns whether higher is better, or raises if trials of the config lack the metric."""
     task = config.data.task
-    known = {each.name: each.higher for each in (tasks.find(task).METRICS if task else (EXACT,))}
-    if metric != LOSS and metric not in known:
-        near = hint(metric, [LOSS, *known]) if isinstance(metric, str) else ""
+    of_answers = {
+        each.name: each.higher for each in (tasks.find(task).METRICS if task else (EXACT,))
+    }
+    objective = objective_of(config.objective) if config.objective else CROSS_ENTROPY
+    measured = {LOSS: False, **getattr(objective, "METRICS", {})}  # without answers
+    known = {**of_answers, **measured}
+    if metric not in known:
+        near = hint(metric, known) if isinstance(metric, str) else ""
         raise SweepError(
-            f"metric: nothing computes {shown(metric)}{near}; expected {LOSS}, or a metric of "
-            f"answers: {', '.join(known)}"
+            f"metric: nothing computes {shown(metric)}{near}; expected {', '.join(measured)}, or a "
+            f"metric of answers: {', '.join(of_answers)}"
         )
     given = config.eval
     if not (given.source or given.split or given.holdout):
@@ -163,9 +170,9 @@ def _higher(config: Config, metric: Any) -> bool:
             f"metric: {metric} is measured on held-out rows, and the config has none; set "
             "eval.holdout, eval.source or eval.split"
         )
-    if metric != LOSS and not given.answers:
+    if metric not in measured and not given.answers:
         raise SweepError(
             f"metric: {metric} is a metric of answers, and eval.answers is 0; set eval.answers "
             f"({FIELDS['eval.answers'].metadata['meaning']})"
         )
-    return metric != LOSS and known[metric]
+    return known[metric]
