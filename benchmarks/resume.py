@@ -1,6 +1,6 @@
 """Kills and resumes runs, and compares them with an uninterrupted one.
 
-    python benchmarks/resume.py [--runs 20]
+    python benchmarks/resume.py [--runs 20] [--base DIR]
 
 Each run is killed at random moments, also during saves, and resumed until it completes. Its last
 checkpoint (parameters, optimiser state, position) and its metrics.jsonl must then equal those of
@@ -51,6 +51,8 @@ def main() -> None:
     add("--stops", type=int, default=6, help="maximum number of kills per run (default: 6)")
     signals = ("KILL", "TERM")
     add("--signal", choices=signals, default="KILL", help="signal to send (default: KILL)")
+    base = ROOT / "configs/tiny/base"
+    add("--base", type=Path, default=base, help="checkpoint of the base (default: the bundled one)")
     add("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -64,7 +66,8 @@ def main() -> None:
 
 def compare(place: Path, options: argparse.Namespace) -> dict[str, int]:
     """Returns how often runs were stopped; exits with 1 at the first run that differs."""
-    config, randomly = prepared(place, options.steps), random.Random(options.seed)
+    config = prepared(place, options.base, options.steps)
+    randomly = random.Random(options.seed)
     finished(launch(config, place / "whole"))
     whole = contents(place / "whole")
     began = time.monotonic()  # once more, now that programs are compiled
@@ -142,8 +145,8 @@ def contents(workdir: Path) -> tuple:
     return step, values, position, (workdir / "metrics.jsonl").read_bytes(), adapter
 
 
-def prepared(place: Path, steps: int) -> Path:
-    """Writes rows and a config for the bundled tiny base; returns the config's path."""
+def prepared(place: Path, base: Path, steps: int) -> Path:
+    """Writes rows and a config for a base; returns the config's path."""
     rows = place / "rows.jsonl"
     words = ("sea", "sand", "dusk", "moss", "rust", "snow", "night", "clay")
     rows.write_text(
@@ -154,8 +157,7 @@ def prepared(place: Path, steps: int) -> Path:
         )
     )
     config = place / "run.py"
-    base = str(ROOT / "configs/tiny/base")
-    config.write_text(CONFIG.format(steps=steps, base=base, rows=str(rows)))
+    config.write_text(CONFIG.format(steps=steps, base=str(base), rows=str(rows)))
     return config
 
 

@@ -317,8 +317,9 @@ def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_end_as_one_that_is_not():
-    command = [sys.executable, "benchmarks/resume.py", "--runs=1", "--steps=8", "--stops=1"]
+def test_runs_that_are_killed_end_as_one_that_is_not(base):
+    options = ["--runs=1", "--steps=8", "--stops=1", f"--base={base}"]
+    command = [sys.executable, "benchmarks/resume.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 runs, stopped" in done.stdout

@@ -1,4 +1,7 @@
-"""Members of a population beside the same states alone, and what their step shares."""
+"""What members of a population share, and how they leave it.
+
+`tests/runs/test_together.py` has them beside the same runs alone.
+"""
 
 import re
 
@@ -7,15 +10,13 @@ import numpy as np
 import pytest
 
 import jaxtune
-from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.training import population as module
 from jaxtune.training.optim import optimizer
-from jaxtune.training.population import Population, population_losses, population_step
-from jaxtune.training.step import TrainState, eval_step, train_step
+from jaxtune.training.population import Population, population_step
+from jaxtune.training.step import TrainState, train_step
 from tests.training.test_step import padded, texts
 
-STEPS = 4
 # Rank, alpha, dropout, seed, and hyperparameters of each member.
 MEMBERS = (
     (4, 8.0, 0.0, 0, dict(lr=1e-3)),
@@ -39,34 +40,6 @@ def rows(step: int):
     return padded(list(texts(step)))
 
 
-@pytest.mark.slow
-def test_members_train_as_they_do_alone(base):
-    """With their own numbers and ranks; `tests/runs/test_together.py` has more cases."""
-    model, variables = jaxtune.load(base, "float32", "nf4-double")
-    made = optimizer("lion", schedule="linear", total_steps=STEPS)
-    alone, population = states(variables, made), Population.of(states(variables, made))
-    for step in range(STEPS):
-        losses = []
-        for index, state in enumerate(alone):
-            alone[index], metrics = train_step(model, made, state, rows(step))
-            losses.append(metrics)
-        population, found = population_step(model, made, population, rows(step))
-        for key in ("loss", "gradient_norm", "lr", "weight"):
-            expected = [float(each[key]) for each in losses]
-            np.testing.assert_allclose(found[key], expected, rtol=1e-5, err_msg=key)
-    held_out = rows(99)
-    sums, weight = population_losses(model, population, held_out)
-    for index, state in enumerate(alone):
-        member = population.member(index)
-        assert jax.tree.structure(member) == jax.tree.structure(state)
-        for path, leaf in tree.flatten(state.trainable).items():
-            other = np.asarray(tree.flatten(member.trainable)[path])
-            np.testing.assert_allclose(other, leaf, atol=1e-4, err_msg=path)
-        expected, whole = eval_step(model, state.variables, held_out)
-        assert float(sums[index]) == pytest.approx(float(expected), rel=1e-5)
-        assert float(weight) == float(whole)
-
-
 def test_a_frozen_weight_is_dequantised_once_for_all_members(base):
     model, variables = jaxtune.load(base, "float32", "nf4")
     made = optimizer("sgd")
@@ -79,6 +52,7 @@ def test_a_frozen_weight_is_dequantised_once_for_all_members(base):
     assert not shapes & {"3x32x48", "3x48x32", "3x512x32", "3x32x512"}
 
 
+@pytest.mark.slow
 def test_members_leave_and_the_others_go_on(base):
     model, variables = jaxtune.load(base, "float32")
     made = optimizer("adamw")
@@ -94,6 +68,7 @@ def test_members_leave_and_the_others_go_on(base):
         )
 
 
+@pytest.mark.slow
 def test_members_may_have_batches_of_their_own(base):
     model, variables = jaxtune.load(base, "float32")
     made = optimizer("adamw")
