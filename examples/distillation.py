@@ -1,6 +1,6 @@
 """Distils a teacher: the student's distribution over the vocabulary is drawn to the teacher's.
 
-    python examples/distillation.py
+    python -m examples.distillation
 
 Here the teacher is the base with an adapter that was trained for some steps, and the student the
 base with a new adapter of rank 2. A bigger model of the same vocabulary does as well: its variables

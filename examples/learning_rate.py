@@ -1,6 +1,6 @@
 """Finds a learning rate: raises it by a factor each step, and looks where the loss falls fastest.
 
-    python examples/learning_rate.py
+    python -m examples.learning_rate
 
 The learning rate is an array in the state, so that no step compiles anything anew.
 """

@@ -1,6 +1,6 @@
 """Trains an adapter on pairs of answers by DPO, so that the preferred one becomes likelier.
 
-    python examples/preference.py
+    python -m examples.preference
 
 The reference model is the base, which is the model without its adapter. A batch holds the preferred
 answer of a pair in an even row, and the other one in the row after it.

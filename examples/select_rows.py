@@ -1,6 +1,6 @@
 """Ranks training rows by how much a step on each would lower the loss of held-out rows.
 
-    python examples/select_rows.py
+    python -m examples.select_rows
 
 To first order, a step of gradient descent on a row changes the held-out loss by the product of the
 two gradients. They are those of an adapter, after a few steps in which its B leaves zero.

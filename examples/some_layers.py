@@ -1,6 +1,6 @@
 """Trains the norms alone, and then the attention of layers 2 to 4 alone.
 
-    python examples/some_layers.py
+    python -m examples.some_layers
 
 Rules over paths choose which leaves train. A leaf of the decoder holds all its layers, stacked on
 the first axis, so single layers are chosen by an optimiser that leaves the others as they are.

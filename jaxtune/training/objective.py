@@ -29,6 +29,7 @@ from jaxtune.training import loss
 
 HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are computed from
 
+RESERVED = ("loss", "weight", "gradient_norm", "lr")  # what the step itself returns
 Sums = tuple[jax.Array, Mapping[str, jax.Array]]  # of losses, and of metrics by name
 
 
@@ -91,19 +92,23 @@ class Forward:
             rngs=rngs,
         )
 
-    def cross_entropy(self, batch: Any) -> jax.Array:  # float32[]
-        """Returns the sum of weight × cross-entropy over the scored positions."""
-        scored = self.hidden(batch)
+    def cross_entropy(self, batch: Any, hidden: jax.Array | None = None) -> jax.Array:  # float32[]
+        """Returns the sum of weight × cross-entropy over the scored positions.
+
+        `hidden` is what `hidden(batch)` returned, if that is at hand.
+        """
+        scored = self.hidden(batch) if hidden is None else hidden
         flat = (scored.reshape(-1, scored.shape[-1]), batch.targets.ravel(), batch.weights.ravel())
         return loss.cross_entropy(self.model, *self._head, *flat)
 
-    def log_probs(self, batch: Any) -> jax.Array:  # float32[B, K]
+    def log_probs(self, batch: Any, hidden: jax.Array | None = None) -> jax.Array:  # float32[B, K]
         """Returns the log-probability of each target; those of padding mean nothing.
 
-        Unlike those of `cross_entropy`, its gradients take a second pass over the vocabulary, since
-        they depend on what the objective makes of the log-probabilities.
+        `hidden` is what `hidden(batch)` returned, if that is at hand. Unlike those of
+        `cross_entropy`, its gradients take a second pass over the vocabulary, since they depend on
+        what the objective makes of the log-probabilities.
         """
-        scored = self.hidden(batch)
+        scored = self.hidden(batch) if hidden is None else hidden
         flat = scored.reshape(-1, scored.shape[-1])
         found = loss.log_probs(self.model, *self._head, flat, batch.targets.ravel())
         return found.reshape(batch.targets.shape)
@@ -146,9 +151,8 @@ class _Function(CrossEntropy):
     compute: Callable[[Forward, Any], Any] = struct.field(pytree_node=False)
 
     def __call__(self, forward: Forward, batch: Any) -> Sums:
-        """Returns what the function computes: a sum of losses, with or without metrics."""
-        found = self.compute(forward, batch)
-        return found if isinstance(found, tuple) else (found, {})
+        """Returns what the function computes."""
+        return self.compute(forward, batch)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -184,6 +188,32 @@ def as_objective(given: Any) -> Objective:
             "a flax.struct.dataclass with __call__(forward, batch) and weight(batch)"
         )
     return given
+
+
+def computed(objective: Objective, forward: Forward, batch: Any) -> Sums:
+    """Returns what an objective computes; it may leave out the metrics.
+
+    Raises UserError unless it is a scalar loss, with scalar metrics of names of their own.
+    """
+    found = objective(forward, batch)
+    loss, metrics = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+    named = metrics if isinstance(metrics, Mapping) else {"metrics": metrics}
+    if taken := [name for name in named if name in RESERVED]:
+        raise UserError(f"objective: a metric may not be called {taken[0]!r}; choose another name")
+    sums = {"loss": loss, **named}
+    wrong = [name for name, each in sums.items() if getattr(each, "shape", None) != ()]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"objective: {name} is {_described(sums[name])}; expected a sum over the batch, as a "
+            "scalar array, and metrics as a dictionary of such: return loss, {'name': metric}"
+        )
+    return loss, metrics
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"an array of shape {shape}"
 
 
 def _only_head(part: Any) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
-from jaxtune.training.objective import CROSS_ENTROPY, Forward, as_objective
+from jaxtune.training.objective import CROSS_ENTROPY, Forward, as_objective, computed
 from jaxtune.training.optim import Optimizer
 
 
@@ -138,7 +138,7 @@ def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch, objec
         rate["lr"] = optimizer.rate(state.hyper, state.step)
 
     def loss(trainable, batch, key):
-        found, metrics = objective(Forward(model, trainable, frozen, key), batch)
+        found, metrics = computed(objective, Forward(model, trainable, frozen, key), batch)
         return found / total, {name: each / total for name, each in metrics.items()}
 
     (loss, metrics), gradients = _accumulated(loss, state.trainable, parts, key)
@@ -165,7 +165,7 @@ def eval_step(
 @partial(jax.jit, static_argnums=0)
 def compiled_eval(model, variables, batch, objective=CROSS_ENTROPY) -> dict[str, jax.Array]:
     """Returns sums over a batch, without dropout: "loss", "weight", and the objective's metrics."""
-    found, metrics = objective(Forward(model, variables, {}), batch)
+    found, metrics = computed(objective, Forward(model, variables, {}), batch)
     return {"loss": found, "weight": objective.weight(batch), **metrics}
 
 

@@ -162,3 +162,19 @@ def test_what_is_no_objective_is_refused(given):
     ):
         as_objective(given)
     assert as_objective(CROSS_ENTROPY) is CROSS_ENTROPY
+
+
+@pytest.mark.parametrize(
+    "compute, problem",
+    [
+        (lambda forward, batch: forward.log_probs(batch), r"loss is an array of shape \(\d"),
+        (lambda forward, batch: 3.0, "loss is a float; expected a sum over the batch"),
+        (lambda forward, batch: (forward.cross_entropy(batch), 3), "metrics is a int"),
+        (lambda f, batch: (f.cross_entropy(batch), {"lr": 1}), "a metric may not be called 'lr'"),
+        (lambda f, batch: (f.cross_entropy(batch), {"a": batch.weights}), "a is an array of shape"),
+    ],
+)
+def test_what_an_objective_must_compute(base, compute, problem):
+    model, _, (state,) = states(base)
+    with pytest.raises(UserError, match=f"objective: {problem}"):
+        eval_step(model, state.variables, padded(list(texts(0))), objective=compute)
