@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxtune.checkpoint.save import save_merged
     from jaxtune.decoding.beams import beam_search
     from jaxtune.decoding.generate import generate
+    from jaxtune.models.forward import hidden_states
     from jaxtune.models.layout import arrange
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
@@ -35,6 +36,7 @@ __all__ = [
     "beam_search",
     "eval_step",
     "generate",
+    "hidden_states",
     "load",
     "load_adapter",
     "log_probs",
@@ -60,6 +62,7 @@ _HOMES = {
     "beam_search": "jaxtune.decoding.beams",
     "eval_step": "jaxtune.training.step",
     "generate": "jaxtune.decoding.generate",
+    "hidden_states": "jaxtune.models.forward",
     "load": "jaxtune.checkpoint.load",
     "load_adapter": "jaxtune.checkpoint.peft.load_adapter",
     "log_probs": "jaxtune.training.objective",

@@ -1,5 +1,7 @@
 """Grouped-query softmax attention: the plain form, and the choice of a fused kernel instead."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from jaxtune.models.layout import Layout, mask, reach
 
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
 IMPLEMENTATIONS = ("auto", "plain", "splash", "cudnn")
+Implementation = str | Callable[..., jax.Array]  # one of `IMPLEMENTATIONS`, or a function
 
 
 def attend(
@@ -22,7 +25,7 @@ def attend(
     windows: tuple[int | None, ...],
     scale: float,
     softcap: float | None = None,
-    implementation: str = "auto",  # one of IMPLEMENTATIONS
+    implementation: Implementation = "auto",
 ) -> jax.Array:  # [B, T, N, H]
     """Computes the attention of a decoder layer.
 
@@ -37,11 +40,15 @@ def attend(
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
       implementation: "auto" takes the fused kernel of the machine if it supports the call, and
-        otherwise the plain form. A kernel by name that does not support the call is an error.
+        otherwise the plain form. A kernel by name that does not support the call is an error. A
+        function is called as `plain` is.
 
     Returns:
       Attended values of each query head.
     """
+    if callable(implementation):
+        seen = mask(query, key, reach(windows, kind))
+        return implementation(q, k, v, seen, scale=scale, softcap=softcap)
     name = choose(implementation, q, query, key, windows, softcap)
     how = dict(kind=kind, windows=windows, scale=scale)
     if name == "splash":
@@ -110,14 +117,33 @@ def plain(
     Returns:
       Attended values of each query head.
     """
+    shares = _shares(q, k, seen, scale, softcap).astype(v.dtype)
+    return jnp.einsum("bktgs,bskh->btkgh", shares, v).reshape(q.shape)
+
+
+def weights(
+    q: jax.Array,  # [B, T, N, H]
+    k: jax.Array,  # [B, S, K, H]
+    seen: jax.Array | None,  # bool[B, T, S]
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:  # float32[B, N, T, S]
+    """Returns the attention weights of each query head; the arguments are those of `plain`."""
+    shares = jnp.moveaxis(_shares(q, k, seen, scale, softcap), 3, 2)  # [B, K, G, T, S]
+    return shares.reshape(q.shape[0], q.shape[2], *shares.shape[3:])
+
+
+def _shares(
+    q: jax.Array, k: jax.Array, seen: jax.Array | None, scale: float, softcap: float | None
+) -> jax.Array:  # float32[B, K, T, G, S], with G = N / K query heads for each key head
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
     logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
     logits = soften(logits * scale, softcap)
     if seen is not None:
         logits = jnp.where(seen[:, None, :, None], logits, UNSEEN)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bktgs,bskh->btkgh", weights, v).reshape(q.shape)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def soften(logits: jax.Array, cap: float | None) -> jax.Array:

@@ -13,10 +13,19 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune import sharding
-from jaxtune.models.attention import attend, soften
+from jaxtune.models.attention import Implementation, attend, soften, weights
 from jaxtune.models.cache import CachedKV, KVCache
-from jaxtune.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
-from jaxtune.models.layout import Layout, arrange, check_tokens, lengths
+from jaxtune.models.layers import (
+    ACTIVATIONS,
+    SEEN,
+    STACKED,
+    STATES,
+    Embedding,
+    Linear,
+    RMSNorm,
+    asked_for,
+)
+from jaxtune.models.layout import Layout, arrange, check_tokens, lengths, mask, reach
 from jaxtune.models.remat import named, rematerialised
 from jaxtune.models.rope import Rope, angles, rotate
 
@@ -78,7 +87,7 @@ class Shared:
     sine: jax.Array
     slot: jax.Array | None = None  # int32[], cache slot of the first token
     keys: Layout | None = None  # layout of the cache to attend to; None: attend to the input tokens
-    attention: str = struct.field(pytree_node=False, default="auto")
+    attention: Implementation = struct.field(pytree_node=False, default="auto")
 
 
 class Attention(nn.Module):
@@ -108,18 +117,15 @@ class Attention(nn.Module):
             stored = stored.put(layer, shared.slot, k, v)
         if shared.keys is not None:
             k, v = stored.of(layer, x.dtype)
+        layouts = (shared.layout, shared.keys or shared.layout)
+        windows = tuple(each.window for each in config.kinds)
+        how = dict(scale=config.query_scale, softcap=config.attention_softcap)
         attended = attend(
-            q,
-            k,
-            v,
-            shared.layout,
-            shared.keys or shared.layout,
-            kind=kind,
-            windows=tuple(each.window for each in config.kinds),
-            scale=config.query_scale,
-            softcap=config.attention_softcap,
-            implementation=shared.attention,
+            q, k, v, *layouts, kind=kind, windows=windows, implementation=shared.attention, **how
         )
+        if asked_for(self, SEEN):
+            seen = mask(*layouts, reach(windows, kind))
+            self.sow(SEEN, "weights", weights(q, k, seen, **how))
         joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)
         return named(Linear(config.width, config.out_bias, name="o")(joined)), stored
 
@@ -161,7 +167,10 @@ class Block(nn.Module):
         attended, stored = attention(self._norm("attn_norm", x), stored, *place, shared)
         x = x + self._after("attn_post_norm", attended)
         mixed = Mlp(self.config, name="mlp")(self._norm("mlp_norm", x))
-        return (x + self._after("mlp_post_norm", mixed), stored), None
+        x = x + self._after("mlp_post_norm", mixed)
+        if asked_for(self, STATES):
+            self.sow(STATES, "output", x)
+        return (x, stored), None
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_epsilon, self.config.norm_offset, name=name)(x)
@@ -181,7 +190,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32  # of activations; norms, attention logits and logits are float32
     # Where the weights came from. Models that differ only in this share one compiled program.
     origin: Any = field(default=None, compare=False, repr=False)
-    attention: str = "auto"  # implementation of attention; see `attention.attend`
+    attention: Implementation = "auto"  # implementation of attention; see `attention.attend`
     remat: str = "full"  # rematerialisation policy; see `remat.REMAT`
 
     tower = ""  # path prefix of the decoder's leaves
@@ -192,7 +201,7 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocabulary, config.width, name="embed")
         self.layers = nn.scan(
             rematerialised(Block, self.remat),
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes=STACKED,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=len(config.layers),

@@ -4,12 +4,14 @@ Axes beyond the decoder's: K chosen positions of a row.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune.models.layout import Layout
+from jaxtune.models.layers import STATES
+from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
 
 
@@ -73,3 +75,29 @@ def hidden_at(
 def logits(model: Model, variables: Mapping, hidden: jax.Array) -> jax.Array:  # float32[..., V]
     """Returns the logits of the next token for hidden states [..., D]."""
     return model.apply(variables, hidden, method="logits")
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden_states(model: Model, variables: Mapping, batch: Any) -> jax.Array:  # [L, B, K, D]
+    """Returns the outputs of all layers at the scored positions of a batch, before the final norm.
+
+    Those at other positions are in memory for one row at a time.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      batch: A `Batch` of arrays [B, …], or any object with its fields; `images` may be missing.
+    """
+    images = getattr(batch, "images", None)
+    given = (batch.positions, batch.segments, batch.valid, batch.causal)
+
+    def of_row(row: tuple) -> jax.Array:  # [L, K, D]
+        tokens, where, images, *given = jax.tree.map(lambda leaf: leaf[None], row)
+        x = embedded(model, variables, tokens, images)
+        layout = arrange(tokens.shape, *given)
+        _, found = model.apply(variables, x, layout, method="hidden", mutable=[STATES])
+        (states,) = jax.tree.leaves(found)  # [L, 1, T, D]
+        return jnp.take(states[:, 0], where[0], axis=1)
+
+    found = jax.lax.map(of_row, (batch.tokens, batch.where, images, *given))
+    return jnp.moveaxis(found, 0, 1)

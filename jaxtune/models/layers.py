@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from jaxtune import quant, sharding
 from jaxtune.models import tables
 
+# Collections that take the attention weights and the outputs of the decoder's layers where a caller
+# asks for them by `mutable`.
+SEEN, STATES = "attention", "states"
+# Collections whose arrays have the layers of a tower on their first axis.
+STACKED = {"params": 0, "lora": 0, "intermediates": 0, SEEN: 0, STATES: 0}
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -94,6 +99,11 @@ class LayerNorm(nn.Module):
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def asked_for(module: nn.Module, collection: str) -> bool:
+    """Returns whether the caller of a model wants a collection of what its layers compute."""
+    return module.is_mutable_collection(collection) and not module.is_initializing()
 
 
 def random(module: nn.Module, shape: tuple[int, ...], deviation: float):

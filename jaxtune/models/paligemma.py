@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtune.models.attention import Implementation
 from jaxtune.models.cache import KVCache
 from jaxtune.models.decoder import Decoder, DecoderConfig
 from jaxtune.models.layers import Linear
@@ -45,7 +46,7 @@ class PaliGemma(nn.Module):
     pictures: PicturesConfig
     dtype: Any = jnp.float32
     origin: Any = field(default=None, compare=False, repr=False)  # as in `Decoder`
-    attention: str = "auto"
+    attention: Implementation = "auto"
     remat: str = "full"
 
     tower = "llm/"  # path prefix of the decoder's leaves

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.models.attention import plain
-from jaxtune.models.layers import ACTIVATIONS, LayerNorm, Linear, random
+from jaxtune.models.layers import ACTIVATIONS, STACKED, LayerNorm, Linear, random
 from jaxtune.models.remat import named, rematerialised
 
 BLOCK = 1024  # patches per block of queries; bounds the memory of attention logits
@@ -124,7 +124,7 @@ class Siglip(nn.Module):
         self.positions = self.variable("params", "positions", random(self, shape, 0.02))
         self.layers = nn.scan(
             rematerialised(Block, self.remat),
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes=STACKED,
             split_rngs={"params": True, "dropout": True},
             length=config.layers,
         )(config)

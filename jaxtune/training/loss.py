@@ -63,6 +63,27 @@ def cross_entropy(
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
+def plain_cross_entropy(
+    model,
+    trainable: Mapping,
+    frozen: Mapping,
+    hidden: jax.Array,  # [n, D]
+    targets: jax.Array,  # int32[n]
+    weights: jax.Array,  # float32[n]
+) -> jax.Array:  # float32[]
+    """Returns what `cross_entropy` does, by operations that JAX differentiates in every mode.
+
+    Its gradient computes the logits of each chunk once more. The arguments are the same.
+    """
+    add = jax.checkpoint(partial(_chunk_loss, model))
+
+    def more(total, chunk):
+        return total + add(trainable, frozen, *chunk), None
+
+    chunks = _chunks(_held(model, hidden), hidden, targets, weights)
+    return jax.lax.scan(more, jnp.zeros((), jnp.float32), chunks)[0]
+
+
 def _forward(model, trainable, frozen, hidden, targets, weights):
     """Returns the loss, and as residuals its gradients, so that logits are computed only once."""
     graded, span = _graded(model, *map(sharding.as_head, (trainable, frozen)), hidden)

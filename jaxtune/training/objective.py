@@ -92,14 +92,19 @@ class Forward:
             rngs=rngs,
         )
 
-    def cross_entropy(self, batch: Any, hidden: jax.Array | None = None) -> jax.Array:  # float32[]
+    def cross_entropy(
+        self, batch: Any, hidden: jax.Array | None = None, plain: bool = False
+    ) -> jax.Array:  # float32[]
         """Returns the sum of weight × cross-entropy over the scored positions.
 
-        `hidden` is what `hidden(batch)` returned, if that is at hand.
+        `hidden` is what `hidden(batch)` returned, if that is at hand. Where `plain` is true, JAX
+        can differentiate it in every mode, such as for Hessian-vector products; by default it
+        brings its own gradient, which is faster.
         """
         scored = self.hidden(batch) if hidden is None else hidden
         flat = (scored.reshape(-1, scored.shape[-1]), batch.targets.ravel(), batch.weights.ravel())
-        return loss.cross_entropy(self.model, *self._head, *flat)
+        computed = loss.plain_cross_entropy if plain else loss.cross_entropy
+        return computed(self.model, *self._head, *flat)
 
     def log_probs(self, batch: Any, hidden: jax.Array | None = None) -> jax.Array:  # float32[B, K]
         """Returns the log-probability of each target; those of padding mean nothing.
