@@ -77,7 +77,7 @@ def test_attention_may_be_a_function(base):
     tokens = jnp.asarray([[2, 10, 20, 30]])
     np.testing.assert_array_equal(model.apply(variables, tokens), plain.apply(variables, tokens))
     assert seen
-    with pytest.raises(ValueError, match="attention 'mine': expected one of .*, or a function"):
+    with pytest.raises(ValueError, match=r"attention 'mine': expected one of .*, or a function"):
         jaxtune.load(base, attention="mine")
 
 
