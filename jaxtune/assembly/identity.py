@@ -7,6 +7,7 @@ from jaxtune.assembly import rows
 from jaxtune.checkpoint import content
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME, WEIGHTS_NAME
 from jaxtune.checkpoint.sources import locate
+from jaxtune.config.python_file import module_of
 from jaxtune.config.schema import Config
 from jaxtune.workdir.identity import Identity
 
@@ -22,7 +23,9 @@ def identity(config: Config, checkpoint: Path) -> Identity:
         "tokenizer": content.of_files(rows.tokenizer_files(data, checkpoint)),
         "adapter": content.of_files(_adapter_files(adapter) if adapter else []),
         "task": content.of_files([Path(tasks.find(data.task).__file__)] if data.task else []),
-        "objective": content.of_files([Path(config.objective)] if config.objective else []),
+        "objective": content.of_files(
+            [Path(module_of(config.objective).__file__)] if config.objective else []
+        ),
     }
 
 

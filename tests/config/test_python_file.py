@@ -78,7 +78,7 @@ def test_what_is_no_file_of_moderate_size_is_refused(write, tmp_path):
     problem = "pipe.py is not a regular file; expected a Python file with get_config()"
     assert refusal(load, "pipe.py") == problem
     file = write("#" * 1_048_577)
-    assert refusal(load, file).startswith("run.py has 1,048,577 bytes, and a config file at most")
+    assert refusal(load, file).startswith("run.py has 1,048,577 bytes, and such a file at most")
     for name in ("x" * 5000, "x" * 5000 + ".py:3"):
         assert refusal(load, name).startswith("xxxxxx") and len(refusal(load, name)) < 200
     assert "a\\x00b cannot be read (embedded null byte)" in refusal(load, "a\0b")

@@ -259,7 +259,7 @@ def test_a_run_keeps_what_does_best_by_its_metric(higher, best, make, tmp_path, 
     losses, figures = iter([5.0, 4.0, 3.0, 2.0, 1.0]), iter([0.1, 0.3, 0.9, 0.2, 0.5])
     made_up = SimpleNamespace(name="made_up", higher=higher)
     monkeypatch.setattr(Assembly, "metrics", (made_up,))
-    monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(losses))
+    monkeypatch.setattr(Run, "_evaluate", lambda *_: {"loss": next(losses)})
     asked = []
 
     def evaluated(generator, rows, task, metrics, where, progress, **_):

@@ -274,7 +274,7 @@ def test_a_lost_run_stops_and_names_its_rows(make, tmp_path):
 @pytest.mark.slow
 def test_patience_ends_a_run_and_the_best_is_exported(make, tmp_path, monkeypatch):
     found = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.0])  # before training, and after each step
-    monkeypatch.setattr(Run, "_evaluate", lambda run, log: next(found))
+    monkeypatch.setattr(Run, "_evaluate", lambda *_: {"loss": next(found)})
     stubborn = make(("eval.every", 1), ("eval.patience", 3), ("checkpoint.keep", 1))
     summary = fit(stubborn, tmp_path, progress=Quiet())
     assert summary["stopped_early"] and summary["steps"] == 5

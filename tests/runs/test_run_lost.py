@@ -33,8 +33,8 @@ def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):  # no
     """The measured values are changed from step 5 on; the first loss is 10."""
     real = loop.train_step
 
-    def step(*arguments):
-        state, metrics = real(*arguments)
+    def step(*arguments, **more):
+        state, metrics = real(*arguments, **more)
         sound = dict(loss=10.0, gradient_norm=1.0)
         changed = sound | later if int(state.step) >= 5 else sound
         return state, metrics | {name: jnp.float32(value) for name, value in changed.items()}
@@ -47,7 +47,8 @@ def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):  # no
 
 @pytest.mark.slow
 def test_a_held_out_loss_that_is_not_finite_names_its_rows(make, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(held_out, "eval_step", lambda *_: (jnp.float32(np.nan), jnp.float32(1)))
+    lost = {"loss": jnp.float32(np.nan), "weight": jnp.float32(1)}
+    monkeypatch.setattr(held_out, "compiled_eval", lambda *_: lost)
     with pytest.raises(RunError, match=r"step 0: the held-out loss is nan for .*rows.jsonl:\d+"):
         fit(make(), tmp_path / "run", progress=Quiet())
 
@@ -120,8 +121,8 @@ def test_the_host_runs_one_step_ahead(make, tmp_path, monkeypatch):  # noqa: F81
             events.append(f"read {self.step}")
             return float(self.value)
 
-    def step(*arguments):
-        state, metrics = real(*arguments)
+    def step(*arguments, **more):
+        state, metrics = real(*arguments, **more)
         number = 1 + sum(each.startswith("dispatch") for each in events)
         events.append(f"dispatch {number}")
         return state, {name: Metric(value, number) for name, value in metrics.items()}
