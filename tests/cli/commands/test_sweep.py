@@ -85,10 +85,14 @@ def test_a_dry_run_tells_the_trials_and_what_they_share(command, capsys):
     printed = capsys.readouterr().out
     assert "4 trials by grid:" in printed and "0  lr=0.001 rank=2" in printed
     assert "loaded 1 time by one worker, for 4 trials" in printed
-    assert "2 sets to compile" in printed
-    found = json.loads(Path("w/sweep_plan.json").read_text())
-    assert [each["trials"] for each in found["groups"]] == [[0, 2], [1, 3]]
-    assert all(each["peak_bytes"] > 0 and each["steps"] == 4 for each in found["groups"])
+    assert "1 set to compile" in printed
+    (group,) = json.loads(Path("w/sweep_plan.json").read_text())["groups"]
+    assert group["trials"] == [0, 1, 2, 3] and group["together"] == 4 and group["steps"] == 4
+    assert 0 < group["peak_bytes"] < group["together_bytes"]
+    assert launch.main([*arguments, "--together", "1"]) == 0
+    assert "2 sets to compile" in capsys.readouterr().out
+    found = json.loads(Path("w/sweep_plan.json").read_text())["groups"]
+    assert [(each["trials"], each["together"]) for each in found] == [([0, 2], 1), ([1, 3], 1)]
     assert not Path("w/trials").exists() and not Path("w/study.journal").exists()
 
 
