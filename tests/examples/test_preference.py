@@ -85,6 +85,7 @@ def test_losses_are_those_of_trl(base, tmp_path):
     assert torch.is_tensor(next(trainer.model.parameters()))
 
 
+@pytest.mark.slow
 def test_the_example_learns(capsys):
     found = preference.main(steps=20)
     assert found[-1]["loss"] < 0.5 * found[0]["loss"] and found[-1]["accuracy"] == 1

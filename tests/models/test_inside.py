@@ -21,6 +21,7 @@ from tests.training.test_step import padded, texts
 NAMES = ["gemma2-windows", "llama-llama3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_weights_and_layers_are_those_of_transformers(name, pair):
     made = pair(name)
@@ -55,6 +56,7 @@ def test_any_module_is_captured_with_its_layers_on_the_first_axis(pair):
     assert made.model.apply(made.variables, tokens).shape[-1] == made.model.config.vocabulary
 
 
+@pytest.mark.slow
 def test_hidden_states_at_scored_positions(base):
     model, variables = jaxtune.load(base, "float32")
     batch = padded(list(texts(0)))
@@ -101,6 +103,7 @@ def unrolled(model, params, batch):
     return -(picked * batch.weights).sum()
 
 
+@pytest.mark.slow
 def test_a_hessian_vector_product_is_that_of_an_unrolled_copy(base):
     model, variables = jaxtune.load(base, "float32")
     params = variables["params"]

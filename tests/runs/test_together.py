@@ -148,6 +148,7 @@ def test_runs_that_are_behind_catch_up_and_those_that_end_are_left_out(
                 assert_alike(run, other)
 
 
+@pytest.mark.slow
 def test_ended_runs_are_computed_on_where_a_smaller_program_would_not_pay(
     values, kept, tmp_path, monkeypatch
 ):
@@ -159,6 +160,7 @@ def test_ended_runs_are_computed_on_where_a_smaller_program_would_not_pay(
         assert runs[1].over
 
 
+@pytest.mark.slow
 def test_a_signal_saves_all_and_they_go_on(values, kept, tmp_path):
     """It arrives while an evaluation after step 2 is under way, so that step 3 is saved."""
     stop = Stop()

@@ -59,6 +59,7 @@ def test_log_probabilities_are_those_of_all_logits(base, monkeypatch):
     np.testing.assert_allclose(sequences, want.sum(-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_log_probabilities(pair, tied):
     """Of hidden states and of a head that trains, beside those of all logits."""
@@ -81,6 +82,7 @@ def test_gradients_of_log_probabilities(pair, tied):
         np.testing.assert_allclose(tree.flatten(got)[path], leaf, atol=1e-4 * scale, err_msg=path)
 
 
+@pytest.mark.slow
 def test_cross_entropy_from_log_probabilities_trains_as_the_fused_one(base):
     model, made, (one,) = states(base)
     _, _, (other,) = states(base)
@@ -92,6 +94,7 @@ def test_cross_entropy_from_log_probabilities_trains_as_the_fused_one(base):
         assert float(second["greatest"]) > 0 and "greatest" not in first
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch_for_any_objective(base):
     model, made, (one,) = states(base)
     _, _, (other,) = states(base)
@@ -104,6 +107,7 @@ def test_micro_batches_are_one_batch_for_any_objective(base):
         assert float(first[name]) == pytest.approx(float(second[name]), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_arrays_of_an_objective_are_arguments(base):
     model, made, (state,) = states(base)
     batch = padded(list(texts(0)))
@@ -118,6 +122,7 @@ def test_arrays_of_an_objective_are_arguments(base):
     assert losses[1] > 20 * losses[0]
 
 
+@pytest.mark.slow
 def test_members_of_a_population_have_the_objective_too(base):
     model, made, found = states(base, 2)
     _, _, again = states(base, 2)
@@ -129,6 +134,7 @@ def test_members_of_a_population_have_the_objective_too(base):
             assert float(metrics[name][member]) == pytest.approx(float(alone[name]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_function_is_an_objective(base):
     model, made, (state,) = states(base)
     batch = padded(list(texts(0)))

@@ -94,6 +94,7 @@ def test_trials_that_cannot_train_together_train_alone(values, tmp_path, monkeyp
     assert alone == [6, 0, 1, 2, 5, 3, 4]  # 2 and 5 once more, as the population left them
 
 
+@pytest.mark.slow
 def test_as_many_train_together_as_memory_allows(values, tmp_path, monkeypatch):  # noqa: F811
     config = configs.parse(nested(values | {"trainable.rank": 16}))
     whole = fitting(config, 6, False, tmp_path)
@@ -106,6 +107,7 @@ def test_as_many_train_together_as_memory_allows(values, tmp_path, monkeypatch):
         assert found.count == count and (found.peak_bytes <= limit or count == 1)
 
 
+@pytest.mark.slow
 def test_trials_go_on_alone_where_memory_does_not_suffice(values, tmp_path, monkeypatch, capsys):  # noqa: F811
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
