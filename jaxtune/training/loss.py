@@ -54,34 +54,26 @@ def cross_entropy(
       The loss.
     """
 
-    trainable, frozen = sharding.as_head(trainable), sharding.as_head(frozen)
-
-    def add(total, chunk):
-        return total + _chunk_loss(model, trainable, frozen, *chunk), None
-
-    chunks = _chunks(_held(model, hidden), hidden, targets, weights)
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
+    return _summed(_chunk_loss, model, trainable, frozen, hidden, targets, weights)
 
 
-def plain_cross_entropy(
-    model,
-    trainable: Mapping,
-    frozen: Mapping,
-    hidden: jax.Array,  # [n, D]
-    targets: jax.Array,  # int32[n]
-    weights: jax.Array,  # float32[n]
-) -> jax.Array:  # float32[]
+def plain_cross_entropy(model, *given) -> jax.Array:  # float32[]
     """Returns what `cross_entropy` does, by operations that JAX differentiates in every mode.
 
     Its gradient computes the logits of each chunk once more. The arguments are the same.
     """
-    add = jax.checkpoint(partial(_chunk_loss, model))
+    return _summed(jax.checkpoint(_chunk_loss, static_argnums=0), model, *given)
 
-    def more(total, chunk):
-        return total + add(trainable, frozen, *chunk), None
 
-    chunks = _chunks(_held(model, hidden), hidden, targets, weights)
-    return jax.lax.scan(more, jnp.zeros((), jnp.float32), chunks)[0]
+def _summed(chunk_loss: Callable, model, trainable, frozen, *arrays) -> jax.Array:
+    """Returns the sum of a loss over the chunks of arrays, of which hidden states come first."""
+    trainable, frozen = sharding.as_head(trainable), sharding.as_head(frozen)
+
+    def add(total, chunk):
+        return total + chunk_loss(model, trainable, frozen, *chunk), None
+
+    chunks = _chunks(_held(model, arrays[0]), *arrays)
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
 def _forward(model, trainable, frozen, hidden, targets, weights):

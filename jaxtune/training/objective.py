@@ -70,7 +70,7 @@ class Forward:
 
     @property
     def base(self) -> "Forward":
-        """The same without adapters and dropout, and without gradients: the base model."""
+        """The forward pass of the base model: without adapters, dropout and gradients."""
         plain = {name: each for name, each in self.variables.items() if name != "lora"}
         return of(self.model, plain)
 

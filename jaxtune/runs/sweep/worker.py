@@ -172,10 +172,11 @@ class Work:
     def _line(self, outcome: Outcome, state: str, value: float | None, reason: str) -> str:
         spec = self.study.spec
         result = f" {spec.metric} {value:.4g}" if value is not None else ""
+        after = f" after {plural(outcome.steps, 'step')}" if outcome.steps else ""
         told = f": {reason.splitlines()[0]}" if reason else ""
         left = sum(not each.state.is_finished() for each in self.study.trials)
         time_left = duration(left * (time.monotonic() - self._begun) / self._ended)
         return (
-            f"{outcome.trial.title}: {state}{result} after {plural(outcome.steps, 'step')} in "
+            f"{outcome.trial.title}: {state}{result}{after} in "
             f"{duration(outcome.seconds)}{told}; {left} left, about {time_left} for one worker"
         )
