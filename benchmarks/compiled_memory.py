@@ -1,6 +1,6 @@
 """Reports the memory of training steps on TPUs and GPUs, compiled without the hardware.
 
-    pip install libtpu
+    pip install 'jax[tpu]'
     python benchmarks/compiled_memory.py [--target v5e] [--case NAME]
 
     pip install 'jax-cuda12-plugin[with-cuda]'

@@ -1,6 +1,6 @@
 """Reports the bytes that each chip of a TPU slice sends in a training step, without the hardware.
 
-    pip install libtpu
+    pip install 'jax[tpu]'
     python benchmarks/over_the_wire.py [--largest 12]
 
 The step is that of Llama 3.1 8B QLoRA: nf4 with double quantisation, LoRA r=16 on all linear maps,

@@ -1,6 +1,6 @@
 """Plans the jobs at their models' true sizes, for devices that need not be at hand.
 
-    pip install libtpu 'jax-cuda12-plugin[with-cuda]'
+    pip install 'jax[tpu]' 'jax-cuda12-plugin[with-cuda]'
     python benchmarks/plans.py [--case NAME]
 
 No weights are needed: each case stands on a checkpoint that has the names and shapes of the

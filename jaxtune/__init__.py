@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtune.models.layout import arrange
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
-    from jaxtune.training.objective import CrossEntropy, Forward, log_probs
+    from jaxtune.training.objectives import CrossEntropy, Forward, log_probs
     from jaxtune.training.optim import optimizer
     from jaxtune.training.population import Population, population_losses, population_step
     from jaxtune.training.step import TrainState, eval_step, train_step
@@ -52,8 +52,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CrossEntropy": "jaxtune.training.objective",
-    "Forward": "jaxtune.training.objective",
+    "CrossEntropy": "jaxtune.training.objectives",
+    "Forward": "jaxtune.training.objectives",
     "Origin": "jaxtune.checkpoint.origin",
     "TrainState": "jaxtune.training.step",
     "Population": "jaxtune.training.population",
@@ -65,7 +65,7 @@ _HOMES = {
     "hidden_states": "jaxtune.models.forward",
     "load": "jaxtune.checkpoint.load",
     "load_adapter": "jaxtune.checkpoint.peft.load_adapter",
-    "log_probs": "jaxtune.training.objective",
+    "log_probs": "jaxtune.training.objectives",
     "make_mesh": "jaxtune.sharding",
     "merge": "jaxtune.adapters.lora",
     "optimizer": "jaxtune.training.optim",

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtune import sharding, tasks, tree
 from jaxtune.assembly import rows, weights
 from jaxtune.assembly.identity import identity
+from jaxtune.assembly.metrics import metrics_of
 from jaxtune.assembly.objective import objective_of
 from jaxtune.assembly.placer import Placer, refuse_uneven, ways
 from jaxtune.assembly.rows import Rows
@@ -36,9 +37,8 @@ from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding.text import TextGenerator
 from jaxtune.display.progress import Progress
 from jaxtune.metrics import Metric
-from jaxtune.metrics.exact import EXACT
 from jaxtune.models.paligemma import Model
-from jaxtune.training.objective import CROSS_ENTROPY, Objective
+from jaxtune.training.objectives import Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.workdir.identity import Identity
 
@@ -122,8 +122,8 @@ class Assembly:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Metrics that score answers: those of the task, or exact match without one."""
-        return self.task.METRICS if self.task else (EXACT,)
+        """Metrics that score answers: those of the config or of its task, or exact match."""
+        return metrics_of(self.config.eval.metrics, self.config.data.task)
 
     @property
     def higher(self) -> dict[str, bool]:
@@ -235,8 +235,8 @@ class Assembly:
 
     @cached_property
     def objective(self) -> Objective:
-        """What training minimises: that of the config's file, or else cross-entropy."""
-        return objective_of(self.config.objective) if self.config.objective else CROSS_ENTROPY
+        """What training minimises: that of the config, or else cross-entropy."""
+        return objective_of(self.config.objective)
 
     def start(self, variables: dict, optimizer: Optimizer) -> Start:
         """Splits variables into trained and frozen ones, for the state at step 0.

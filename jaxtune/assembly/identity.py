@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jaxtune import tasks
 from jaxtune.assembly import rows
+from jaxtune.assembly.objective import objective_files
 from jaxtune.checkpoint import content
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME, WEIGHTS_NAME
 from jaxtune.checkpoint.sources import locate
@@ -13,7 +14,7 @@ from jaxtune.workdir.identity import Identity
 
 
 def identity(config: Config, checkpoint: Path) -> Identity:
-    """Returns the contents of what a config names: base, tokenizer, adapter, task, objective.
+    """Returns the contents of what a config names: base, tokenizer, adapter, task and the like.
 
     `checkpoint` is the local path of the base.
     """
@@ -23,8 +24,9 @@ def identity(config: Config, checkpoint: Path) -> Identity:
         "tokenizer": content.of_files(rows.tokenizer_files(data, checkpoint)),
         "adapter": content.of_files(_adapter_files(adapter) if adapter else []),
         "task": content.of_files([Path(tasks.find(data.task).__file__)] if data.task else []),
-        "objective": content.of_files(
-            [Path(module_of(config.objective).__file__)] if config.objective else []
+        "objective": content.of_files(objective_files(config.objective)),
+        "metrics": content.of_files(
+            [Path(module_of(name).__file__) for name in config.eval.metrics if name.endswith(".py")]
         ),
     }
 

@@ -1,7 +1,7 @@
 """Opens the data of a config: its sources, their encoder into examples, and loaders of batches."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def surveyed(
         return Rows(source, encoder, read())
     file, more = cache
     pictures = encoder.pictures and vars(encoder.pictures)
-    settings = [vars(data), max_length, jaxtune.__version__, pictures, more]
+    settings = [asdict(data), max_length, jaxtune.__version__, pictures, more]
     return Rows(source, encoder, cached(file, [source.identity, settings], read))
 
 
@@ -225,7 +225,8 @@ def _opened(data: Data, source: Any, split: str, limit: int | None) -> Source:
 def _form(data: Data) -> Form:
     end = data.end or None
     if data.messages:
-        return Chat(data.messages, turns=data.turns)
+        chat = data.chat
+        return Chat(data.messages, data.turns, chat.tools or None, dict(chat.options))
     if data.task:
         task = tasks.find(data.task)
         renamed = dict(data.columns)

@@ -114,6 +114,8 @@ def _text_of_rows(config: Config) -> Conflicts:
     needed = {
         "data.turns": "data.messages",
         "data.chat_template": "data.messages",
+        "data.chat.tools": "data.messages",
+        "data.chat.options": "data.messages",
         "data.columns": "data.task",
     }
     for key, other in needed.items():

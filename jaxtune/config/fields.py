@@ -73,12 +73,12 @@ class Schema:
 
     def __init__(self, root: type):
         self.root = root
-        own = dataclasses.fields(root)
-        self.sections = {each.name: each.type for each in own if not each.metadata}
-        self.fields = {each.name: each for each in own if each.metadata} | {
-            f"{section}.{each.name}": each
-            for section, kind in self.sections.items()
+        self.sections = dict(_sections(root))
+        self.fields = {
+            f"{section}.{each.name}".lstrip("."): each
+            for section, kind in {"": root, **self.sections}.items()
             for each in dataclasses.fields(kind)
+            if each.metadata
         }
 
     def settings(
@@ -242,9 +242,17 @@ class Schema:
         return f"; here, add --config.{written[0]}=None"
 
 
+def _sections(kind: type, parent: str = "") -> Iterator[tuple[str, type]]:
+    """Yields the sections within a dataclass, by dotted key, each before those within it."""
+    for each in dataclasses.fields(kind):
+        if not each.metadata:
+            yield f"{parent}{each.name}", each.type
+            yield from _sections(each.type, f"{parent}{each.name}.")
+
+
 def _built(kind: type, values: Mapping[str, Any], parent: str = "") -> Any:
     arguments = {
-        each.name: _built(each.type, values, f"{each.name}.")
+        each.name: _built(each.type, values, f"{parent}{each.name}.")
         if dataclasses.is_dataclass(each.type)
         else values.get(f"{parent}{each.name}", each.default)
         for each in dataclasses.fields(kind)

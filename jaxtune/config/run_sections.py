@@ -56,6 +56,12 @@ class Eval:
         most=MANY,
         usual="8 to 500",
     )
+    metrics: tuple[Place, ...] = about(
+        (),
+        "metrics of answers, the most important one first: names of jaxtune's or of an installed "
+        "package's, and Python files with METRICS; empty: those of the task, or exact",
+        also="compute_metrics",
+    )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Config:
     )
     objective: Place = about(
         "",
-        "Python file whose get_objective() returns what training minimises; empty: cross-entropy",
+        "what training minimises: a Python file whose get_objective() returns it, or the name of "
+        "an installed package's; empty: cross-entropy",
     )
     model: Model = Model()
     data: Data = Data()

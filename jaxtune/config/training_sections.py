@@ -14,6 +14,9 @@ ADAM: When = ("name", ("adamw", "adamw8bit"))
 ADAM_OR_LION: When = ("name", ("adamw", "adamw8bit", "lion"))
 
 
+Value = bool | int | float | str | None  # of an option
+
+
 @dataclass(frozen=True)
 class Model:
     """The checkpoint to fine-tune, and the storage and compute types of its weights."""
@@ -48,6 +51,25 @@ class Model:
         "what the backward pass recomputes to save memory: whole layers, also with their inputs "
         "held in the host's memory, all but their linear maps, or nothing",
         also="gradient_checkpointing activation_checkpointing activation_offloading",
+    )
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What the chat template is told besides the messages."""
+
+    tools: Name = about(
+        "",
+        "column with the tools that a conversation may call, as a list of JSON schemas; empty: no "
+        "tools",
+    )
+    options: tuple[tuple[str, Value], ...] = about(
+        (),
+        "variables for the template, as a dictionary, such as {'enable_thinking': False}",
+        least=-1,
+        most=1e9,
+        usual="texts, True and False",
+        also="chat_template_kwargs",
     )
 
 
@@ -91,6 +113,7 @@ class Data:
         "chat template to use: a file with a jinja template, or alpaca, chatml, gemma, llama2, "
         "llama3, phi3 or zephyr; empty: the tokenizer's own",
     )
+    chat: ChatOptions = ChatOptions()
     turns: Literal["all", "last"] = about("all", "which assistant turns are scored")
     task: Name = about(
         "",

@@ -127,8 +127,8 @@ def conform(value: Any, kind: Any) -> Any:
         if value not in inner:
             raise Misfit
         return value
-    if isinstance(value, Mapping) and inner == (tuple[str, str], ...):
-        value = sorted(value.items(), key=repr)  # pairs of names, whose order has no meaning
+    if isinstance(value, Mapping) and get_args(inner[0])[:1] == (str,):
+        value = sorted(value.items(), key=repr)  # values by name, whose order has no meaning
     if not isinstance(value, list | tuple):
         raise Misfit
     if len(value) > MOST_ENTRIES:

@@ -5,6 +5,7 @@ completion and its end token are. No completion is cut unless the settings say s
 """
 
 import contextlib
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,7 +170,8 @@ class Chat:
     def prompt(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[int]:
         """Returns the conversation up to where the assistant's turn begins."""
         messages = column(record, self.messages, place)
-        return tokenizer.ask(messages, **self._options(record, place, tokenizer))
+        given = {self.tools: None, **record}  # what is typed at a terminal comes without tools
+        return tokenizer.ask(messages, **self._options(given, place, tokenizer))
 
     def spans(self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer) -> list[Span]:
         """Returns the conversation, with the assistant's turns scored."""
@@ -181,8 +183,9 @@ class Chat:
         self, record: Mapping[str, Any], place: str, tokenizer: Tokenizer
     ) -> dict[str, Any]:
         """Returns the options of the chat template for a row."""
-        tools = {"tools": tokenizer.quote(column(record, self.tools, place))} if self.tools else {}
-        return {**self.options, **tools}
+        if self.tools is None:
+            return dict(self.options)
+        return {**self.options, "tools": _tools(record, self.tools, place, tokenizer)}
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,25 @@ def _check_record(record: Mapping[str, Any]) -> None:
     for name, value in record.items():
         check_texts(name, "a column's name")
         check_texts(value, f"column {name!r}")
+
+
+def _tools(
+    record: Mapping[str, Any], name: str, place: str, tokenizer: Tokenizer
+) -> list[Mapping[str, Any]] | None:
+    """Returns the tool schemas in a column, which may be JSON text, or None if there are none."""
+    found = record[name] if record.get(name, "") is None else column(record, name, place)
+    if isinstance(found, str):
+        try:
+            found = json.loads(found or "null")
+        except ValueError as error:
+            raise RowError(place, f"column {name!r} is no JSON: {error}") from None
+    if found is not None and not (
+        isinstance(found, list | tuple) and all(isinstance(each, Mapping) for each in found)
+    ):
+        raise RowError(
+            place, f"column {name!r} is {repr(found)[:60]}; expected a list of tool schemas"
+        )
+    return tokenizer.quote(list(found)) if found else None
 
 
 def _pair(

@@ -37,7 +37,7 @@ from jaxtune.files.store import is_remote
 from jaxtune.metrics import Metric, Prediction, paired
 from jaxtune.metrics.intervals import Difference, Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.training.objective import Objective
+from jaxtune.training.objectives import CROSS_ENTROPY, Objective
 from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import begun, claim, locked_directory
 
@@ -62,17 +62,26 @@ class Candidate:
 class Result:
     """The evaluation of one candidate."""
 
-    loss: float  # held-out loss, in nats per scored token
+    means: Mapping[str, float]  # held-out loss and metrics of the objective, by name
     figures: dict[str, Figure]
     rows: list[Prediction]
     directory: Path
     weights: Path
     page: Path | None = None  # HTML page of answers beside their pictures
+    nats: bool = True  # whether the loss is the cross-entropy, in nats per scored token
 
     @property
-    def perplexity(self) -> float:
-        """Perplexity of the held-out rows: exp(loss), or infinity where that overflows."""
-        return math.inf if self.loss > LARGEST else math.exp(self.loss)
+    def numbers(self) -> dict[str, float]:
+        """The held-out loss, and with the cross-entropy its perplexity: exp(loss)."""
+        loss = self.means["loss"]
+        if not self.nats:
+            return {"loss": loss}
+        return {"loss": loss, "perplexity": math.inf if loss > LARGEST else math.exp(loss)}
+
+    @property
+    def objective(self) -> dict[str, float]:
+        """The means of the objective's metrics over the held-out rows."""
+        return {name: value for name, value in self.means.items() if name != "loss"}
 
 
 def compare(
@@ -121,7 +130,7 @@ def compare(
         for candidate in _candidates(assembly, exported, base, about):
             progress.draw(f"{candidate.name}: computing the held-out loss")
             loader = assembly.evaluating(rows, placer)
-            loss = _held_out_loss(candidate, loader, placer, assembly.objective)
+            means = _held_out(candidate, loader, placer, assembly.objective)
             loader.close()
             where = workdir / EVAL / f"{candidate.name}-{held_out.digest(candidate.about)}"
             progress.draw(f"{candidate.name}: generating answers")
@@ -130,9 +139,11 @@ def compare(
                 generator, eval_rows, task, assembly.metrics, where, progress, candidate.about
             )
             page = answer_page.write(where, eval_rows, task) if agreement.first() else None
-            weights = candidate.weights
-            found[candidate.name] = Result(loss, figures, predictions, where, weights, page)
-        return agreement.of_first(partial(_told, task, assembly.metrics, workdir, found, progress))
+            nats = assembly.objective == CROSS_ENTROPY
+            found[candidate.name] = Result(
+                means, figures, predictions, where, candidate.weights, page, nats
+            )
+        return agreement.of_first(partial(_told, assembly, workdir, found, progress))
 
 
 @contextlib.contextmanager
@@ -185,12 +196,12 @@ def tuned_at(workdir: Path, adapter: str | None) -> Path:
     )
 
 
-def _held_out_loss(
+def _held_out(
     candidate: Candidate, loader: Loader, placer: Placer, objective: Objective
-) -> float:
-    """Returns the held-out loss of a candidate; raises LossError if it is not finite."""
+) -> dict[str, float]:
+    """Returns the held-out loss and metrics of a candidate; raises LossError unless finite."""
     try:
-        return held_out.loss(candidate.model, candidate.variables, loader, placer, objective)
+        return held_out.means(candidate.model, candidate.variables, loader, placer, objective)
     except held_out.LossError as error:
         raise held_out.LossError(
             f"{candidate.weights}: {error}. Its weights hold NaN or infinity, or values that "
@@ -281,17 +292,14 @@ def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(
-    task: ModuleType | None,
-    metrics: tuple[Metric, ...],
-    workdir: Path,
-    found: dict[str, Result],
-    progress: Progress,
+    assembly: Assembly, workdir: Path, found: dict[str, Result], progress: Progress
 ) -> dict[str, Any]:
     """Prints the table of results and writes them as JSON; returns the JSON content.
 
     They are written twice: to `eval.json`, which the next evaluation overwrites, and to a file
     under `eval` named after the directories of the answers, which stays.
     """
+    task, metrics = assembly.task, assembly.metrics
     plots, remarks = _plots(task, found), _remarks(task, found)
     content = {name: _content(result, plots[name]) for name, result in found.items()}
     gained: dict[str, Difference] = {}
@@ -309,7 +317,7 @@ def _told(
     kept = workdir / EVAL / f"{'-'.join(['results', *names])}.json"
     for file in (kept, latest):
         write_json(file, content)
-    for line in [*_table(metrics, found, gained), *remarks]:
+    for line in [*_table(metrics, assembly.higher, found, gained), *remarks]:
         progress.say(line)
     for name in found:
         if plots[name]:
@@ -324,9 +332,10 @@ def _told(
 
 def _content(result: Result, plots: Sequence[Path]) -> dict[str, Any]:
     """Returns a result as JSON content, with None for a loss or perplexity that is not finite."""
-    numbers = {"loss": result.loss, "perplexity": result.perplexity}
+    finite = {name: value for name, value in result.numbers.items() if math.isfinite(value)}
     return {
-        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        **{"loss": None, "perplexity": None, **finite},
+        **({"objective": result.objective} if result.objective else {}),
         "rows": len(result.rows),
         "metrics": {key: vars(figure) for key, figure in result.figures.items()},
         "weights": known_as(result.weights),
@@ -354,9 +363,16 @@ def _remarks(task: ModuleType | None, found: Mapping[str, Result]) -> list[str]:
 
 
 def _table(
-    metrics: tuple[Metric, ...], found: dict[str, Result], gained: dict[str, Difference]
+    metrics: tuple[Metric, ...],
+    higher: Mapping[str, bool],
+    found: dict[str, Result],
+    gained: dict[str, Difference],
 ) -> list[str]:
-    """Formats a line per metric: its value for each candidate, and their difference if two."""
+    """Formats a line per metric: its value for each candidate, and their difference if two.
+
+    `higher` says of metrics of the objective whether more is better, where it is known.
+    """
+    higher = {"loss": False, "perplexity": False, **higher}
     better = {True: "higher is better", False: "lower is better"}
     rows = [
         {"": metric.name}
@@ -365,13 +381,14 @@ def _table(
         | {" ": better[metric.higher]}
         for metric in metrics
     ]
-    for what, values, places in (
-        ("held-out loss", {name: each.loss for name, each in found.items()}, ".4f"),
-        ("perplexity", {name: each.perplexity for name, each in found.items()}, ".4g"),
-    ):
+    (any_one, *_) = found.values()
+    for key in (*any_one.numbers, *any_one.objective):
+        values = {name: {**each.numbers, **each.objective}[key] for name, each in found.items()}
         change = {LESS: values["tuned"] - values["base"]} if gained else {}
+        places = ".4g" if key == "perplexity" else ".4f"
         shown = {name: format(value, places) for name, value in (values | change).items()}
-        rows.append({"": what} | shown | {" ": better[False]})
+        title = key if key == "perplexity" else f"held-out {key}"
+        rows.append({"": title} | shown | {" ": better[higher[key]] if key in higher else ""})
     numbers = [*found, *([LESS] if gained else [])]
     return grid(["", *numbers, " "], rows, numbers)
 

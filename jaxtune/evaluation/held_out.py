@@ -33,7 +33,7 @@ from jaxtune.files import NUMBER, misfit, read_json, write_json, write_text
 from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
-from jaxtune.training.objective import CROSS_ENTROPY, Objective
+from jaxtune.training.objectives import CROSS_ENTROPY, Objective
 from jaxtune.training.step import compiled_eval
 from jaxtune.workdir import agreement
 

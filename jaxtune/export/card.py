@@ -19,8 +19,8 @@ from jaxtune.export.card_facts import (
     CardBase,
     CardSubject,
     Kind,
+    curves_of,
     datasets,
-    loss_curve,
 )
 from jaxtune.export.card_sections import body
 from jaxtune.files import write_text
@@ -65,7 +65,7 @@ def write(
     if edited(file) or subject.report.get("adapter"):
         return None
     drawing = file.with_suffix(".svg").name if kind == "npz" else CURVE
-    if curve := loss_curve(subject.workdir):
+    if curve := curves_of(subject.workdir, config.objective):
         write_text(file.with_name(drawing), curve)
     content = f"{_front(subject)}---\n\n{body(subject, drawing if curve else None)}"
     content = SECRET.sub(r"\1…", content)

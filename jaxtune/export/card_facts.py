@@ -19,6 +19,7 @@ from jaxtune.checkpoint.report import read_report
 from jaxtune.config.schema import Config
 from jaxtune.data.sources import on_hub
 from jaxtune.display import plots
+from jaxtune.display.panels import below as panels_below
 from jaxtune.export.markdown import as_code, file_name, plain
 from jaxtune.files import NUMBER
 from jaxtune.workdir.journal import METRICS
@@ -28,6 +29,10 @@ README, CURVE = "README.md", "curve.svg"
 LICENCE = ("license", "license_name", "license_link")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_DRAWN = 500  # maximum number of points of a curve; beyond it, neighbours are averaged
+KINDS = {"training": "train", "held-out": "eval"}  # of lines in metrics.jsonl
+# What the lines hold besides the objective's metrics.
+OWN = {"step", "kind", "epoch", "loss", "gradient_norm", "lr"}
+OWN |= {"tokens", "scored_tokens", "examples"}
 LOSS = {"step": int, "loss": NUMBER, "kind": str}
 # Shapes of the records of a run, as `files.misfit` checks them.
 SUMMARY = {
@@ -43,6 +48,7 @@ ANSWERS = {
     "rows": int,
     "loss": (*NUMBER, None),
     "perplexity": (*NUMBER, None),
+    "objective?": {...: NUMBER},
     "metrics": {...: FIGURE},
     "weights": str,
     "predictions": str,
@@ -170,23 +176,46 @@ def file_hash(file: Path) -> str | None:
     return None
 
 
-def loss_curve(workdir: Path) -> str | None:
-    """Returns an SVG plot of training and held-out loss by step, or None if there are none."""
-    named = (("training", "train"), ("held-out", "eval"))
-    series = {name: _thinned(losses_of(workdir, kind)) for name, kind in named}
-    return plots.curves(series, title="Loss per scored token") if any(series.values()) else None
+def curves_of(workdir: Path, objective: str) -> str | None:
+    """Returns an SVG plot of the loss by step, with a panel for each metric of the objective.
 
+    Args:
+      workdir: Directory of the run.
+      objective: The config's objective; empty for cross-entropy.
 
-def losses_of(workdir: Path, kind: str) -> list[tuple[int, float]]:
-    """Returns (step, loss) pairs from metrics.jsonl; `kind` is "train" or "eval" (held-out).
-
-    Lines that a run has not written are passed over.
+    Returns:
+      The plot of values of training and held-out rows, or None if there are none.
     """
+    lines = _lines(workdir)
+    known = dict.fromkeys(name for line in lines if line["kind"] in KINDS.values() for name in line)
+    panels = []
+    for name in ["loss", *(name for name in known if name not in OWN)]:
+        series = {of: _thinned(_points(lines, kind, name)) for of, kind in KINDS.items()}
+        if any(series.values()):
+            title = name if objective else "Loss per scored token"
+            panels.append(plots.curves(series, title=title, y_label=name))
+    return panels_below(panels) if panels else None
+
+
+def held_out_values(workdir: Path) -> dict[str, dict[int, float]]:
+    """Returns the held-out loss and the objective's metrics, each by step, from metrics.jsonl."""
+    lines = [line for line in _lines(workdir) if line["kind"] == "eval"]
+    names = dict.fromkeys(name for line in lines for name in line if name not in OWN)
+    return {name: dict(_points(lines, "eval", name)) for name in ("loss", *names)}
+
+
+def _points(lines: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[int, float]]:
+    """Returns (step, value) pairs of one metric in the journal's lines of one kind."""
+    found = ((line["step"], line.get(name)) for line in lines if line["kind"] == kind)
+    return [(step, value) for step, value in found if isinstance(value, int | float)]
+
+
+def _lines(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, without those that a run has not written."""
     file = workdir / METRICS
     content = file.read_bytes() if file.is_file() else b""
     # The text after the last newline may be an incomplete line.
-    lines = map(_loss_line, content.split(b"\n")[:-1])
-    return [(line["step"], line["loss"]) for line in lines if line and line["kind"] == kind]
+    return [line for line in map(_loss_line, content.split(b"\n")[:-1]) if line]
 
 
 def _loss_line(text: bytes) -> dict[str, Any] | None:

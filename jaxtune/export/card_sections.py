@@ -19,8 +19,8 @@ from jaxtune.export.card_facts import (
     EVALUATION,
     CardSubject,
     answered_by,
+    held_out_values,
     listed,
-    losses_of,
     read_json,
     repository,
 )
@@ -164,12 +164,14 @@ def _tokenizer(subject: CardSubject) -> str:
 
 
 def _results(subject: CardSubject, curve: str | None) -> list[str]:
-    told, found = [], dict(losses_of(subject.workdir, "eval"))
-    if subject.step in found and 0 in found:
-        told.append(
-            f"Held-out loss per scored token: {found[0]:.4f} before training, "
-            f"**{found[subject.step]:.4f}** after step {subject.step:,}."
-        )
+    told = []
+    for name, found in held_out_values(subject.workdir).items():
+        per = "" if subject.config.objective else " per scored token"
+        if subject.step in found and 0 in found:
+            told.append(
+                f"Held-out {plain(name)}{per}: {found[0]:.4f} before training, "
+                f"**{found[subject.step]:.4f}** after step {subject.step:,}."
+            )
     if curve:
         told.append(f"![Loss by step]({urllib.parse.quote(curve)})")
     return told + _answers(subject)
@@ -192,6 +194,13 @@ def _answers(subject: CardSubject) -> list[str]:
     rows += [
         [what, *(number_text(found[name].get(key)) for name in names), *([""] if less else [])]
         for what, key in (("held-out loss", "loss"), ("perplexity", "perplexity"))
+        if tuned.get(key) is not None
+    ]
+    rows += [
+        [plain(f"held-out {metric}")]
+        + [number_text(found[name].get("objective", {}).get(metric)) for name in names]
+        + ([""] if less else [])
+        for metric in tuned.get("objective", ())
     ]
     heads = ["", *names, *(["tuned - base"] if less else [])]
     told = f"{tuned['rows']:,} held-out rows, answered{asked}, with 95% bootstrap intervals:"

@@ -28,7 +28,7 @@ from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, lost
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.summary import ending, memory, summary_of
 from jaxtune.runs.tally import Speed, Tally
-from jaxtune.training.objective import CROSS_ENTROPY, Objective
+from jaxtune.training.objectives import CROSS_ENTROPY, Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.step import TrainState, train_step
 from jaxtune.workdir.checkpoints import Checkpoints

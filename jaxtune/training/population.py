@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.display.errors import UserError
-from jaxtune.training.objective import CROSS_ENTROPY, as_objective
+from jaxtune.training.objectives import CROSS_ENTROPY, as_objective
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step
 
 # Axes of the rank in the leaves of an adapter, and in the optimiser's arrays for these.

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
-from jaxtune.training.objective import CROSS_ENTROPY, Forward, as_objective, computed
+from jaxtune.training.objectives import CROSS_ENTROPY, Forward, as_objective, computed
 from jaxtune.training.optim import Optimizer
 
 
@@ -99,7 +99,7 @@ def train_step(
       state: The state before the step; except for `frozen` it must not be used afterwards.
       batch: A `Batch` of arrays [B, …], or [A, B, …] for A micro-batches. Gradients are those of
         the whole batch, even if its rows and micro-batches have unequal weights.
-      objective: What is minimised, by default cross-entropy; see `jaxtune.training.objective`.
+      objective: What is minimised, by default cross-entropy; see `jaxtune.training.objectives`.
 
     Returns:
       The state after the step, and metrics: "loss", the weighted mean, by default over scored

@@ -94,10 +94,10 @@ def test_the_table(tmp_path):
         [Prediction(f"{n + n % most}", (str(n),), {}) for n in range(40)] for most in (2, 1)
     )
     found = {
-        name: compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+        name: compare.Result({"loss": loss}, summarise([EXACT], rows), rows, tmp_path, tmp_path)
         for name, loss, rows in (("base", 2.5, first), ("tuned", 1.25, second))
     }
-    lines = compare._table((EXACT,), found, paired([EXACT], first, second))
+    lines = compare._table((EXACT,), {}, found, paired([EXACT], first, second))
     header, _, loss, perplexity = (line.split() for line in lines)
     assert header == ["base", "tuned", "tuned", "-", "base"]
     assert loss == ["held-out", "loss", "2.5000", "1.2500", "-1.2500", "lower", "is", "better"]
@@ -105,7 +105,7 @@ def test_the_table(tmp_path):
     exact = lines[1]
     assert exact.startswith("exact") and exact.endswith("higher is better")
     assert "1 [1, 1]" in exact and exact.count("0.5 [0.3") == 2
-    (name, _, loss, last) = compare._table((EXACT,), {"base": found["base"]}, {})
+    (name, _, loss, last) = compare._table((EXACT,), {}, {"base": found["base"]}, {})
     assert name.split() == ["base"] and loss.split()[:3] == ["held-out", "loss", "2.5000"]
     assert last.split()[:2] == ["perplexity", "12.18"]
     assert compare._shown(Figure(None, None, None)) == "-"
@@ -114,9 +114,9 @@ def test_the_table(tmp_path):
 @pytest.mark.parametrize("loss", [710.0, math.inf, math.nan])
 def test_a_loss_without_a_perplexity(loss, tmp_path):
     rows = [Prediction("a", ("a",), {})]
-    result = compare.Result(loss, summarise([EXACT], rows), rows, tmp_path, tmp_path)
+    result = compare.Result({"loss": loss}, summarise([EXACT], rows), rows, tmp_path, tmp_path)
     assert compare._content(result, [])["perplexity"] is None
-    (*_, last) = compare._table((EXACT,), {"base": result}, {})
+    (*_, last) = compare._table((EXACT,), {}, {"base": result}, {})
     assert last.split()[:2] == ["perplexity", "nan" if math.isnan(loss) else "inf"]
 
 

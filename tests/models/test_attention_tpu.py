@@ -1,6 +1,6 @@
 """The TPU compiler takes the fused kernel as the model calls it; no TPU is needed for that.
 
-Needs `pip install libtpu`. Runs apart, as libtpu wants its environment before JAX is imported.
+Needs `pip install 'jax[tpu]'`. Runs apart, as libtpu wants its environment before JAX is imported.
 """
 
 import json

@@ -14,7 +14,7 @@ from jaxtune.models import attention
 from jaxtune.models.decoder import Block, Shared
 from jaxtune.models.layout import arrange
 from jaxtune.models.rope import angles
-from jaxtune.training.objective import Forward
+from jaxtune.training.objectives import Forward
 from tests import reference
 from tests.training.test_step import padded, texts
 

@@ -16,7 +16,7 @@ from jaxtune.checkpoint.placing import oriented
 from jaxtune.data.batches import Batch
 from jaxtune.families import names
 from jaxtune.training import loss
-from jaxtune.training.objective import Forward
+from jaxtune.training.objectives import Forward
 from jaxtune.training.optim import optimizer
 from jaxtune.training.step import TrainState, compiled_step, train_step
 from tests import reference

@@ -16,10 +16,11 @@ from jaxtune.assembly.state import Start
 from jaxtune.data.batches import Batch
 from jaxtune.decoding import outline
 from jaxtune.decoding.sampling import Sampling
+from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
 from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
-from jaxtune.training.objective import Objective
+from jaxtune.training.objectives import Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import compiled_eval, compiled_step
@@ -222,11 +223,22 @@ def _compile(name: str, traced: Any, shapes: Shapes, sizes: Mapping[str, int]) -
         # The peak that the CPU's compiler reports leaves out temporaries.
         whole = moved - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         peak = max(whole, memory.peak_memory_in_bytes)
-        sent = traffic.measure(compiled.as_text()).by_kind if shapes.mesh.size > 1 else {}
+        sent = traffic.measure(_text(compiled)).by_kind if shapes.mesh.size > 1 else {}
         outputs = compiled.output_shardings
     seconds = time.perf_counter() - begun
     items = {"program": peak}
     return Program(name, sizes, peak, items, operations, moved, sent, seconds, outputs)
+
+
+def _text(compiled: Any) -> str:
+    """Returns the text of a compiled program, which jaxlib reads from what its compiler made."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            "the compiler of the devices is of another version than jaxlib, which cannot read its "
+            f"programs: install the one for jax {jax.__version__}, as docs/devices.md shows\n  {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 def _compiled(lowered: Any, mesh: Mesh) -> tuple[Any, int]:

@@ -122,7 +122,8 @@ def _gpus(chip: Gpu, topology: str, given: bool) -> tuple[int, Callable[[], list
 def described_tpus(chip: Tpu, topology: str) -> list:
     """Returns descriptions of the chips of a topology, from libtpu."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(missing(chip, "libtpu", "libtpu"))
+        version = importlib.metadata.version("jax")  # names the libtpu that it can work with
+        raise UserError(missing(chip, "libtpu", f"'jax[tpu]=={version}'"))
     more = {"chip_config_name": chip.config} if chip.config else {}
     return _described(
         chip, TPU_SETTINGS, platform="tpu", topology_name=f"{chip.name}:{topology}", **more

@@ -4,17 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtune import tasks
+from jaxtune.assembly.metrics import metrics_of
 from jaxtune.assembly.objective import objective_of
 from jaxtune.config import python_file
 from jaxtune.config.schema import FIELDS, Config
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
 from jaxtune.files.store import is_remote
-from jaxtune.metrics.exact import EXACT
 from jaxtune.runs.plan.targets import hint
 from jaxtune.runs.sweep.space import MOST_POINTS, Space
-from jaxtune.training.objective import CROSS_ENTROPY
 
 SAMPLERS = ("grid", "random", "tpe", "qmc", "gp", "cmaes", "nsga2")
 PRUNERS = ("median", "halving", "hyperband")
@@ -151,11 +149,9 @@ def _check_config(config: Config, pruner: str | None) -> None:
 
 def _higher(config: Config, metric: Any) -> bool:
     """Returns whether higher is better, or raises if trials of the config lack the metric."""
-    task = config.data.task
-    of_answers = {
-        each.name: each.higher for each in (tasks.find(task).METRICS if task else (EXACT,))
-    }
-    objective = objective_of(config.objective) if config.objective else CROSS_ENTROPY
+    named = metrics_of(config.eval.metrics, config.data.task)
+    of_answers = {each.name: each.higher for each in named}
+    objective = objective_of(config.objective)
     measured = {LOSS: False, **getattr(objective, "METRICS", {})}  # without answers
     known = {**of_answers, **measured}
     if metric not in known:

@@ -10,7 +10,7 @@ import jaxtune
 from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.training import loss
-from jaxtune.training.objective import CROSS_ENTROPY, Forward, as_objective, log_probs
+from jaxtune.training.objectives import CROSS_ENTROPY, Forward, as_objective, log_probs
 from jaxtune.training.optim import optimizer
 from jaxtune.training.population import Population, population_step
 from jaxtune.training.step import TrainState, compiled_step, eval_step, train_step
