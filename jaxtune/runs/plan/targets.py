@@ -124,7 +124,9 @@ def described_tpus(chip: Tpu, topology: str) -> list:
     if importlib.util.find_spec("libtpu") is None:
         version = importlib.metadata.version("jax")  # names the libtpu that it can work with
         raise UserError(missing(chip, "libtpu", f"'jax[tpu]=={version}'"))
-    more = {"chip_config_name": chip.config} if chip.config else {}
+    more: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if number(topology) == 1:  # by default a host has four chips
+        more["chips_per_host_bounds"] = [1, 1, 1]
     return _described(
         chip, TPU_SETTINGS, platform="tpu", topology_name=f"{chip.name}:{topology}", **more
     )
