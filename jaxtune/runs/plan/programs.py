@@ -237,7 +237,8 @@ def _text(compiled: Any) -> str:
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             "the compiler of the devices is of another version than jaxlib, which cannot read its "
-            f"programs: install the one for jax {jax.__version__}, as docs/devices.md shows\n  {str(error).splitlines()[0][:200]}"
+            f"programs: install the one for jax {jax.__version__}, as docs/devices.md shows"
+            f"\n  {str(error).splitlines()[0][:200]}"
         ) from error
 
 
