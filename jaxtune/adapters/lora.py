@@ -16,6 +16,8 @@ from flax import struct
 
 from jaxtune import quant, tree
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
+from jaxtune.models.arguments import check_variables
 from jaxtune.tree import modules
 
 # These name weights of the decoder only. For a vision tower give patterns, such as
@@ -119,6 +121,9 @@ def add_lora(
       New variables, with the collection "lora" and, with "pissa", with changed weights.
     """
     _check(rank, alpha, dropout, variant, init)
+    check_variables(variables)
+    if not isinstance(key, jax.Array):
+        raise UserError(f"key is {typed(key)}; expected a key such as jax.random.key(0)")
     params = quant.by_path(variables["params"])
     scale = alpha / (rank**0.5 if variant == "rslora" else rank)
     adapters = {}
@@ -137,6 +142,7 @@ def merge(variables: Mapping) -> dict:
 
     A quantised weight with an adapter becomes an unquantised one, in the dtype of the embedding.
     """
+    check_variables(variables)
     params = quant.by_path(variables["params"])
     plain = embedding(params).dtype
     for path, adapter in adapters(variables).items():

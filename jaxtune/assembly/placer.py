@@ -69,7 +69,7 @@ class Placer:
 
 def ways(mesh: Mesh) -> int:
     """Returns the number of parts that a mesh divides the rows of a batch into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 
 def refuse_uneven(rows: int, parts: int, mesh: Mesh) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from jaxtune.config import python_file
 from jaxtune.config.checks import CHECKS
-from jaxtune.config.fields import override
+from jaxtune.config.fields import ConfigError, override
 from jaxtune.config.schema import SCHEMA, SECTIONS, Config
+from jaxtune.display.escapes import typed
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -34,6 +35,20 @@ def parse(values: Mapping[str, Any], origin: str = "config") -> Config:
     `origin` names their source in error messages. Raises ConfigError as `load` does.
     """
     return SCHEMA.assembled(SCHEMA.settings(python_file.plain(values), origin), CHECKS)
+
+
+def config_of(given: Config | Mapping[str, Any] | str | os.PathLike[str]) -> Config:
+    """Returns the config of a file's path or of nested dictionaries, or a config as it is."""
+    if isinstance(given, Config):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return load(given)
+    if isinstance(given, Mapping) or hasattr(given, "to_dict"):
+        return parse(given)
+    raise ConfigError(
+        f"config is {typed(given)}; expected what load_config(path) returns, the path of "
+        "a config file, or a dictionary"
+    )
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from flax import struct
 from jaxtune.data.errors import known
 from jaxtune.data.examples import Example
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
 
 WEIGHTS = ("token", "example")
 
@@ -51,9 +52,9 @@ def fitting(length: int, among: Sequence[int]) -> int:
 
 
 def collate(
-    lines: Sequence[Sequence[Example]],
+    lines: Sequence[Example | Sequence[Example]],
     *,
-    shape: tuple[int, int, int],  # B, T, K
+    shape: tuple[int, int, int] | None = None,  # B, T, K
     pad: int = 0,
     weighting: str = "token",
     full_prefix: bool = False,
@@ -61,8 +62,10 @@ def collate(
     """Collates lines of one or several examples into one batch.
 
     Args:
-      lines: Examples of each line, at most B lines.
+      lines: An example for each line, or several that are packed into it; at most B lines.
       shape: Sizes (B, T, K) of the batch; missing lines, tokens and scored positions are padding.
+        By default there is as little padding as possible, which makes a shape of its own of most
+        batches.
       pad: Token id of padding.
       weighting: "token" gives every scored token the weight 1; "example" gives the scored tokens
         of an example weights that sum to 1.
@@ -73,8 +76,11 @@ def collate(
       The batch as NumPy arrays, without images.
     """
     known("weighting", weighting, WEIGHTS)
-    batch = _empty(shape, pad, full_prefix)
-    for row, line in enumerate(lines):
+    packed = [_line(number, line) for number, line in enumerate(lines)]
+    batch = _empty(shape or _smallest(packed), pad, full_prefix)
+    if len(packed) > len(batch.tokens):
+        raise UserError(f"found {len(packed)} lines for a batch of {len(batch.tokens)}")
+    for row, line in enumerate(packed):
         start = filled = 0
         for segment, example in enumerate(line):
             start, filled = _place(batch, row, segment, start, filled, example, weighting)
@@ -110,6 +116,24 @@ def stacked(batches: Sequence[Batch]) -> Batch:
         return np.stack([_padded(array, shape, value) for array in arrays])
 
     return Batch(**{each.name: joined(each.name) for each in fields(Batch)})
+
+
+def _line(number: int, line: Any) -> Sequence[Example]:
+    """Returns the examples of a line; raises UserError for anything else."""
+    found = [line] if isinstance(line, Example) else line
+    if not isinstance(found, list | tuple) or not all(isinstance(x, Example) for x in found):
+        raise UserError(
+            f"line {number} is {typed(line)}; expected an Example, or a list of several "
+            "to be packed. A RowEncoder makes them of rows: encode(row, place)"
+        )
+    return found
+
+
+def _smallest(lines: Sequence[Sequence[Example]]) -> tuple[int, int, int]:
+    """Returns the smallest (B, T, K) that lines fit, each at least 1."""
+    tokens = [sum(len(example.tokens) for example in line) for line in lines]
+    scored = [sum(int(example.scored.sum()) for example in line) for line in lines]
+    return max(1, len(lines)), max([1, *tokens]), max([1, *scored])
 
 
 def _padded(array: np.ndarray, shape: Sequence[int], value: int) -> np.ndarray:
@@ -155,6 +179,11 @@ def _place(
         batch.causal[row, at] = True if example.causal is None else example.causal
     scored = np.flatnonzero(example.scored)
     to = slice(filled, filled + len(scored))
+    if to.stop > batch.where.shape[1]:
+        raise UserError(
+            f"{example.place}: {to.stop:,} scored tokens do not fit on a line of "
+            f"{batch.where.shape[1]:,}"
+        )
     batch.where[row, to] = start + scored - 1
     batch.targets[row, to] = example.tokens[scored]
     batch.weights[row, to] = 1 / len(scored) if weighting == "example" else 1

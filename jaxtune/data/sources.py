@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxtune.data.datafile import refuse_special
-from jaxtune.data.errors import FEW, DataError
+from jaxtune.data.errors import FEW, DataError, RowError
 from jaxtune.data.jsonarray import open_json
 from jaxtune.data.tables import HuggingFace, Parquet
 from jaxtune.data.textfiles import Delimited
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
 from jaxtune.files.fetched import FILES_AT_ONCE, local, matches
 from jaxtune.files.store import is_remote
 from jaxtune.files.store import split as split_url
@@ -143,6 +144,38 @@ class Joined:
         number = int(np.searchsorted(self._ends, index, side="right"))
         source = self.sources[number]
         return source, index - (int(self._ends[number]) - len(source))
+
+
+class Listed:
+    """Rows in memory."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+            raise UserError(f"rows is {repr(rows)[:60]}; expected a list of one dictionary or more")
+        self.rows = rows
+        self.files: list[dict[str, Any]] = []
+        self.notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        if not isinstance(row, Mapping):
+            raise RowError(self.place(index), f"it is {typed(row)}; expected a dictionary")
+        return dict(row)
+
+    @property
+    def identity(self) -> list:
+        """Number and checksum of the rows."""
+        return [len(self.rows), zlib.crc32(repr([*self.rows]).encode())]
+
+    def check(self) -> None:
+        """Does nothing: there is no file that could have changed."""
+
+    def place(self, index: int) -> str:
+        """Returns the number of a row, from 0."""
+        return f"row {index}"
 
 
 class Chosen:

@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding
 from jaxtune import sharding
 from jaxtune.data.batches import fitting, sizes
 from jaxtune.display.errors import UserError
+from jaxtune.models.arguments import check_model
 from jaxtune.models.paligemma import Model
 
 EXPECTED = (
-    "expected a list of prompts, each a list of token ids, such as [[2, 10, 20]]. To make them of "
-    "text: tokenizer = model.origin.tokenizer; prompt = tokenizer.encode(text), with tokenizer.bos "
-    "before it if tokenizer.adds_bos"
+    "expected a list of prompts, each a list of token ids, such as [[2, 10, 20]]. For prompts in "
+    "text, call jaxtune.answers(model, variables, texts)"
 )
 LONGEST = 2**20  # upper limit of padded lengths, in tokens of a prompt or an answer
 
@@ -61,6 +61,7 @@ def make_requests(
       ids, is empty, has a token outside the vocabulary, does not fit the context length with its
       answer, or has another number of picture tokens than its pictures take.
     """
+    check_model(model)
     prompts = _token_ids(prompts)
     if images is not None and len(images) != len(prompts):
         raise UserError(

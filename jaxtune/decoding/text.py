@@ -1,7 +1,7 @@
 """Text generation: decodes answers to tokenised prompts, and returns or streams them as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxtune.config.run_sections import Generate
@@ -11,6 +11,8 @@ from jaxtune.decoding import generate
 from jaxtune.decoding.incremental import TextStream
 from jaxtune.decoding.requests import Completion
 from jaxtune.decoding.sampling import Sampling
+from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
 from jaxtune.models.paligemma import Model
 
 
@@ -149,3 +151,76 @@ class TextGenerator:
             )
             for row in found
         ]
+
+
+def answers(
+    model: Model,
+    variables: Mapping,
+    prompts: Sequence[str | Sequence[Mapping[str, Any]]],
+    max_new_tokens: int = 64,
+    *,
+    tokenizer: Tokenizer | None = None,
+    images: Sequence[Any] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> list[Answer]:
+    """Returns an answer in text to each prompt.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      prompts: Texts, or conversations as lists of messages, `{"role": …, "content": …}`, which the
+        chat template writes.
+      max_new_tokens: Limit on the tokens of an answer.
+      tokenizer: The tokenizer; by default that of the checkpoint.
+      images: Pictures of each prompt, as in `generate`.
+      seed: Random seed of sampling.
+      **settings: Fields of the config's section `generate`: `temperature`, `top_k`, `top_p`,
+        `min_p`, `repetition`, `stops` and `batch`.
+
+    Returns:
+      The answers in the order of the prompts.
+    """
+    tokenizer = tokenizer or tokenizer_of(model)
+    given = settings_of({"max_new_tokens": max_new_tokens, **settings})
+    ids = [_prompt(number, prompt, tokenizer) for number, prompt in enumerate(_listed(prompts))]
+    return TextGenerator(model, variables, tokenizer, given, seed).answers(ids, images=images)
+
+
+def settings_of(given: Mapping[str, Any]) -> Generate:
+    """Returns settings of decoding by name; raises UserError for a name that is none of them."""
+    names = [each.name for each in fields(Generate)]
+    if unknown := given.keys() - set(names):
+        raise UserError(f"found the argument {min(unknown)!r}; expected some of {', '.join(names)}")
+    return Generate(**given)
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """Returns the tokenizer of the model's checkpoint; raises UserError if it has none."""
+    if model.origin is None:
+        raise UserError(
+            "the model was not loaded from a checkpoint, so its tokenizer is not known; pass "
+            "tokenizer=jaxtune.Tokenizer.open(directory)"
+        )
+    return model.origin.tokenizer
+
+
+def _listed(prompts: Any) -> Sequence[Any]:
+    if not isinstance(prompts, list | tuple):
+        raise UserError(
+            f"prompts is {typed(prompts)}; expected a list of texts or conversations, "
+            'such as ["Product: kite\\nCategory:"]'
+        )
+    return prompts
+
+
+def _prompt(number: int, prompt: Any, tokenizer: Tokenizer) -> list[int]:
+    """Returns the tokens of a text, or of a conversation up to the assistant's turn."""
+    if isinstance(prompt, str):
+        return [*([tokenizer.bos] if tokenizer.adds_bos else []), *tokenizer.encode(prompt)]
+    if isinstance(prompt, list | tuple) and all(isinstance(each, Mapping) for each in prompt):
+        return tokenizer.ask(prompt)
+    raise UserError(
+        f"prompt {number} is {repr(prompt)[:60]}; expected a text, or a list of messages such as "
+        '{"role": "user", "content": "…"}. jaxtune.generate takes token ids'
+    )

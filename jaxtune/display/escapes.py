@@ -98,3 +98,8 @@ class _Brief(reprlib.Repr):
 
 
 _BRIEF = _Brief()
+
+
+def typed(value: Any) -> str:
+    """Returns what a value is, for messages, such as "of type int"."""
+    return f"of type {type(value).__name__}"

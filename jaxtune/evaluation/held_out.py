@@ -95,7 +95,8 @@ def eval_rows(
     for number in range(len(source)):
         place = source.place(number)
         try:
-            found.append(_eval_row(data, number, source[number], place, encoder, task))
+            record = renamed(source[number], data.columns, place)
+            found.append(eval_row(number, record, place, encoder, task))
         except RowError as error:
             long = isinstance(error, TooLong)
             if (data.too_long if long else data.bad_rows) != "skip":
@@ -105,20 +106,23 @@ def eval_rows(
     return found
 
 
-def _eval_row(
-    data: Data,
+def renamed(record: Mapping, columns: Sequence[tuple[str, str]], place: str) -> Mapping:
+    """Returns a row that has its columns by the names that the task reads, too."""
+    return {**record, **{known: column(record, theirs, place) for known, theirs in columns}}
+
+
+def eval_row(
     number: int,
-    record: Mapping,
+    record: Mapping[str, Any],
     place: str,
     encoder: RowEncoder,
     task: ModuleType | None,
 ) -> EvalRow:
+    """Returns a row with its prompt and references; the arguments are those of `eval_rows`."""
     example = encoder(record, place)
     scored = np.flatnonzero(example.scored)
     # In a conversation, the last scored turn is the completion and all before it the prompt.
     first = scored[-1] - np.argmin(example.scored[: scored[-1] + 1][::-1]) + 1
-    renamed = {known: column(record, theirs, place) for known, theirs in data.columns}
-    record = {**record, **renamed}
     if task:
         references = tasks.references(task, record, place)
     else:
@@ -173,7 +177,7 @@ def evaluate(
         between()
         progress.draw(f"answered {start:,} of {len(rows):,} rows")
         prompts = [row.prompt for row in chunk]
-        answers = generator.answers(prompts, likeliest, _pictures(chunk))
+        answers = generator.answers(prompts, likeliest, pictures_of(chunk))
         lines = [_line(row, answer, generator) for row, answer in zip(chunk, answers, strict=True)]
         if agreement.first():
             with (directory / PARTIAL).open("a", encoding="utf-8") as file:
@@ -185,7 +189,7 @@ def evaluate(
     return {name: Figure(**figure) for name, figure in figures.items()}, predictions
 
 
-def _pictures(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
+def pictures_of(rows: Sequence[EvalRow]) -> list[np.ndarray] | None:
     """Reads the pictures of each row, float32[I, S, S, 3]; returns None if no row has any."""
     if not any(row.pictures for row in rows):
         return None

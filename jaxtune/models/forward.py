@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.models.layers import STATES
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
@@ -88,6 +89,9 @@ def hidden_states(model: Model, variables: Mapping, batch: Any) -> jax.Array:  #
       variables: Its variables.
       batch: A `Batch` of arrays [B, …], or any object with its fields; `images` may be missing.
     """
+    check_model(model)
+    check_variables(variables)
+    check_batch(batch)
     images = getattr(batch, "images", None)
     given = (batch.positions, batch.segments, batch.valid, batch.causal)
 

@@ -1,7 +1,8 @@
 """Trains from a config: opens a run, new or to be resumed, trains it, and exports the result."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 from jaxtune.assembly import weights
 from jaxtune.assembly.assemble import Assembly, LoadBase
 from jaxtune.assembly.state import Start
-from jaxtune.config.load import resolved
+from jaxtune.config.load import config_of, resolved
 from jaxtune.config.run_sections import Checkpoint
 from jaxtune.config.schema import Config
 from jaxtune.config.training_sections import Batch
@@ -40,7 +41,7 @@ OTHER_FILES = "pass --accept-changes to continue with the present ones, or name 
 
 
 def fit(
-    config: Config,
+    config: Config | Mapping[str, Any] | str | os.PathLike,
     workdir: Path | str,
     *,
     accept_changes: bool = False,
@@ -53,7 +54,8 @@ def fit(
     """Trains as a config says, resuming the run in the workdir if there is one.
 
     Args:
-      config: Config of the run.
+      config: Config of the run: what `load_config` returns, the path of a config file, or nested
+        dictionaries as `get_config` returns them.
       workdir: Directory of the run, a path or a URL; created if missing, and locked while the run
         uses it.
       accept_changes: Resumes a run that was begun under another config, instead of refusing it.
@@ -73,6 +75,7 @@ def fit(
       Pruned: If `report` ended the run; it can be resumed.
       RunError: If the run diverged, or the devices' memory does not suffice.
     """
+    config = config_of(config)
     with (
         stopping(UNTRAINED, group=jax.process_count() > 1) as stop,
         opened(

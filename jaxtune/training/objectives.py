@@ -24,6 +24,7 @@ from flax import struct
 from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.models import forward as passes
+from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.models.layout import arrange
 from jaxtune.training import loss
 
@@ -160,7 +161,6 @@ class _Function(CrossEntropy):
         return self.compute(forward, batch)
 
 
-@partial(jax.jit, static_argnums=0)
 def log_probs(
     model, variables: Mapping, batch
 ) -> tuple[jax.Array, jax.Array]:  # float32[B], float32[B, K]
@@ -175,6 +175,14 @@ def log_probs(
       The log-probability of each sequence, and those of its tokens, 0 at padding. A token counts
       in full if its weight is above 0.
     """
+    check_model(model)
+    check_variables(variables)
+    check_batch(batch)
+    return _log_probs(model, variables, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_probs(model, variables: Mapping, batch) -> tuple[jax.Array, jax.Array]:
     found = jnp.where(batch.weights > 0, of(model, variables).log_probs(batch), 0)
     return found.sum(-1), found
 

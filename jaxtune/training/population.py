@@ -19,6 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import tree
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
+from jaxtune.models.arguments import check_batch, check_model
 from jaxtune.training.objectives import CROSS_ENTROPY, as_objective
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step
 
@@ -52,6 +54,9 @@ class Population:
         Returns:
           Their population. Raises UserError if the states cannot be stacked.
         """
+        if not states or not all(isinstance(state, TrainState) for state in states):
+            found = ", ".join({type(state).__name__ for state in states}) or "none"
+            raise UserError(f"states: found {found}; expected one jaxtune.TrainState or more")
         ranks = tuple(map(_rank, states))
         common = jax.tree.map(_one_array, *(state.frozen for state in states))
         parts = [tree.partition(state.frozen, common) for state in states]
@@ -125,6 +130,9 @@ def population_step(
     Returns:
       The members after the step, and the metrics of `train_step`, each float32[M].
     """
+    check_model(model)
+    check_batch(batch)
+    _check_population(population)
     states, metrics = compiled_population_step(
         model,
         optimizer,
@@ -141,9 +149,21 @@ def population_losses(
     model, population: Population, batch, *, objective=CROSS_ENTROPY
 ) -> tuple[jax.Array, jax.Array]:  # float32[M], float32[]
     """Returns what `eval_step` returns of a batch, for every member: sums of losses and weights."""
+    check_model(model)
+    check_batch(batch)
+    _check_population(population)
     given = (model, population.states, population.shared, batch)
     sums = compiled_losses(*given, as_objective(objective))
     return sums["loss"], sums["weight"][0]
+
+
+def _check_population(population: Any) -> None:
+    """Raises UserError unless an argument is a population."""
+    if not isinstance(population, Population):
+        raise UserError(
+            f"population is {typed(population)}; expected what "
+            "jaxtune.Population.of(states) returns"
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)

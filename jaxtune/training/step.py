@@ -15,6 +15,8 @@ from flax import struct
 from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
+from jaxtune.display.escapes import typed
+from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.training.objectives import CROSS_ENTROPY, Forward, as_objective, computed
 from jaxtune.training.optim import Optimizer
 
@@ -53,6 +55,8 @@ class TrainState:
         Returns:
           A state whose trainable leaves are float32 copies.
         """
+        check_variables(variables)
+        _check_optimizer(optimizer)
         selected, frozen = split(variables, trainable)
         # Trainable leaves are float32, so that small updates are not rounded away, and copies,
         # because the step donates the state's buffers.
@@ -74,6 +78,15 @@ class TrainState:
     def variables(self) -> dict:
         """Trainable and frozen variables as one tree, for `model.apply`."""
         return tree.combine(self.trainable, self.frozen)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Raises UserError unless an argument is an optimiser."""
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise UserError(
+            f"optimizer is {typed(optimizer)}; expected what jaxtune.optimizer('adamw', "
+            "lr=1e-4) returns, or an optax transformation"
+        )
 
 
 def split(variables: Mapping, rules: tree.Rules, unused: str = "allow") -> tuple[Any, Any]:
@@ -107,6 +120,14 @@ def train_step(
       clipping, "weight", the sum of weights, and for an `Optimizer` "lr", the scheduled learning
       rate.
     """
+    check_model(model)
+    _check_optimizer(optimizer)
+    check_batch(batch)
+    if not isinstance(state, TrainState):
+        raise UserError(
+            f"state is {typed(state)}; expected a jaxtune.TrainState, which "
+            "TrainState.create(variables, optimizer=optimizer) returns"
+        )
     moving, metrics = compiled_step(
         model, optimizer, state.replace(frozen=None), state.frozen, batch, as_objective(objective)
     )
@@ -158,6 +179,9 @@ def eval_step(
     model, variables, batch, *, objective=CROSS_ENTROPY
 ) -> tuple[jax.Array, jax.Array]:  # float32[], float32[]
     """Returns the weighted sum of a batch's losses without dropout, and the sum of its weights."""
+    check_model(model)
+    check_variables(variables)
+    check_batch(batch)
     sums = compiled_eval(model, variables, batch, as_objective(objective))
     return sums["loss"], sums["weight"]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxtune.config import schema
-from jaxtune.config.load import describe, difference, load, parse, resolved
+from jaxtune.config.fields import ConfigError
+from jaxtune.config.load import config_of, describe, difference, load, parse, resolved
 from tests.config.jobs import LEAST, PALETTE, PALIGEMMA, PRICE, TOTTO, joined
 
 
@@ -115,3 +116,24 @@ def test_importing_it_imports_neither_jax_nor_ml_collections():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"jax", "ml_collections", "yaml", "numpy"} & set(loaded.stdout.split())
+
+
+def test_a_section_within_a_section():
+    config = parse(joined(TOTTO, dict(data=dict(task="", messages="talk", chat={"tools": "t"}))))
+    assert (config.data.chat.tools, config.data.chat.options) == ("t", ())
+    assert resolved(config)["data"]["chat"] == {"tools": "t", "options": []}
+    assert parse(resolved(config)) == config
+    typed = "--config.data.chat.options={'enable_thinking': False}"
+    file = Path(__file__).parents[2] / "configs" / "totto_gemma3_270m.py"
+    with pytest.raises(ConfigError, match=r"data\.chat\.options is used only with data.messages"):
+        load(file, [typed])
+    found = load(file, [typed, "--config.data.task=", "--config.data.messages=talk"])
+    assert found.data.chat.options == (("enable_thinking", False),)
+    with pytest.raises(ConfigError, match=r"such as data\.chat\.tools"):
+        parse(joined(TOTTO, dict(data=dict(chat="chatml"))))
+
+
+def test_what_config_of_takes(tmp_path):
+    config = parse(TOTTO)
+    (tmp_path / "run.py").write_text(f"def get_config():\n    return {TOTTO!r}\n")
+    assert config_of(config) == config_of(TOTTO) == config_of(tmp_path / "run.py") == config

@@ -72,7 +72,7 @@ def test_the_largest_seed(pair):
 )
 def test_prompts_that_are_no_token_ids(pair, prompts, problem):
     made = pair(NAME)
-    with pytest.raises(ValueError, match=r"expected a list of prompts, .*encode\(text\)") as found:
+    with pytest.raises(ValueError, match=r"expected a list of prompts, .*jaxtune.answers") as found:
         generate(made.model, made.variables, prompts)
     assert str(found.value).startswith(problem)
 

@@ -9,7 +9,7 @@ from typing import Any
 import filelock
 import jax
 
-from jaxtune.config.load import load, parse
+from jaxtune.config.load import config_of
 from jaxtune.config.schema import Config
 from jaxtune.display.progress import Progress
 from jaxtune.files import read_json, write_json
@@ -69,7 +69,7 @@ def sweep(
     own = None if isinstance(objective, str) else objective
     given = dict(space=space, trials=trials, sampler=sampler, pruner=pruner, seed=seed)
     metric = getattr(objective, "__name__", "objective") if own else objective
-    spec = Spec.of(_config(config), given | {"metric": metric}, own_metric=own is not None)
+    spec = Spec.of(config_of(config), given | {"metric": metric}, own_metric=own is not None)
     place = Path(workdir).expanduser()
     return run(
         spec,
@@ -81,12 +81,6 @@ def sweep(
         objective=own,
         progress=progress or Progress(),
     )
-
-
-def _config(given: Config | Mapping[str, Any] | str | os.PathLike) -> Config:
-    if isinstance(given, Config):
-        return given
-    return parse(given) if isinstance(given, Mapping) else load(given)
 
 
 def run(
