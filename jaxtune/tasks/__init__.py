@@ -72,7 +72,7 @@ def _checked(task: ModuleType, name: str) -> ModuleType:
     if problems:
         raise UserError(
             "\n  ".join([f"data.task: {name} is no task:", *problems])
-            + "\nSee docs/contributing.md for what a task defines"
+            + "\nSee docs/extend.md for what a task defines"
         )
     return task
 

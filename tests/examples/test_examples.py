@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from examples import distillation, learning_rate, select_rows, some_layers, two_adapters
+from examples import (
+    distillation,
+    learning_rate,
+    own_task,
+    select_rows,
+    some_layers,
+    two_adapters,
+)
 
 
 @pytest.mark.slow
@@ -43,3 +50,10 @@ def test_rows_are_ranked_by_their_gain(capsys):
     gains = select_rows.main(warm=3, count=8)
     assert np.isfinite(gains).all() and len(set(gains.tolist())) == 8
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_task_outside_the_package_is_learnt(capsys):
+    found = own_task.main(steps=20)
+    assert found["right"] > 0.5 and found["known"] > 0.5
+    assert "right: 0.00 -> " in capsys.readouterr().out
