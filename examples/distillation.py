@@ -15,7 +15,7 @@ from flax import struct
 
 import jaxtune
 from examples.rows import BASE, batches
-from jaxtune.training import objective
+from jaxtune import objectives
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ class Distillation:
 
     def __call__(self, forward: jaxtune.Forward, batch):
         """Returns the weighted sum of divergences over the scored positions."""
-        teacher = objective.of(self.teacher, self.variables)
+        teacher = objectives.of(self.teacher, self.variables)
         ours, theirs = (
             jax.nn.log_softmax(each.logits(each.hidden(batch))) for each in (forward, teacher)
         )

@@ -70,10 +70,10 @@ def main(steps: int = 30) -> dict[str, float]:
             "steps": steps,
             "model": {"path": BASE},
             "data": {"source": str(rows), "task": __file__},
-            "optim": {"lr": 3e-3},
-            "batch": {"rows": 16, "max_length": 32},
-            "eval": {"holdout": 40, "answers": 16, "every": steps // 2},
-            "generate": {"max_new_tokens": 8, "batch": 16},
+            "optim": {"lr": 5e-3},
+            "batch": {"rows": 8, "max_length": 32},
+            "eval": {"holdout": 16, "answers": 8, "every": steps // 2},
+            "generate": {"max_new_tokens": 8},
             "checkpoint": {"metric": "right"},
         }
         jaxtune.fit(config, Path(folder) / "run")

@@ -54,6 +54,6 @@ def test_rows_are_ranked_by_their_gain(capsys):
 
 @pytest.mark.slow
 def test_a_task_outside_the_package_is_learnt(capsys):
-    found = own_task.main(steps=20)
+    found = own_task.main()
     assert found["right"] > 0.5 and found["known"] > 0.5
     assert "right: 0.00 -> " in capsys.readouterr().out
