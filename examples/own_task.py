@@ -70,9 +70,9 @@ def main(steps: int = 30) -> dict[str, float]:
             "steps": steps,
             "model": {"path": BASE},
             "data": {"source": str(rows), "task": __file__},
-            "optim": {"lr": 5e-3},
-            "batch": {"rows": 8, "max_length": 32},
-            "eval": {"holdout": 16, "answers": 8, "every": steps // 2},
+            "optim": {"lr": 4e-3},
+            "batch": {"rows": 16, "max_length": 32},
+            "eval": {"holdout": 16, "answers": 16, "every": None},
             "generate": {"max_new_tokens": 8},
             "checkpoint": {"metric": "right"},
         }
