@@ -1,6 +1,6 @@
 """Trains two adapters over one nf4 base, which is held and dequantised once for both.
 
-python examples/two_adapters.py
+python -m examples.two_adapters
 """
 
 import jax
