@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtune.decoding.generate import generate
     from jaxtune.models.forward import hidden_states
     from jaxtune.models.layout import arrange
+    from jaxtune.notebook import Curve, show
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
     from jaxtune.training.objective import CrossEntropy, Forward, log_probs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CrossEntropy",
+    "Curve",
     "Forward",
     "Origin",
     "Population",
@@ -47,12 +49,14 @@ __all__ = [
     "population_step",
     "save_adapter",
     "save_merged",
+    "show",
     "sweep",
     "train_step",
 ]
 
 _HOMES = {
     "CrossEntropy": "jaxtune.training.objective",
+    "Curve": "jaxtune.notebook",
     "Forward": "jaxtune.training.objective",
     "Origin": "jaxtune.checkpoint.origin",
     "TrainState": "jaxtune.training.step",
@@ -73,6 +77,7 @@ _HOMES = {
     "population_step": "jaxtune.training.population",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
+    "show": "jaxtune.notebook",
     "sweep": "jaxtune.runs.sweep.sweep",
     "train_step": "jaxtune.training.step",
 }
