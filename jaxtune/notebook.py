@@ -166,7 +166,7 @@ def _batch(batch: Batch, reader: _Reader, places: Sequence[str] = ()) -> Display
     lines = list(marked.headed(_first(arrays), reader.tokenizer, places, reader.pictures))
     note = f"… and {plural(count - len(lines), 'more line')}" if count > len(lines) else ""
     drawn = _parted(lines, rows) if parts else _drawn(lines)
-    content = f"<p>{_legend(lines)}</p>\n{drawn}<p>{note}</p>\n"
+    content = f"<p>{_legend(lines)}</p>\n{drawn}" + (f"<p>{note}</p>\n" if note else "")
     text = [title, *chain.from_iterable(map(_told, lines)), *filter(None, [note])]
     return Display(group(title, content), "\n".join(text))
 
