@@ -1,6 +1,6 @@
 """Trains two adapters over one nf4 base, which is held and dequantised once for both.
 
-    python -m examples.two_adapters
+python -m examples.two_adapters
 """
 
 import jax

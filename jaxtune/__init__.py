@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxtune.metrics import Metric
     from jaxtune.models.forward import hidden_states
     from jaxtune.models.layout import arrange
+    from jaxtune.notebook import Curve, show
     from jaxtune.runs.run import fit
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
@@ -42,6 +43,7 @@ __all__ = [
     "Chat",
     "Config",
     "CrossEntropy",
+    "Curve",
     "Forward",
     "Metric",
     "Origin",
@@ -74,6 +76,7 @@ __all__ = [
     "population_step",
     "save_adapter",
     "save_merged",
+    "show",
     "sweep",
     "train_step",
 ]
@@ -84,6 +87,7 @@ _HOMES = {
     "Chat": "jaxtune.data.examples",
     "Config": "jaxtune.config.schema",
     "CrossEntropy": "jaxtune.training.objectives",
+    "Curve": "jaxtune.notebook",
     "Forward": "jaxtune.training.objectives",
     "Metric": "jaxtune.metrics",
     "Origin": "jaxtune.checkpoint.origin",
@@ -116,6 +120,7 @@ _HOMES = {
     "population_step": "jaxtune.training.population",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
+    "show": "jaxtune.notebook",
     "sweep": "jaxtune.runs.sweep.sweep",
     "train_step": "jaxtune.training.step",
 }

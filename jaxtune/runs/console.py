@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxtune import quant, tree
@@ -15,7 +14,7 @@ from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.escapes import plural
-from jaxtune.sharding import divisors, undivided
+from jaxtune.sharding import divisors, total_bytes, undivided
 from jaxtune.training.optim import Optimizer
 
 
@@ -136,9 +135,9 @@ def _undivided(weights: Mapping[str, Any], mesh: Mesh) -> list[str]:
 def _held(start: Start) -> str:
     """Returns the sizes of the frozen leaves, the trained leaves and the optimiser state."""
     sizes = {
-        "frozen": _bytes(start.frozen),
-        "trained": _bytes(start.shapes.trainable),
-        "optimiser": _bytes(start.shapes.opt_state),
+        "frozen": total_bytes(start.frozen),
+        "trained": total_bytes(start.shapes.trainable),
+        "optimiser": total_bytes(start.shapes.opt_state),
     }
     return ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()) + (
         "; over all devices, without activations"
@@ -153,9 +152,3 @@ def _quantised(frozen: Any) -> str:
         for kind in sorted({leaf.kind for leaf in leaves})
     }
     return ", ".join(f"{count:,} parameters in {kind}" for kind, count in counts.items())
-
-
-def _bytes(leaves: Any) -> int:
-    # Counted in bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
-    bits = (leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(leaves))
-    return sum(bits) // 8

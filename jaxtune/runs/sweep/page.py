@@ -7,6 +7,7 @@ from typing import Any
 from jaxtune.display.parallel import Column, dots, parallel, shares, spreads
 from jaxtune.display.plots import curves
 from jaxtune.display.progress import duration
+from jaxtune.display.tables import Table
 from jaxtune.runs.sweep.board import Entry
 from jaxtune.runs.sweep.importance import importances, over_seeds
 from jaxtune.runs.sweep.space import Range, label, text
@@ -108,9 +109,8 @@ def _dots(spec: Spec, found: Sequence[Entry]) -> Iterator[str]:
 
 def _table(spec: Spec, found: Sequence[Entry]) -> str:
     heads = ["trial", "state", spec.metric, "steps", "time", "overrides", "directory", "reason"]
-    head = "".join(f"<th>{html.escape(each)}" for each in heads)
-    rows = "".join(f"<tr>{''.join(f'<td>{cell}' for cell in _cells(each))}\n" for each in found)
-    return f"<table>\n<tr>{head}\n{rows}</table>\n"
+    rows = [dict(zip(heads, _cells(each), strict=True)) for each in found]
+    return Table(heads, rows).html()
 
 
 def _cells(entry: Entry) -> list[str]:
@@ -125,4 +125,4 @@ def _cells(entry: Entry) -> list[str]:
         entry.directory,
         entry.reason,
     )
-    return [html.escape(str(each)) for each in cells]
+    return list(map(str, cells))

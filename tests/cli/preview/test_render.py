@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxtune.cli.preview import render
+from jaxtune.data import marked
 from jaxtune.data.examples import Chat, RowEncoder, columns
 from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
@@ -101,7 +102,7 @@ def test_colours_are_for_terminals_and_data_commands_none(shown):
     assert "\033" not in render.text(batch, ours, places, found)
     assert r"\x1b[31mred" in render.text(batch, ours, places)
     coloured = render.text(batch, ours, places, found, colour=True)
-    assert render.KINDS["scored"][1] + ' ["#aabbcc"]<eos>' + render.PLAIN in coloured
+    assert marked.KINDS["scored"][1] + ' ["#aabbcc"]<eos>' + marked.PLAIN in coloured
     assert re.sub(r"\033\[[\d;]*m", "", coloured) == render.text(batch, ours, places, found)
 
 
@@ -117,7 +118,7 @@ def test_a_page_stands_alone(shown):
     assert page.startswith("<!doctype html>") and "<title>a &lt;b&gt;</title>" in page
     assert not re.search(r"(src|href|url|@import|<script)", page)
     assert html.escape(' ["#aabbcc"]<eos>') in page and "&lt;b&gt;sea" in page
-    for kind in render.KINDS:
+    for kind in marked.KINDS:
         assert (f'<span class="{kind}"' in page) == (kind != "picture")  # there is none
     assert page.count('<span class="scored"') == 1 + 3  # and the legend's
     assert places[2] in page and "<td>3" in page and "\x1b" not in page
@@ -201,7 +202,7 @@ def test_placeholders_are_one_run_on_the_terminal(pictured):
     ]
     assert ("picture", "2 pictures: 12 tokens") in runs and "pictures              4" in text
     coloured = render.text(*given, pictures=WANTED, colour=True)
-    assert f"{render.KINDS['picture'][1]}6 tokens{render.PLAIN}" in coloured
+    assert f"{marked.KINDS['picture'][1]}6 tokens{marked.PLAIN}" in coloured
 
 
 def test_who_sees_whom_is_drawn_of_what_is_given(pictured):
