@@ -40,9 +40,11 @@ def main() -> None:
             options.directory = options.directory or Path(scratch) / "base"
             subprocess.run(turns.command(turns.CHECKPOINT, options), check=True)
             options.busy = os.getloadavg()[0]
-            found = turns.measure(decoders(), options)
+            found = turns.measure(turns.started(decoders(), options), options.rounds)
             options.rounds = 0
-            held = {name: turns.measure([name], options)[name] for name in holders()}
+            held = {}
+            for name in holders():  # one at a time
+                held |= turns.measure(turns.started([name], options), options.rounds)
             report(found, held, options)
 
 

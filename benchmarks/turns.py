@@ -47,7 +47,7 @@ def main(
             options.directory = options.directory or Path(scratch) / "base"
             subprocess.run(command(CHECKPOINT, options), check=True)
             options.busy = os.getloadavg()[0]
-            report(measure(trainers, options), options)
+            report(measure(started(trainers, options), options.rounds), options)
 
 
 def parse(description: str) -> argparse.Namespace:
@@ -70,11 +70,10 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
 # The parent
 
 
-def measure(names: Iterable[str], options: argparse.Namespace) -> dict[str, Run]:
-    """Runs the trainers in turn; returns the results of their steps and their peak memory."""
-    running = {name: start(name, options) for name in names}
+def measure(running: Mapping[str, subprocess.Popen], rounds: int) -> dict[str, Run]:
+    """Runs trainers in turn; returns the results of their steps and their peak memory."""
     found = {name: dict(steps=[]) for name in running}
-    for _ in range(options.rounds + 1):  # the first step compiles and warms up
+    for _ in range(rounds + 1):  # the first step compiles and warms up
         for name, process in running.items():
             found[name]["steps"].append(take_step(process))
     for name, process in running.items():
@@ -85,11 +84,16 @@ def measure(names: Iterable[str], options: argparse.Namespace) -> dict[str, Run]
     return found
 
 
-def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
+def started(names: Iterable[str], options: argparse.Namespace) -> dict[str, subprocess.Popen]:
+    """Starts the processes of trainers."""
+    return {name: start(command(name, options)) for name in names}
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
     """Starts a trainer's process; returns when it is ready for its first step."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command(name, options), env=environment, text=True, **pipes)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"} | environment
+    process = subprocess.Popen(command, env=environment, text=True, **pipes)
     receive(process)
     return process
 
