@@ -87,11 +87,8 @@ def report(job: str, other: Path, scratch: Path, options: argparse.Namespace) ->
     before, after = map(large_arrays, dumps.values())
     print(f"{job}: {statistics.median(now):.2f} s a step, {ratio:.3f} times that of before")
     print(f"  losses of {len(losses[0])} steps equal to the last bit: {losses[0] == losses[1]}")
-    print(
-        f"  arrays of at least 1 MiB: {after.total()}; only before: {dict(before - after)}, ",
-        end="",
-    )
-    print(f"only now: {dict(after - before)}")
+    differ = f"only before: {dict(before - after)}, only now: {dict(after - before)}"
+    print(f"  {after.total()} arrays of at least 1 MiB; {differ}")
     kept = ratio <= NOISE and losses[0] == losses[1] and not after - before
     print(f"  no slower (at most {NOISE}), equal losses, no new array: {verdict(kept)}", flush=True)
     return kept
