@@ -1,16 +1,21 @@
-"""Grouped-query softmax attention: the plain form, and the choice of a fused kernel instead."""
+"""Grouped-query softmax attention: the plain form, and the choice of another one instead."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxtune.display.errors import UserError
-from jaxtune.models import fused
+from jaxtune.models import blockwise, fused
+from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import Layout, mask, reach
 
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
-IMPLEMENTATIONS = ("auto", "plain", "splash", "cudnn")
+# "forward" is "blockwise" for differentiation in forward mode, which takes no gradient of its own.
+IMPLEMENTATIONS = ("auto", "plain", "blockwise", "forward", "splash", "cudnn")
+SHORT = 384  # queries up to which the plain form is as fast as the blockwise one
+LONG = 1024  # slots of a cache from which on it is read in blocks
 Implementation = str | Callable[..., jax.Array]  # one of `IMPLEMENTATIONS`, or a function
 
 
@@ -40,8 +45,8 @@ def attend(
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
       implementation: "auto" takes the fused kernel of the machine if it supports the call, and
-        otherwise the plain form. A kernel by name that does not support the call is an error. A
-        function is called as `plain` is.
+        otherwise the blockwise form, or the plain one for few tokens. A kernel by name that does
+        not support the call is an error. A function is called as `plain` is.
 
     Returns:
       Attended values of each query head.
@@ -50,6 +55,9 @@ def attend(
         seen = mask(query, key, reach(windows, kind))
         return implementation(q, k, v, seen, scale=scale, softcap=softcap)
     name = choose(implementation, q, query, key, windows, softcap)
+    if name in ("blockwise", "forward"):
+        limits = dict(scale=scale, softcap=softcap, forward=name == "forward")
+        return _in_blocks(q, k, v, (query, key), reach(windows, kind), **limits)
     how = dict(kind=kind, windows=windows, scale=scale)
     if name == "splash":
         return fused.splash(q, k, v, query, **how, softcap=softcap)
@@ -57,6 +65,49 @@ def attend(
         return fused.cudnn(q, k, v, query, **how)
     seen = mask(query, key, reach(windows, kind))
     return plain(q, k, v, seen, scale=scale, softcap=softcap)
+
+
+def attend_cached(
+    q: jax.Array,  # [B, T, N, H], rotated
+    stored: CachedKV,
+    layer: jax.Array,  # int32[]
+    query: Layout,  # [B, T]
+    key: Layout,  # [B, S]
+    *,
+    kind: jax.Array,
+    windows: tuple[int | None, ...],
+    scale: float,
+    softcap: float | None = None,
+    implementation: Implementation = "auto",
+) -> jax.Array:  # [B, T, N, H]
+    """Computes the attention of new tokens to one layer of a KV cache.
+
+    Of a long cache only those blocks are read in which some query sees a key. The other arguments
+    are those of `attend`.
+    """
+    how = dict(scale=scale, softcap=softcap)
+    long = q.shape[1] < SHORT and key.order.shape[1] >= LONG
+    if implementation in ("auto", "blockwise") and long:
+        block = blockwise.block_of(q, fused.platform(q))
+        window = reach(windows, kind)
+        given = (q, stored.k, stored.v, layer, (query, key), window)
+        return blockwise.attend_cache(*given, **how, block=block)
+    k, v = stored.of(layer, q.dtype)
+    how |= dict(kind=kind, windows=windows, implementation=implementation)
+    return attend(q, k, v, query, key, **how)
+
+
+def _in_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, layouts: blockwise.Layouts, window, **how: Any
+) -> jax.Array:
+    """Computes blockwise attention, on each device for its own rows and heads."""
+    machine = fused.platform(q)
+
+    def run(q, k, v, layouts, window):
+        block = blockwise.block_of(q, machine)
+        return blockwise.blockwise(q, k, v, layouts, window, **how, block=block)
+
+    return fused.spread(run, q, k, v, layouts, window)
 
 
 def choose(
@@ -78,21 +129,28 @@ def choose(
       softcap: Limit on the logits, or None.
 
     Returns:
-      "plain", "splash" or "cudnn". Raises ValueError if a kernel by name does not support the call.
+      Another of `IMPLEMENTATIONS` than "auto". Raises ValueError if a kernel by name does not
+      support the call.
     """
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise UserError(f"attention {implementation!r}: expected one of {known}")
-    name = fused.native(q) if implementation == "auto" else implementation
-    if name == "plain":
-        return name
-    reason = fused.obstacle(name, q, query, key, windows, softcap)
-    if reason and implementation != "auto":
+    auto = implementation == "auto"
+    name = fused.native(q) if auto else implementation
+    if name in (None, "plain"):
+        reason = None
+    elif name in ("blockwise", "forward"):
+        reason = fused.EXPLICIT if fused.explicit(q) else None
+    else:
+        reason = fused.obstacle(name, q, query, key, windows, softcap)
+    if reason and not auto:
         raise UserError(
             f"attention {name!r} does not support this call: {reason}. "
             "Change this, or set attention to 'plain' or 'auto'."
         )
-    return "plain" if reason else name
+    if name and not reason:
+        return name
+    return "plain" if q.shape[1] < SHORT or fused.explicit(q) else "blockwise"
 
 
 def plain(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune import sharding
-from jaxtune.models.attention import Implementation, attend, soften, weights
+from jaxtune.models.attention import Implementation, attend, attend_cached, soften, weights
 from jaxtune.models.cache import CachedKV, KVCache
 from jaxtune.models.layers import (
     ACTIVATIONS,
@@ -115,15 +115,16 @@ class Attention(nn.Module):
         q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
         if stored is not None:
             stored = stored.put(layer, shared.slot, k, v)
-        if shared.keys is not None:
-            k, v = stored.of(layer, x.dtype)
         layouts = (shared.layout, shared.keys or shared.layout)
         windows = tuple(each.window for each in config.kinds)
         how = dict(scale=config.query_scale, softcap=config.attention_softcap)
-        attended = attend(
-            q, k, v, *layouts, kind=kind, windows=windows, implementation=shared.attention, **how
-        )
+        which = dict(kind=kind, windows=windows, implementation=shared.attention)
+        if shared.keys is None:
+            attended = attend(q, k, v, *layouts, **which, **how)
+        else:
+            attended = attend_cached(q, stored, layer, *layouts, **which, **how)
         if asked_for(self, SEEN):
+            k = k if shared.keys is None else stored.of(layer, x.dtype)[0]
             seen = mask(*layouts, reach(windows, kind))
             self.sow(SEEN, "weights", weights(q, k, seen, **how))
         joined = attended.reshape(*x.shape[:2], config.heads * config.head_size)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,25 @@ from jaxtune.sharding import mesh_of
 
 NATIVE = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # platform -> its kernel
 LANES = 128  # block lengths of splash are multiples of this
+EXPLICIT = "the mesh has explicit axes; make it with axis_types=AxisType.Auto"
 BLOCK = 512  # longest block: longer ones overflow a v5e's vector memory with heads of size 256
 
 
-def native(q: jax.Array) -> str:
-    """Returns the kernel of the machine that the call is compiled for, or "plain" without one."""
+def native(q: jax.Array) -> str | None:
+    """Returns the kernel of the machine that the call is compiled for, or None without one."""
+    return NATIVE.get(platform(q))
+
+
+def platform(q: jax.Array) -> str:
+    """Returns the platform that the call is compiled for."""
     # The mesh comes before the default backend: a step can be compiled for another machine.
     device = mesh_of(q).abstract_device
-    return NATIVE.get(device.platform if device else jax.default_backend(), "plain")
+    return device.platform if device else jax.default_backend()
+
+
+def explicit(q: jax.Array) -> bool:
+    """Returns whether the mesh of an array has explicit axes, which `spread` cannot split."""
+    return AxisType.Explicit in mesh_of(q).axis_types
 
 
 def obstacle(
@@ -52,8 +64,8 @@ def obstacle(
         return "some tokens attend to later ones, as in a prefix"
     if q.shape[1] < LANES:
         return f"{q.shape[1]} tokens are fewer than one block of {LANES}"
-    if AxisType.Explicit in mesh_of(q).axis_types:
-        return "the mesh has explicit axes; make it with axis_types=AxisType.Auto"
+    if explicit(q):
+        return EXPLICIT
     if name == "splash":
         return _splash_obstacle(q, query, windows)
     return _cudnn_obstacle(q, query, windows, softcap)
@@ -102,7 +114,7 @@ def splash(
         attended = _by_window(kernel, windows, kind, length, *heads_first, ids)
         return attended.swapaxes(1, 2)[:, :length]
 
-    return _spread(run, q, k, v, None if layout.whole else layout.segment, kind)
+    return spread(run, q, k, v, None if layout.whole else layout.segment, kind)
 
 
 def cudnn(
@@ -148,7 +160,7 @@ def cudnn(
         return fuse(q, k, v, local_window_size=None if window is None else (window - 1, 0))
 
     if _is_band(layout, windows):
-        return _spread(run, q, k, v, None, kind)
+        return spread(run, q, k, v, None, kind)
     # The kernel's sequence lengths can express where a row ends, but neither packed sequences nor
     # padding on the left; a mask expresses all of these. It costs a bias [B, 1, T, T] and, in JAX
     # 0.10, the gradient of that bias, both in the dtype of q. The logits of the plain form are
@@ -157,7 +169,7 @@ def cudnn(
     # would return the mean of all values and pass gradients to them.
     itself = jnp.eye(q.shape[1], dtype=bool)
     seen = mask(layout, layout, reach(windows, kind)) | itself
-    return _spread(run, q, k, v, seen[:, None], kind)
+    return spread(run, q, k, v, seen[:, None], kind)
 
 
 def _splash_obstacle(q, layout: Layout, windows) -> str | None:
@@ -214,8 +226,11 @@ def _by_window(run: Callable, windows, kind: jax.Array, length: int, *arrays) ->
     return jax.lax.switch(branch, [partial(run, w) for w in distinct], *arrays)
 
 
-def _spread(run: Callable, q, k, v, rows: jax.Array | None, kind: jax.Array) -> jax.Array:
-    """Calls `run` on each device's shard of batch and heads: XLA cannot partition a kernel."""
+def spread(run: Callable, q, k, v, rows: Any, kind: jax.Array) -> jax.Array:
+    """Calls `run` on each device's shard of batch and heads: XLA cannot partition a kernel.
+
+    `rows` is a tree of arrays whose first axis is the batch, or None, and `kind` the same anywhere.
+    """
     mesh = mesh_of(q)
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     automatic = {name: mesh.shape[name] for name, of in axes if of == AxisType.Auto}

@@ -187,7 +187,8 @@ def test_explicit_axes_are_refused():
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(
-        ValueError, match="attention 'flash': expected one of auto, plain, splash, cudnn"
+        ValueError,
+        match="attention 'flash': expected one of auto, plain, blockwise, forward, splash",
     ):
         pick("flash")
 
