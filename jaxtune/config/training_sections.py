@@ -43,8 +43,10 @@ class Model:
         "float32, otherwise bfloat16",
         also="bf16 fp16 mixed_precision",
     )
-    attention: Literal["auto", "plain", "splash", "cudnn"] = about(
-        "auto", "attention kernel; auto uses the device's fused kernel wherever possible"
+    attention: Literal["auto", "plain", "blockwise", "splash", "cudnn"] = about(
+        "auto",
+        "attention kernel; auto uses the device's fused kernel wherever possible, and elsewhere "
+        "attends in blocks, or in the plain form if rows are short",
     )
     remat: Literal["full", "offload", "dots", "none"] = about(
         "full",

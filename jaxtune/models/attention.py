@@ -57,7 +57,7 @@ def attend(
     name = choose(implementation, q, query, key, windows, softcap)
     if name in ("blockwise", "forward"):
         limits = dict(scale=scale, softcap=softcap, forward=name == "forward")
-        return _in_blocks(q, k, v, (query, key), reach(windows, kind), **limits)
+        return in_blocks(q, k, v, (query, key), reach(windows, kind), **limits)
     how = dict(kind=kind, windows=windows, scale=scale)
     if name == "splash":
         return fused.splash(q, k, v, query, **how, softcap=softcap)
@@ -97,10 +97,15 @@ def attend_cached(
     return attend(q, k, v, query, key, **how)
 
 
-def _in_blocks(
-    q: jax.Array, k: jax.Array, v: jax.Array, layouts: blockwise.Layouts, window, **how: Any
-) -> jax.Array:
-    """Computes blockwise attention, on each device for its own rows and heads."""
+def in_blocks(
+    q: jax.Array,  # [B, T, N, H]
+    k: jax.Array,  # [B, S, K, H]
+    v: jax.Array,  # [B, S, K, H]
+    layouts: blockwise.Layouts,  # [B, T] and [B, S]
+    window: jax.Array,  # int32[]
+    **how: Any,
+) -> jax.Array:  # [B, T, N, H]
+    """Computes `blockwise.blockwise`, on each device for its own rows and heads."""
     machine = fused.platform(q)
 
     def run(q, k, v, layouts, window):

@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtune.models.attention import plain
+from jaxtune.models import fused
+from jaxtune.models.attention import SHORT, in_blocks, plain
 from jaxtune.models.layers import ACTIVATIONS, STACKED, LayerNorm, Linear, random
 from jaxtune.models.remat import named, rematerialised
-
-BLOCK = 1024  # patches per block of queries; bounds the memory of attention logits
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,10 @@ class Attention(nn.Module):
 
 
 def _attended(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
-    """Computes attention [B, P, N, H], one block of queries at a time if there are many patches.
-
-    Blocks are used only if they divide the patches evenly.
-    """
-    count = -(-q.shape[1] // BLOCK)
-    if count == 1 or q.shape[1] % count:
+    """Computes attention [B, P, N, H] without a mask, in blocks if there are many patches."""
+    if q.shape[1] < SHORT or fused.explicit(q):
         return plain(q, k, v, None, scale=scale)
-    blocks = q.reshape(q.shape[0], count, -1, *q.shape[2:]).swapaxes(0, 1)
-    one = jax.checkpoint(lambda block: plain(block, k, v, None, scale=scale))
-    return jax.lax.map(one, blocks).swapaxes(0, 1).reshape(q.shape)
+    return in_blocks(q, k, v, None, jnp.int32(1), scale=scale)
 
 
 class Mlp(nn.Module):

@@ -10,6 +10,7 @@ import transformers
 from jaxtune import tree
 from jaxtune.families import names
 from jaxtune.families.paligemma import TOWER, siglip
+from jaxtune.models import blockwise
 from jaxtune.models import siglip as module
 from jaxtune.models.siglip import Siglip
 from tests.pictured import TOWER as SIZES
@@ -54,7 +55,9 @@ def test_a_block_of_queries_at_a_time_gives_the_same(encoder, monkeypatch):
         return jnp.square(model.apply(variables, pictures)).sum()
 
     whole = jax.value_and_grad(loss)(variables)
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "SHORT", 1)
+    for name in ("SMALLEST", "LARGEST"):
+        monkeypatch.setattr(blockwise, name, 4)
     blocks = jax.value_and_grad(loss)(variables)
     # Of the keys' biases the gradient is zero, and what comes of it rounding alone.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole[1]))

@@ -6,9 +6,14 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-# Attention kernels that are one operation to JAX: how many products of queries × keys × head size
-# they take. A causal kernel skips about half of each.
-KERNELS = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
+# Attention that is one operation to JAX, or a loop whose length depends on the mask: how many
+# products of queries × keys × head size it takes. A causal mask skips about half of each.
+KERNELS = {
+    "dot_product_attention_fwd": 2,
+    "dot_product_attention_bwd": 5,
+    "blockwise_forward": 2,
+    "blockwise_backward": 5,
+}
 SKIPPED = 0.5
 
 
@@ -33,7 +38,8 @@ def _of_equation(equation: Any) -> float:
         return _product(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
-    kernel = next((kernel for kernel in KERNELS if name.startswith(kernel)), None)
+    called = params["name"] if name == "jit" else name
+    kernel = next((kernel for kernel in KERNELS if called.startswith(kernel)), None)
     if kernel:
         return _attention(equation, KERNELS[kernel])
     inside = [_of_jaxpr(each) for each in _jaxprs(params)]
@@ -72,7 +78,7 @@ def _convolution(equation: Any) -> float:
 
 
 def _attention(equation: Any, products: int) -> float:
-    """Returns the operations of cuDNN attention on queries and keys of [B, T, N, H]."""
+    """Returns the operations of attention on queries and keys of [B, T, N, H]."""
     queries, keys = (equation.invars[i].aval.shape for i in (0, 1))
     return products * 2 * math.prod(queries) * keys[1] * SKIPPED
 
