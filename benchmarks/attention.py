@@ -10,19 +10,16 @@ the process takes at most above what it held before a call (VmHWM), which is rea
 """
 
 import argparse
-import ctypes
 import datetime
-import gc
 import os
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import resident
 from shapes import cpu
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -136,18 +133,9 @@ def torch_form(arrays: list[np.ndarray], window: int | None) -> Callable[[], Any
 
 def taken(form: Callable[[], Any]) -> int:
     """Returns the most bytes that a call takes above what the process held before it."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is the present one
-    held = _resident("VmRSS")
+    held = resident.begin()
     form()
-    return max(0, _resident("VmHWM") - held)
-
-
-def _resident(name: str) -> int:
-    """Returns a field of the process's status, in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024
+    return resident.above(held)
 
 
 if __name__ == "__main__":

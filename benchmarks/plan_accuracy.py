@@ -16,11 +16,9 @@ nor the libraries. It is read on Linux only.
 
 import argparse
 import contextlib
-import ctypes
 import datetime
 import gc
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import resident
 from shapes import GEMMA_3_270M, PALIGEMMA_3B, cpu
 
 MiB = 2**20
@@ -194,20 +193,7 @@ def _meter(device: Any) -> tuple[Any, Any]:
         before = device.memory_stats()["bytes_in_use"]
         return gc.collect, lambda: device.memory_stats()["peak_bytes_in_use"] - before
     held = []
-
-    def begin() -> None:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is the present
-        held.append(_resident("VmRSS"))
-
-    return begin, lambda: _resident("VmHWM") - held[0]
-
-
-def _resident(name: str) -> int:
-    """Returns a field of the process's status, in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024
+    return lambda: held.append(resident.begin()), lambda: resident.above(held[0])
 
 
 if __name__ == "__main__":

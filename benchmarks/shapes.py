@@ -33,6 +33,49 @@ GEMMA_3_270M = dict(
     bos_token_id=2,
     torch_dtype="bfloat16",
 )
+GEMMA_3_1B = GEMMA_3_270M | dict(
+    hidden_size=1152,
+    intermediate_size=6912,
+    num_hidden_layers=26,
+    layer_types=((["sliding_attention"] * 5 + ["full_attention"]) * 5)[:26],
+)
+GEMMA_3_4B = (
+    GEMMA_3_270M
+    | dict(  # its text model
+        vocab_size=262_208,
+        hidden_size=2560,
+        intermediate_size=10_240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        sliding_window=1024,
+        max_position_embeddings=131_072,
+        layer_types=((["sliding_attention"] * 5 + ["full_attention"]) * 6)[:34],
+        rope_scaling=dict(rope_type="linear", factor=8.0),
+    )
+)
+GEMMA_2_9B = dict(
+    model_type="gemma2",
+    architectures=["Gemma2ForCausalLM"],
+    vocab_size=256_000,
+    hidden_size=3584,
+    intermediate_size=14_336,
+    num_hidden_layers=42,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=256,
+    query_pre_attn_scalar=256,
+    sliding_window=4096,
+    max_position_embeddings=8192,
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+    rope_theta=10_000.0,
+    tie_word_embeddings=True,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
+    torch_dtype="bfloat16",
+)
 LLAMA_3_8B = dict(
     model_type="llama",
     architectures=["LlamaForCausalLM"],
