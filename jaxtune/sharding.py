@@ -59,6 +59,11 @@ HEAD: tree.Rules = (
 )
 
 
+# Compute capability of each kind of GPU that a mesh was made of. While a step is traced, its mesh
+# tells the kind of its devices alone, which need not be at hand.
+CAPABILITY: dict[str, str | None] = {}
+
+
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh with named axes in the given order, over all devices by default.
 
@@ -80,6 +85,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
             f"mesh {described}: expected sizes whose product is the device count, {count}: each a "
             f"divisor of it ({fits}), or -1 for one of them, which takes what the others leave"
         )
+    for device in devices:
+        CAPABILITY[device.device_kind] = getattr(device, "compute_capability", None)
     return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
 
 

@@ -21,7 +21,7 @@ from jaxtune.models.layout import PADDING, Layout, mask
 
 NOTHING = -1.0e38  # below all logits, and finite, so that differences of two of them are numbers
 # Bytes of logits at a time, by platform: what a CPU's caches hold; elsewhere enough for a product.
-LOGITS = {"cpu": 2**21, "other": 2**26}
+LOGITS = {"cpu": 2**21, "other": 2**25}
 SMALLEST, LARGEST = 128, 1024  # tokens of a block
 FAR = 2**29  # beyond every order, position and segment
 Layouts = tuple[Layout, Layout] | None  # of queries and keys; None: every query sees every key

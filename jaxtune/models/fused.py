@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxtune.models.layout import PADDING, Layout, mask, reach
-from jaxtune.sharding import mesh_of
+from jaxtune.sharding import CAPABILITY, mesh_of
 
 NATIVE = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}  # platform -> its kernel
 LANES = 128  # block lengths of splash are multiples of this
@@ -183,13 +183,14 @@ def _splash_obstacle(q, layout: Layout, windows) -> str | None:
 
 
 def _cudnn_obstacle(q, layout: Layout, windows, softcap: float | None) -> str | None:
-    length, width, capability = q.shape[1], q.shape[3], _capability()
-    widest = 256 if 9 <= capability < 10 else 128  # backward; cuDNN's support matrix
+    length, width, known = q.shape[1], q.shape[3], capability(q)
+    # Backward, by cuDNN's support matrix; JAX refuses wide heads unless such a GPU is at hand, too.
+    widest = 256 if 9 <= known < 10 and _at_hand() >= 9 else 128
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it supports bfloat16 and float16, not {q.dtype}"
     if softcap is not None:
         return "it does not support a softcap"
-    if capability < 8:
+    if known < 8:
         return "it needs an NVIDIA GPU of compute capability 8.0 or later"
     if width % 8 or width > widest:
         return f"the head size {width} is not a multiple of 8 up to {widest}"
@@ -198,12 +199,24 @@ def _cudnn_obstacle(q, layout: Layout, windows, softcap: float | None) -> str | 
     return None
 
 
-def _capability() -> float:
-    """Returns the GPU's compute capability; without a GPU 8.0, the lowest that is supported."""
-    if jax.default_backend() != "gpu":
-        return 8.0
-    name = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return float(name) if name.replace(".", "").isdigit() else 0.0  # not an NVIDIA GPU
+def capability(q: jax.Array) -> float:
+    """Returns the compute capability of the GPU that the call is compiled for; 0 of other devices.
+
+    Where the GPU is not known, it is 8.0, the lowest that is supported.
+    """
+    device = mesh_of(q).abstract_device
+    if device is not None and device.device_kind in CAPABILITY:
+        return _number(CAPABILITY[device.device_kind])
+    return _at_hand() if jax.default_backend() == "gpu" else 8.0
+
+
+def _at_hand() -> float:
+    """Returns the compute capability of this machine's GPU; 0 of other devices."""
+    return _number(getattr(jax.local_devices()[0], "compute_capability", None))
+
+
+def _number(capability: str | None) -> float:
+    return float(capability) if str(capability).replace(".", "").isdigit() else 0.0
 
 
 def _is_band(layout: Layout, windows) -> bool:

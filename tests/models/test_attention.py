@@ -114,7 +114,7 @@ def pick(name="auto", length=128, size=128, dtype="bfloat16", window=None, softc
 )
 def test_auto_is_what_the_backend_has(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(fused, "_capability", lambda: 9.0)
+    monkeypatch.setattr(fused, "capability", lambda q: 9.0)
     assert pick() == expected
     assert pick(window=40, segments=0, valid=True) == expected
     assert pick(causal=False) == "plain"
@@ -163,7 +163,8 @@ def test_a_kernel_takes_what_it_can(name, call):
 )
 def test_cudnn_asks_what_the_gpu_can_do(monkeypatch, capability, size, fits):
     monkeypatch.setattr(fused, "native", lambda q: "cudnn")
-    monkeypatch.setattr(fused, "_capability", lambda: capability)
+    monkeypatch.setattr(fused, "capability", lambda q: capability)
+    monkeypatch.setattr(fused, "_at_hand", lambda: capability)
     assert (pick(size=size) == "cudnn") == fits
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,17 @@ def test_capability_of_a_gpu(monkeypatch, said, read):
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    assert fused._capability() == read
+    q = jnp.zeros((1, 1, 1, 8))
+    assert fused.capability(q) == read
+    monkeypatch.setattr(fused, "mesh_of", lambda q: mesh("NVIDIA X1"))
+    monkeypatch.setitem(fused.CAPABILITY, "NVIDIA X1", "9.0")
+    assert fused.capability(q) == 9.0  # of the device that the mesh is made of
+    monkeypatch.setattr(fused, "mesh_of", lambda q: mesh("another"))
+    assert fused.capability(q) == read
+
+
+def mesh(kind):
+    return SimpleNamespace(abstract_device=SimpleNamespace(device_kind=kind))
 
 
 SPREAD = """
