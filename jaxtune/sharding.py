@@ -86,7 +86,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
             f"divisor of it ({fits}), or -1 for one of them, which takes what the others leave"
         )
     for device in devices:
-        CAPABILITY[device.device_kind] = getattr(device, "compute_capability", None)
+        if kind := getattr(device, "device_kind", None):
+            CAPABILITY[kind] = getattr(device, "compute_capability", None)
     return Mesh(np.asarray(devices).reshape(sizes), tuple(axes))
 
 

@@ -28,7 +28,7 @@ from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
 from jaxtune.families import bigvision, names
 from jaxtune.families.names import Piece, Shape
-from jaxtune.models.attention import IMPLEMENTATIONS, Implementation
+from jaxtune.models.attention import FORWARD, IMPLEMENTATIONS, Implementation
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
 
@@ -58,8 +58,8 @@ def load(
         everything on JAX's default device.
       rules: shardings of the leaves on `mesh` (pattern → PartitionSpec); None means
         `sharding.RULES`.
-      attention: attention kernel, one of `attention.IMPLEMENTATIONS`, or a function that is called
-        as `attention.plain` is.
+      attention: attention kernel, one of `attention.IMPLEMENTATIONS`; "forward" for a model to be
+        differentiated in forward mode; or a function that is called as `attention.plain` is.
       compute: dtype of the activations, "float32" or "bfloat16". "auto" takes float32 if any
         weight that is not quantised is float32 or the device does not compute in bfloat16, as CPUs
         and GPUs before Ampere do not, and bfloat16 otherwise.
@@ -104,7 +104,7 @@ def _laid_out(
 ) -> tuple["Described", Model, dict[str, Any], dict[str, Any]]:
     """Returns the description, its model, and the shape and sharding of every leaf by path."""
     dtype = dtype_name(dtype)
-    if attention not in IMPLEMENTATIONS and not callable(attention):
+    if attention not in (*IMPLEMENTATIONS, FORWARD) and not callable(attention):
         known = ", ".join(IMPLEMENTATIONS)
         raise UserError(f"attention {attention!r}: expected one of {known}, or a function")
     described = untied_if_stored_apart(described)

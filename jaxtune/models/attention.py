@@ -12,11 +12,13 @@ from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import Layout, mask, reach
 
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
-# "forward" is "blockwise" for differentiation in forward mode, which takes no gradient of its own.
-IMPLEMENTATIONS = ("auto", "plain", "blockwise", "forward", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
+FORWARD = "forward"  # "blockwise" without a gradient of its own, to differentiate in forward mode
 SHORT = 384  # queries up to which the plain form is as fast as the blockwise one
 LONG = 1024  # slots of a cache from which on it is read in blocks
-Implementation = str | Callable[..., jax.Array]  # one of `IMPLEMENTATIONS`, or a function
+Implementation = (
+    str | Callable[..., jax.Array]
+)  # one of `IMPLEMENTATIONS`, `FORWARD`, or a function
 
 
 def attend(
@@ -55,8 +57,8 @@ def attend(
         seen = mask(query, key, reach(windows, kind))
         return implementation(q, k, v, seen, scale=scale, softcap=softcap)
     name = choose(implementation, q, query, key, windows, softcap)
-    if name in ("blockwise", "forward"):
-        limits = dict(scale=scale, softcap=softcap, forward=name == "forward")
+    if name in ("blockwise", FORWARD):
+        limits = dict(scale=scale, softcap=softcap, forward=name == FORWARD)
         return in_blocks(q, k, v, (query, key), reach(windows, kind), **limits)
     how = dict(kind=kind, windows=windows, scale=scale)
     if name == "splash":
@@ -126,7 +128,7 @@ def choose(
     """Returns the name of the implementation that `attend` uses for a call.
 
     Args:
-      implementation: One of `IMPLEMENTATIONS`.
+      implementation: One of `IMPLEMENTATIONS`, or `FORWARD`.
       q: Queries; only shape, dtype and sharding matter.
       query: Layout of the queries.
       key: Layout of the keys.
@@ -137,14 +139,14 @@ def choose(
       Another of `IMPLEMENTATIONS` than "auto". Raises ValueError if a kernel by name does not
       support the call.
     """
-    if implementation not in IMPLEMENTATIONS:
+    if implementation not in (*IMPLEMENTATIONS, FORWARD):
         known = ", ".join(IMPLEMENTATIONS)
         raise UserError(f"attention {implementation!r}: expected one of {known}")
     auto = implementation == "auto"
     name = fused.native(q) if auto else implementation
     if name in (None, "plain"):
         reason = None
-    elif name in ("blockwise", "forward"):
+    elif name in ("blockwise", FORWARD):
         reason = fused.EXPLICIT if fused.explicit(q) else None
     else:
         reason = fused.obstacle(name, q, query, key, windows, softcap)

@@ -189,7 +189,7 @@ def test_explicit_axes_are_refused():
 def test_an_unknown_name_is_refused():
     with pytest.raises(
         ValueError,
-        match="attention 'flash': expected one of auto, plain, blockwise, forward, splash",
+        match="attention 'flash': expected one of auto, plain, blockwise, splash, cudnn",
     ):
         pick("flash")
 
