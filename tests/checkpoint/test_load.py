@@ -102,7 +102,10 @@ def test_auto_keeps_the_widest_dtype_of_a_leaf_and_follows_it(copied, monkeypatc
     ("options", "says"),
     [
         ({"dtype": "int8"}, "dtype 'int8': expected one of float32, bfloat16, float16 or auto"),
-        ({"attention": "flash"}, "attention 'flash': expected one of auto, plain, splash, cudnn"),
+        (
+            {"attention": "flash"},
+            "attention 'flash': expected one of auto, plain, blockwise, splash, cudnn",
+        ),
         ({"mesh": {"fsdp": 1}}, "mesh is a dict; expected a jax.sharding.Mesh: make one"),
         ({"rules": [(".*", None)]}, "rules were given without a mesh"),
         ({"mesh": ("model", "Auto")}, "mesh axis 'model' shards nothing: expected data, fsdp"),
