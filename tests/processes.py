@@ -82,7 +82,7 @@ def started(
     count: int = 2,
     each: int = 2,
     differing: Callable[[int], Sequence[str]] = lambda index: (),
-    program: Sequence[str] = (str(ROOT / "launch.py"),),
+    program: Sequence[str] = (str(ROOT / "tests/sharing.py"), str(ROOT / "launch.py")),
     **more: str,
 ) -> Iterator[Started]:
     """`count` processes of `each` devices that run a command.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jaxtune.cli import distributed, main
 from jaxtune.runs import signals
+from tests import sharing
 
 BEGINS = "== "  # first characters of the line before the output of a command
 
@@ -47,5 +48,6 @@ if __name__ == "__main__":
     options, rest = parser.parse_known_args()
     if options.unreadable is not None:
         refuse_to_read(options.unreadable)
+    sharing.share()
     if failed := run(options.commands, rest):
         signals.end(failed)

@@ -22,6 +22,14 @@ PROMPTS = ({"prefix": "sea:"}, {"prefix": "dusk and dusk:"})
 
 
 @pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint with one layer of each kind: processes wait for each other in every layer."""
+    kinds = ["sliding_attention", "full_attention"]
+    directory = tmp_path_factory.mktemp("base")
+    return tiny.write_base(directory, num_hidden_layers=2, layer_types=kinds)
+
+
+@pytest.fixture(scope="module")
 def config(base, rows, tmp_path_factory):
     """`config(steps=…)` writes a config that several processes share, with changes."""
     place = tmp_path_factory.mktemp("configs")
@@ -62,7 +70,7 @@ def commands(config: str, place: Path, adapter: Path) -> tuple[list[list[str]], 
     workdir, other = place / "run", place / "other"
     common = ["--config", config, "--adapter", str(adapter), "--workdir", str(other)]
     found = [
-        ["train", "--config", config, "--workdir", str(workdir)],
+        training(config, workdir),
         ["eval", *common, "--both"],
         ["generate", *common, "--file", str(place / "prompts.txt")],
     ]
@@ -74,7 +82,8 @@ def spread(config, tmp_path_factory) -> Done:
     """What two processes with two devices each do."""
     place = tmp_path_factory.mktemp("spread")
     found, workdir, other = commands(config(), place, place / "run/export/adapter")
-    first, second = run_all([*found, ["export", *found[0][1:], "--merged", "float32"]])
+    export = ["export", "--config", found[0][-3], "--workdir", str(workdir)]
+    first, second = run_all([*found, [*export, "--merged", "float32"]])
     silent = not any(second.sections) and not second.errors
     return Done(workdir, other, first.sections, silent)
 
@@ -170,7 +179,7 @@ def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(config, spre
 
 @pytest.mark.slow
 def test_a_run_stopped_by_a_signal_to_one_goes_on_in_a_single_process(config, single, tmp_path):
-    command = training(config(), tmp_path)
+    command = training(config(eval={"holdout": 8, "every": 4}), tmp_path)
     with started(command) as group:
         group.wait_for(tmp_path / "checkpoints/2")
         group[1].send_signal(signal.SIGTERM)

@@ -8,7 +8,7 @@ the set of positions that can be reached from there.
 
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from re import _constants as codes
 from re import _parser as parser
 from typing import Any
@@ -131,6 +131,7 @@ def _cut(pattern: str) -> str:
     return repr(pattern if len(pattern) <= 60 else pattern[:60] + "…")
 
 
+@lru_cache(1024)
 def _parsed(pattern: str) -> Step:
     if len(pattern) > LONGEST:
         raise PatternError(

@@ -359,11 +359,8 @@ def _present(item: Path) -> Any:
 
 def _verify(leaves: Mapping[str, jax.Array], position: Mapping[str, Any]) -> None:
     """Raises ValueError if a leaf does not match the checksum that is stored with the position."""
-    wrong = [
-        path
-        for path, expected in position["checksums"].items()
-        if checksums({path: leaves[path]})[path] != expected
-    ]
+    found = checksums(leaves)  # of all in one program, as when they were saved
+    wrong = [path for path, expected in position["checksums"].items() if found[path] != expected]
     if wrong:
         raise UserError(f"{wrong[0]} does not match its checksum")
 

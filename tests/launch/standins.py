@@ -27,7 +27,7 @@ GCLOUD = {  # of `gcloud compute tpus tpu-vm`, by command
 
 # A Python that notes how it was called, and ends with the code that the test wants.
 NOTING = """#!/bin/bash
-printf '%s\\n' "${SLURM_PROCID:-}${WORKER:-} $*" >> "$NOTES"
+cat <<< "${SLURM_PROCID:-}${WORKER:-} $*" >> "$NOTES"  # in one piece, also two lines
 if [[ $2 == train ]]; then sleep "${TRAINS:-0}"; exit "${TRAIN_CODE:-0}"; fi
 exit "${OTHER_CODE:-0}"
 """
@@ -85,8 +85,8 @@ def program(path: Path, text: str) -> Path:
 
 
 def real_python(path: Path) -> Path:
-    """Writes a program that is this Python, wherever it lies."""
-    return program(path, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    """Writes a program that is this Python, wherever it lies; see tests/sharing.py."""
+    return program(path, f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/sharing.py "$@"\n')
 
 
 @dataclass
