@@ -8,6 +8,7 @@ import launch
 from jaxtune.config import load as configs
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Quiet
+from jaxtune.evaluation.compare import compare
 from jaxtune.runs.run import fit
 from tests import tiny
 
@@ -59,6 +60,7 @@ def values(base, rows):
         eval={"holdout": 8, "every": 2},
         log={"every": 2},
         checkpoint={"every": 2},
+        generate={"max_new_tokens": 4},
     )
 
 
@@ -82,6 +84,15 @@ def test_a_run_minimises_the_objective_of_a_file(values, tmp_path):
     assert plain["eval_loss"] == pytest.approx(
         min(e["loss"] for e in lines(tmp_path / "own", "eval"))
     )
+    card = (tmp_path / "own/export/adapter/README.md").read_text()
+    assert (
+        "Held-out sure: " in card and "Held-out loss: " in card and "per scored token" not in card
+    )
+    drawn = (tmp_path / "own/export/adapter/curve.svg").read_text()
+    assert drawn.count("<svg") == 3 and 'aria-label="loss; sure"' in drawn
+    found = compare(config, tmp_path / "own", progress=Quiet())["tuned"]
+    assert found["objective"]["sure"] == pytest.approx(best["sure"], abs=1e-6)
+    assert found["perplexity"] is None
     file.write_text(MARGIN + "# another\n")
     with pytest.raises(UserError, match=r"begun with other files:\n  objective: margin\.py had"):
         fit(config, tmp_path / "own", progress=Quiet())
