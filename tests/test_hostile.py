@@ -106,6 +106,7 @@ def test_changes_of_a_file_can_be_repeated():
         assert strategies.apply(content, again) == strategies.apply(content, change)
 
 
+@pytest.mark.slow
 def test_workers_that_hang_or_die_are_replaced(tmp_path):
     (tmp_path / "scratch").mkdir()
     findings = Findings(SEED)

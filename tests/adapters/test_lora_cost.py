@@ -14,7 +14,6 @@ from jaxtune.decoding import beams, generate
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.training.step import split
 from tests.adapters.test_lora import busy
-from tests.marks import slow_after
 
 MATRICES = {(64, 32), (32, 64), (32, 32), (32, 48), (48, 32)}  # of the layers of `base`
 PROMPT = [3, 40, 50, 7, 9]
@@ -105,8 +104,9 @@ def test_norms_are_those_of_the_product(dora):
     assert lora.with_norms(plain) is plain
 
 
-@pytest.mark.parametrize("variant", slow_after(1, ["dora", "lora"]))
-@pytest.mark.parametrize("quant", slow_after(1, ["nf4-double", "int8"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dora", "lora"])
+@pytest.mark.parametrize("quant", ["nf4-double", "int8"])
 def test_no_dequantised_weight_is_kept_for_the_backward_pass(base, variant, quant):
     model, variables = jaxtune.load(base, quant=quant)
     variables = jaxtune.add_lora(

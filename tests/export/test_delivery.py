@@ -23,6 +23,7 @@ def run_in(place, base, given, monkeypatch):
     return run, progress, said
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_another_export(base, given, tmp_path, monkeypatch):
     run, progress, said = run_in(tmp_path, base, given, monkeypatch)
     free = threading.Event()

@@ -95,6 +95,7 @@ def test_options_reach_every_host_as_they_were_typed(hosts):
     assert given.startswith("--distributed --config.data.prefix=a {b}'s $HOME\n --x")
 
 
+@pytest.mark.slow
 def test_a_second_train_shows_the_log_of_the_first(hosts):
     running = hosts.start("bash", SCRIPT, "train", TRAINS="4", TRAIN_CODE="3")
     until(lambda: len(trained(hosts)) == 2)

@@ -40,6 +40,7 @@ def rows(step: int):
     return padded(list(texts(step)))
 
 
+@pytest.mark.slow
 def test_a_frozen_weight_is_dequantised_once_for_all_members(base):
     model, variables = jaxtune.load(base, "float32", "nf4")
     made = optimizer("sgd")

@@ -231,7 +231,7 @@ def test_strangers_are_turned_away(three):
     port = int(three.address.rpartition(":")[2])
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"x" * 200_000, os.urandom(64) + b"\n"):
         stranger = socket.create_connection(("127.0.0.1", port))
-        with stranger, contextlib.suppress(ConnectionError):
+        with stranger, contextlib.suppress(OSError):  # one of several, if it is reset by now
             stranger.sendall(said)
             stranger.shutdown(socket.SHUT_WR)
             assert stranger.recv(10) == b""

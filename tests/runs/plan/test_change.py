@@ -192,6 +192,7 @@ def test_a_batch_has_no_more_rows_than_the_run_has_lines():
     assert largest_batch(fake(10**9, mesh=mesh, lines=10)).rows == 12  # which four devices share
 
 
+@pytest.mark.slow
 def test_real_programs_that_do_not_fit(limited):
     """Two rows at once take less than four, and the changes are those of the config's fields."""
     planner = limited(10**12)
