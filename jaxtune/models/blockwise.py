@@ -107,7 +107,7 @@ def blockwise(
       softcap: Limit of `attention.soften` on the scaled logits; None for no limit.
       block: Queries and keys of a block, such as `block_of` gives.
       forward: Whether JAX differentiates the loop itself, in forward mode only. By default it has
-        a gradient of its own, which reverse mode takes, and forward over reverse mode too.
+        a gradient of its own, for reverse mode.
 
     Returns:
       Attended values of each query head.
