@@ -43,7 +43,7 @@ def config(base, rows, tmp_path_factory):
             schedule={"name": "constant"},
             batch={"rows": 8, "max_length": 64, "buckets": (64,)},
             eval={"holdout": 8, "every": 4, "answers": 3},
-            generate={"max_new_tokens": 8, "batch": 4},
+            generate={"max_new_tokens": 4, "batch": 4},
             checkpoint={"every": 2},
             log={"every": 1},
         )
