@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.models import blockwise
+import jaxtune
+from jaxtune.models import attention, blockwise
 from jaxtune.models.attention import LONG, SHORT, attend, attend_cached, choose, plain
 from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import PADDING, Layout, arrange, mask, reach
@@ -248,11 +249,27 @@ def test_every_family_computes_what_it_does_in_the_plain_form(name, pair, monkey
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2-windows", "gemma3-linear-mqa"])
+def test_decoding_from_a_cache_in_blocks_gives_the_same_tokens(name, pair, monkeypatch):
+    monkeypatch.setattr(attention, "LONG", 8)
+    for size in ("SMALLEST", "LARGEST"):
+        monkeypatch.setattr(blockwise, size, 4)
+    made = pair(name)
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22]]
+    answers = [
+        jaxtune.generate(made.model.clone(attention=form), made.variables, prompts, 24, stops=())
+        for form in ("blockwise", "plain")
+    ]
+    assert answers[0] == answers[1] and len(answers[0][0]) == 24
+
+
 SPREAD = """
 import jax, jax.numpy as jnp, numpy as np
 from functools import partial
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxtune.models import blockwise
+import jaxtune
+from jaxtune.models import attention, blockwise
 from jaxtune.models.attention import attend
 from jaxtune.models.layout import arrange
 from jaxtune.sharding import make_mesh
