@@ -73,14 +73,15 @@ def main(steps: int = 30) -> dict[str, float]:
             "optim": {"lr": 4e-3},
             "batch": {"rows": 16, "max_length": 32},
             "eval": {"holdout": 16, "answers": 16, "every": None},
-            "generate": {"max_new_tokens": 8},
+            "generate": {"max_new_tokens": 8, "batch": 16},
             "checkpoint": {"metric": "right"},
         }
         jaxtune.fit(config, Path(folder) / "run")
         model, variables = jaxtune.load(BASE)
         tuned = jaxtune.load_adapter(model, variables, Path(folder) / "run/export/adapter")
+        given = {"max_length": 32, "max_new_tokens": 8, "batch": 16}  # as in the run
         before, after = (
-            jaxtune.evaluate(model, each, receipts(24, seed=1), __file__, max_new_tokens=8)
+            jaxtune.evaluate(model, each, receipts(32, seed=1), __file__, **given)
             for each in (variables, tuned)
         )
     for name in after.figures:

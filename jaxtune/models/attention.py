@@ -14,7 +14,7 @@ from jaxtune.models.layout import Layout, mask, reach
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
 FORWARD = "forward"  # "blockwise" without a gradient of its own, to differentiate in forward mode
-SHORT = 384  # queries up to which the plain form is as fast as the blockwise one
+SHORT = 512  # queries up to which the plain form is as fast as the blockwise one
 LONG = 1024  # slots of a cache from which on it is read in blocks
 Implementation = (
     str | Callable[..., jax.Array]

@@ -23,6 +23,7 @@ NOTHING = -1.0e38  # below all logits, and finite, so that differences of two of
 # Bytes of logits at a time, by platform: what a CPU's caches hold; elsewhere enough for a product.
 LOGITS = {"cpu": 2**21, "other": 2**25}
 SMALLEST, LARGEST = 128, 1024  # tokens of a block
+STEP = 64  # blocks of this many tokens or more are multiples of it
 FAR = 2**29  # beyond every order, position and segment
 Layouts = tuple[Layout, Layout] | None  # of queries and keys; None: every query sees every key
 
@@ -105,14 +106,14 @@ def blockwise(
       window: How many positions a query sees, its own included.
       scale: Factor of the logits.
       softcap: Limit of `attention.soften` on the scaled logits; None for no limit.
-      block: Queries and keys of a block, such as `block_of` gives.
+      block: Most queries and keys of a block, such as `block_of` gives.
       forward: Whether JAX differentiates the loop itself, in forward mode only. By default it has
         a gradient of its own, for reverse mode.
 
     Returns:
       Attended values of each query head.
     """
-    blocks = Blocks(min(block, q.shape[1]), min(block, k.shape[1]), scale, softcap)
+    blocks = Blocks(_even(q.shape[1], block), _even(k.shape[1], block), scale, softcap)
     if layouts is None and k.shape[1] % blocks.keys:  # what fills up the last block is padding
         layouts = _alike(q), _alike(k)
     if forward:
@@ -120,8 +121,14 @@ def blockwise(
     return _attended(q, k, v, layouts, window, blocks)
 
 
+def _even(tokens: int, most: int) -> int:
+    """Returns the size of as few blocks as there can be, so that the last one is hardly padded."""
+    size = -(-tokens // -(-tokens // most))
+    return size if most < STEP else min(tokens, -(-size // STEP) * STEP)
+
+
 def block_of(q: jax.Array, platform: str) -> int:
-    """Returns the tokens of a block: the largest power of two whose logits take `LOGITS` bytes."""
+    """Returns the most tokens of a block: the largest power of two whose logits take `LOGITS` bytes."""
     most = LOGITS.get(platform, max(LOGITS.values()))
     tokens = math.isqrt(most // (4 * q.shape[0] * q.shape[2]))
     return min(max(SMALLEST, 1 << max(0, tokens.bit_length() - 1)), LARGEST)

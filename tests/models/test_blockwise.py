@@ -219,6 +219,9 @@ def test_auto_takes_it_from_a_length_on():
         q = jnp.zeros((1, length, 2, 8))
         assert choose("auto", q, layout, layout, (None,), None) == expected
     assert blockwise.block_of(jnp.zeros((1, 1, 4, 8)), "cpu") == 256
+    sizes = [blockwise._even(tokens, 256) for tokens in (100, 256, 384, 512, 600, 1000)]
+    assert sizes == [100, 256, 192, 256, 256, 256]
+    assert blockwise._even(37, 8) == 8 and blockwise._even(9, 8) == 5
     assert blockwise.block_of(jnp.zeros((64, 1, 32, 8)), "cpu") == blockwise.SMALLEST
     assert blockwise.block_of(jnp.zeros((1, 1, 4, 8)), "gpu") == blockwise.LARGEST
 
