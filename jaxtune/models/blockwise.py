@@ -128,7 +128,7 @@ def _even(tokens: int, most: int) -> int:
 
 
 def block_of(q: jax.Array, platform: str) -> int:
-    """Returns the most tokens of a block: the largest power of two whose logits take `LOGITS` bytes."""
+    """Returns the most tokens of a block: a power of two whose logits take at most `LOGITS`."""
     most = LOGITS.get(platform, max(LOGITS.values()))
     tokens = math.isqrt(most // (4 * q.shape[0] * q.shape[2]))
     return min(max(SMALLEST, 1 << max(0, tokens.bit_length() - 1)), LARGEST)
