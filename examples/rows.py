@@ -14,7 +14,7 @@ ROWS = Path(__file__).parents[1] / "configs" / "tiny" / "palette.csv"
 TEMPLATE = Template("{description}\n", "{colors}")
 
 
-def batches(tokenizer, rows: int = 8, seed: int = 0) -> Iterator[Batch]:
+def batches(tokenizer, rows: int = 4, seed: int = 0) -> Iterator[Batch]:
     """Yields batches of `rows` rows, drawn at random without end; the colours are scored."""
     encode = RowEncoder(tokenizer, TEMPLATE, max_length=96)
     with ROWS.open(newline="") as file:
