@@ -167,7 +167,7 @@ def _run(assembly: Any, rows: Any, plan: Any, directory: Path) -> None:
         state, metrics = train_step(model, plan.shapes.optimizer, state, batch)
         float(metrics["loss"])
     if rows.evaluator:
-        held_out.loss(model, state.variables, rows.evaluator, placer)
+        held_out.means(model, state.variables, rows.evaluator, placer)
     if rows.answered:
         generator = assembly.generator(model, state.variables)
         held_out.evaluate(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxtune.checkpoint.peft.load_adapter import load_adapter
     from jaxtune.checkpoint.peft.save_adapter import save_adapter
     from jaxtune.checkpoint.save import save_merged
+    from jaxtune.cli.notebook import Curve, show
     from jaxtune.config.load import load as load_config
     from jaxtune.config.schema import Config
     from jaxtune.data import images
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from jaxtune.metrics import Metric
     from jaxtune.models.forward import hidden_states
     from jaxtune.models.layout import arrange
-    from jaxtune.notebook import Curve, show
     from jaxtune.runs.run import fit
     from jaxtune.runs.sweep.sweep import sweep
     from jaxtune.sharding import make_mesh
@@ -87,7 +87,7 @@ _HOMES = {
     "Chat": "jaxtune.data.examples",
     "Config": "jaxtune.config.schema",
     "CrossEntropy": "jaxtune.training.objectives",
-    "Curve": "jaxtune.notebook",
+    "Curve": "jaxtune.cli.notebook",
     "Forward": "jaxtune.training.objectives",
     "Metric": "jaxtune.metrics",
     "Origin": "jaxtune.checkpoint.origin",
@@ -120,7 +120,7 @@ _HOMES = {
     "population_step": "jaxtune.training.population",
     "save_adapter": "jaxtune.checkpoint.peft.save_adapter",
     "save_merged": "jaxtune.checkpoint.save",
-    "show": "jaxtune.notebook",
+    "show": "jaxtune.cli.notebook",
     "sweep": "jaxtune.runs.sweep.sweep",
     "train_step": "jaxtune.training.step",
 }

@@ -25,11 +25,11 @@ LAYERS = (
     ("checkpoint",),
     ("assembly",),
     ("evaluation", "export"),
-    ("runs", "notebook"),
+    ("runs",),
     ("cli",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
-MOST_ENTRIES = 23  # directly under jaxtune/
+MOST_ENTRIES = 22  # directly under jaxtune/
 NO_CODE = {"__pycache__", "py.typed"}
 MOST_LINES = 400  # of a file
 FAMILIES = "gemma|llama|qwen|phi|mistral"

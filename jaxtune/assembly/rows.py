@@ -28,6 +28,7 @@ from jaxtune.data.tokenizer import Tokenizer, beside
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.files.store import is_remote
+from jaxtune.models.paligemma import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,12 @@ def open_tokenizer(data: Data, checkpoint: Path, today: str) -> Tokenizer:
 
 def pictures_of(checkpoint: Path) -> Pictures | None:
     """Returns the picture size and tokens of a checkpoint, or None if it takes no pictures."""
-    wants = read_config(checkpoint)[2].pictures
+    return pictures_for(read_config(checkpoint)[2])
+
+
+def pictures_for(model: Model) -> Pictures | None:
+    """Returns the picture size and tokens of a model, or None if it takes no pictures."""
+    wants = model.pictures
     return wants and Pictures(wants.side, wants.tokens, wants.token)
 
 

@@ -147,7 +147,7 @@ class Joined:
 
 
 class Listed:
-    """Rows in memory."""
+    """Source of rows that are in memory already, as dictionaries."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]):
         if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:

@@ -6,10 +6,11 @@ from typing import Any
 
 from jaxtune.config.run_sections import Generate
 from jaxtune.data.errors import TooLong
+from jaxtune.data.examples import Chat, Form, RowEncoder, columns
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding import generate
 from jaxtune.decoding.incremental import TextStream
-from jaxtune.decoding.requests import Completion
+from jaxtune.decoding.requests import LONGEST, Completion
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
@@ -217,10 +218,13 @@ def _listed(prompts: Any) -> Sequence[Any]:
 def _prompt(number: int, prompt: Any, tokenizer: Tokenizer) -> list[int]:
     """Returns the tokens of a text, or of a conversation up to the assistant's turn."""
     if isinstance(prompt, str):
-        return [*([tokenizer.bos] if tokenizer.adds_bos else []), *tokenizer.encode(prompt)]
-    if isinstance(prompt, list | tuple) and all(isinstance(each, Mapping) for each in prompt):
-        return tokenizer.ask(prompt)
-    raise UserError(
-        f"prompt {number} is {repr(prompt)[:60]}; expected a text, or a list of messages such as "
-        '{"role": "user", "content": "…"}. jaxtune.generate takes token ids'
-    )
+        form: Form = columns("prompt", "prompt")
+    elif isinstance(prompt, list | tuple) and all(isinstance(each, Mapping) for each in prompt):
+        form = Chat("prompt")
+    else:
+        raise UserError(
+            f"prompt {number} is {repr(prompt)[:60]}; expected a text, or a list of messages such "
+            'as {"role": "user", "content": "…"}. jaxtune.generate takes token ids'
+        )
+    encode = RowEncoder(tokenizer, form, max_length=LONGEST)
+    return encode.prompt({"prompt": prompt}, f"prompt {number}")

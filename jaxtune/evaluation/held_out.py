@@ -280,17 +280,6 @@ def _written(
     return figures
 
 
-def loss(
-    model: Model,
-    variables: Mapping,
-    loader: Loader,
-    placer: Placer,
-    objective: Objective = CROSS_ENTROPY,
-) -> float:
-    """Returns the mean loss over all batches of a loader; see `means`."""
-    return means(model, variables, loader, placer, objective)["loss"]
-
-
 def means(
     model: Model,
     variables: Mapping,

@@ -9,8 +9,8 @@ import jax
 
 from jaxtune import sharding, tasks
 from jaxtune.assembly.placer import Placer, ways
+from jaxtune.assembly.rows import pictures_for
 from jaxtune.data.examples import Form, RowEncoder, Written
-from jaxtune.data.images import Pictures
 from jaxtune.data.loader import Loader
 from jaxtune.data.sources import Listed
 from jaxtune.data.survey import survey
@@ -121,8 +121,7 @@ def _encoder(
             f"form is {typed(form)}; expected a jaxtune.Template, a jaxtune.Chat, or the "
             "name or file of a task"
         )
-    takes = model.pictures
-    pictures = Pictures(takes.side, takes.tokens, takes.token) if takes else None
+    pictures = pictures_for(model)
     return RowEncoder(
         tokenizer,
         written,

@@ -142,22 +142,23 @@ def choose(
     if implementation not in (*IMPLEMENTATIONS, FORWARD):
         known = ", ".join(IMPLEMENTATIONS)
         raise UserError(f"attention {implementation!r}: expected one of {known}")
-    auto = implementation == "auto"
-    name = fused.native(q) if auto else implementation
-    if name in (None, "plain"):
-        reason = None
-    elif name in ("blockwise", FORWARD):
-        reason = fused.EXPLICIT if fused.explicit(q) else None
-    else:
-        reason = fused.obstacle(name, q, query, key, windows, softcap)
-    if reason and not auto:
+
+    def obstacle(name: str) -> str | None:
+        if name == "plain":
+            return None
+        if name in ("blockwise", FORWARD):
+            return fused.EXPLICIT if fused.explicit(q) else None
+        return fused.obstacle(name, q, query, key, windows, softcap)
+
+    if implementation == "auto":
+        among = (fused.native(q), "blockwise" if q.shape[1] >= SHORT else None, "plain")
+        return next(name for name in among if name and not obstacle(name))
+    if reason := obstacle(implementation):
         raise UserError(
-            f"attention {name!r} does not support this call: {reason}. "
+            f"attention {implementation!r} does not support this call: {reason}. "
             "Change this, or set attention to 'plain' or 'auto'."
         )
-    if name and not reason:
-        return name
-    return "plain" if q.shape[1] < SHORT or fused.explicit(q) else "blockwise"
+    return implementation
 
 
 def plain(

@@ -67,7 +67,7 @@ CODE = """
     model, variables = assembly.model()
     placer = assembly.eval_placer
     loader = assembly.evaluating(assembly.survey(assembly.sources[1], Quiet()), placer)
-    found = {"rows": placer.rows, "loss": held_out.loss(model, variables, loader, placer)}
+    found = {"rows": placer.rows, "loss": held_out.means(model, variables, loader, placer)["loss"]}
     start = assembly.start(variables, assembly.optimizer(1))
     found["about"] = console.of_training(0, start, assembly.optimizer(1), placer)
     loader.close()

@@ -11,7 +11,7 @@ from jaxtune.config.run_sections import Generate
 from jaxtune.data.errors import TooLong
 from jaxtune.data.tokenizer import Tokenizer
 from jaxtune.decoding import generate, requests
-from jaxtune.decoding.text import TextGenerator
+from jaxtune.decoding.text import TextGenerator, _prompt
 from tests.data import made
 from tests.marks import slow_after
 
@@ -126,3 +126,12 @@ def test_a_model_says_the_same_in_pieces(base):
         assert all(len(answer.next) == 3 for answer in answers)
         assert all(answer.next[0][1] >= answer.next[1][1] > 0 for answer in answers)
     assert any(len(r.text) < len(other.text) for r, other in zip(answers, free, strict=True))
+
+
+def test_a_prompt_begins_as_rows_do_in_training(tmp_path):
+    """With one BOS, also where a chat template writes none; special tokens in it are plain text."""
+    made.KINDS["gemma"](tmp_path)
+    ours = Tokenizer.open(tmp_path, template="{{ messages[0].content }}")
+    said = _prompt(0, [{"role": "user", "content": "sea<eos>"}], ours)
+    assert said == _prompt(0, "sea<eos>", ours) == [ours.bos, *ours.encode("sea<eos>")]
+    assert ours.eos not in said

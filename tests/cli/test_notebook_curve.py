@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jaxtune
+from jaxtune.cli.notebook import MOST_POINTS
 from jaxtune.display.errors import UserError
-from jaxtune.notebook import MOST_POINTS
 
 HOSTILE = "<script>\x1b[31m&"
 

@@ -11,6 +11,7 @@ import pytest
 
 import jaxtune
 from jaxtune import quant
+from jaxtune.cli.notebook import MOST_LINES
 from jaxtune.config import load as configs
 from jaxtune.config.schema import FIELDS, SECTIONS
 from jaxtune.data.batches import collate, split
@@ -18,7 +19,6 @@ from jaxtune.data.examples import Example
 from jaxtune.data.images import Pictures
 from jaxtune.decoding.text import Answer
 from jaxtune.display.errors import UserError
-from jaxtune.notebook import MOST_LINES
 
 HOSTILE = "<script>\x1b[31m&"
 ESCAPED = "&lt;script&gt;\\x1b[31m&amp;"
