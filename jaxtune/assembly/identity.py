@@ -4,11 +4,11 @@ from pathlib import Path
 
 from jaxtune import tasks
 from jaxtune.assembly import rows
+from jaxtune.assembly.metrics import metric_files
 from jaxtune.assembly.objective import objective_files
 from jaxtune.checkpoint import content
 from jaxtune.checkpoint.peft.adapter_config import CONFIG_NAME, WEIGHTS_NAME
 from jaxtune.checkpoint.sources import locate
-from jaxtune.config.python_file import module_of
 from jaxtune.config.schema import Config
 from jaxtune.workdir.identity import Identity
 
@@ -25,9 +25,7 @@ def identity(config: Config, checkpoint: Path) -> Identity:
         "adapter": content.of_files(_adapter_files(adapter) if adapter else []),
         "task": content.of_files([Path(tasks.find(data.task).__file__)] if data.task else []),
         "objective": content.of_files(objective_files(config.objective)),
-        "metrics": content.of_files(
-            [Path(module_of(name).__file__) for name in config.eval.metrics if name.endswith(".py")]
-        ),
+        "metrics": content.of_files(metric_files(config.eval.metrics)),
     }
 
 

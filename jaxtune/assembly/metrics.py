@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from jaxtune import tasks
 from jaxtune.config.python_file import module_of
@@ -36,6 +37,13 @@ def metrics_of(names: Sequence[str], task: str) -> tuple[Metric, ...]:
     if twice := [name for name in titles if titles.count(name) > 1]:
         raise UserError(f"eval.metrics: there are several metrics called {twice[0]!r}; name one")
     return tuple(found)
+
+
+def metric_files(names: Sequence[str]) -> list[Path]:
+    """Returns the files among the metrics that a config names; raises as `metrics_of` does."""
+    if names:
+        metrics_of(names, "")
+    return [Path(module_of(name).__file__) for name in names if name.endswith(".py")]
 
 
 def _named(name: str) -> Iterator[Metric]:

@@ -25,8 +25,9 @@ from jaxtune.training.optim import Optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import compiled_eval, compiled_step
 
-# libtpu does not compile a program that does not fit, but says how much it would take.
-TOO_MUCH = re.compile(r"Used ([0-9.]+)([KMGT]) of [0-9.]+[KMGT] hbm")
+# libtpu does not compile a program that does not fit, but says how much it would take; the words
+# depend on its version.
+TOO_MUCH = re.compile(r"(?:Used |required for HLO temporaries \()([0-9.]+)([KMGT])\b")
 UNITS = {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
 # XLA picks tiles for Triton's matmuls by trying them. Where it compiles for a GPU that is not at
 # hand, it cannot, and the tiles of its default may not fit, as for heads of size 72.

@@ -42,6 +42,11 @@ def mesh(platform: str, at_hand: bool = False) -> SimpleNamespace:
         (REFUSAL, int(18.25 * GIB)),
         ("Used 900.5M of 512.00M hbm.", int(900.5 * 2**20)),
         ("Used 1.1T of 95.74G hbm.", int(1.1 * 2**40)),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (16.03G) "
+            "exceeds available HBM (15.75G).",
+            int(16.03 * 2**30),
+        ),
     ],
 )
 def test_a_tpu_s_refusal_says_what_it_would_take(text, size):
