@@ -260,7 +260,9 @@ def _decomposed(w: jax.Array, adapter: Lora) -> tuple[Lora, jax.Array]:
 
 
 def _product(adapter: Lora) -> jax.Array:  # [..., in, out]
-    return adapter.scale[..., None, None] * (adapter.a @ adapter.b)
+    # At full precision also where activations are not: it is compared with, or added to, weights.
+    whole = jnp.matmul(adapter.a, adapter.b, precision="highest")
+    return adapter.scale[..., None, None] * whole
 
 
 def _column_norms(w: Any, adapter: Lora) -> jax.Array:  # [..., out]

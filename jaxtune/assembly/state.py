@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxtune import quant, sharding, tree
 from jaxtune.adapters import lora
+from jaxtune.config.optim_sections import Optim, Schedule
 from jaxtune.config.schema import counted
-from jaxtune.config.training_sections import Optim, Schedule, Trainable
+from jaxtune.config.training_sections import Trainable
 from jaxtune.training import optim
 from jaxtune.training.step import TrainState, split
 

@@ -22,7 +22,7 @@ from jaxtune.models.paligemma import Model
 def load_base(given: sections.Model, checkpoint: Path, mesh: Mesh) -> tuple[Model, dict]:
     """Loads a checkpoint's model and variables, with the settings of the section `model`."""
     model, variables = load(checkpoint, **_settings(given), mesh=mesh)
-    return model.clone(remat=given.remat), variables
+    return _computed(given, model), variables
 
 
 def with_adapters(
@@ -52,12 +52,18 @@ def with_adapters(
 def outline_base(given: sections.Model, checkpoint: Described, mesh: Mesh) -> tuple[Model, dict]:
     """Returns what `load_base` returns, with shapes in place of arrays; no weights are read."""
     model, variables = outline(checkpoint, **_settings(given), mesh=mesh)
-    return model.clone(remat=given.remat), variables
+    return _computed(given, model), variables
+
+
+def _computed(given: sections.Model, model: Model) -> Model:
+    """Returns a model with the settings of a section that are not arguments of `load`."""
+    return model.clone(remat=given.remat, deterministic=given.deterministic)
 
 
 def _settings(given: sections.Model) -> dict[str, Any]:
     """Returns the settings of a section that are arguments of `load`."""
-    return {name: getattr(given, name) for name in ("dtype", "quant", "attention", "compute")}
+    names = ("dtype", "quant", "attention", "compute", "precision")
+    return {name: getattr(given, name) for name in names}
 
 
 def outline_adapters(

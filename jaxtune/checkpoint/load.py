@@ -31,6 +31,7 @@ from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import FORWARD, IMPLEMENTATIONS, Implementation
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
+from jaxtune.quant.precision import check as check_precision
 
 
 def load(
@@ -42,6 +43,7 @@ def load(
     rules: tree.Rules | None = None,
     attention: Implementation = "auto",
     compute: str = "auto",
+    precision: str = "auto",
 ) -> tuple[Model, dict]:
     """Loads a published checkpoint into a Flax model and its variables.
 
@@ -63,14 +65,18 @@ def load(
       compute: dtype of the activations, "float32" or "bfloat16". "auto" takes float32 if any
         weight that is not quantised is float32 or the device does not compute in bfloat16, as CPUs
         and GPUs before Ampere do not, and bfloat16 otherwise.
+      precision: precision of products of float32, a key of `quant.precision.RULES`. "auto" takes
+        "highest" if activations are float32, so that results are those of a CPU up to the order
+        of sums, and JAX's "default" otherwise.
 
     Returns:
       The model, whose `origin` is the checkpoint, and its variables, `{"params": …}`.
     """
     described = describe(locate(source))
     with described.stored as stored:
+        how = dict(attention=attention, compute=compute, precision=precision)
         described, model, held, where = _laid_out(
-            described, dtype, quant, mesh=mesh, rules=rules, attention=attention, compute=compute
+            described, dtype, quant, mesh=mesh, rules=rules, **how
         )
         params = {
             path: placing.load_leaf(stored, described.packed, pieces, held[path], where[path])
@@ -101,6 +107,7 @@ def _laid_out(
     rules: tree.Rules | None = None,
     attention: Implementation = "auto",
     compute: str = "auto",
+    precision: str = "auto",
 ) -> tuple["Described", Model, dict[str, Any], dict[str, Any]]:
     """Returns the description, its model, and the shape and sharding of every leaf by path."""
     dtype = dtype_name(dtype)
@@ -115,6 +122,7 @@ def _laid_out(
     model = described.model.clone(
         dtype=activation_dtype(compute, plain, device),
         attention=attention,
+        precision=check_precision(precision),
         origin=Origin(described.directory.absolute()),
     )
     return described, model, held, where

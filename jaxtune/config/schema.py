@@ -4,16 +4,9 @@ import math
 from dataclasses import dataclass
 
 from jaxtune.config.fields import Schema, about
+from jaxtune.config.optim_sections import Optim, Schedule
 from jaxtune.config.run_sections import Checkpoint, Eval, Generate, Hub, Log, Mesh
-from jaxtune.config.training_sections import (
-    MANY,
-    Batch,
-    Data,
-    Model,
-    Optim,
-    Schedule,
-    Trainable,
-)
+from jaxtune.config.training_sections import MANY, Batch, Data, Model, Trainable
 from jaxtune.config.values import Place
 
 

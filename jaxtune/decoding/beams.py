@@ -6,7 +6,6 @@ an answer has room for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxtune.decoding.state import NotFiniteError
 from jaxtune.display.errors import UserError
 from jaxtune.models.cache import KVCache
 from jaxtune.models.paligemma import Model
+from jaxtune.models.programs import program
 from jaxtune.sharding import to_host
 
 NONE = -1e9  # score of an empty slot, as in transformers
@@ -167,7 +167,7 @@ def _collected(kept: Hypotheses, rows: int, stops: Sequence[int]) -> list[Beam]:
     return found
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@program(static_argnums=(0, 1, 2))
 def _begun(
     model: Model,
     room: int,
@@ -199,7 +199,7 @@ def _begun(
     return _grown(search, jnp.repeat(logits, beams, axis=0))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@program(static_argnums=0, donate_argnums=2)
 def _searched(model: Model, variables: Mapping, search: Search) -> Search:
     def unfinished(search: Search) -> jax.Array:
         return (search.count < search.limit) & search.hopeful.any()

@@ -6,7 +6,6 @@ Axes beyond the decoder's: N the most tokens an answer has room for.
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from jaxtune.models import forward
 from jaxtune.models.cache import KVCache
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
+from jaxtune.models.programs import program
 from jaxtune.sharding import to_host
 
 SEEDS = 2**32  # JAX takes the lower 32 bits of a seed
@@ -266,7 +266,7 @@ def _keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:  # uint32[B, 2] -> 
     return jax.vmap(one)(numbers)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def begun(
     model: Model,
     room: int,
@@ -318,7 +318,7 @@ def prefill(
     return forward.logits(model, variables, last), cache
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def _likeliest(
     model: Model, count: int, variables: Mapping, prompts: PaddedPrompts
 ) -> tuple[jax.Array, jax.Array]:  # float32[B, count], int32[B, count]
@@ -327,7 +327,7 @@ def _likeliest(
     return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), count)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@program(static_argnums=0, donate_argnums=2)
 def advanced(
     model: Model, variables: Mapping, under_way: DecodeState, until: jax.Array
 ) -> DecodeState:

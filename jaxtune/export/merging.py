@@ -15,6 +15,7 @@ from jaxtune.checkpoint.save import INTO, described_origin
 from jaxtune.display.errors import UserError
 from jaxtune.export.distance import Distance, distance
 from jaxtune.models.paligemma import Model
+from jaxtune.quant.precision import AUTO as EXACT
 
 
 def merged(
@@ -76,7 +77,7 @@ def differences(
     Returns:
       The distance from the unmerged model, for each value of `into`.
     """
-    apply = jax.jit(model.apply)
+    apply = jax.jit(model.clone(precision=EXACT).apply)
     reference = apply(variables, jnp.asarray(tokens))
     return {
         into: distance(reference, apply(merged(model, variables, into, dtype), jnp.asarray(tokens)))

@@ -5,7 +5,6 @@ The outputs of a model are kept on the host, so that the next model has the devi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +23,8 @@ from jaxtune.export.distance import distance
 from jaxtune.models import forward
 from jaxtune.models.layout import arrange
 from jaxtune.models.paligemma import Model
+from jaxtune.models.programs import program
+from jaxtune.quant.precision import AUTO
 from jaxtune.sharding import to_host
 
 # Largest difference of logits, relative to their standard deviation, between models with the same
@@ -191,7 +192,11 @@ def _thinned(example: Example) -> Example:
 
 
 def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOutputs:
-    """Computes a model's logits at the compared positions and its greedy answers to the prompts."""
+    """Computes a model's logits at the compared positions and its greedy answers to the prompts.
+
+    Products are as precise as the dtype of the model, whichever precision it trains with.
+    """
+    model = model.clone(precision=AUTO)
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = given.batch
     asked = (batch.tokens, pixels, batch.valid, batch.causal, batch.where)
@@ -208,7 +213,7 @@ def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S,
     return np.stack([np.pad(p, [(0, most - len(p)), *[(0, 0)] * 3]) for p in pictures])
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def _logits(
     model: Model, variables: Mapping, tokens, pixels, valid, causal, where
 ) -> jax.Array:  # float32[B, K, V]

@@ -36,6 +36,7 @@ class Blocks:
     keys: int
     scale: float
     softcap: float | None
+    precision: str | None  # of products, as JAX has it where the call is traced
 
 
 @struct.dataclass
@@ -113,7 +114,8 @@ def blockwise(
     Returns:
       Attended values of each query head.
     """
-    blocks = Blocks(_even(q.shape[1], block), _even(k.shape[1], block), scale, softcap)
+    sizes = (_even(q.shape[1], block), _even(k.shape[1], block))
+    blocks = Blocks(*sizes, scale, softcap, jax.config.jax_default_matmul_precision)
     if layouts is None and k.shape[1] % blocks.keys:  # what fills up the last block is padding
         layouts = _alike(q), _alike(k)
     if forward:
@@ -166,6 +168,12 @@ def blockwise_forward(
     return _tokens(mean, q), mean, found.log_sum()
 
 
+def _pulled(blocks: Blocks, saved: tuple, gradient: jax.Array) -> tuple:
+    # JAX traces this once the call is over, where its precision need not be set any more.
+    with jax.default_matmul_precision(blocks.precision):
+        return blockwise_backward(blocks, saved, gradient)
+
+
 @partial(jax.jit, static_argnums=0)
 def blockwise_backward(blocks: Blocks, saved: tuple, gradient: jax.Array) -> tuple:
     """Returns the gradients of q, k and v, from those of the output."""
@@ -199,7 +207,7 @@ def blockwise_backward(blocks: Blocks, saved: tuple, gradient: jax.Array) -> tup
     return _tokens(dq, q), _tokens(dk, k), _tokens(dv, v), None, None
 
 
-_attended.defvjp(_saved, blockwise_backward)
+_attended.defvjp(_saved, _pulled)
 
 
 def attend_cache(
@@ -219,7 +227,8 @@ def attend_cache(
     The other arguments are those of `blockwise`. It has no gradient.
     """
     slots, heads = k.shape[2], k.shape[3]
-    blocks = Blocks(q.shape[1], min(block, slots), scale, softcap)
+    precision = jax.config.jax_default_matmul_precision
+    blocks = Blocks(q.shape[1], min(block, slots), scale, softcap, precision)
     (rows,) = _rows(q, heads, blocks.queries)
     cut = _cut_layouts(layouts, blocks)
     _, second, count = _pairs(cut, window, 1, cut[1].order.shape[0])

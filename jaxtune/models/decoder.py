@@ -26,6 +26,7 @@ from jaxtune.models.layers import (
     asked_for,
 )
 from jaxtune.models.layout import Layout, arrange, check_tokens, lengths, mask, reach
+from jaxtune.models.programs import Model
 from jaxtune.models.remat import named, rematerialised
 from jaxtune.models.rope import Rope, angles, rotate
 
@@ -180,7 +181,7 @@ class Block(nn.Module):
         return self._norm(name, branch) if self.config.post_norms else branch
 
 
-class Decoder(nn.Module):
+class Decoder(Model):
     """A decoder-only language model: `model.apply(variables, tokens)` returns logits.
 
     The parts can be applied on their own, for a loss or for decoding, with
@@ -193,6 +194,8 @@ class Decoder(nn.Module):
     origin: Any = field(default=None, compare=False, repr=False)
     attention: Implementation = "auto"  # implementation of attention; see `attention.attend`
     remat: str = "full"  # rematerialisation policy; see `remat.REMAT`
+    precision: str = "auto"  # of products of float32; see `quant.precision`
+    deterministic: bool = False  # whether programs on GPUs return the same bits every time
 
     tower = ""  # path prefix of the decoder's leaves
     pictures = None  # a text model takes no pictures

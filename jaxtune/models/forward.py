@@ -4,7 +4,6 @@ Axes beyond the decoder's: K chosen positions of a row.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.models.layers import STATES
 from jaxtune.models.layout import Layout, arrange
 from jaxtune.models.paligemma import Model
+from jaxtune.models.programs import program
 
 
 def embedded(
@@ -78,7 +78,7 @@ def logits(model: Model, variables: Mapping, hidden: jax.Array) -> jax.Array:  #
     return model.apply(variables, hidden, method="logits")
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def hidden_states(model: Model, variables: Mapping, batch: Any) -> jax.Array:  # [L, B, K, D]
     """Returns the outputs of all layers at the scored positions of a batch, before the final norm.
 

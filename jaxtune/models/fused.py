@@ -173,6 +173,9 @@ def cudnn(
 
 
 def _splash_obstacle(q, layout: Layout, windows) -> str | None:
+    asked = jax.config.jax_default_matmul_precision
+    if asked not in (None, "default"):
+        return f"its products have JAX's default precision, and {asked!r} is asked for"
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"it supports bfloat16 and float32, not {q.dtype}"
     if not layout.counted and any(windows):

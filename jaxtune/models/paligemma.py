@@ -6,10 +6,10 @@ Axes beyond the decoder's: I pictures of a row, S side of a picture in pixels.
 from dataclasses import dataclass, field
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtune.models import programs
 from jaxtune.models.attention import Implementation
 from jaxtune.models.cache import KVCache
 from jaxtune.models.decoder import Decoder, DecoderConfig
@@ -36,7 +36,7 @@ class PicturesConfig:
         return self.tower.grid**2
 
 
-class PaliGemma(nn.Module):
+class PaliGemma(programs.Model):
     """A vision-language model: `model.apply(variables, tokens, images)` returns logits.
 
     It has the methods of `Decoder`, of which `embed` also takes pictures.
@@ -48,6 +48,8 @@ class PaliGemma(nn.Module):
     origin: Any = field(default=None, compare=False, repr=False)  # as in `Decoder`
     attention: Implementation = "auto"
     remat: str = "full"
+    precision: str = "auto"
+    deterministic: bool = False
 
     tower = "llm/"  # path prefix of the decoder's leaves
 

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtune import sharding, tree
 from jaxtune.models import forward, tables
 from jaxtune.models.attention import soften
+from jaxtune.models.programs import in_precision
 
 CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
 TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
@@ -76,6 +77,7 @@ def _summed(chunk_loss: Callable, model, trainable, frozen, *arrays) -> jax.Arra
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
+@in_precision  # as the gradient is traced outside of the program that asks for it
 def _forward(model, trainable, frozen, hidden, targets, weights):
     """Returns the loss, and as residuals its gradients, so that logits are computed only once."""
     graded, span = _graded(model, *map(sharding.as_head, (trainable, frozen)), hidden)

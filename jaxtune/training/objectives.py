@@ -14,7 +14,7 @@ Axes beyond the decoder's: K scored positions of a row.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Protocol
 
 import jax
@@ -26,6 +26,7 @@ from jaxtune.display.errors import UserError
 from jaxtune.models import forward as passes
 from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.models.layout import arrange
+from jaxtune.models.programs import program
 from jaxtune.training import loss
 
 HEAD = re.compile(r"\w+/(.*/)?(embed|head)/.*")  # the leaves that logits are computed from
@@ -181,7 +182,7 @@ def log_probs(
     return _log_probs(model, variables, batch)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def _log_probs(model, variables: Mapping, batch) -> tuple[jax.Array, jax.Array]:
     found = jnp.where(batch.weights > 0, of(model, variables).log_probs(batch), 0)
     return found.sum(-1), found

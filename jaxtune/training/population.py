@@ -21,6 +21,7 @@ from jaxtune import tree
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
 from jaxtune.models.arguments import check_batch, check_model
+from jaxtune.models.programs import program
 from jaxtune.training.objectives import CROSS_ENTROPY, as_objective
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step
 
@@ -166,7 +167,7 @@ def _check_population(population: Any) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+@program(static_argnums=(0, 1, 5), donate_argnums=2)
 def compiled_population_step(
     model, optimizer, states, shared, batch, own: bool, objective=CROSS_ENTROPY
 ):
@@ -181,7 +182,7 @@ def compiled_population_step(
     return jax.vmap(one, in_axes=(0, 0 if own else None))(states, batch)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def compiled_losses(model, states, shared, batch, objective=CROSS_ENTROPY):
     """Returns what `compiled_eval` returns, for every member: sums over a batch, float32[M]."""
 

@@ -4,7 +4,6 @@ Axes beyond the decoder's: A micro-batches, K scored positions of a row.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
 from jaxtune.models.arguments import check_batch, check_model, check_variables
+from jaxtune.models.programs import program
 from jaxtune.training.objectives import CROSS_ENTROPY, Forward, as_objective, computed
 from jaxtune.training.optim import Optimizer
 
@@ -134,7 +134,7 @@ def train_step(
     return moving.replace(frozen=state.frozen), metrics
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@program(static_argnums=(0, 1), donate_argnums=2)
 def compiled_step(model, optimizer, state: TrainState, frozen: Any, batch, objective=CROSS_ENTROPY):
     """Computes `train_step` under jit, where frozen leaves are an input but not an output.
 
@@ -186,7 +186,7 @@ def eval_step(
     return sums["loss"], sums["weight"]
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def compiled_eval(model, variables, batch, objective=CROSS_ENTROPY) -> dict[str, jax.Array]:
     """Returns sums over a batch, without dropout: "loss", "weight", and the objective's metrics."""
     found, metrics = computed(objective, Forward(model, variables, {}), batch)

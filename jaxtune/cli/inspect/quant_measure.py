@@ -32,6 +32,7 @@ from jaxtune.display.columns import few
 from jaxtune.display.errors import UserError
 from jaxtune.export.distance import SAMPLE, Distance, distance
 from jaxtune.families import names
+from jaxtune.models.programs import program
 from jaxtune.quant import LINEAR, Quantized, dequantize, nbytes
 
 TOKENS = 512  # of a text, for comparing predictions: attention scores take TOKENS² values a head
@@ -246,12 +247,10 @@ def _logits(
         path: Either(plain[path], weight, np.full(len(weight.codes), path in chosen))
         for path, weight in quantized.items()
     }
-    # By default, GPUs and TPUs multiply float32 matrices in lower precision.
-    with jax.default_matmul_precision("highest"):
-        return _apply(model, {"params": tree.unflatten({**plain, **either})}, tokens)
+    return _apply(model, {"params": tree.unflatten({**plain, **either})}, tokens)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def _apply(model: Any, variables: dict, tokens: jax.Array) -> jax.Array:
     return model.apply(variables, tokens)
 

@@ -1,0 +1,67 @@
+"""The precision of products: what each name of `model.precision` means.
+
+Accelerators multiply float32 arrays in fewer bits unless a program says otherwise. This table is
+the one place that says so; `models/programs.py` has the doors through which a rule reaches the
+products of a program while it is traced. Products of bfloat16 arrays are the same under every rule.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxtune.display.errors import UserError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How float32 arrays are multiplied.
+
+    Attributes:
+      matmul: What `jax.default_matmul_precision` takes; None leaves JAX's own setting as it is.
+      passes: Passes in bfloat16 that a product takes on a TPU.
+      tf32: Whether a GPU with TF32 rounds what it multiplies to the 10 bits of TF32.
+    """
+
+    matmul: str | None
+    passes: int
+    tf32: bool
+
+    def entered(self) -> contextlib.AbstractContextManager:
+        """Returns a context; products that are traced in it follow the rule."""
+        return jax.default_matmul_precision(self.matmul) if self.matmul else _AS_IT_IS
+
+
+_AS_IT_IS = contextlib.nullcontext()
+_HIGH = Rule("high", passes=3, tf32=True)
+RULES: Mapping[str, Rule] = {
+    "highest": Rule("highest", passes=6, tf32=False),
+    "tf32": _HIGH,  # JAX has one setting for both: what its name says on GPUs,
+    "bf16x3": _HIGH,  # and on TPUs
+    "default": Rule(None, passes=1, tf32=True),
+}
+
+
+def check(precision: str) -> str:
+    """Returns the name of a precision; raises UserError for any other text."""
+    if precision not in (AUTO, *RULES):
+        raise UserError(f"precision {precision!r}: expected one of {', '.join((AUTO, *RULES))}")
+    return precision
+
+
+def chosen(precision: str, dtype: DTypeLike) -> str:
+    """Returns the name of the rule of a model.
+
+    Args:
+      precision: A key of `RULES`, or "auto": "highest" in float32, and otherwise "default".
+      dtype: Dtype of the model's activations. What is left in float32 where they are bfloat16,
+        such as gradients of logits, meets bfloat16 arrays, whose rounding is the larger one.
+    """
+    if check(precision) != AUTO:
+        return precision
+    return "highest" if np.dtype(dtype) == np.float32 else "default"
