@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding
 
 from jaxtune.quant import precision
 
-GPUS = ("gpu", "cuda")  # names of the platform, of a backend and of its devices
 # What XLA compiles for GPUs with, so that a program returns the same bits every time: scatters add
 # in one order, and no kernel is chosen by its time.
 DETERMINISTIC: Mapping[str, Any] = {"xla_gpu_deterministic_ops": True}
@@ -86,7 +85,7 @@ class Program:
         leaves = jax.tree.leaves(arguments)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self._plain  # the options are those of the outermost program
-        return self._same if _platform(leaves) in GPUS else self._plain
+        return self._same if _platform(leaves) in precision.GPUS else self._plain
 
 
 def program(**how: Any) -> Callable[[Callable], Program]:

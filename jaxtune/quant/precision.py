@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtune.display.errors import UserError
 
 AUTO = "auto"
+GPUS = ("gpu", "cuda")  # names of the platform, as backends and devices give it
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Rule:
     matmul: str | None
     passes: int
     tf32: bool
+
+    def told(self, platform: str, tf32: bool = True) -> str:
+        """Returns how a device multiplies float32; `tf32` says whether a GPU has TF32."""
+        if platform == "tpu":
+            return f"in {self.passes} bfloat16 pass{'es' if self.passes > 1 else ''}"
+        return "in TF32" if platform in GPUS and tf32 and self.tf32 else "in float32"
 
     def entered(self) -> contextlib.AbstractContextManager:
         """Returns a context; products that are traced in it follow the rule."""

@@ -20,7 +20,7 @@ from jaxtune.display.progress import Progress, Quiet
 from jaxtune.export import delivery
 from jaxtune.export.push import pushing, sign_in
 from jaxtune.export.tuned import Tuned
-from jaxtune.runs import console
+from jaxtune.runs import console, numerics
 from jaxtune.runs.ends import RESUME, RunError
 from jaxtune.runs.loop import Report, Run
 from jaxtune.runs.plan.ahead import plan_ahead
@@ -119,6 +119,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         directory = run_directory(workdir, settings, accept_changes=accept_changes)
         directory = stack.enter_context(directory)
+        stack.enter_context(numerics.kept_kernels(directory.path))
         pushes = stack.enter_context(pushing(config.hub, directory, progress, first))
         assembly = _assembled(config, directory, progress, load_base)
         rows = _read(assembly, progress, stack, cache or directory.path)
@@ -134,6 +135,7 @@ def opened(
         start = assembly.start(variables, optimizer)
         del variables  # the state takes over the memory of the leaves that train
         _tell(progress, console.of_training(config.seed, start, optimizer, placer))
+        _tell(progress, numerics.told(model, assembly.mesh))
         if progress.verbose:
             _tell(progress, console.leaf_table(start, placer))
         state, done, tally = _begun(checkpoints, start, rows, progress)

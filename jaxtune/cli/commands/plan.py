@@ -43,7 +43,7 @@ def run(options: Namespace) -> int:
     from jaxtune.assembly.assemble import Assembly
     from jaxtune.display.progress import Progress
     from jaxtune.files import write_json
-    from jaxtune.runs import console
+    from jaxtune.runs import console, numerics
     from jaxtune.runs.plan import change, report
     from jaxtune.runs.plan.plan import Planner
     from jaxtune.runs.rows import RunRows
@@ -66,6 +66,7 @@ def run(options: Namespace) -> int:
             *report.sample_text(plan, rows, len(assembly.sources[0]), config.steps),
             *console.of_steps(config.batch, rows.loader, plan.total, placer),
             *console.of_training(config.seed, start, plan.shapes.optimizer, placer),
+            *numerics.told(plan.shapes.model, assembly.mesh),
             *(console.leaf_table(start, placer) if options.verbose else []),
             *report.text(plan),
         ]

@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import shown
+
+if TYPE_CHECKING:  # targets are listed without JAX
+    from jaxtune.quant.precision import Rule
 
 GiB = 2**30
 # Memory of a GPU that the CUDA context, kernels and libraries take. It is an allowance, not a
@@ -50,12 +54,26 @@ class Chip:
     note: str = ""
     halves: tuple[str, ...] = ("bfloat16", "float16")
 
-    def peak(self, dtype: str) -> float:
-        """Returns the peak rate of matmuls in a dtype, in FLOP/s."""
-        return self.half if dtype in self.halves else self.single
+    def peak(self, dtype: str, rule: "Rule | None" = None) -> float:
+        """Returns the peak rate of matmuls in a dtype, in FLOP/s.
+
+        `rule` says how float32 is multiplied; None is JAX's default.
+        """
+        if dtype in self.halves:
+            return self.half
+        return self.wide(rule) if rule else self.single
+
+    def wide(self, rule: "Rule") -> float:
+        """Returns the peak rate of float32 matmuls by a rule of `model.precision`, in FLOP/s."""
+        raise NotImplementedError
 
     def seconds(
-        self, flops: float, bytes_memory: float, bytes_link: float, dtype: str = "bfloat16"
+        self,
+        flops: float,
+        bytes_memory: float,
+        bytes_link: float,
+        dtype: str = "bfloat16",
+        rule: "Rule | None" = None,
     ) -> float:
         """Returns a lower bound on the time of a program on this chip, in seconds.
 
@@ -67,9 +85,10 @@ class Chip:
           bytes_memory: Bytes that one chip reads from and writes to its memory.
           bytes_link: Bytes that one chip sends to others.
           dtype: Type of the matmuls' inputs.
+          rule: How float32 is multiplied; None is JAX's default.
         """
-        needed = (flops / self.peak(dtype), bytes_memory / self.bandwidth, bytes_link / self.link)
-        return max(needed)
+        arithmetic = flops / self.peak(dtype, rule)
+        return max(arithmetic, bytes_memory / self.bandwidth, bytes_link / self.link)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +102,10 @@ class Tpu(Chip):
 
     slices: tuple[str, ...]
     config: str = ""
+
+    def wide(self, rule: "Rule") -> float:
+        """Returns the rate of float32 matmuls, of which each takes some passes in bfloat16."""
+        return self.single / rule.passes
 
     def limit(self) -> int:
         """Returns the bytes that a program may take, which are all that libtpu offers."""
@@ -127,6 +150,11 @@ class Gpu(Chip):
     clock: float
     cache: int
     most: int = 8
+
+    def wide(self, rule: "Rule") -> float:
+        """Returns the rate of float32 matmuls: in TF32, or by the units of float32."""
+        units = 2 * self.architecture.fpus * self.cores * self.clock * 1e9  # multiply and add
+        return self.single if rule.tf32 else min(self.single, units)
 
     def limit(self) -> int:
         """Returns the bytes that a program may take.

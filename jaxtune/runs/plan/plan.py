@@ -14,6 +14,7 @@ from jaxtune.decoding import outline
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.decoding.text import sampling_options
 from jaxtune.display.progress import Progress
+from jaxtune.models.programs import rule
 from jaxtune.runs.plan import programs
 from jaxtune.runs.plan.programs import Program, Shapes
 from jaxtune.runs.plan.targets import Target
@@ -60,9 +61,9 @@ class Plan:
 
     def seconds(self, program: Program) -> float | None:
         """Returns a lower bound on the time of a program; None for a chip without figures."""
-        chip, dtype = self.target.chip, str(self.shapes.model.dtype)
-        sent = sum(program.sent.values())
-        return chip and chip.seconds(program.flops, program.read_bytes, sent, dtype)
+        chip, model = self.target.chip, self.shapes.model
+        needed = (program.flops, program.read_bytes, sum(program.sent.values()))
+        return chip and chip.seconds(*needed, str(model.dtype), rule(model))
 
 
 def plan(

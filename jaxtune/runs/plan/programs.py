@@ -18,6 +18,7 @@ from jaxtune.decoding import outline
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.display.errors import UserError
 from jaxtune.models.paligemma import Model
+from jaxtune.quant.precision import GPUS
 from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
 from jaxtune.training.objectives import Objective
@@ -31,7 +32,6 @@ TOO_MUCH = re.compile(r"(?:Used |required for HLO temporaries \()([0-9.]+)([KMGT
 UNITS = {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
 # XLA picks tiles for Triton's matmuls by trying them. Where it compiles for a GPU that is not at
 # hand, it cannot, and the tiles of its default may not fit, as for heads of size 72.
-GPUS = ("gpu", "cuda")
 WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
 
 

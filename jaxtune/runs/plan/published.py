@@ -308,14 +308,18 @@ def chip_of(kind: str) -> Chip | None:
 
 def page() -> str:
     """Returns the table of chips and the notes on its figures, in Markdown."""
+    from jaxtune.quant.precision import RULES  # imports JAX, which the targets do not need
+
+    highest = RULES["highest"]
     head = (
-        "| target | chip | memory | visible | 16 bits | float32 | bandwidth | links |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| target | chip | memory | visible | 16 bits | float32 | highest | bandwidth | links |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     )
     rows = [
         f"| `{chip.name}` | {chip.title} | {size_text(chip.memory).replace('.00', '')} | "
         f"{size_text(chip.visible)} | {chip.half / 1e12:g} | {chip.single / 1e12:g} | "
-        f"{chip.bandwidth / 1e9:g} | {chip.link / 1e9:g} ({chip.wire}) |"
+        f"{chip.wide(highest) / 1e12:.3g} | {chip.bandwidth / 1e9:g} | {chip.link / 1e9:g} "
+        f"({chip.wire}) |"
         for chip in ROWS
     ]
     notes = [
