@@ -36,7 +36,7 @@ class Blocks:
     keys: int
     scale: float
     softcap: float | None
-    precision: str | None  # of products, as JAX has it where the call is traced
+    precision: str | None = None  # of products, as JAX has it where the call is traced
 
 
 @struct.dataclass
