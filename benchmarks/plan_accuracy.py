@@ -140,6 +140,7 @@ def measured(case: Case) -> dict[str, Any]:
         assembly = Assembly.of_headers(config, datetime.date.today().isoformat())
         rows = RunRows.read(assembly, Quiet(), stack)
         plan = Planner(assembly, rows, at_hand(), Quiet()).plan({})
+        next(iter(rows.loader))  # imports what reads rows: TensorFlow, for pictures
         begin, taken = _meter(jax.local_devices()[0])
         begin()
         _run(assembly, rows, plan, directory)

@@ -212,8 +212,8 @@ _attended.defvjp(_saved, _pulled)
 
 def attend_cache(
     q: jax.Array,  # [B, T, N, H], few queries
-    k: jax.Array,  # [L, B, S, K, H]
-    v: jax.Array,  # [L, B, S, K, H]
+    k: jax.Array,  # [L, B, K, S, H]
+    v: jax.Array,  # [L, B, K, S, H]
     layer: jax.Array,  # int32[]
     layouts: tuple[Layout, Layout],  # [B, T] and [B, S]
     window: jax.Array | int,  # int32[]
@@ -226,7 +226,7 @@ def attend_cache(
 
     The other arguments are those of `blockwise`. It has no gradient.
     """
-    slots, heads = k.shape[2], k.shape[3]
+    heads, slots = k.shape[2], k.shape[3]
     precision = jax.config.jax_default_matmul_precision
     blocks = Blocks(q.shape[1], min(block, slots), scale, softcap, precision)
     (rows,) = _rows(q, heads, blocks.queries)
@@ -240,7 +240,7 @@ def attend_cache(
         def taken(x: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, start, blocks.keys, axis)
 
-        keys, values = (taken(each[layer], 1).swapaxes(1, 2).astype(q.dtype) for each in (k, v))
+        keys, values = (taken(each[layer], 2).astype(q.dtype) for each in (k, v))
         layout = jax.tree.map(lambda x: taken(x, 1), layouts[1])
         fresh = start + jnp.arange(blocks.keys) >= begin
         logits, seen = _logits(rows, keys, (layouts[0], layout), window, blocks)

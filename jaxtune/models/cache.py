@@ -8,15 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental import layout
 
 from jaxtune.models.layout import PADDING, Layout
 
 
 @struct.dataclass
 class CachedKV:
-    """Keys and values of all layers; the tokens of a row may have empty slots between them."""
+    """Keys and values of all layers; the tokens of a row may have empty slots between them.
 
-    k: jax.Array  # [L, B, S, K, H]
+    A head's slots are adjacent, as the products of attention read them: with heads innermost, XLA
+    transposes the whole cache before and after every loop that decodes.
+    """
+
+    k: jax.Array  # [L, B, K, S, H]
     v: jax.Array
 
     def put(self, layer: jax.Array, slot: jax.Array, k: jax.Array, v: jax.Array) -> "CachedKV":
@@ -33,14 +38,19 @@ class CachedKV:
         """
 
         def into(held, new):
-            start = (layer, 0, slot, 0, 0)
-            return jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), start)
+            new = new.swapaxes(1, 2)[None].astype(held.dtype)
+            # Otherwise XLA keeps the cache of a prefill in the order in which keys are computed,
+            # and transposes all of it at the end.
+            order = layout.Layout(major_to_minor=tuple(range(held.ndim)))
+            new = layout.with_layout_constraint(new, order)
+            return jax.lax.dynamic_update_slice(held, new, (layer, 0, 0, slot, 0))
 
         return CachedKV(into(self.k, k), into(self.v, v))
 
     def of(self, layer: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:  # [B, S, K, H]
         """Returns the keys and values of one layer as `dtype`."""
-        return self.k[layer].astype(dtype), self.v[layer].astype(dtype)
+        k, v = (held[layer].swapaxes(1, 2).astype(dtype) for held in (self.k, self.v))
+        return k, v
 
 
 @struct.dataclass
@@ -64,7 +74,7 @@ class KVCache:
         Returns:
           A cache whose slots are all free.
         """
-        shape = (len(config.layers), rows, slots, config.kv_heads, config.head_size)
+        shape = (len(config.layers), rows, config.kv_heads, slots, config.head_size)
         # Two separate arrays, because both are donated and overwritten.
         stored = CachedKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         nothing = jnp.full((rows, slots), PADDING, jnp.int32)
