@@ -41,7 +41,9 @@ class Lora:
     a: jax.Array  # [..., in, r]
     b: jax.Array  # [..., r, out]
     scale: jax.Array  # float32[...]
-    dropout: jax.Array  # float32[...], fraction of x that the adapter drops in training
+    # float32[...], fraction of x that the adapter drops in training; None where it drops nothing,
+    # so that no mask is computed.
+    dropout: jax.Array | None = None
     magnitude: jax.Array | None = None  # [..., out]
     # float32[..., out], norms of the columns of w + scale · a @ b, where `with_norms` has computed
     # them; None where they are to be computed at each product, as in training.
@@ -75,7 +77,8 @@ class Lora:
         Returns:
           The outputs, in the dtype of `y`.
         """
-        inputs = x if key is None else _drop(x, self.dropout, key, rows or x.shape[:1])
+        drops = key is not None and self.dropout is not None
+        inputs = _drop(x, self.dropout, key, rows or x.shape[:1]) if drops else x
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         # In bfloat16 a scale such as 1.1 would be 0.3 % too small, so factors stay in float32.
         scaled = ((inputs @ a).astype(jnp.float32) * self.scale).astype(x.dtype)
@@ -86,7 +89,7 @@ class Lora:
         if norms is None:
             # As in the DoRA paper, the norm is a constant: its gradient changes little.
             norms = _column_norms(*jax.lax.stop_gradient((w, self)))
-        base = y if key is None else quant.dot(inputs, w, y.dtype)
+        base = quant.dot(inputs, w, y.dtype) if drops else y
         return _rescaled(y, base, low, self.magnitude / norms)
 
 
@@ -234,7 +237,7 @@ def _new(w: Any, rank: int, scale: float, dropout: float, key: jax.Array) -> Lor
         a=jax.random.uniform(key, (*layers, inside, rank), jnp.float32, -bound, bound),
         b=jnp.zeros((*layers, rank, outside), jnp.float32),
         scale=jnp.full(layers, scale, jnp.float32),
-        dropout=jnp.full(layers, dropout, jnp.float32),
+        dropout=jnp.full(layers, dropout, jnp.float32) if dropout else None,
     )
 
 

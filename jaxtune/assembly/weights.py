@@ -108,7 +108,7 @@ def _continued(given: Trainable, model: Model, variables: dict, mesh: Mesh) -> d
         )
     if _set(given, "dropout"):
         made = {
-            path: each.replace(dropout=jax.numpy.full_like(each.dropout, given.dropout))
+            path: each.replace(dropout=jax.numpy.full_like(each.scale, given.dropout))
             for path, each in made.items()
         }
     made = {"lora": tree.unflatten(made)}

@@ -18,6 +18,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import tree
+from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
 from jaxtune.models.arguments import check_batch, check_model
@@ -47,7 +48,7 @@ class Population:
 
         Frozen leaves that are one array in all states are shared. Adapters of a lower rank than the
         highest are filled up with zeros, which stay zeros: neither half of such an adapter has a
-        gradient where the other is zero.
+        gradient where the other is zero. If some members have dropout, the others have that of 0.
 
         Args:
           states: States of the same model, with leaves of equal shapes but for the adapters' rank.
@@ -59,6 +60,7 @@ class Population:
             found = ", ".join({type(state).__name__ for state in states}) or "none"
             raise UserError(f"states: found {found}; expected one jaxtune.TrainState or more")
         ranks = tuple(map(_rank, states))
+        states = _alike_in_dropout(states)
         common = jax.tree.map(_one_array, *(state.frozen for state in states))
         parts = [tree.partition(state.frozen, common) for state in states]
         if large := [path for path in tree.flatten(parts[0][1]) if path.startswith("params/")]:
@@ -213,6 +215,23 @@ def _beside(state: TrainState) -> Any:
         return NamedSharding(where.mesh, PartitionSpec(None, *where.spec))
 
     return jax.tree.map(stacked, state)
+
+
+def _alike_in_dropout(states: Sequence[TrainState]) -> Sequence[TrainState]:
+    """Returns states whose adapters all have a dropout, which may be 0, if some have one."""
+
+    def filled(adapter: lora.Lora) -> lora.Lora:
+        share = jnp.zeros_like(adapter.scale) if adapter.dropout is None else adapter.dropout
+        return adapter.replace(dropout=share)
+
+    held = [lora.adapters(state.frozen) for state in states]
+    if all(each.dropout is None for adapters in held for each in adapters.values()):
+        return states
+    full = [{path: filled(each) for path, each in adapters.items()} for adapters in held]
+    return [
+        state.replace(frozen={**state.frozen, "lora": tree.unflatten(adapters)})
+        for state, adapters in zip(states, full, strict=True)
+    ]
 
 
 def _one_array(*leaves: jax.Array) -> bool:

@@ -152,3 +152,16 @@ def test_pissa_decomposes_a_layer_at_a_time():
 def test_matrices_are_those_of_the_base(base):
     params = tree.flatten(jaxtune.load(base)[1]["params"])
     assert {leaf.shape[1:] for leaf in params.values() if leaf.ndim == 3} == MATRICES
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_without_dropout_no_mask_is_computed(base, dropout):
+    model, variables = jaxtune.load(base)
+    key = jax.random.key(0)
+    variables = jaxtune.add_lora(variables, rank=2, key=key, variant="dora", dropout=dropout)
+    program = jax.make_jaxpr(
+        lambda variables: model.apply(variables, np.int32([PROMPT]), rngs={"dropout": key})
+    )(variables)
+    made = [each.outvars[0].aval for each in equations(program.jaxpr)]
+    masks = [each for each in made if each.dtype == jnp.uint32 and each.size >= len(PROMPT) * 32]
+    assert bool(masks) == bool(dropout)

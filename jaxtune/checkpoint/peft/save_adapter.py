@@ -186,7 +186,8 @@ class _Written:
         }
         beside = [*base.others, *(base.linears.keys() - modules.keys())]
         # PEFT has one dropout rate for all modules.
-        dropout = max(np.float32(adapter.dropout.max()) for adapter in adapters.values())
+        shares = [each.dropout for each in adapters.values() if each.dropout is not None]
+        dropout = max((np.float32(share.max()) for share in shares), default=0.0)
         return cls(
             modules,
             adapter_config.targets(modules, beside),

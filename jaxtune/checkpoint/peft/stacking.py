@@ -252,7 +252,7 @@ def stacked(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Setti
         scale[at] = part.scale
         if magnitude is not None:
             magnitude[at] = part.magnitude
-    dropout = np.full(sizes.dropout.shape, settings.dropout, np.float32)
+    dropout = np.full(scale.shape, settings.dropout, np.float32) if settings.dropout else None
     return _beside(weight, Lora(a, b, scale, dropout, magnitude))
 
 
@@ -260,10 +260,17 @@ def shapes(parts: Sequence[tuple[Piece, LowRank]], weight: Any, settings: Settin
     """Returns the shapes of the adapter that `stacked` makes of the parts."""
     *layers, inside, outside = weight.shape
     rank = max(len(part.a) for _, part in parts)
-    sizes = ((*layers, inside, rank), (*layers, rank, outside), tuple(layers), tuple(layers))
-    arrays = (jax.ShapeDtypeStruct(size, np.float32) for size in sizes)
-    norms = jax.ShapeDtypeStruct((*layers, outside), np.float32) if settings.dora else None
-    return Lora(*arrays, norms)
+
+    def array(*size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, np.float32)
+
+    return Lora(
+        a=array(*layers, inside, rank),
+        b=array(*layers, rank, outside),
+        scale=array(*layers),
+        dropout=array(*layers) if settings.dropout else None,
+        magnitude=array(*layers, outside) if settings.dora else None,
+    )
 
 
 def _beside(weight: Any, adapter: Lora) -> Lora:

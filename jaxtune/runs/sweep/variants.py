@@ -44,6 +44,10 @@ def overridden(config: Config, overrides: Overrides) -> Config:
     return changed(config, {**other, **dropped, **overrides})
 
 
+def _size(config: Config) -> tuple[int, float]:
+    return config.trainable.rank, config.trainable.dropout
+
+
 def _unread(key: str, overrides: Overrides) -> bool:
     name, values = FIELDS[key].metadata["when"]
     condition = f"{key.rpartition('.')[0]}.{name}"
@@ -92,7 +96,10 @@ def shares_base(config: Config) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that share their programs, and of their configs the one with the highest rank."""
+    """Trials that share their programs, and of their configs the one that takes the most memory.
+
+    It has the highest rank, and dropout if a config of this rank has it.
+    """
 
     config: Config
     trials: tuple[int, ...]
@@ -109,7 +116,7 @@ def groups(configs: Sequence[Config], together: bool = True) -> list[Group]:
         found.setdefault(key, []).append(number)
     return [
         Group(
-            max((configs[number] for number in numbers), key=lambda each: each.trainable.rank),
+            max((configs[number] for number in numbers), key=_size),
             tuple(numbers),
             can and len(numbers) > 1,
             len({configs[number].seed for number in numbers}) > 1,

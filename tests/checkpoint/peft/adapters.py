@@ -74,7 +74,7 @@ def adapted(made, variables=None, *, rank=4, alpha=6, variant="lora", dropout=0.
             a=random.uniform(-1, 1, shaped.a.shape).astype(np.float32) * inside**-0.5,
             b=np.zeros(shaped.b.shape, np.float32),
             scale=np.full(layers, alpha / (rank**0.5 if variant == "rslora" else rank), np.float32),
-            dropout=np.full(layers, dropout, np.float32),
+            dropout=np.full(layers, dropout, np.float32) if dropout else None,
             magnitude=norms if variant == "dora" else None,
         )
 
