@@ -18,6 +18,7 @@ from jaxtune import quant, tree
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
 from jaxtune.models.arguments import check_variables
+from jaxtune.quant import products
 from jaxtune.tree import modules
 
 # These name weights of the decoder only. For a vision tower give patterns, such as
@@ -81,8 +82,8 @@ class Lora:
         inputs = _drop(x, self.dropout, key, rows or x.shape[:1]) if drops else x
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         # In bfloat16 a scale such as 1.1 would be 0.3 % too small, so factors stay in float32.
-        scaled = ((inputs @ a).astype(jnp.float32) * self.scale).astype(x.dtype)
-        low = (scaled @ b).astype(y.dtype)
+        inner = products.einsum("ni,ir->nr", inputs, a).astype(jnp.float32)
+        low = products.einsum("nr,ro->no", (inner * self.scale).astype(x.dtype), b).astype(y.dtype)
         if self.magnitude is None:
             return y + low
         norms = self.norms

@@ -10,6 +10,7 @@ from jaxtune.display.errors import UserError
 from jaxtune.models import blockwise, fused
 from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import Layout, mask, reach
+from jaxtune.quant import products
 
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
@@ -184,7 +185,7 @@ def plain(
       Attended values of each query head.
     """
     shares = _shares(q, k, seen, scale, softcap).astype(v.dtype)
-    return jnp.einsum("bktgs,bskh->btkgh", shares, v).reshape(q.shape)
+    return products.einsum("bktgs,bskh->btkgh", shares, v).reshape(q.shape)
 
 
 def weights(
@@ -205,7 +206,7 @@ def _shares(
 ) -> jax.Array:  # float32[B, K, T, G, S], with G = N / K query heads for each key head
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    logits = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
+    logits = products.einsum("btkgh,bskh->bktgs", grouped, k, jnp.float32)
     logits = soften(logits * scale, softcap)
     if seen is not None:
         logits = jnp.where(seen[:, None, :, None], logits, UNSEEN)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxtune.models.layout import PADDING, Layout, mask
+from jaxtune.quant import products
+from jaxtune.quant.precision import Setting
 
 NOTHING = -1.0e38  # below all logits, and finite, so that differences of two of them are numbers
 # Bytes of logits at a time, by platform: what a CPU's caches hold; elsewhere enough for a product.
@@ -36,7 +38,7 @@ class Blocks:
     keys: int
     scale: float
     softcap: float | None
-    precision: str | None = None  # of products, as JAX has it where the call is traced
+    precision: Setting = Setting()  # of products, where the call is traced
 
 
 @struct.dataclass
@@ -115,7 +117,7 @@ def blockwise(
       Attended values of each query head.
     """
     sizes = (_even(q.shape[1], block), _even(k.shape[1], block))
-    blocks = Blocks(*sizes, scale, softcap, jax.config.jax_default_matmul_precision)
+    blocks = Blocks(*sizes, scale, softcap, Setting.present())
     if layouts is None and k.shape[1] % blocks.keys:  # what fills up the last block is padding
         layouts = _alike(q), _alike(k)
     if forward:
@@ -170,7 +172,7 @@ def blockwise_forward(
 
 def _pulled(blocks: Blocks, saved: tuple, gradient: jax.Array) -> tuple:
     # JAX traces this once the call is over, where its precision need not be set any more.
-    with jax.default_matmul_precision(blocks.precision):
+    with blocks.precision.entered():
         return blockwise_backward(blocks, saved, gradient)
 
 
@@ -227,8 +229,7 @@ def attend_cache(
     The other arguments are those of `blockwise`. It has no gradient.
     """
     heads, slots = k.shape[2], k.shape[3]
-    precision = jax.config.jax_default_matmul_precision
-    blocks = Blocks(q.shape[1], min(block, slots), scale, softcap, precision)
+    blocks = Blocks(q.shape[1], min(block, slots), scale, softcap, Setting.present())
     (rows,) = _rows(q, heads, blocks.queries)
     cut = _cut_layouts(layouts, blocks)
     _, second, count = _pairs(cut, window, 1, cut[1].order.shape[0])
@@ -311,7 +312,7 @@ def _bounds(layout: Layout) -> dict[str, jax.Array]:  # int32[n, B] each
 
 
 def _product(axes: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.einsum(axes, one, other, preferred_element_type=jnp.float32)
+    return products.einsum(axes, one, other, jnp.float32)
 
 
 def _chosen(layouts: Layouts, i: jax.Array, j: jax.Array) -> Layouts:

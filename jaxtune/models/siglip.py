@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtune import quant
 from jaxtune.models import fused
 from jaxtune.models.attention import SHORT, in_blocks, plain
 from jaxtune.models.layers import ACTIVATIONS, STACKED, LayerNorm, Linear, random
@@ -49,7 +50,7 @@ class Patches(nn.Module):
         cut = pictures[:, : grid * patch, : grid * patch]
         squares = cut.reshape(-1, grid, patch, grid, patch, 3).swapaxes(2, 3)
         flat = squares.reshape(-1, patch * patch * 3)
-        found = flat @ w.reshape(-1, width).astype(flat.dtype) + b.astype(flat.dtype)
+        found = quant.dot(flat, w.reshape(-1, width)) + b.astype(flat.dtype)
         return found.reshape(-1, grid * grid, width)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtune.quant import products
+
 BLOCK = 4096  # least number of rows in a block, which fits a processor's cache
 Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
@@ -47,8 +49,9 @@ def scores(x: jax.Array, table: jax.Array) -> jax.Array:  # [..., D], [V, D] -> 
 
 
 def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
-    table = table.astype(x.dtype)
-    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+    leading = "abcefg"[: x.ndim - 1]
+    axes = f"{leading}d,vd->{leading}v"
+    return products.einsum(axes, x, table.astype(x.dtype), jnp.float32)
 
 
 def _scores_by_block(x: jax.Array, table: jax.Array) -> jax.Array:

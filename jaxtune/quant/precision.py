@@ -6,7 +6,7 @@ products of a program while it is traced. Products of bfloat16 arrays are the sa
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -27,11 +27,13 @@ class Rule:
       matmul: What `jax.default_matmul_precision` takes; None leaves JAX's own setting as it is.
       passes: Passes in bfloat16 that a product takes on a TPU.
       tf32: Whether a GPU with TF32 rounds what it multiplies to the 10 bits of TF32.
+      halves: Whether products of `quant.products` are computed in float16, which is scaled.
     """
 
     matmul: str | None
     passes: int
     tf32: bool
+    halves: bool = False
 
     def told(self, platform: str, tf32: bool = True) -> str:
         """Returns how a device multiplies float32; `tf32` says whether a GPU has TF32."""
@@ -41,16 +43,47 @@ class Rule:
 
     def entered(self) -> contextlib.AbstractContextManager:
         """Returns a context; products that are traced in it follow the rule."""
-        return jax.default_matmul_precision(self.matmul) if self.matmul else _AS_IT_IS
+        matmul = self.matmul or jax.config.jax_default_matmul_precision
+        return Setting(matmul, self.halves).entered()
 
 
-_AS_IT_IS = contextlib.nullcontext()
+@dataclass(frozen=True)
+class Setting:
+    """The precision of products where a program is traced, for what is traced later on.
+
+    Attributes:
+      matmul: JAX's own setting.
+      halves: As in `Rule`.
+    """
+
+    matmul: str | None = None
+    halves: bool = False
+
+    @classmethod
+    def present(cls) -> "Setting":
+        """Returns the setting that is in force."""
+        return cls(jax.config.jax_default_matmul_precision, in_halves())
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Puts the setting in force for what is traced in the context."""
+        with jax.default_matmul_precision(self.matmul), _HALVES(self.halves):
+            yield
+
+
+def in_halves() -> bool:
+    """Returns whether products are computed in float16, which is scaled."""
+    return _HALVES.value
+
+
+_HALVES = jax.make_user_context(default_value=False)  # part of the key of compiled programs
 _HIGH = Rule("high", passes=3, tf32=True)
 RULES: Mapping[str, Rule] = {
     "highest": Rule("highest", passes=6, tf32=False),
     "tf32": _HIGH,  # JAX has one setting for both: what its name says on GPUs,
     "bf16x3": _HIGH,  # and on TPUs
     "default": Rule(None, passes=1, tf32=True),
+    "float16": Rule("highest", passes=6, tf32=False, halves=True),  # of `compute="float16"`
 }
 
 

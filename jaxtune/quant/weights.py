@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 
 from jaxtune import tree
 from jaxtune.display.errors import UserError
-from jaxtune.quant import block_scales
+from jaxtune.quant import block_scales, products
 from jaxtune.tree import modules
 
 # The value of each code, as a fraction of its block's scale. NF4 holds quantiles of a normal
@@ -226,10 +226,11 @@ def dot(x: jax.Array, w: Any, output: Any = None) -> jax.Array:  # [n, in], [in,
     A quantised weight is dequantised again in the backward pass, so that the dequantised copy does
     not stay in memory.
     """
-    product = partial(jnp.dot, preferred_element_type=output or x.dtype)
-    if not isinstance(w, Quantized):
-        return product(x, w.astype(x.dtype))
-    return jax.checkpoint(lambda x, w: product(x, w.astype(x.dtype)))(x, w)
+
+    def product(x: jax.Array, w: Any) -> jax.Array:
+        return products.einsum("ni,io->no", x, w.astype(x.dtype), output)
+
+    return jax.checkpoint(product)(x, w) if isinstance(w, Quantized) else product(x, w)
 
 
 def specs(w: Quantized, spec: PartitionSpec, fitted: Callable) -> Quantized:

@@ -21,6 +21,7 @@ from jaxtune import sharding, tree
 from jaxtune.models import forward, tables
 from jaxtune.models.attention import soften
 from jaxtune.models.programs import in_precision
+from jaxtune.quant import products
 
 CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
 TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
@@ -193,8 +194,8 @@ def _block_loss(
     pull = sharding.resharded(pull, sharding.ROWS, REPEATED)
     total, top = ((each.reshape(targets.shape)) for each in (jnp.sum(total * shrink, 0), top))
     own = tables.rows(table, targets, hidden.dtype)
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    picked, slope = _softened(product("rcd,rcd->rc", hidden, own), cap)
+    picked = jnp.einsum("rcd,rcd->rc", hidden, own, preferred_element_type=jnp.float32)
+    picked, slope = _softened(picked, cap)
     loss = jnp.sum(weights * (top + jnp.log(total) - picked))
     to_hidden = weights[..., None] * (pull / total[..., None] - slope[..., None] * own)
     return loss, ({}, to_hidden.astype(hidden.dtype))
@@ -206,15 +207,15 @@ def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n
     They are float32[n], the sum of exponentials float32[n], and the sum of token vectors weighted
     by these, times the derivative of the soft cap, float32[n, D].
     """
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(carry, number):
         highest, total, pull = carry
         rows = tables.block(blocks, number, hidden.dtype)
-        logits, slope = _softened(product("nd,wd->nw", hidden, rows), cap)
+        logits, slope = _softened(products.einsum("nd,wd->nw", hidden, rows, jnp.float32), cap)
         top = jnp.maximum(highest, logits.max(-1))
         shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[:, None])
-        more = product("nw,wd->nd", (shares * slope).astype(hidden.dtype), rows)
+        pulling = (shares * slope).astype(hidden.dtype)
+        more = products.einsum("nw,wd->nd", pulling, rows, jnp.float32)
         return (top, total * shrink + shares.sum(-1), pull * shrink[:, None] + more), None
 
     count = hidden.shape[0]
