@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtune import families, sharding, tree
 from jaxtune.adapters import lora
 from jaxtune.checkpoint import placing
-from jaxtune.checkpoint.dtypes import AUTO, activation_dtype, dtype_name
+from jaxtune.checkpoint.activations import computed
+from jaxtune.checkpoint.dtypes import AUTO, dtype_name
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.formats.npz import Npz
 from jaxtune.checkpoint.formats.safetensors import Safetensors
@@ -31,7 +32,6 @@ from jaxtune.families.names import Piece, Shape
 from jaxtune.models.attention import FORWARD, IMPLEMENTATIONS, Implementation
 from jaxtune.models.paligemma import Model
 from jaxtune.quant import abstract, is_quantized, kinds
-from jaxtune.quant.precision import check as check_precision
 
 
 def load(
@@ -62,9 +62,10 @@ def load(
         `sharding.RULES`.
       attention: attention kernel, one of `attention.IMPLEMENTATIONS`; "forward" for a model to be
         differentiated in forward mode; or a function that is called as `attention.plain` is.
-      compute: dtype of the activations, "float32" or "bfloat16". "auto" takes float32 if any
-        weight that is not quantised is float32 or the device does not compute in bfloat16, as CPUs
-        and GPUs before Ampere do not, and bfloat16 otherwise.
+      compute: dtype of the activations, "float32" or "bfloat16". "float16" holds them in float32
+        and multiplies them in scaled float16, which does not overflow. "auto" takes float32 if any
+        weight that is not quantised is float32; otherwise bfloat16 on TPUs and on GPUs from Ampere
+        on, float16 on older GPUs with tensor cores, and float32 elsewhere.
       precision: precision of products of float32, a key of `quant.precision.RULES`. "auto" takes
         "highest" if activations are float32, so that results are those of a CPU up to the order
         of sums, and JAX's "default" otherwise.
@@ -119,10 +120,11 @@ def _laid_out(
     where = placements(held, mesh, rules)
     plain = [leaf.dtype for leaf in held.values() if not is_quantized(leaf)]
     device = (jax.devices() if mesh is None else mesh.devices.flat)[0]
+    activations, precision = computed(compute, precision, plain, device)
     model = described.model.clone(
-        dtype=activation_dtype(compute, plain, device),
+        dtype=activations,
         attention=attention,
-        precision=check_precision(precision),
+        precision=precision,
         origin=Origin(described.directory.absolute()),
     )
     return described, model, held, where

@@ -35,10 +35,11 @@ class Model:
         "quantise the layers' linear maps to 4 or 8 bits; rules (pattern, kind) select the leaves",
         also="load_in_4bit load_in_8bit quantization bnb_4bit_quant_type",
     )
-    compute: Literal["auto", "float32", "bfloat16"] = about(
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = about(
         "auto",
-        "dtype of activations; auto is float32 on CPUs, on GPUs before Ampere and if any weight is "
-        "float32, otherwise bfloat16",
+        "dtype of activations; float16 holds them in float32 and multiplies them in scaled "
+        "float16, which does not overflow; auto is float32 on CPUs and if any weight is float32, "
+        "float16 on GPUs before Ampere that have tensor cores, otherwise bfloat16",
         also="bf16 fp16 mixed_precision",
     )
     attention: Literal["auto", "plain", "blockwise", "splash", "cudnn"] = about(

@@ -37,6 +37,8 @@ class Rule:
 
     def told(self, platform: str, tf32: bool = True) -> str:
         """Returns how a device multiplies float32; `tf32` says whether a GPU has TF32."""
+        if self.halves:
+            return "in scaled float16, summed in float32"
         if platform == "tpu":
             return f"in {self.passes} bfloat16 pass{'es' if self.passes > 1 else ''}"
         return "in TF32" if platform in GPUS and tf32 and self.tf32 else "in float32"

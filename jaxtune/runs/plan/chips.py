@@ -59,7 +59,7 @@ class Chip:
 
         `rule` says how float32 is multiplied; None is JAX's default.
         """
-        if dtype in self.halves:
+        if dtype in self.halves or (rule and rule.halves and "float16" in self.halves):
             return self.half
         return self.wide(rule) if rule else self.single
 
