@@ -25,7 +25,7 @@ from jaxtune.decoding.requests import (
     padded,
 )
 from jaxtune.decoding.sampling import Sampling, filtered
-from jaxtune.decoding.state import DecodeState, NotFiniteError, collected, newest
+from jaxtune.decoding.state import DecodeState, NotFiniteError, collected
 from jaxtune.display.errors import UserError
 from jaxtune.models import forward
 from jaxtune.models.cache import KVCache
@@ -38,6 +38,7 @@ SEEDS = 2**32  # JAX takes the lower 32 bits of a seed
 MOST_ROWS = 65_536  # answers to a prompt, and answers decoded at a time
 LARGEST_TOKEN = 2**31  # ids are int32
 EVERY = 8  # tokens between two calls of `finished`
+FEW = 4  # tokens of a stream that the host asks the device for at a time
 
 
 def generate(
@@ -123,7 +124,7 @@ def stream(
     sampling: Sampling,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yields the tokens of one answer as they are decoded.
+    """Yields the tokens of one answer as they are decoded, the first alone and then a few together.
 
     The arguments are as in `completions`, for one prompt. A stop token is yielded, too.
     """
@@ -134,13 +135,17 @@ def stream(
     while room:
         limit = before_switch(model, request.tokens, room)
         under_way = begin(model, variables, [request], [limit], how)
-        for count in range(1, limit + 1):
-            under_way = advance(model, variables, under_way, count)
-            token = newest(model, under_way)
-            yield token
-            if token in stops:
+        taken = 0
+        while taken < limit:
+            under_way = advance(
+                model, variables, under_way, min(taken + FEW, limit) if taken else 1
+            )
+            [answer] = collected(model, under_way, 1)
+            yield from answer.tokens[taken:]
+            if answer.ended:
                 return
-            request, room = replace(request, tokens=(*request.tokens, token)), room - 1
+            taken = len(answer.tokens)
+        request, room = replace(request, tokens=(*request.tokens, *answer.tokens)), room - taken
 
 
 def next_tokens(

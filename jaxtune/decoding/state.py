@@ -58,22 +58,3 @@ def collected(model: Model, under_way: DecodeState, rows: int) -> list[Completio
             raise NotFiniteError(model)
         found.append(Completion(answer, its, ended=bool(answer) and answer[-1] in stops))
     return found
-
-
-def newest(model: Model, under_way: DecodeState) -> int:
-    """Returns the newest token of the first answer.
-
-    Raises NotFiniteError if the logits behind it were not finite.
-    """
-    held = _newest(under_way.tokens, under_way.log_probs, under_way.count)
-    token, log_prob = map(to_host, held)
-    if not np.isfinite(log_prob):
-        raise NotFiniteError(model)
-    return int(token)
-
-
-@jax.jit
-def _newest(
-    tokens: jax.Array, log_probs: jax.Array, count: jax.Array
-) -> tuple[jax.Array, jax.Array]:  # int32[], float32[]
-    return tokens[0, count - 1], log_probs[0, count - 1]

@@ -140,6 +140,21 @@ def test_tokens_come_one_by_one(pair):
 
 
 @pytest.mark.slow
+def test_a_stream_waits_for_the_device_once_for_a_few_tokens(base, monkeypatch):
+    model, variables = jaxtune.load(base)
+    waits, advance = [], decoding.advance
+
+    def counted(*given):
+        waits.append(given[-1])
+        return advance(*given)
+
+    monkeypatch.setattr(decoding, "advance", counted)
+    tokens = decoding.stream(model, variables, [3, 40, 50], 9, stops=(), sampling=Sampling.of())
+    assert next(tokens) >= 0 and waits == [1]  # the first one as soon as it is there
+    assert len(list(tokens)) == 8 and waits == [1, 5, 9]
+
+
+@pytest.mark.slow
 def test_on_eight_devices_answers_are_the_same(base):
     code = f"""
 import jax, jaxtune
