@@ -233,20 +233,14 @@ def described(leaves: Any, where: Any = None) -> Any:
 
 def device_bytes(leaves: Any) -> int:
     """Returns the bytes of a tree of arrays, or of their described shapes, that a device holds."""
-    found = jax.tree.leaves(leaves)
-    return sum(_bits(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in found) // 8
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(leaves))
+    return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in shards)
 
 
 def total_bytes(leaves: Any) -> int:
     """Returns the bytes of a tree of arrays, or of their described shapes, counted once each."""
-    return sum(_bits(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(leaves)) // 8
-
-
-def _bits(shape: tuple[int, ...], dtype: Any) -> int:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):  # a random key
-        return math.prod(shape) * dtype.itemsize * 8
-    # In bits: a device packs two 4-bit codes into a byte, but their dtype has itemsize 1.
-    return math.prod(shape) * jax.dtypes.itemsize_bits(dtype)
+    # Not `nbytes`, which an array of random keys does not have.
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(leaves))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def load_leaf(
     """
     if pieces[0].layer is None:
         return _put(stored, pieces[0], held, where)
-    leaf = jax.tree.map(lambda s, at: jnp.zeros(s.shape, _roomy(s.dtype), device=at), held, where)
+    leaf = jax.tree.map(lambda s, at: jnp.zeros(s.shape, s.dtype, device=at), held, where)
     one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), held)
     each = jax.tree.map(_of_layer, where)
     for piece in pieces:
@@ -53,7 +53,7 @@ def load_leaf(
         else:
             layer = _put(stored, piece, one, each)
         leaf = _set_layer(leaf, layer, piece.layer)
-    return jax.tree.map(_narrowed, leaf, held, where)
+    return leaf
 
 
 def oriented(fetch: Fetch, piece: Piece) -> np.ndarray:
@@ -97,8 +97,7 @@ def _put_quantized(
     made = quantized(stored, packed, piece, kind)
 
     def sent(part: np.ndarray, at: Sharding) -> jax.Array:
-        roomy = part.view(_roomy(part.dtype))
-        return _sent(part.shape, at, lambda index: [(0, 0, roomy[index])], roomy.dtype)
+        return _sent(part.shape, at, lambda index: [(0, 0, part[index])], part.dtype)
 
     array = jax.tree.map(sent, made, where)
     stored.release(piece.theirs)
@@ -210,21 +209,6 @@ def _set_layer(leaf: Any, layer: Any, number: int) -> Any:
 @partial(jax.jit, donate_argnums=0, static_argnums=3)
 def _set_block(array: jax.Array, block: jax.Array, start: int, axis: int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(array, block, start, axis)
-
-
-def _roomy(dtype: np.dtype) -> np.dtype:
-    """Returns the one-byte dtype for 4-bit codes, and any other dtype unchanged.
-
-    XLA's CPU backend copies a whole 4-bit array to update a part of it.
-    """
-    wider = {"uint4": np.dtype(np.uint8), "int4": np.dtype(np.int8)}
-    return wider.get(str(dtype), np.dtype(dtype))
-
-
-def _narrowed(array: jax.Array, held: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
-    if array.dtype == held.dtype:
-        return array
-    return jax.jit(lambda array: array.astype(held.dtype), out_shardings=where)(array)
 
 
 def _of_layer(where: Sharding) -> Sharding:

@@ -12,6 +12,7 @@ from jaxtune.quant.weights import grid as grid
 from jaxtune.quant.weights import is_quantized as is_quantized
 from jaxtune.quant.weights import kinds as kinds
 from jaxtune.quant.weights import nbytes as nbytes
+from jaxtune.quant.weights import pack as pack
 from jaxtune.quant.weights import plain_scales as plain_scales
 from jaxtune.quant.weights import quantize as quantize
 from jaxtune.quant.weights import same as same

@@ -4,6 +4,10 @@ A 4-bit block is 64 consecutive inputs of one output, as in bitsandbytes, whose 
 rows of published [out, in] weights. If the number of inputs is no multiple of 64, such blocks
 continue into the next output. They are then stored side by side, each like an output with 64
 inputs, and the last block is padded with zeros.
+
+A byte holds two 4-bit codes of a block: that of an input of its first half in the low bits, and in
+the high bits that of the input half a block later. They are bytes because compilers widen whole
+stacks of 4-bit arrays before a loop over layers slices them; a byte is split in the loop.
 """
 
 import math
@@ -18,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
@@ -50,24 +53,25 @@ LINEAR = r"(llm/)?layers/(attn/[qkvo]|mlp/(gate|up|down))/w"
 
 @dataclass(frozen=True)
 class Kind:
-    """A quantisation scheme: codes index a table, or are integer multiples of the scale."""
+    """A quantisation scheme: codes index a table, or less `zero` are multiples of the scale."""
 
-    dtype: np.dtype
+    dtype: np.dtype  # of stored codes; a uint8 holds two of 4 bits
     bits: int
     table: tuple[float, ...] | None
     block: int | None  # inputs that share a scale; None: all inputs of an output
     double: bool = False  # whether the scales are quantised, too
+    zero: int = 0  # the code of the value 0, if there is no table
 
 
-_UINT4, _INT4 = np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.int4)
+_UINT8 = np.dtype(np.uint8)
 KINDS = {
-    "nf4": Kind(_UINT4, 4, NF4, 64),
-    "nf4-double": Kind(_UINT4, 4, NF4, 64, double=True),
-    "int4": Kind(_INT4, 4, None, 64),
+    "nf4": Kind(_UINT8, 4, NF4, 64),
+    "nf4-double": Kind(_UINT8, 4, NF4, 64, double=True),
+    "int4": Kind(_UINT8, 4, None, 64, zero=8),
     "int8": Kind(np.dtype(np.int8), 8, None, None),
     # Checkpoints in these kinds are read, but none are written.
-    "fp4": Kind(_UINT4, 4, FP4, 64),
-    "fp4-double": Kind(_UINT4, 4, FP4, 64, double=True),
+    "fp4": Kind(_UINT8, 4, FP4, 64),
+    "fp4-double": Kind(_UINT8, 4, FP4, 64, double=True),
 }
 MADE = ("nf4", "nf4-double", "int4", "int8")
 
@@ -76,7 +80,7 @@ MADE = ("nf4", "nf4-double", "int4", "int8")
 class Quantized:
     """A quantised weight [..., in, out], whose leading axes, such as layers, all arrays share."""
 
-    codes: Any  # [..., blocks, block, out]
+    codes: Any  # [..., blocks, block, out] of 8 bits, or uint8[..., blocks, block / 2, out] of 4
     scales: Any  # float32[..., blocks, out], or uint8 if they are quantised
     peaks: Any = None  # float32[..., n], the largest magnitude of every 256 scales less offset
     offset: Any = None  # float32[...], the mean of the scales
@@ -154,7 +158,7 @@ def abstract(shape: tuple[int, ...], kind: str) -> Quantized:  # of [..., in, ou
         return jax.ShapeDtypeStruct((*layers, *sizes), dtype)
 
     made = Quantized(
-        codes=array(how.dtype, blocks, block, outputs),
+        codes=array(how.dtype, blocks, block * how.bits // 8, outputs),
         scales=array(np.uint8 if how.double else np.float32, blocks, outputs),
         kind=kind,
         matrix=tuple(shape[-2:]),
@@ -175,15 +179,15 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     how = KINDS[kind]
     blocks, block, outputs = grid(w.shape, how.block)
     rows = _rows(w, block)  # [outputs, blocks * block]
-    codes = np.empty((blocks, block, outputs), np.uint8)
+    codes = np.empty((blocks, block * how.bits // 8, outputs), np.uint8)
     scales = np.empty((blocks, outputs), np.float32)
-    whole = len(rows) if w.size == codes.size else len(rows) - 1
+    whole = len(rows) if w.size == rows.size else len(rows) - 1
 
     def fill(part: slice) -> None:
         values = rows[part].astype(np.float32).reshape(-1, blocks, block)
         with np.errstate(invalid="ignore"):  # infinite scales raise below
             some, peaks = _rounded(values, how, alone=part.stop > whole)
-        codes[..., part], scales[:, part] = some.transpose(1, 2, 0), peaks.T
+        codes[..., part], scales[:, part] = pack(some.transpose(1, 2, 0), how.bits), peaks.T
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(fill, _parts(rows, whole)))
@@ -196,21 +200,38 @@ def quantize(w: np.ndarray, kind: str) -> Quantized:  # [..., in, out]
     return made.replace(scales=small.reshape(outputs, blocks).T, peaks=peaks, offset=offset)
 
 
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:  # uint8[..., block, out]
+    """Returns codes as they are stored: of 4 bits, two of a block's halves in each byte."""
+    if bits == 8:
+        return codes
+    low, high = np.split(codes, 2, axis=-2)
+    return low | high << 4
+
+
+def unpack(codes: jax.Array, bits: int) -> jax.Array:  # [..., block, out]
+    """Returns the codes that `pack` packed, one in each element."""
+    if bits == 8:
+        return codes
+    # A TPU's compiler stores a shift that varies along an axis as an array of the weight's size.
+    # On a CPU, such a shift vectorises, and a concatenation, which branches, does not.
+    return jax.lax.platform_dependent(codes, tpu=_concatenated, default=_shifted)
+
+
 @partial(jax.jit, static_argnames="dtype")
 def dequantize(w: Quantized, dtype: Any = jnp.float32) -> jax.Array:  # [..., in, out]
     """Returns the weight in `dtype`, computed in float32 and, if stacked, one layer at a time."""
     if w.ndim > 2:
         return jax.lax.map(partial(dequantize, dtype=dtype), w)
-    table = KINDS[w.kind].table
-    values = look_up(w.codes, np.float32(table)) if table else w.codes.astype(jnp.float32)
-    values = (values * plain_scales(w)[..., None, :]).astype(dtype)
-    *layers, blocks, block, outputs = values.shape
-    inputs = w.matrix[0]
-    if blocks * block == inputs:
-        return values.reshape(*layers, inputs, outputs)
-    published = values.reshape(*layers, block, outputs).swapaxes(-1, -2).reshape(*layers, -1)
-    size = math.prod(w.matrix)
-    return published[..., :size].reshape(*layers, *w.matrix[::-1]).swapaxes(-1, -2)
+    how = KINDS[w.kind]
+    codes = unpack(w.codes, how.bits)
+    values = look_up(codes, np.float32(how.table)) if how.table else codes.astype(jnp.float32)
+    values = values if how.table else values - how.zero
+    values = (values * plain_scales(w)[:, None]).astype(dtype)
+    inputs, outputs = w.matrix
+    if values.size == inputs * values.shape[-1]:
+        return values.reshape(inputs, outputs)
+    published = values.reshape(-1, values.shape[-1]).T.reshape(-1)
+    return published[: inputs * outputs].reshape(outputs, inputs).T
 
 
 def plain_scales(w: Quantized) -> jax.Array:  # float32[..., blocks, out]
@@ -264,12 +285,8 @@ def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> f
 
 def nbytes(shape: tuple[int, ...], kind: str) -> int:
     """Returns the bytes that a weight of this shape takes when quantised."""
-    how = KINDS[kind]
-    blocks, block, outputs = grid(shape[-2:], how.block)
-    scales = blocks * outputs
-    packed = -(-blocks * block * outputs * how.bits // 8)
-    double = scales + 4 * -(-scales // block_scales.BLOCK) + 4
-    return math.prod(shape[:-2]) * (packed + (double if how.double else 4 * scales))
+    arrays = jax.tree.leaves(abstract(shape, kind))
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
 
 
 def grid(matrix: tuple[int, int], block: int | None) -> tuple[int, int, int]:
@@ -310,7 +327,7 @@ def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np
     if how.table is None:
         most = np.float32(2 ** (how.bits - 1) - 1)
         peaks = np.maximum(peaks, np.float32(SMALLEST) * most)
-        codes = np.rint(values * (most / peaks)[..., None]).astype(np.int8)
+        codes = np.rint(values * (most / peaks)[..., None]).astype(np.int8) + np.int8(how.zero)
         return codes.view(np.uint8), peaks / most
     divisors = np.maximum(peaks, np.float32(SMALLEST))
     # bitsandbytes divides by the scale in an incomplete block, else it multiplies by 1 / scale.
@@ -320,6 +337,15 @@ def _rounded(values: np.ndarray, how: Kind, alone: bool) -> tuple[np.ndarray, np
     for middle in (table[1:] + table[:-1]) / 2:
         codes += shares > middle
     return codes, divisors if alone else peaks
+
+
+def _concatenated(codes: jax.Array) -> jax.Array:  # [..., n, out] -> [..., 2n, out]
+    return jnp.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=-2)
+
+
+def _shifted(codes: jax.Array) -> jax.Array:  # [..., n, out] -> [..., 2n, out]
+    halves = codes[..., None, :, :] >> np.uint8([0, 4])[:, None, None] & np.uint8(15)
+    return halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
 
 
 def _choose(table: np.ndarray, codes: jax.Array) -> jax.Array:

@@ -134,7 +134,7 @@ def test_names_of_targets_leave_the_tower_alone(seen):
     )
     assert set(named["lora"]) == {"img"}
     _, variables = jaxtune.load(made.directory, quant="nf4")
-    kinds = {path for path, leaf in tree.flatten(variables).items() if leaf.dtype == jnp.uint4}
+    kinds = {path for path, leaf in tree.flatten(variables).items() if leaf.dtype == jnp.uint8}
     assert kinds and all(path.startswith("params/llm/layers/") for path in kinds)
 
 

@@ -17,13 +17,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from jaxtune.checkpoint.formats.safetensors import CheckpointError, Safetensors
 from jaxtune.checkpoint.formats.tensors import shown
 from jaxtune.display.errors import UserError
-from jaxtune.quant import KINDS, Quantized, block_scales, grid, plain_scales
+from jaxtune.quant import KINDS, Quantized, block_scales, grid, pack, plain_scales
 from jaxtune.quant.codebooks import dynamic_map
 
 STATE = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>\w+)")
@@ -79,7 +78,7 @@ def unpack(stored: Safetensors, weight: Packed, rows: slice = slice(None)) -> Qu
     _check_sizes(stored, weight)
     _check_map(stored, f"{weight.name}.quant_map", np.float32(KINDS[weight.kind].table))
     codes = _codes(stored, weight, blocks * block * lines)
-    codes = codes.reshape(lines, blocks, block).transpose(1, 2, 0)
+    codes = pack(codes.reshape(lines, blocks, block).transpose(1, 2, 0), bits=4)
     scales = stored.read(f"{weight.name}.absmax").reshape(lines, blocks).T
     parts = dict(scales=scales, kind=weight.kind, matrix=(inputs, outputs))
     if weight.nested_block is not None:
@@ -133,6 +132,8 @@ def _packed(stored: Safetensors, match: re.Match) -> Packed:
         offset = state.get("nested_offset", 0)
         if any(type(size) is not int or not 0 < size < LARGEST_SIZE for size in sizes):
             raise UserError(f"found the sizes {shown(sizes)}")
+        if state["blocksize"] % 2:
+            raise UserError(f"found the odd blocksize {state['blocksize']}")
         if type(offset) not in (int, float) or not abs(offset) <= np.finfo(np.float32).max:
             raise UserError(f"found the nested_offset {shown(offset)}")
         return Packed(name, kind, (outputs, inputs), state["blocksize"], nested, float(offset))
@@ -182,14 +183,14 @@ def _check_map(stored: Safetensors, name: str, table: np.ndarray) -> None:
         raise CheckpointError(f"{name} is missing or differs from bitsandbytes' table of values")
 
 
-def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # uint4[count]
+def _codes(stored: Safetensors, weight: Packed, count: int) -> np.ndarray:  # uint8[count]
     """Unpacks the codes, high half of each byte first, and pads them with zeros to `count`."""
     pairs = stored.read(weight.name).reshape(-1).view(np.uint8)
     codes = np.zeros(count, np.uint8)
     codes[: 2 * len(pairs) : 2] = pairs >> 4
     low = codes[1 : 2 * len(pairs) : 2]
     low[:] = pairs[: len(low)] & 15
-    return codes.view(ml_dtypes.uint4)
+    return codes
 
 
 def _is_double(stored: Safetensors, weight: Packed) -> bool:

@@ -192,14 +192,7 @@ def _streamed(
         layers += [made] if keep else []
     if not keep:
         return errors, None
-    return errors, jax.tree.map(_stacked, *layers)
-
-
-def _stacked(*layers: np.ndarray) -> jax.Array:
-    """Stacks the layers of an array, with 4-bit codes widened to a byte each."""
-    # On a CPU, every run of the model would unpack the 4-bit codes of all layers again.
-    dtype = {"uint4": np.uint8, "int4": np.int8}.get(str(layers[0].dtype), layers[0].dtype)
-    return jnp.asarray(np.stack([layer.astype(dtype) for layer in layers]))
+    return errors, jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *layers)
 
 
 def _leaf(
