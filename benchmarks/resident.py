@@ -16,7 +16,12 @@ def begin() -> int:
 
 def above(held: int) -> int:
     """Returns the most bytes that the process has held since `begin`, above those held then."""
-    return max(0, _resident("VmHWM") - held)
+    return max(0, highest() - held)
+
+
+def highest() -> int:
+    """Returns the most bytes that the process has held since it started, or since `begin`."""
+    return _resident("VmHWM")
 
 
 def _resident(name: str) -> int:

@@ -1,5 +1,7 @@
 """Quantised weights beside live bitsandbytes, and what a step keeps of them."""
 
+import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -202,6 +204,22 @@ def test_nothing_dense_is_kept_for_the_gradient():
 
     assert kept(lambda x, w: x @ w.astype(x.dtype)) == 4 * 64 * 64
     assert kept(quant.dot) < 64 * 64
+
+
+@pytest.mark.parametrize("kind", ["nf4-double", "int4"])
+def test_a_loop_over_layers_widens_one_layer_at_a_time(kind):
+    shape = (8, 128, 192)
+    stack = quant.abstract(shape, kind)
+
+    def run(x, stack):
+        through, _ = jax.lax.scan(lambda x, w: (jnp.tanh(quant.dot(x, w)[:, :128]), None), x, stack)
+        return through.sum()
+
+    x = jax.ShapeDtypeStruct((3, 128), jnp.float32)
+    text = jax.jit(jax.grad(run)).lower(x, stack).compile().as_text()
+    sizes = [math.prod(map(int, found.split(","))) for found in re.findall(r"\w\[([\d,]+)\]", text)]
+    # The largest array is that of the stored codes, of which a byte holds two.
+    assert max(sizes) == stack.codes.size == math.prod(shape) // 2
 
 
 @pytest.mark.parametrize(

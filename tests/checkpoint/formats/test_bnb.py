@@ -183,6 +183,7 @@ def renamed(tensors):
             (with_state(f'{{"shape": [8, 128], {rest}}}'), "expected JSON with the shape and bloc")
             for rest in (
                 '"blocksize": 0',
+                '"blocksize": 63',
                 '"blocksize": 64.5',
                 '"blocksize": 64, "nested_blocksize": "256"',
                 '"blocksize": 64, "nested_blocksize": 256, "nested_offset": 1e999',
