@@ -42,9 +42,9 @@ class Model:
         "float16 on GPUs before Ampere that have tensor cores, otherwise bfloat16",
         also="bf16 fp16 mixed_precision",
     )
-    attention: Literal["auto", "plain", "blockwise", "splash", "cudnn"] = about(
+    attention: Literal["auto", "plain", "blockwise", "splash", "cudnn", "tokamax"] = about(
         "auto",
-        "attention kernel; auto uses the device's fused kernel wherever possible, and elsewhere "
+        "attention kernel; auto uses a fused kernel of the device wherever possible, and elsewhere "
         "attends in blocks, or in the plain form if rows are short",
     )
     remat: Literal["full", "offload", "dots", "none"] = about(

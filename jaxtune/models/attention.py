@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.display.errors import UserError
-from jaxtune.models import blockwise, fused
+from jaxtune.models import blockwise, device, fused
 from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import Layout, mask, reach
 from jaxtune.quant import products
 
 UNSEEN = -2.0e38  # finite, so that a query that sees no key returns a mean and not NaN
-IMPLEMENTATIONS = ("auto", "plain", "blockwise", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "plain", "blockwise", *fused.KERNELS)
 FORWARD = "forward"  # "blockwise" without a gradient of its own, to differentiate in forward mode
 SHORT = 512  # queries up to which the plain form is as fast as the blockwise one
 LONG = 1024  # slots of a cache from which on it is read in blocks
@@ -26,8 +26,8 @@ def attend(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H], N a multiple of K
     v: jax.Array,  # [B, S, K, H]
-    query: Layout,  # [B, T]
-    key: Layout,  # [B, S]
+    query: Layout | None,  # [B, T]
+    key: Layout | None,  # [B, S]
     *,
     kind: jax.Array,  # int32[], which of `windows` this layer has
     windows: tuple[int | None, ...],
@@ -35,39 +35,37 @@ def attend(
     softcap: float | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:  # [B, T, N, H]
-    """Computes the attention of a decoder layer.
+    """Computes the attention of a layer.
 
     Args:
       q: Queries, rotated and not scaled.
       k: Keys, rotated.
       v: Values.
-      query: Layout of the queries.
+      query: Layout of the queries; None: every query sees every key.
       key: Layout of the keys; the same object as `query` unless there is a cache.
       kind: Index of the layer's window; an array, because one traced layer serves all kinds.
       windows: Window of each kind of layer in tokens; None sees all earlier tokens.
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
-      implementation: "auto" takes the fused kernel of the machine if it supports the call, and
+      implementation: "auto" takes a fused kernel of the machine if one supports the call, and
         otherwise the blockwise form, or the plain one for few tokens. A kernel by name that does
         not support the call is an error. A function is called as `plain` is.
 
     Returns:
       Attended values of each query head.
     """
-    if callable(implementation):
-        seen = mask(query, key, reach(windows, kind))
-        return implementation(q, k, v, seen, scale=scale, softcap=softcap)
-    name = choose(implementation, q, query, key, windows, softcap)
+    limits = dict(scale=scale, softcap=softcap)
+    given = callable(implementation)
+    name = "" if given else choose(implementation, q, query, key, windows, softcap)
+    if name in fused.KERNELS:
+        form = fused.KERNELS[name].attend
+        return form(q, k, v, query, kind=kind, windows=windows, **limits)
+    window = reach(windows, kind)
     if name in ("blockwise", FORWARD):
-        limits = dict(scale=scale, softcap=softcap, forward=name == FORWARD)
-        return in_blocks(q, k, v, (query, key), reach(windows, kind), **limits)
-    how = dict(kind=kind, windows=windows, scale=scale)
-    if name == "splash":
-        return fused.splash(q, k, v, query, **how, softcap=softcap)
-    if name == "cudnn":
-        return fused.cudnn(q, k, v, query, **how)
-    seen = mask(query, key, reach(windows, kind))
-    return plain(q, k, v, seen, scale=scale, softcap=softcap)
+        layouts = None if query is None else (query, key)
+        return in_blocks(q, k, v, layouts, window, **limits, forward=name == FORWARD)
+    seen = None if query is None else mask(query, key, window)
+    return (implementation if given else plain)(q, k, v, seen, **limits)
 
 
 def attend_cached(
@@ -91,7 +89,7 @@ def attend_cached(
     how = dict(scale=scale, softcap=softcap)
     long = q.shape[1] < SHORT and key.order.shape[1] >= LONG
     if implementation in ("auto", "blockwise") and long:
-        block = blockwise.block_of(q, fused.platform(q))
+        block = blockwise.block_of(q, device.platform(q))
         window = reach(windows, kind)
         given = (q, stored.k, stored.v, layer, (query, key), window)
         return blockwise.attend_cache(*given, **how, block=block)
@@ -104,25 +102,25 @@ def in_blocks(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H]
     v: jax.Array,  # [B, S, K, H]
-    layouts: blockwise.Layouts,  # [B, T] and [B, S]
+    layouts: blockwise.Layouts,
     window: jax.Array,  # int32[]
     **how: Any,
 ) -> jax.Array:  # [B, T, N, H]
     """Computes `blockwise.blockwise`, on each device for its own rows and heads."""
-    machine = fused.platform(q)
+    machine = device.platform(q)
 
     def run(q, k, v, layouts, window):
         block = blockwise.block_of(q, machine)
         return blockwise.blockwise(q, k, v, layouts, window, **how, block=block)
 
-    return fused.spread(run, q, k, v, layouts, window)
+    return device.spread(run, q, k, v, layouts, window)
 
 
 def choose(
     implementation: str,
     q: jax.Array,  # [B, T, N, H]
-    query: Layout,
-    key: Layout,
+    query: Layout | None,
+    key: Layout | None,
     windows: tuple[int | None, ...],
     softcap: float | None,
 ) -> str:
@@ -148,12 +146,12 @@ def choose(
         if name == "plain":
             return None
         if name in ("blockwise", FORWARD):
-            return fused.EXPLICIT if fused.explicit(q) else None
+            return device.EXPLICIT if device.explicit(q) else None
         return fused.obstacle(name, q, query, key, windows, softcap)
 
     if implementation == "auto":
-        among = (fused.native(q), "blockwise" if q.shape[1] >= SHORT else None, "plain")
-        return next(name for name in among if name and not obstacle(name))
+        among = [*fused.native(q), *(["blockwise"] if q.shape[1] >= SHORT else []), "plain"]
+        return next(name for name in among if not obstacle(name))
     if reason := obstacle(implementation):
         raise UserError(
             f"attention {implementation!r} does not support this call: {reason}. "

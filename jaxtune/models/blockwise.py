@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxtune.models.layout import PADDING, Layout, mask
+from jaxtune.models.layout import PADDING, Layout, mask, together
 from jaxtune.quant import products
 from jaxtune.quant.precision import Setting
 
@@ -119,7 +119,7 @@ def blockwise(
     sizes = (_even(q.shape[1], block), _even(k.shape[1], block))
     blocks = Blocks(*sizes, scale, softcap, Setting.present())
     if layouts is None and k.shape[1] % blocks.keys:  # what fills up the last block is padding
-        layouts = _alike(q), _alike(k)
+        layouts = together(q.shape[:2]), together(k.shape[:2])
     if forward:
         return blockwise_forward(q, k, v, layouts, window, blocks)[0]
     return _attended(q, k, v, layouts, window, blocks)
@@ -283,12 +283,6 @@ def _pairs(
     visible = (before & near & same).any(-1)
     first, second = jnp.nonzero(visible, size=queries * keys, fill_value=0)
     return first.astype(jnp.int32), second.astype(jnp.int32), visible.sum(dtype=jnp.int32)
-
-
-def _alike(x: jax.Array) -> Layout:
-    """Returns the layout of tokens [B, T, ...] that all see each other."""
-    nowhere = jnp.zeros(x.shape[:2], jnp.int32)
-    return Layout(nowhere, nowhere, nowhere, causal=False)
 
 
 def _bounds(layout: Layout) -> dict[str, jax.Array]:  # int32[n, B] each

@@ -79,6 +79,12 @@ def arrange(
     return Layout(positions, segment, order, causal is None, whole, counted)
 
 
+def together(shape: tuple[int, int]) -> Layout:
+    """Returns the layout of tokens [B, T] that all see each other."""
+    nowhere = jnp.zeros(shape, jnp.int32)
+    return Layout(nowhere, nowhere, nowhere, causal=False)
+
+
 def mask(query: Layout, key: Layout, window: jax.Array | int) -> jax.Array:  # bool[B, T, S]
     """Returns True where a query may see a key.
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune import quant
-from jaxtune.models import fused
-from jaxtune.models.attention import SHORT, in_blocks, plain
+from jaxtune.models.attention import attend
 from jaxtune.models.layers import ACTIVATIONS, STACKED, LayerNorm, Linear, random
 from jaxtune.models.remat import named, rematerialised
 
@@ -66,15 +65,9 @@ class Attention(nn.Module):
             named(Linear(width, bias=True, name=name)(x)).reshape(*x.shape[:2], heads, -1)
             for name in "qkv"
         )
-        attended = _attended(q, k, v, (width // heads) ** -0.5)
+        how = dict(kind=jnp.int32(0), windows=(None,), scale=(width // heads) ** -0.5)
+        attended = attend(q, k, v, None, None, **how)
         return named(Linear(width, bias=True, name="o")(attended.reshape(x.shape)))
-
-
-def _attended(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
-    """Computes attention [B, P, N, H] without a mask, in blocks if there are many patches."""
-    if q.shape[1] < SHORT or fused.explicit(q):
-        return plain(q, k, v, None, scale=scale)
-    return in_blocks(q, k, v, None, jnp.int32(1), scale=scale)
 
 
 class Mlp(nn.Module):

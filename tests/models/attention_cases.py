@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune.models import fused
+from jaxtune.models import products
+from jaxtune.models import splash as tpu
 from jaxtune.models.attention import attend
 from jaxtune.models.layout import arrange
 
@@ -40,6 +41,11 @@ def both(length: int) -> dict:
     return dict(segments=packed(length), valid=valid)
 
 
+def prefixed(length: int) -> np.ndarray:
+    """False in a prefix, which the first row has and the second has not."""
+    return np.arange(length) >= np.array([[length // 3], [0]])
+
+
 def one_kind(window):
     return dict(kind=jnp.int32(0), windows=(window,), scale=SCALE)
 
@@ -56,10 +62,13 @@ def gradients(run, layout, arrays, weight):
 
 
 def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softcap=None):
-    """A kernel gives the plain form's output and gradients wherever a token is valid."""
+    """A kernel gives the plain form's output and gradients wherever a token is valid.
+
+    `described` are arguments of `arrange`; None: every query sees every key.
+    """
     batch, length = arrays[0].shape[:2]
-    layout = arrange((batch, length), **described)
-    valid = np.asarray(described.get("valid", np.ones((batch, length), bool)))
+    layout = None if described is None else arrange((batch, length), **described)
+    valid = np.asarray((described or {}).get("valid", np.ones((batch, length), bool)))
     shape = arrays[0].shape
     weight = np.random.default_rng(2).standard_normal(shape) * valid[:, :, None, None]
     how = dict(kind=jnp.int32(kind), windows=windows, scale=SCALE)
@@ -77,7 +86,7 @@ def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softc
         np.testing.assert_allclose(*wide, atol=tolerance * np.abs(wide[1]).max())
 
 
-splash = partial(fused.splash, interpret=True)
-cudnn = partial(fused.cudnn, implementation="xla")
+splash = partial(tpu.splash, interpret=True)
+cudnn = partial(products.cudnn, implementation="xla")
 # Float32 on both sides; only the order of some 300 additions differs.
 SUMS = 2e-5

@@ -1,5 +1,6 @@
 """Plain attention against sums written out in float64, and the choice of an implementation."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.models import fused
+from jaxtune.models import fused, products
 from jaxtune.models.attention import attend, choose
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layout import arrange
@@ -114,16 +115,15 @@ def pick(name="auto", length=128, size=128, dtype="bfloat16", window=None, softc
 )
 def test_auto_is_what_the_backend_has(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(fused, "capability", lambda q: 9.0)
+    monkeypatch.setattr(products, "capability", lambda q: 9.0)
     assert pick() == expected
     assert pick(window=40, segments=0, valid=True) == expected
-    assert pick(causal=False) == "plain"
+    assert pick(causal=False) == ("cudnn" if backend == "gpu" else "plain")
     assert pick("plain") == "plain"
 
 
 REFUSALS = [
     ("splash", "prefix", dict(causal=False)),
-    ("cudnn", "prefix", dict(causal=False)),
     ("splash", "fewer than one block", dict(length=127)),
     ("cudnn", "fewer than one block", dict(length=127)),
     ("splash", "not float16", dict(dtype="float16")),
@@ -132,6 +132,7 @@ REFUSALS = [
     ("cudnn", "does not support a softcap", dict(softcap=50.0)),
     ("cudnn", "multiple of 8", dict(size=100)),
     ("cudnn", "even length, not 129", dict(length=129, valid=True)),
+    ("cudnn", "even length, not 129", dict(length=129, causal=False)),
     ("cudnn", "even length, not 129", dict(length=129, positions=5, window=40)),
 ]
 
@@ -140,7 +141,7 @@ REFUSALS = [
 def test_a_kernel_says_why_it_cannot(monkeypatch, name, reason, call):
     with pytest.raises(ValueError, match=f"{name!r} does not support this call: .*{reason}"):
         pick(name, **call)
-    monkeypatch.setattr(fused, "native", lambda q: name)
+    monkeypatch.setattr(fused, "native", lambda q: [name])
     assert pick("auto", **call) == "plain"
 
 
@@ -162,9 +163,9 @@ def test_a_kernel_takes_what_it_can(name, call):
     [(7.5, 64, False), (8.0, 128, True), (8.9, 256, False), (9.0, 256, True), (10.0, 256, False)],
 )
 def test_cudnn_asks_what_the_gpu_can_do(monkeypatch, capability, size, fits):
-    monkeypatch.setattr(fused, "native", lambda q: "cudnn")
-    monkeypatch.setattr(fused, "capability", lambda q: capability)
-    monkeypatch.setattr(fused, "_at_hand", lambda: capability)
+    monkeypatch.setattr(fused, "native", lambda q: ["cudnn"])
+    monkeypatch.setattr(products, "capability", lambda q: capability)
+    monkeypatch.setattr(products, "at_hand", lambda: capability)
     assert (pick(size=size) == "cudnn") == fits
 
 
@@ -189,7 +190,7 @@ def test_explicit_axes_are_refused():
 def test_an_unknown_name_is_refused():
     with pytest.raises(
         ValueError,
-        match="attention 'flash': expected one of auto, plain, blockwise, splash, cudnn",
+        match="attention 'flash': expected one of auto, plain, blockwise, splash, cudnn, tokamax",
     ):
         pick("flash")
 
@@ -207,7 +208,8 @@ def small(**changes) -> DecoderConfig:
 
 @pytest.mark.slow
 def test_the_model_carries_the_choice(monkeypatch):
-    monkeypatch.setattr(fused, "splash", splash)
+    kernel = replace(fused.KERNELS["splash"], attend=splash)
+    monkeypatch.setitem(fused.KERNELS, "splash", kernel)
     config = small(attention_softcap=5.0)
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, 31, (2, 128)))
     described, valid = both(128), both(128)["valid"]
