@@ -164,8 +164,8 @@ def step(case: Case, mesh: Any, compute: str = "bfloat16"):
     from jaxtune.training.step import compiled_step
 
     model = families.find(case.shape).model(case.shape)
-    model = model.clone(dtype=jnp.dtype(compute), **case.more)
     shapes = leaf_shapes(model)
+    model = model.clone(dtype=jnp.dtype(compute), **case.more)
     kinds = quant.kinds(shapes, case.quant)
     held = {
         path: quant.abstract(shape, kinds[path])

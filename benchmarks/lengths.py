@@ -1,11 +1,12 @@
 """Reports how the memory of a training step grows with the tokens of a row, without the hardware.
 
     pip install 'jax[tpu]' 'jax-cuda12-plugin[with-cuda]'
-    python benchmarks/lengths.py [--target a100-40 …] [--case gemma3-4b …]
+    python benchmarks/lengths.py [--target a100-40 …] [--case gemma3-4b …] [--attention tokamax]
 
 Steps of QLoRA, nf4 with r=16 on all linear maps, on one row of which every token is scored, are
 compiled for one chip at their models' full sizes, as `compiled_memory.py` does. PaliGemma has 8
-rows with one picture each. Where tokens double, temporaries may grow by 2.2 times.
+rows with one picture each. Where tokens double, temporaries may grow by 2.2 times. `--attention`
+compiles another form of attention than the one that "auto" takes.
 """
 
 import argparse
@@ -50,8 +51,8 @@ class Row:
     bounds: Mapping[int, float] = field(default_factory=dict)  # on temporaries, in GiB, by tokens
     peaks: Mapping[int, float] = field(default_factory=dict)  # on the peak, in GiB, by tokens
 
-    def case(self, tokens: int) -> Case:
-        """Returns the step on rows of some tokens."""
+    def case(self, tokens: int, attention: str) -> Case:
+        """Returns the step on rows of some tokens, with a form of attention."""
         return Case(
             title="",
             shape=self.shapes[tokens],
@@ -62,6 +63,7 @@ class Row:
             quant="nf4",
             dropout=0.0,
             pictures=self.pictures,
+            more=dict(attention=attention),
         )
 
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", help=f"default: {', '.join(TARGETS)}")
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    parser.add_argument("--attention", default="auto", help="a value of model.attention")
     options = parser.parse_args()
     kept = []
     for name in options.target or TARGETS:
@@ -94,19 +97,21 @@ def main() -> None:
             [device, *_] = chosen.devices()
         except UserError as problem:
             parser.error(str(problem))
-        print(f"\n{datetime.date.today()}, compiled for one {chosen.chip.title}")
+        print(f"\n{datetime.date.today()}, compiled for one {chosen.chip.title}, ", end="")
+        print(f"attention {options.attention!r}")
         print("| model | tokens | temporaries | peak | growth for each doubling | |")
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
-        kept += [report(each, device, chosen) for each in options.case or CASES]
+        form = options.attention
+        kept += [report(each, device, chosen, form) for each in options.case or CASES]
     sys.exit(not all(kept))
 
 
-def report(name: str, device: Any, chosen: Target) -> bool:
+def report(name: str, device: Any, chosen: Target, attention: str) -> bool:
     """Compiles a model's steps, prints a row for each, and returns whether all bounds are kept."""
     row, before, kept = CASES[name], None, True
     for tokens in row.shapes:
         begun = time.perf_counter()
-        temporaries, peak = compiled(row.case(tokens), device, chosen)
+        temporaries, peak = compiled(row.case(tokens, attention), device, chosen)
         growth = ""
         if temporaries is None:
             found, good = f"too large | {peak:.1f} GiB", peak <= row.peaks.get(tokens, math.inf)

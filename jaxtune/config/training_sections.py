@@ -44,7 +44,7 @@ class Model:
     )
     attention: Literal["auto", "plain", "blockwise", "splash", "cudnn", "tokamax"] = about(
         "auto",
-        "attention kernel; auto uses a fused kernel of the device wherever possible, and elsewhere "
+        "attention kernel; auto uses the device's fused kernel wherever possible, and elsewhere "
         "attends in blocks, or in the plain form if rows are short",
     )
     remat: Literal["full", "offload", "dots", "none"] = about(

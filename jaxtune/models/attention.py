@@ -47,7 +47,7 @@ def attend(
       windows: Window of each kind of layer in tokens; None sees all earlier tokens.
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
-      implementation: "auto" takes a fused kernel of the machine if one supports the call, and
+      implementation: "auto" takes the fused kernel of the machine if it supports the call, and
         otherwise the blockwise form, or the plain one for few tokens. A kernel by name that does
         not support the call is an error. A function is called as `plain` is.
 
@@ -150,8 +150,8 @@ def choose(
         return fused.obstacle(name, q, query, key, windows, softcap)
 
     if implementation == "auto":
-        among = [*fused.native(q), *(["blockwise"] if q.shape[1] >= SHORT else []), "plain"]
-        return next(name for name in among if not obstacle(name))
+        among = (fused.native(q), "blockwise" if q.shape[1] >= SHORT else None, "plain")
+        return next(name for name in among if name and not obstacle(name))
     if reason := obstacle(implementation):
         raise UserError(
             f"attention {implementation!r} does not support this call: {reason}. "

@@ -18,7 +18,7 @@ class Kernel:
     """A fused kernel.
 
     Attributes:
-      platforms: Platforms that it is made for.
+      platforms: Platforms on which "auto" takes it.
       obstacle: Returns why it does not support a call, from queries, layout, windows and softcap.
       attend: Computes attention; the arguments are those of `splash.splash`.
     """
@@ -28,18 +28,18 @@ class Kernel:
     attend: Callable[..., jax.Array]
 
 
-GPUS = ("gpu", "cuda")
-KERNELS = {  # of two for a platform, the former is preferred
+KERNELS = {
     "splash": Kernel(("tpu",), tpu.obstacle, tpu.splash),
-    "cudnn": Kernel(GPUS, products.cudnn_obstacle, products.cudnn),
-    "tokamax": Kernel(GPUS, products.tokamax_obstacle, products.tokamax),
+    "cudnn": Kernel(("gpu", "cuda"), products.cudnn_obstacle, products.cudnn),
+    # By name alone: its masks take more memory than the blockwise form from some 8,000 tokens on.
+    "tokamax": Kernel((), products.tokamax_obstacle, products.tokamax),
 }
 
 
-def native(q: jax.Array) -> list[str]:
-    """Returns the kernels of the machine that the call is compiled for, the preferred one first."""
+def native(q: jax.Array) -> str | None:
+    """Returns the kernel that "auto" takes on the machine that the call is compiled for, if any."""
     of = platform(q)
-    return [name for name, kernel in KERNELS.items() if of in kernel.platforms]
+    return next((name for name, kernel in KERNELS.items() if of in kernel.platforms), None)
 
 
 def obstacle(

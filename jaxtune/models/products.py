@@ -13,8 +13,8 @@ from jaxtune.models.layout import PADDING, Layout, mask, reach, together
 
 HALVES = (jnp.bfloat16, jnp.float16)
 TILE = 64  # tokens of a block of tokamax's kernel
-# Heads of 256 need the shared memory of these GPUs (major version of the capability), all of which
-# `benchmarks/kernels.py` compiles for; the compiler of JAX 0.10 fails on tokamax from 12 on.
+# tokamax's blocks of heads of 256 fit the shared memory of GPUs of these capabilities alone, and
+# from 12.0 on the compiler of JAX 0.10 fails on its kernel.
 ROOMY, NEWEST = (8.0, 9.0, 10.0), 12.0
 
 

@@ -1,7 +1,7 @@
 """Attention with the splash kernel of JAX on TPUs."""
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def obstacle(
     softcap: float | None,
 ) -> str | None:
     """Returns the reason why the kernel does not support a call, as `fused.obstacle` does."""
-    if layout is not None and not layout.causal:
-        return "some tokens attend to later ones, as in a prefix"
+    if layout is not None and not layout.causal and any(w and w < q.shape[1] for w in windows):
+        return "some tokens attend to later ones, as in a prefix, and a window limits others"
     asked = jax.config.jax_default_matmul_precision
     if asked not in (None, "default"):
         return f"its products have JAX's default precision, and {asked!r} is asked for"
@@ -69,22 +69,26 @@ def splash(
     # The kernel takes no scale. Scaling q adds a rounding, unless the scale is a power of two.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
-    def run(q, k, v, segment, kind):
+    def run(q, k, v, rows, kind):
         def kernel(window, *arrays):
             seen = (layout is not None, window)
             built = _kernel(q.shape[2], padded, block, *seen, softcap, interpret)
-            return jax.vmap(built)(*arrays)
+            return jax.vmap(partial(_of_row, built))(*arrays)
 
+        def filled(x, value):
+            return None if x is None else lengthen(x, padded, value)
+
+        segment, last = filled(rows[0], PADDING), filled(rows[1], padded - 1)
         heads_first = [lengthen(x, padded, 0).swapaxes(1, 2) for x in (q, k, v)]
-        ids = None if segment is None else _segment_ids(lengthen(segment, padded, PADDING))
-        attended = by_window(kernel, windows, kind, length, *heads_first, ids)
+        attended = by_window(kernel, windows, kind, length, *heads_first, segment, last)
         return attended.swapaxes(1, 2)[:, :length]
 
     if layout is None and padded > length:  # the padding at the end must not be seen
         segment = together(q.shape[:2]).segment
     else:
         segment = None if layout is None or layout.whole else layout.segment
-    return spread(run, q, k, v, segment, kind)
+    last = None if layout is None or layout.causal else _last_seen(layout)
+    return spread(run, q, k, v, (segment, last), kind)
 
 
 def _blocks(length: int) -> tuple[int, int]:
@@ -97,16 +101,36 @@ def _blocks(length: int) -> tuple[int, int]:
     return block, count * block
 
 
-def _segment_ids(segment: jax.Array):
+def _last_seen(layout: Layout) -> jax.Array:  # int32[B, T]
+    """Returns the index of the last key that each query sees by its order, which never falls."""
+    after = jax.vmap(partial(jnp.searchsorted, side="right"))(layout.order, layout.order)
+    return after.astype(jnp.int32) - 1
+
+
+def _of_row(kernel: Any, q, k, v, segment, last) -> jax.Array:  # [N, T, H]
+    """Calls a kernel on one row, whose queries see keys of their segment, up to a last one."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-    return SegmentIds(segment, segment)
+    ids = None if segment is None else SegmentIds(segment, segment)
+    return (kernel if last is None else _up_to(last, kernel))(q, k, v, ids)
+
+
+def _up_to(last: jax.Array, kernel: Any) -> Any:
+    """Returns a causal kernel whose queries see the keys up to given indices, int32[T].
+
+    A causal kernel compares indices of keys with those of queries, which are an array. Without the
+    arrays that leave out blocks, all blocks are computed.
+    """
+    everywhere = dict.fromkeys(("data_next", "block_mask", "mask_next", "partial_mask_blocks"))
+    names = ("fwd_mask_info", "dq_mask_info", "dkv_mask_info")
+    infos = [getattr(kernel, name)._replace(**everywhere, q_sequence=last) for name in names]
+    return type(kernel)(*infos, **kernel.kwargs)
 
 
 @cache  # building scans the mask block by block, and a cached kernel is compiled only once
 def _kernel(
     heads: int, length: int, block: int, causal: bool, window, softcap, interpret: bool
-) -> Callable:
+) -> Any:
     """Returns the splash kernel of one sequence.
 
     The kernel maps q [N, T, H], k [K, T, H], v [K, T, H] and segment ids to [N, T, H].

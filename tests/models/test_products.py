@@ -1,14 +1,19 @@
 """cuDNN and tokamax: what they are told, and what they compute, against plain attention."""
 
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxtune import sharding
 from jaxtune.models import products
+from jaxtune.models.attention import attend, choose
 from jaxtune.models.layout import arrange
+from jaxtune.runs.plan.targets import target
 from tests.marks import slow_after
 from tests.models.attention_cases import (
     SCALE,
@@ -91,3 +96,108 @@ def test_padding_leaks_into_no_gradient(kernel):
         assert np.isfinite(each).all()
         assert np.abs(each[valid]).max() == 0
     assert np.abs(grads[2][~valid]).max() > 0
+
+
+# ---- tokamax, where it is installed
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Has tokamax's Triton kernels run in Pallas' interpreter.
+
+    It does not know `program_id` in branches and loops, so that a kernel gets its indices at once.
+    """
+    pytest.importorskip("tokamax")
+    from jax.experimental import pallas
+
+    call, index, held = pallas.pallas_call, pallas.program_id, []
+
+    def pallas_call(kernel, *rest, grid_spec, compiler_params, **more):
+        def with_indices(*refs):
+            held.append([index(axis) for axis in range(len(grid_spec.grid))])
+            try:
+                return kernel(*refs)
+            finally:
+                held.pop()
+
+        return call(with_indices, *rest, grid_spec=grid_spec, interpret=True, **more)
+
+    def program_id(axis):
+        if held and axis >= len(held[-1]):
+            raise ValueError("no such axis")
+        return held[-1][axis] if held else index(axis)
+
+    monkeypatch.setattr(pallas, "pallas_call", pallas_call)
+    monkeypatch.setattr(pallas, "program_id", program_id)
+    yield
+    jax.clear_caches()  # of traces that hold the interpreter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "described, windows, kind, kv_heads, size",
+    [
+        ({}, (70, None), 0, 1, 64),
+        (both(100), (40, None), 0, 2, 16),
+        (dict(causal=prefixed(100), valid=padded(100)), (None,), 0, 1, 16),
+        (None, (None,), 0, 4, 72),
+    ],
+)
+def test_tokamax_is_the_plain_form(interpreted, described, windows, kind, kv_heads, size):
+    arrays = tensors(length=100, kv_heads=kv_heads, size=size)  # two blocks, one filled up
+    compare(products.tokamax, described, arrays, SUMS, windows, kind)
+
+
+@pytest.mark.slow
+def test_tokamax_in_bfloat16(interpreted):
+    # Queries are scaled, and weights rounded, in bfloat16, as cuDNN's are.
+    arrays = tensors(length=100, size=256, kv_heads=1, dtype=jnp.bfloat16)
+    compare(products.tokamax, both(100), arrays, 4e-2, (40,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "chip, width", [("a100-40", 256), ("h100", 256), ("b200", 256), ("l4", 128)]
+)
+@pytest.mark.parametrize("described", [{}, dict(causal=prefixed(1024)[1:])])
+def test_tokamax_compiles_for_gpus_that_are_not_at_hand(monkeypatch, described, chip, width):
+    """Forward and backward, with a window; by XLA's compiler, for which no GPU is needed."""
+    pytest.importorskip("tokamax")
+    pytest.importorskip("jax_cuda12_plugin")
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--config", "configs/x.py"])
+    mesh = sharding.make_mesh({"data": 1}, target(chip).devices())
+    where = NamedSharding(mesh, PartitionSpec())
+    arrays = [
+        jax.ShapeDtypeStruct((1, 1024, heads, width), jnp.bfloat16, sharding=where)
+        for heads in (4, 1, 1)
+    ]
+    layout = arrange((1, 1024), **described)
+    how = dict(kind=jnp.int32(0), windows=(512,), scale=SCALE, implementation="tokamax")
+
+    def loss(*arrays):
+        return attend(*arrays, layout, layout, **how).astype(jnp.float32).sum()
+
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile().as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2
+
+
+@pytest.mark.parametrize(
+    "capability, call, reason",
+    [
+        (7.5, {}, "compute capability 8.0 to 11, not 7.5"),
+        (12.0, {}, "compute capability 8.0 to 11, not 12.0"),
+        (8.9, dict(size=256), "head size 256 is larger than 128"),
+        (8.0, dict(dtype="float32"), "not float32"),
+        (9.0, dict(softcap=50.0), "does not support a softcap"),
+        (8.0, dict(length=100), "fewer than one block"),
+        (8.0, dict(size=256), "tokamax is not installed: pip install tokamax"),
+    ],
+)
+def test_tokamax_says_why_it_cannot(monkeypatch, capability, call, reason):
+    monkeypatch.setattr(products, "capability", lambda q: capability)
+    monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
+    call = dict(length=128, size=64, dtype="bfloat16", softcap=None) | call
+    q = jnp.zeros((1, call["length"], 2, call["size"]), call["dtype"])
+    layout = arrange((1, call["length"]))
+    with pytest.raises(ValueError, match=f"'tokamax' does not support this call: .*{reason}"):
+        choose("tokamax", q, layout, layout, (None,), call["softcap"])

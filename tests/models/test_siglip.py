@@ -10,8 +10,7 @@ import transformers
 from jaxtune import tree
 from jaxtune.families import names
 from jaxtune.families.paligemma import TOWER, siglip
-from jaxtune.models import blockwise
-from jaxtune.models import siglip as module
+from jaxtune.models import attention, blockwise
 from jaxtune.models.siglip import Siglip
 from tests.pictured import TOWER as SIZES
 from tests.reference import scramble
@@ -55,7 +54,7 @@ def test_a_block_of_queries_at_a_time_gives_the_same(encoder, monkeypatch):
         return jnp.square(model.apply(variables, pictures)).sum()
 
     whole = jax.value_and_grad(loss)(variables)
-    monkeypatch.setattr(module, "SHORT", 1)
+    monkeypatch.setattr(attention, "SHORT", 1)
     for name in ("SMALLEST", "LARGEST"):
         monkeypatch.setattr(blockwise, name, 4)
     blocks = jax.value_and_grad(loss)(variables)

@@ -17,6 +17,7 @@ from tests.models.attention_cases import (
     compare,
     packed,
     padded,
+    prefixed,
     splash,
     tensors,
 )
@@ -28,6 +29,8 @@ from tests.models.attention_cases import (
     [
         ({}, (70, None), 0, 2.0),
         (dict(valid=padded(300)), (70, None), 1, None),
+        (dict(causal=prefixed(300)), (300, None), 0, 2.0),
+        (dict(causal=prefixed(300), **both(300)), (None,), 0, None),
         (None, (None,), 0, None),
     ],
 )

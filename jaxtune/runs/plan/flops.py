@@ -13,6 +13,8 @@ KERNELS = {
     "dot_product_attention_bwd": 5,
     "blockwise_forward": 2,
     "blockwise_backward": 5,
+    "pallas_flash_attention_vjp": 7,  # tokamax's; it computes the logits' gradients twice
+    "pallas_flash_attention": 2,
 }
 SKIPPED = 0.5
 
@@ -38,7 +40,7 @@ def _of_equation(equation: Any) -> float:
         return _product(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
-    called = params["name"] if name == "jit" else name
+    called = params["name"] if name in ("jit", "pallas_call") else name
     kernel = next((kernel for kernel in KERNELS if called.startswith(kernel)), None)
     if kernel:
         return _attention(equation, KERNELS[kernel])
