@@ -2,11 +2,15 @@
 
     pip install torch
     python benchmarks/attention.py [--length 512 …] [--rounds 5]
+    python benchmarks/attention.py --pictures 8 [--length 1024]
 
 One row of tokens in float32, four query heads that share one key head, with heads of 64 and of 256,
 causal, without a window and with one of 512 tokens. A call computes the attended values and the
 gradients of queries, keys and values. The forms take turns; the times are medians. Memory is what
 the process takes at most above what it held before a call (VmHWM), which is read on Linux only.
+
+With `--pictures`, it compares the plain form with blocks for SigLIP's heads instead: 16 of 72, which
+are also padded to 80, 96 and 128.
 """
 
 import argparse
@@ -27,6 +31,7 @@ WIDTHS, WINDOWS, HEADS = (64, 256), (None, 512), 4
 SLOWER = 1.1  # most that the blocks may take, as a multiple of the plain form
 FASTER_FROM = 4096  # tokens from which on they must take less
 WINDOWED = (8192, 1 / 3)  # tokens, and the most that they may take of it with a window
+SIGLIP = 72  # width of its heads
 MiB = 2**20
 
 
@@ -35,8 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, action="append", choices=LENGTHS)
     parser.add_argument("--rounds", type=int, default=5, help="calls of each form (default: 5)")
+    parser.add_argument("--pictures", type=int, help="pictures of --length patches")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if options.pictures:
+        for length in options.length or (1024,):
+            pictured(options.pictures, length, options.rounds)
+        return
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores, jaxtune / plain / torch")
     print("| tokens | head | window | ms | MiB | jaxtune's time, of plain's | |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -79,6 +89,42 @@ def report(length: int, width: int, window: int | None, rounds: int) -> bool:
     ]
     print(f"| {length:,} | {width} | {window or ''} | {' | '.join(figures)} |", flush=True)
     return kept
+
+
+def pictured(pictures: int, patches: int, rounds: int) -> None:
+    """Measures SigLIP's attention, forward and backward, and prints a row for each form."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxtune.models.attention import attend
+
+    print(
+        f"{datetime.date.today()}, {cpu()}, {pictures} × {patches:,} patches, 16 heads of {SIGLIP}"
+    )
+    print("| form | head | ms | temporaries, MiB |\n| --- | --- | --- | --- |")
+    random = np.random.default_rng(0)
+    shape = (pictures, patches, 16, SIGLIP)
+    given = [jnp.asarray(random.standard_normal(shape, np.float32)) for _ in range(4)]
+    how = dict(kind=jnp.int32(0), windows=(None,), scale=SIGLIP**-0.5)
+
+    def loss(q, k, v, weight, form, width):
+        wide = (jnp.pad(x, ((0, 0),) * 3 + ((0, width - SIGLIP),)) for x in (q, k, v))
+        out = attend(*wide, None, None, **how, implementation=form)[..., :SIGLIP]
+        return (out * weight).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), static_argnums=(4, 5))
+    cases = [("plain", SIGLIP), *(("blockwise", width) for width in (SIGLIP, 80, 96, 128))]
+    steps = {case: gradient.lower(*given, *case).compile() for case in cases}
+    seconds: Mapping[tuple, list[float]] = {case: [] for case in cases}
+    for _ in range(rounds + 1):  # the first warms up
+        for case, step in steps.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(step(*given))
+            seconds[case].append(time.perf_counter() - begun)
+    for case, step in steps.items():
+        took = statistics.median(seconds[case][1:]) * 1e3
+        taken = step.memory_analysis().temp_size_in_bytes / MiB
+        print(f"| {case[0]} | {case[1]} | {took:,.0f} | {taken:,.0f} |", flush=True)
 
 
 def bound(length: int, window: int | None) -> float:
