@@ -9,8 +9,8 @@ causal, without a window and with one of 512 tokens. A call computes the attende
 gradients of queries, keys and values. The forms take turns; the times are medians. Memory is what
 the process takes at most above what it held before a call (VmHWM), which is read on Linux only.
 
-With `--pictures`, it compares the plain form with blocks for SigLIP's heads instead: 16 of 72, which
-are also padded to 80, 96 and 128.
+With `--pictures`, it compares the plain form with blocks for SigLIP's heads instead: 16 of 72,
+which are also padded to 80, 96 and 128.
 """
 
 import argparse
@@ -98,9 +98,7 @@ def pictured(pictures: int, patches: int, rounds: int) -> None:
 
     from jaxtune.models.attention import attend
 
-    print(
-        f"{datetime.date.today()}, {cpu()}, {pictures} × {patches:,} patches, 16 heads of {SIGLIP}"
-    )
+    print(f"{datetime.date.today()}, {cpu()}, {pictures} × {patches:,} patches, heads of {SIGLIP}")
     print("| form | head | ms | temporaries, MiB |\n| --- | --- | --- | --- |")
     random = np.random.default_rng(0)
     shape = (pictures, patches, 16, SIGLIP)
