@@ -138,7 +138,7 @@ def compiled(case: Case, device: Any, chosen: Target) -> tuple[float | None, flo
     from jaxtune import sharding
 
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), [device])
-    lowered = step(case, mesh, "bfloat16" if "bfloat16" in chosen.chip.halves else "float32")
+    lowered = step(case, mesh)
     try:
         found = lowered.compile(WITHOUT_TRITON if isinstance(chosen.chip, Gpu) else None)
     except jax.errors.JaxRuntimeError as error:

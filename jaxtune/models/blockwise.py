@@ -38,7 +38,7 @@ class Blocks:
     keys: int
     scale: float
     softcap: float | None
-    precision: Setting = Setting()  # of products, where the call is traced
+    precision: Setting  # of products, where the call is traced
 
 
 @struct.dataclass

@@ -58,8 +58,8 @@ class Setting:
       halves: As in `Rule`.
     """
 
-    matmul: str | None = None
-    halves: bool = False
+    matmul: str | None
+    halves: bool
 
     @classmethod
     def present(cls) -> "Setting":

@@ -15,6 +15,7 @@ from jaxtune.models import attention, blockwise
 from jaxtune.models.attention import LONG, SHORT, attend, attend_cached, choose, plain
 from jaxtune.models.cache import CachedKV
 from jaxtune.models.layout import PADDING, Layout, arrange, mask, reach
+from jaxtune.quant.precision import Setting
 from tests.devices import environment
 from tests.marks import slow_after
 from tests.models.attention_cases import SCALE, both, compare, packed, padded, tensors
@@ -108,7 +109,7 @@ def test_bfloat16_is_no_further_from_float32_than_the_plain_form(softcap):
 def pairs(window=None, length=64, block=8, **described) -> int:
     """How many pairs of blocks are computed, of 64."""
     layout = arrange((2, length), **described)
-    blocks = blockwise.Blocks(block, block, 1.0, None)
+    blocks = blockwise.Blocks(block, block, 1.0, None, Setting.present())
     cut = blockwise._cut_layouts((layout, layout), blocks)
     *_, count = blockwise._pairs(cut, reach((window,), jnp.int32(0)), 8, 8)
     return int(count)
