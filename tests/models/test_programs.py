@@ -24,7 +24,7 @@ from jaxtune.models.siglip import SiglipConfig
 from jaxtune.training.objectives import CROSS_ENTROPY, Forward, log_probs
 from jaxtune.training.optim import optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
-from jaxtune.training.step import TrainState, compiled_eval, compiled_step, train_step
+from jaxtune.training.step import TrainState, compiled_eval, compiled_step, split, train_step
 
 PLATFORMS = ("tpu", "cuda")
 SIZES = dict(vocabulary=96, width=64, hidden=64, heads=2, kv_heads=1, head_size=16, context=1024)
@@ -158,7 +158,7 @@ def test_no_product_of_what_a_user_differentiates_is_left_at_the_default():
         return model.apply(variables, tokens).mean()
 
     def forward(variables):  # the head does not train, so that the loss brings its gradient
-        return Forward(model, {"lora": variables["lora"]}, {"params": variables["params"]})
+        return Forward(model, *split(variables, lora.TRAINABLE))
 
     def scored(variables):
         return forward(variables).log_probs(batch()).sum()
