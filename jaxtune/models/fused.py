@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxtune.models import products
+from jaxtune.models import gpu_kernels
 from jaxtune.models import splash as tpu
 from jaxtune.models.device import EXPLICIT, explicit, platform
 from jaxtune.models.layout import Layout
@@ -30,9 +30,9 @@ class Kernel:
 
 KERNELS = {
     "splash": Kernel(("tpu",), tpu.obstacle, tpu.splash),
-    "cudnn": Kernel(("gpu", "cuda"), products.cudnn_obstacle, products.cudnn),
+    "cudnn": Kernel(("gpu", "cuda"), gpu_kernels.cudnn_obstacle, gpu_kernels.cudnn),
     # By name alone: its masks take more memory than the blockwise form from some 8,000 tokens on.
-    "tokamax": Kernel((), products.tokamax_obstacle, products.tokamax),
+    "tokamax": Kernel((), gpu_kernels.tokamax_obstacle, gpu_kernels.tokamax),
 }
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune.models import products
+from jaxtune.models import gpu_kernels
 from jaxtune.models import splash as tpu
 from jaxtune.models.attention import attend
 from jaxtune.models.layout import arrange
@@ -87,6 +87,6 @@ def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softc
 
 
 splash = partial(tpu.splash, interpret=True)
-cudnn = partial(products.cudnn, implementation="xla")
+cudnn = partial(gpu_kernels.cudnn, implementation="xla")
 # Float32 on both sides; only the order of some 300 additions differs.
 SUMS = 2e-5

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.models import fused, products
+from jaxtune.models import fused, gpu_kernels
 from jaxtune.models.attention import attend, choose
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
 from jaxtune.models.layout import arrange
@@ -115,7 +115,7 @@ def pick(name="auto", length=128, size=128, dtype="bfloat16", window=None, softc
 )
 def test_auto_is_what_the_backend_has(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(products, "capability", lambda q: 9.0)
+    monkeypatch.setattr(gpu_kernels, "capability", lambda q: 9.0)
     assert pick() == expected
     assert pick(window=40, segments=0, valid=True) == expected
     assert pick(causal=False) == expected
@@ -164,8 +164,8 @@ def test_a_kernel_takes_what_it_can(name, call):
 )
 def test_cudnn_asks_what_the_gpu_can_do(monkeypatch, capability, size, fits):
     monkeypatch.setattr(fused, "native", lambda q: "cudnn")
-    monkeypatch.setattr(products, "capability", lambda q: capability)
-    monkeypatch.setattr(products, "at_hand", lambda: capability)
+    monkeypatch.setattr(gpu_kernels, "capability", lambda q: capability)
+    monkeypatch.setattr(gpu_kernels, "at_hand", lambda: capability)
     assert (pick(size=size) == "cudnn") == fits
 
 

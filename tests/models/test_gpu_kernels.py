@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import sharding
-from jaxtune.models import products
+from jaxtune.models import gpu_kernels
 from jaxtune.models.attention import attend, choose
 from jaxtune.models.layout import arrange
 from jaxtune.runs.plan.targets import target
@@ -62,7 +62,7 @@ def test_what_cudnn_is_told_in_bfloat16():
 @pytest.mark.parametrize("described", [{}, dict(segments=packed(256)), both(256)])
 def test_cudnn_on_a_gpu(described):
     arrays = tensors(length=256, size=128, dtype=jnp.bfloat16)
-    compare(products.cudnn, described, arrays, 4e-2, (70, None), 0)
+    compare(gpu_kernels.cudnn, described, arrays, 4e-2, (70, None), 0)
 
 
 @pytest.mark.parametrize("described, bias", [({}, ""), (dict(segments=packed(256)), "ScaleBias")])
@@ -72,7 +72,9 @@ def test_cudnn_is_called_with_the_window_or_the_mask(monkeypatch, described, bia
 
     monkeypatch.setattr(library, "check_cudnn_version", lambda: 91000)
     layout = arrange((2, 256), **described)
-    run = partial(products.cudnn, layout=layout, kind=jnp.int32(0), windows=(70, None), scale=SCALE)
+    run = partial(
+        gpu_kernels.cudnn, layout=layout, kind=jnp.int32(0), windows=(70, None), scale=SCALE
+    )
     arrays = tensors(length=256, dtype=jnp.bfloat16)
     step = jax.jit(jax.grad(lambda *x: run(*x).astype(jnp.float32).sum(), (0, 1, 2)))
     text = step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text().replace("\\22", '"')
@@ -145,14 +147,14 @@ def interpreted(monkeypatch):
 )
 def test_tokamax_is_the_plain_form(interpreted, described, windows, kind, kv_heads, size):
     arrays = tensors(length=100, kv_heads=kv_heads, size=size)  # two blocks, one filled up
-    compare(products.tokamax, described, arrays, SUMS, windows, kind)
+    compare(gpu_kernels.tokamax, described, arrays, SUMS, windows, kind)
 
 
 @pytest.mark.slow
 def test_tokamax_in_bfloat16(interpreted):
     # Queries are scaled, and weights rounded, in bfloat16, as cuDNN's are.
     arrays = tensors(length=100, size=256, kv_heads=1, dtype=jnp.bfloat16)
-    compare(products.tokamax, both(100), arrays, 4e-2, (40,))
+    compare(gpu_kernels.tokamax, both(100), arrays, 4e-2, (40,))
 
 
 @pytest.mark.slow
@@ -194,8 +196,8 @@ def test_tokamax_compiles_for_gpus_that_are_not_at_hand(monkeypatch, described, 
     ],
 )
 def test_tokamax_says_why_it_cannot(monkeypatch, capability, call, reason):
-    monkeypatch.setattr(products, "capability", lambda q: capability)
-    monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_kernels, "capability", lambda q: capability)
+    monkeypatch.setattr(gpu_kernels.importlib.util, "find_spec", lambda name: None)
     call = dict(length=128, size=64, dtype="bfloat16", softcap=None) | call
     q = jnp.zeros((1, call["length"], 2, call["size"]), call["dtype"])
     layout = arrange((1, call["length"]))
