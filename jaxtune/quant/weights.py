@@ -212,9 +212,9 @@ def unpack(codes: jax.Array, bits: int) -> jax.Array:  # [..., block, out]
     """Returns the codes that `pack` packed, one in each element."""
     if bits == 8:
         return codes
-    # A TPU's compiler stores a shift that varies along an axis as an array of the weight's size.
-    # On a CPU, such a shift vectorises, and a concatenation, which branches, does not.
-    return jax.lax.platform_dependent(codes, tpu=_concatenated, default=_shifted)
+    # With a shift that varies along an axis, a TPU's compiler stores arrays of the weight's size
+    # and a GPU's dequantises several weights at once. On a CPU, concatenations do not vectorise.
+    return jax.lax.platform_dependent(codes, cpu=_shifted, default=_concatenated)
 
 
 @partial(jax.jit, static_argnames="dtype")
