@@ -90,7 +90,8 @@ def test_no_weight_is_read(pair, monkeypatch):
     "options, problem",
     [
         (dict(attention="flash"), "attention 'flash': expected one of"),
-        (dict(compute="float16"), "compute 'float16': expected one of"),
+        (dict(compute="float8"), "compute 'float8': expected one of"),
+        (dict(compute="float16", precision="tf32"), "leave precision out, or set compute"),
         (dict(dtype="int8"), "dtype 'int8': expected one of"),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_cache_is_read_in_blocks(window, softcap, block):
     segment = np.where(filled, 0, PADDING).astype(np.int32)
     key = Layout(*map(jnp.asarray, (order, segment, order)), whole=False, counted=False)
     query = jax.tree.map(lambda x: x[:, 20:21], key)
-    stored = CachedKV(*(jnp.stack([0 * each, each]) for each in (k, v)))
+    stored = CachedKV(*(jnp.stack([0 * each, each]).swapaxes(2, 3) for each in (k, v)))
     found = blockwise.attend_cache(
         q[:, :1],
         stored.k,
@@ -206,7 +206,7 @@ def test_long_caches_alone_are_read_in_blocks(monkeypatch):
     called = []
     monkeypatch.setattr(blockwise, "attend_cache", lambda q, *_, **__: called.append(1) or q)
     for slots in (LONG - 1, LONG):
-        stored = CachedKV(*[jnp.zeros((1, 1, slots, 1, 8))] * 2)
+        stored = CachedKV(*[jnp.zeros((1, 1, 1, slots, 8))] * 2)
         layout = arrange((1, slots))
         query = jax.tree.map(lambda x: x[:, -1:], layout)
         how = dict(kind=jnp.int32(0), windows=(None,), scale=SCALE)
