@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtune.sharding import CAPABILITY, mesh_of
 
+MEMBERS = "members"  # name of the axis over which the programs of populations are vectorised
 EXPLICIT = "the mesh has explicit axes; make it with axis_types=AxisType.Auto"
 
 
@@ -25,6 +26,15 @@ def platform(q: jax.Array) -> str:
 def explicit(q: jax.Array) -> bool:
     """Returns whether the mesh of an array has explicit axes, which `spread` cannot split."""
     return AxisType.Explicit in mesh_of(q).axis_types
+
+
+def vectorised() -> bool:
+    """Returns whether the call is traced for the members of a population at once."""
+    try:
+        jax.lax.axis_index(MEMBERS)
+    except NameError:  # JAX knows no such axis here
+        return False
+    return True
 
 
 def capability(q: jax.Array) -> float:

@@ -7,7 +7,7 @@ import jax
 
 from jaxtune.models import gpu_kernels
 from jaxtune.models import splash as tpu
-from jaxtune.models.device import EXPLICIT, explicit, platform
+from jaxtune.models.device import EXPLICIT, explicit, platform, vectorised
 from jaxtune.models.layout import Layout
 
 FEWEST = 128  # tokens, one block of the kernels
@@ -21,15 +21,17 @@ class Kernel:
       platforms: Platforms on which "auto" takes it.
       obstacle: Returns why it does not support a call, from queries, layout, windows and softcap.
       attend: Computes attention; the arguments are those of `splash.splash`.
+      vectorises: Whether it works under `vmap`, as for the members of a population.
     """
 
     platforms: tuple[str, ...]
     obstacle: Callable[..., str | None]
     attend: Callable[..., jax.Array]
+    vectorises: bool = False
 
 
 KERNELS = {
-    "splash": Kernel(("tpu",), tpu.obstacle, tpu.splash),
+    "splash": Kernel(("tpu",), tpu.obstacle, tpu.splash, vectorises=True),
     "cudnn": Kernel(("gpu", "cuda"), gpu_kernels.cudnn_obstacle, gpu_kernels.cudnn),
     # By name alone: its masks take more memory than the blockwise form from some 8,000 tokens on.
     "tokamax": Kernel((), gpu_kernels.tokamax_obstacle, gpu_kernels.tokamax),
@@ -69,4 +71,7 @@ def obstacle(
         return f"{q.shape[1]} tokens are fewer than one block of {FEWEST}"
     if explicit(q):
         return EXPLICIT
-    return KERNELS[name].obstacle(q, query, windows, softcap)
+    kernel = KERNELS[name]
+    if vectorised() and not kernel.vectorises:
+        return "it does not compute several members of a population at once"
+    return kernel.obstacle(q, query, windows, softcap)

@@ -22,6 +22,7 @@ from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
 from jaxtune.models.arguments import check_batch, check_model
+from jaxtune.models.device import MEMBERS
 from jaxtune.models.programs import program
 from jaxtune.training.objectives import CROSS_ENTROPY, as_objective
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step
@@ -181,7 +182,8 @@ def compiled_population_step(
         moving, metrics = compiled_step(model, optimizer, moving, frozen, batch, objective)
         return moving.replace(frozen=state.frozen), metrics
 
-    return jax.vmap(one, in_axes=(0, 0 if own else None))(states, batch)
+    axes = (0, 0 if own else None)
+    return jax.vmap(one, in_axes=axes, axis_name=MEMBERS)(states, batch)
 
 
 @program(static_argnums=0)
@@ -192,7 +194,7 @@ def compiled_losses(model, states, shared, batch, objective=CROSS_ENTROPY):
         frozen = tree.combine(state.frozen, shared)
         return compiled_eval(model, tree.combine(state.trainable, frozen), batch, objective)
 
-    return jax.vmap(one)(states)
+    return jax.vmap(one, axis_name=MEMBERS)(states)
 
 
 def _stacked(*states: TrainState) -> TrainState:

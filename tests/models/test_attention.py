@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxtune.models import fused, gpu_kernels
-from jaxtune.models.attention import attend, choose
+from jaxtune.models.attention import SHORT, attend, choose
 from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
+from jaxtune.models.device import MEMBERS
 from jaxtune.models.layout import arrange
 from jaxtune.models.rope import default
 from tests.marks import slow_after
@@ -120,6 +121,15 @@ def test_auto_is_what_the_backend_has(monkeypatch, backend, expected):
     assert pick(window=40, segments=0, valid=True) == expected
     assert pick(causal=False) == expected
     assert pick("plain") == "plain"
+
+
+@pytest.mark.parametrize("backend, expected", [("tpu", "splash"), ("gpu", "blockwise")])
+def test_members_of_a_population_have_a_form_that_vectorises(monkeypatch, backend, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(gpu_kernels, "capability", lambda q: 9.0)
+    found = []
+    jax.vmap(lambda _: found.append(pick(length=SHORT)), axis_name=MEMBERS)(jnp.zeros(3))
+    assert found == [expected] and pick(length=SHORT) != "blockwise"
 
 
 REFUSALS = [
