@@ -21,6 +21,7 @@ from jaxtune.models.paligemma import Model
 from jaxtune.quant.precision import GPUS
 from jaxtune.runs.plan import traffic
 from jaxtune.runs.plan.flops import flops
+from jaxtune.runs.plan.packing import copied_bytes
 from jaxtune.training.objectives import Objective
 from jaxtune.training.optim import Optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
@@ -224,6 +225,8 @@ def _compile(name: str, traced: Any, shapes: Shapes, sizes: Mapping[str, int]) -
         # The peak that the CPU's compiler reports leaves out temporaries.
         whole = moved - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         peak = max(whole, memory.peak_memory_in_bytes)
+        if shapes.mesh.devices.flat[0].platform == "cpu":
+            peak += copied_bytes(_text(compiled))
         sent = traffic.measure(_text(compiled)).by_kind if shapes.mesh.size > 1 else {}
         outputs = compiled.output_shardings
     seconds = time.perf_counter() - begun
