@@ -226,7 +226,10 @@ def test_the_model_carries_the_choice(monkeypatch):
     variables = jax.jit(Decoder(config).init)(jax.random.key(0), tokens)
 
     def loss(variables, name):
-        logits = Decoder(config, attention=name).apply(variables, tokens, **described)
+        model = Decoder(
+            config, attention=name, precision="default"
+        )  # of float32, splash has no other
+        logits = model.apply(variables, tokens, **described)
         return (jax.nn.log_softmax(logits)[..., 0] * valid).mean()
 
     (expected, wanted), (got, given) = (
