@@ -26,14 +26,16 @@ from compiled_memory import step
 from shapes import GEMMA_3_270M, LLAMA_3_8B
 
 from jaxtune.display.errors import UserError
+from jaxtune.runs.plan import hlo
 from jaxtune.runs.plan.chips import GiB
 from jaxtune.runs.plan.targets import compile_only, target
 
 compile_only()
 SHARE = 0.2  # largest temporary memory of decoding, as a share of its cache
-MiB = 2**20
-MOVES = re.compile(r"copy|transpose|concatenate|dynamic[-_]slice")
-SIZES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "u4": 0.5, "s4": 0.5, "s32": 4, "u32": 4}
+MOVING = ("copy", "transpose", "concatenate", "dynamic-slice")
+MOVES = re.compile(r"copy|transpose|concatenate|dynamic[-_]slice")  # in names of fusions
+# What is inside of these is not written to memory.
+FUSED = re.compile(r"fused|gemm_fusion|wrapped|copy")
 
 
 @dataclass(frozen=True)
@@ -108,32 +110,19 @@ def text(moved: Mapping[str, int]) -> str:
 
 def moves(program: str, least: float) -> Counter:
     """Counts the arrays of at least `least` bytes that loops of a compiled program only move."""
+    module = hlo.parse(program)
     found: Counter = Counter()
-    inside = False
-    for line in program.splitlines():
-        if heading := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            # What is inside a fusion is not written to memory, and what is outside of loops is
-            # moved once.
-            inside = not heading[1] and not re.match(r"fused|gemm_fusion|wrapped|copy", heading[2])
-            continue
-        made = re.match(r"\s+%?([\w.\-]+) = (\w+)\[([\d,]+)\]\S* ([\w\-]+)\(", line)
-        if not made or not inside or "update" in made[1] + made[4]:
-            continue
-        name, dtype, sizes, operation = made.groups()
-        moving = operation in ("copy", "transpose", "concatenate", "dynamic-slice") or (
-            operation == "fusion" and MOVES.search(name) and "convert" not in name
-        )
-        if moving and size(dtype, sizes) >= least:
-            found[f"{dtype}[{sizes}] {operation}"] += 1
+    for computation in module.computations.values():
+        if computation.name == module.entry or FUSED.match(computation.name):
+            continue  # what is outside of loops is moved once
+        for each in computation.instructions.values():
+            if "update" in each.name + each.opcode or "convert" in each.name:
+                continue
+            fusion = each.opcode == "fusion" and MOVES.search(each.name)
+            array = hlo.ARRAY.match(each.shape)
+            if array and (fusion or each.opcode in MOVING) and hlo.nbytes(each.shape) >= least:
+                found[f"{array[1]}[{array[2]}] {each.opcode}"] += 1
     return found
-
-
-def size(dtype: str, sizes: str) -> float:
-    """Returns the bytes of an array; 0 of a dtype that holds neither weights nor codes."""
-    count = 1
-    for each in sizes.split(","):
-        count *= int(each)
-    return SIZES.get(dtype, 0) * count
 
 
 def programs(case: Case, mesh: Any) -> list[tuple[str, Any, int]]:
@@ -154,8 +143,7 @@ def decoding(case: Case, mesh: Any) -> list[tuple[str, Any, int]]:
     import jaxtune
     from jaxtune import families, quant, tree
     from jaxtune.checkpoint.load import leaf_shapes
-    from jaxtune.decoding.generate import advanced, begun
-    from jaxtune.decoding.requests import PaddedPrompts
+    from jaxtune.decoding import outline
     from jaxtune.decoding.sampling import Sampling
 
     where = NamedSharding(mesh, PartitionSpec())
@@ -177,18 +165,13 @@ def decoding(case: Case, mesh: Any) -> list[tuple[str, Any, int]]:
         how = dict(rank=case.rank, key=jax.random.key(0))
         variables = jax.eval_shape(lambda given: jaxtune.add_lora(given, **how), variables)
     variables = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), variables)
-    rows, half = case.rows, case.slots // 2
-    prompts = PaddedPrompts(array(jnp.int32, rows, half), array(jnp.int32, rows), None)
-    numbers = (array(jnp.int32, rows), array(jnp.int32, 1), Sampling.of())
-    seeds = (array(jnp.uint32), array(jnp.uint32, rows, 2))
-    given = (variables, prompts, *numbers, *seeds)
-    state = jax.eval_shape(lambda *given: begun(model, half, *given), *given)
+    half = case.slots // 2
+    batch = outline.Batch(case.rows, half, pictures=0, new=half)
+    begun = outline.traced_prefill(model, variables, mesh, batch, Sampling.of(), stops=1)
+    state = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), begun.out_info)
+    loop = outline.traced_loop(model, variables, state)
     cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache.stored))
-    state = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), state)
-    return [
-        ("prefill", begun.lower(model, half, *given), 0),
-        ("decoding", advanced.lower(model, variables, state, array(jnp.int32)), cache),
-    ]
+    return [("prefill", begun.lower(), 0), ("decoding", loop.lower(), cache)]
 
 
 if __name__ == "__main__":

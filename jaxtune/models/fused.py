@@ -15,7 +15,7 @@ FEWEST = 128  # tokens, one block of the kernels
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fused kernel.
+    """A fused attention kernel: where it is taken, what it does not support, and its function.
 
     Attributes:
       platforms: Platforms on which "auto" takes it.

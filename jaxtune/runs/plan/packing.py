@@ -6,14 +6,9 @@ loop body are alive at a time. How many depends on the threads; half of them is 
 `benchmarks/plan_accuracy.py`.
 """
 
-import re
-from collections.abc import Mapping
-
-from jaxtune.runs.plan.hlo import ARRAY, HEADER, nbytes
+from jaxtune.runs.plan.hlo import Computation, Module, nbytes, parse
 
 ALIVE = 0.5  # share of a loop body's copies that are alive at the peak
-DOT = re.compile(r" dot\(%?([\w.\-]+),[^\n]*")
-CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 def copied_bytes(text: str) -> int:
@@ -22,34 +17,17 @@ def copied_bytes(text: str) -> int:
     Args:
       text: The program, as `compiled.as_text()` prints it.
     """
-    bodies = _bodies(text)
-    own = {name: _left_factors(body) for name, body in bodies.items()}
-    return int(ALIVE * max((_within(name, bodies, own) for name in bodies), default=0))
+    module = parse(text)
+    return int(ALIVE * max(_left_factors(each, module) for each in module.computations.values()))
 
 
-def _bodies(text: str) -> dict[str, str]:
-    """Returns the text of each computation of a program by its name."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line[:1] not in (" ", "}", "") and (heading := HEADER.fullmatch(line.rstrip())):
-            lines = found[heading[2]] = []
-        lines.append(line)
-    return {name: "\n".join(lines) for name, lines in found.items()}
-
-
-def _left_factors(body: str) -> int:
-    """Returns the bytes of the left factors of a computation's matrix products."""
+def _left_factors(computation: Computation, module: Module) -> int:
+    """Returns the bytes of the left factors of matrix products, also in what is called."""
     total = 0
-    for dot in DOT.finditer(body):
-        if "batch_dims" in dot[0]:
-            continue  # many small products, each copied for itself
-        made = re.search(rf"%?{re.escape(dot[1])} = (\S+)", body)
-        total += nbytes(made[1]) if made and ARRAY.match(made[1]) else 0
+    for each in computation.instructions.values():
+        # The products of a batch are many small ones, each of which is copied for itself.
+        if each.opcode == "dot" and "batch_dims" not in each.attributes:
+            total += nbytes(computation.instructions[each.operands[0]].shape)
+        for name in each.called("calls", "to_apply"):
+            total += _left_factors(module.computations[name], module)
     return total
-
-
-def _within(name: str, bodies: Mapping[str, str], own: Mapping[str, int]) -> int:
-    """Returns the bytes of a computation's left factors, and of those that it calls."""
-    called = [each for each in CALLED.findall(bodies[name]) if each in bodies]
-    return own[name] + sum(_within(each, bodies, own) for each in called)
