@@ -113,7 +113,7 @@ class Loader:
         longest = encoder.max_length
         fixed = encoder.placeholders(min(survey.pictures.tolist(), default=0))
         self._lengths = (longest,) if packing else tuple(buckets) or sizes(longest, fixed=fixed)
-        self._scored = sizes(longest, smallest=16)
+        self._scored = sizes(longest, smallest=8)
         self._order = Order(
             len(self.lines),
             accumulate * batch,

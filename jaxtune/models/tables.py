@@ -35,8 +35,8 @@ def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
     return table.reshape(-1, count, table.shape[-1])
 
 
-def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [W, N, D] -> [W, D]
-    """Returns block `number` of the result of `blocks`, as `dtype`."""
+def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [..., N, D]
+    """Returns block `number`, [..., D], of the result of `blocks`, or of several, as `dtype`."""
     return _read(table, number, _block, dtype)
 
 
@@ -66,7 +66,7 @@ def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _block(table: jax.Array, number: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(table, number, 1, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(table, number, -2, keepdims=False)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

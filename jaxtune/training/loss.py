@@ -187,7 +187,7 @@ def _block_loss(
     logits, and of token vectors weighted by them, is kept relative to the highest logit so far.
     """
     everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS).reshape(-1, hidden.shape[-1])
-    highest, total, pull = jax.vmap(partial(_over_blocks, everyone, cap))(blocks)
+    highest, total, pull = _over_blocks(everyone, cap, blocks)
     top = highest.max(0)
     shrink = jnp.exp(highest - top)
     pull = jnp.sum(pull * shrink[..., None], 0).reshape(hidden.shape)
@@ -201,27 +201,30 @@ def _block_loss(
     return loss, ({}, to_hidden.astype(hidden.dtype))
 
 
-def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [W, N, D]
-    """Returns the highest logit, and the sums relative to it, over some of the vocabulary.
+def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [S, W, N, D]
+    """Returns the highest logit, and the sums relative to it, over each part of the vocabulary.
 
-    They are float32[n], the sum of exponentials float32[n], and the sum of token vectors weighted
-    by these, times the derivative of the soft cap, float32[n, D].
+    They are float32[S, n], the sum of exponentials float32[S, n], and the sum of token vectors
+    weighted by these, times the derivative of the soft cap, float32[S, n, D].
     """
+    parts, _, steps, _ = blocks.shape
 
     def add(carry, number):
         highest, total, pull = carry
         rows = tables.block(blocks, number, hidden.dtype)
-        logits, slope = _softened(products.einsum("nd,wd->nw", hidden, rows, jnp.float32), cap)
+        # A product of two matrices: given [S, W, D], XLA's CPU backend transposes the rows first.
+        flat = products.einsum("nd,wd->nw", hidden, rows.reshape(-1, rows.shape[-1]), jnp.float32)
+        logits, slope = _softened(jnp.moveaxis(flat.reshape(-1, *rows.shape[:2]), 1, 0), cap)
         top = jnp.maximum(highest, logits.max(-1))
-        shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[:, None])
+        shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[..., None])
         pulling = (shares * slope).astype(hidden.dtype)
-        more = products.einsum("nw,wd->nd", pulling, rows, jnp.float32)
-        return (top, total * shrink + shares.sum(-1), pull * shrink[:, None] + more), None
+        more = products.einsum("snw,swd->snd", pulling, rows, jnp.float32)
+        return (top, total * shrink + shares.sum(-1), pull * shrink[..., None] + more), None
 
-    count = hidden.shape[0]
     # Derived from `hidden`, the sums are sharded like it, and not like the table.
-    start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
-    return jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))[0]
+    pull = jnp.broadcast_to(0 * hidden.astype(jnp.float32), (parts, *hidden.shape))
+    zeros = pull[..., 0]
+    return jax.lax.scan(add, (zeros - jnp.inf, zeros, pull), jnp.arange(steps))[0]
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
