@@ -5,6 +5,7 @@ rows to float32, and keeps the copy while a loop runs. On CPUs, parts are theref
 and only these are converted.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,13 +15,44 @@ import jax.numpy as jnp
 
 from jaxtune.quant import products
 
-BLOCK = 4096  # least number of rows in a block, which fits a processor's cache
+BLOCK = 4096  # tokens of a block, which fits a processor's cache; with strided blocks, the fewest
+FEATURES = 128  # rows of a table [D, V] that columns are read from at a time
 Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
 
-def rows(table: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:  # [V, D], int32[...]
-    """Returns the rows at `index` as `dtype`; rows outside the table are NaN."""
-    return _read(table, index, _rows, dtype)
+def rows(table: jax.Array, index: jax.Array, dtype: Any, axis: int = 0) -> jax.Array:  # [..., D]
+    """Returns the vectors at `index`, int32[...], as `dtype`; those outside the table are NaN.
+
+    The tokens of a table [V, D] are on axis 0, and those of one that is [D, V] on axis 1.
+    """
+    return _read(table, index, (_rows, _columns)[axis], dtype)
+
+
+def fold(
+    add: Callable[[Any, jax.Array], Any], start: Any, table: jax.Array, dtype: Any, axis: int = 0
+) -> Any:
+    """Folds a function over blocks of neighbouring tokens, the last of which may be smaller.
+
+    Args:
+      add: From what it returned before, and a block [..., W, D], to the same with the block.
+      start: What it gets with the first block.
+      table: [..., V, D], or with axis 1 [..., D, V].
+      dtype: dtype of the blocks.
+      axis: The axis of the tokens, of the last two.
+
+    Returns:
+      What it returned for the last block.
+    """
+    whole, rest = divmod(table.shape[axis - 2], BLOCK)
+
+    def part(number: jax.Array | int, size: int) -> jax.Array:
+        block = _read(table, jnp.asarray(number * BLOCK), partial(_slice, size, axis - 2), dtype)
+        return jnp.swapaxes(block, -1, -2) if axis else block
+
+    if whole:
+        numbers = jnp.arange(whole)
+        start = jax.lax.scan(lambda got, at: (add(got, part(at, BLOCK)), None), start, numbers)[0]
+    return add(start, part(whole, rest)) if rest else start
 
 
 def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
@@ -63,6 +95,25 @@ def _scores_by_block(x: jax.Array, table: jax.Array) -> jax.Array:
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take(table, index, axis=0)
+
+
+def _columns(table: jax.Array, index: jax.Array) -> jax.Array:
+    # A TPU transposes what it gathers columns from, so that is a few features at a time.
+    ways = {"tpu": _columns_in_parts, "default": partial(jnp.take, axis=1)}
+    return jnp.moveaxis(jax.lax.platform_dependent(table, index, **ways), 0, -1)
+
+
+def _columns_in_parts(table: jax.Array, index: jax.Array) -> jax.Array:  # [D, ...]
+    size = math.gcd(len(table), FEATURES)
+    starts = jnp.arange(0, len(table), size)
+    found = jax.lax.map(
+        lambda start: jnp.take(_slice(size, 0, table, start), index, axis=1), starts
+    )
+    return found.reshape(-1, *index.shape)
+
+
+def _slice(size: int, axis: int, table: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(table, start, size, axis)
 
 
 def _block(table: jax.Array, number: jax.Array) -> jax.Array:

@@ -4,11 +4,9 @@ Over a mesh, every device has some of the vocabulary and computes the logits of 
 it: hidden states travel to the devices, and their gradients back, but never logits.
 
 Axes beyond the decoder's: n scored positions; R groups of them, one for each device that has rows;
-C positions of a group in a chunk; S parts of the vocabulary, N blocks of a part, W tokens of a
-block.
+C positions of a group in a chunk; S parts of the vocabulary, W tokens of a block.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,8 +21,8 @@ from jaxtune.models.attention import soften
 from jaxtune.models.programs import in_precision
 from jaxtune.quant import products
 
-CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk
-TABLE = re.compile(r"params/(.*/)?embed/w")  # the embedding, also a tied head's weight
+CHUNK_BYTES = 2**27  # size of the float32 logits of a chunk, or of its block of logits and its sums
+SUMS = 4  # arrays as large as the hidden states of a chunk, beside the logits of a block
 CHUNKS = P(None, *sharding.ROWS)  # chunks of all arrays, [chunks, R, C, ...]
 REPEATED = P("data")  # hidden states of a chunk, on all devices that share the vocabulary
 LOGITS = P("data", None, sharding.WEIGHTS)  # [R, C, V]
@@ -140,15 +138,17 @@ log_probs.defvjp(_log_probs_forward, _log_probs_backward)
 
 
 def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tuple[Callable, int]:
-    """Returns a chunk's loss-and-gradients function, and the logits per position that it holds."""
-    table = next((leaf for path, leaf in frozen.items() if TABLE.fullmatch(path)), None)
-    if trainable or not model.config.tied or not isinstance(table, jax.Array):
+    """Returns a chunk's loss-and-gradients function, and the float32 per position that it holds."""
+    name, axis = ("embed", 0) if model.config.tied else ("head", 1)
+    head = [leaf for path, leaf in frozen.items() if name in path.split("/")]
+    if trainable or len(head) != 1 or not isinstance(head[0], jax.Array):
         graded = jax.value_and_grad(_chunk_loss, argnums=(1, 3))
         return partial(graded, model, trainable, frozen), _held(model, hidden)
     parts = sharding.ways(hidden, *sharding.WEIGHTS)
-    parts = parts if table.shape[0] % parts == 0 else 1
-    blocks = jax.vmap(tables.blocks)(table.reshape(parts, -1, table.shape[-1]))
-    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[1]
+    parts = parts if head[0].shape[axis] % parts == 0 else 1
+    graded = partial(_block_loss, parts, axis, head[0], model.config.logit_softcap)
+    block = min(tables.BLOCK, head[0].shape[axis] // parts)
+    return graded, block + SUMS * hidden.shape[-1]
 
 
 def _held(model, hidden: jax.Array) -> int:
@@ -174,44 +174,60 @@ def _chunk_losses(model, trainable, frozen, hidden, targets) -> jax.Array:  # fl
 
 
 def _block_loss(
-    blocks: jax.Array,  # [S, W, N, D], in S parts that are on devices of their own
-    table: jax.Array,  # [V, D], the same vectors
+    parts: int,  # S, the number of parts of the vocabulary that are on devices of their own
+    axis: int,  # of the vocabulary in the head
+    head: jax.Array,  # [V, D] if it is tied, otherwise [D, V]
     cap: float | None,
     hidden: jax.Array,  # [R, C, D]
     targets: jax.Array,  # int32[R, C]
     weights: jax.Array,  # float32[R, C]
 ) -> tuple[jax.Array, tuple[dict, jax.Array]]:
-    """Returns a chunk's loss and the gradient of `hidden`, for a tied head that does not train.
+    """Returns a chunk's loss and the gradient of `hidden`, for a head that does not train.
 
     It makes one pass over the vocabulary. As in fused attention, the sum of the exponentials of
     logits, and of token vectors weighted by them, is kept relative to the highest logit so far.
     """
+    split = head.reshape(*head.shape[:axis], parts, -1, *head.shape[axis + 1 :])
+    split = jnp.moveaxis(split, axis, 0)  # [S, V / S, D] or [S, D, V / S]
     everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS).reshape(-1, hidden.shape[-1])
-    highest, total, pull = _over_blocks(everyone, cap, blocks)
+    highest, total, pull = _over_blocks(everyone, cap, axis, split)
+    span = split.shape[axis + 1]
+    places = targets.ravel() - span * jnp.arange(parts)[:, None]
+    own = jax.vmap(partial(_own, everyone.dtype, axis))(split, places)  # [S, n, D]
     top = highest.max(0)
     shrink = jnp.exp(highest - top)
-    pull = jnp.sum(pull * shrink[..., None], 0).reshape(hidden.shape)
-    pull = sharding.resharded(pull, sharding.ROWS, REPEATED)
-    total, top = ((each.reshape(targets.shape)) for each in (jnp.sum(total * shrink, 0), top))
-    own = tables.rows(table, targets, hidden.dtype)
-    picked = jnp.einsum("rcd,rcd->rc", hidden, own, preferred_element_type=jnp.float32)
+    total = jnp.sum(total * shrink, 0)
+    picked = jnp.sum(everyone * own, (0, 2), dtype=jnp.float32)
     picked, slope = _softened(picked, cap)
-    loss = jnp.sum(weights * (top + jnp.log(total) - picked))
-    to_hidden = weights[..., None] * (pull / total[..., None] - slope[..., None] * own)
-    return loss, ({}, to_hidden.astype(hidden.dtype))
+    losses = (top + jnp.log(total) - picked).reshape(targets.shape)
+    # One sum over the parts, so that only its result travels.
+    pull = jnp.sum(pull * (shrink / total)[..., None] - slope[:, None] * own, 0)
+    pull = sharding.resharded(pull.reshape(hidden.shape), sharding.ROWS, REPEATED)
+    to_hidden = weights[..., None] * pull
+    return jnp.sum(weights * losses), ({}, to_hidden.astype(hidden.dtype))
 
 
-def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [S, W, N, D]
+def _own(dtype: Any, axis: int, part: jax.Array, places: jax.Array) -> jax.Array:  # [n, D]
+    """Returns the vectors of targets, by their places in a part of the head; 0 outside of it."""
+    inside = (places >= 0) & (places < part.shape[axis])
+    found = tables.rows(part, jnp.where(inside, places, 0), dtype, axis)
+    return jnp.where(inside[:, None], found, 0)
+
+
+def _over_blocks(
+    hidden: jax.Array,  # [n, D]
+    cap: float | None,
+    axis: int,
+    split: jax.Array,  # [S, V / S, D] with axis 0, [S, D, V / S] with axis 1
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the highest logit, and the sums relative to it, over each part of the vocabulary.
 
     They are float32[S, n], the sum of exponentials float32[S, n], and the sum of token vectors
     weighted by these, times the derivative of the soft cap, float32[S, n, D].
     """
-    parts, _, steps, _ = blocks.shape
 
-    def add(carry, number):
+    def add(carry, rows):  # [S, W, D]
         highest, total, pull = carry
-        rows = tables.block(blocks, number, hidden.dtype)
         # A product of two matrices: given [S, W, D], XLA's CPU backend transposes the rows first.
         flat = products.einsum("nd,wd->nw", hidden, rows.reshape(-1, rows.shape[-1]), jnp.float32)
         logits, slope = _softened(jnp.moveaxis(flat.reshape(-1, *rows.shape[:2]), 1, 0), cap)
@@ -219,12 +235,13 @@ def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n
         shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[..., None])
         pulling = (shares * slope).astype(hidden.dtype)
         more = products.einsum("snw,swd->snd", pulling, rows, jnp.float32)
-        return (top, total * shrink + shares.sum(-1), pull * shrink[..., None] + more), None
+        return top, total * shrink + shares.sum(-1), pull * shrink[..., None] + more
 
     # Derived from `hidden`, the sums are sharded like it, and not like the table.
-    pull = jnp.broadcast_to(0 * hidden.astype(jnp.float32), (parts, *hidden.shape))
+    pull = jnp.broadcast_to(0 * hidden.astype(jnp.float32), (len(split), *hidden.shape))
     zeros = pull[..., 0]
-    return jax.lax.scan(add, (zeros - jnp.inf, zeros, pull), jnp.arange(steps))[0]
+    start = (zeros - jnp.inf, zeros, pull)
+    return tables.fold(add, start, split, hidden.dtype, axis)
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
@@ -241,8 +258,8 @@ def _rows(hidden: jax.Array) -> int:
 def _chunks(span: int, *arrays: Any) -> tuple[jax.Array, ...]:
     """Splits arrays [n, ...] over scored positions into [chunks, R, C, ...], padded with zeros.
 
-    Chunks are of equal size, with C positions of every group, and their logits, of which a device
-    holds `span` per position, fit `CHUNK_BYTES` on each. Padding has a weight of zero.
+    Chunks are of equal size, with C positions of every group, and their logits and sums, of which a
+    device holds `span` per position, fit `CHUNK_BYTES` on each. Padding has a weight of zero.
     """
     rows = _rows(arrays[0])
     together = rows // sharding.ways(arrays[0], "data")

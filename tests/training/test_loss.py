@@ -86,3 +86,42 @@ def test_no_more_logits_than_a_block_holds(problem, monkeypatch):
     program = str(jax.make_jaxpr(graded)(rest[0]))
     assert f"f32[{POSITIONS},3]" in program
     assert f"f32[{POSITIONS},{VOCABULARY}]" not in program
+
+
+@pytest.mark.parametrize("fewest", [20, 500])
+def test_an_untied_head_is_read_in_blocks_too(problem, fewest, monkeypatch):
+    """192 tokens are nine blocks of 20 and one of 12, or one smaller than a block."""
+    model, table, *rest = problem
+    monkeypatch.setattr(tables, "BLOCK", fewest)
+    model = Decoder(replace(model.config, tied=False))
+    head, embedding = {"params/head/w": table.T}, {"params/embed/w": table + 1}
+
+    def cut_up(hidden):
+        return loss.cross_entropy(model, {}, {**head, **embedding}, hidden, *rest[1:])
+
+    def plainly(hidden):
+        return loss.plain_cross_entropy(model, {}, {**head, **embedding}, hidden, *rest[1:])
+
+    got, slope = jax.jit(jax.value_and_grad(cut_up))(rest[0])
+    want, true = jax.value_and_grad(plainly)(rest[0])
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+    # Sums of 192 float32 terms, in another order.
+    np.testing.assert_allclose(slope, true, atol=1e-5 * float(jnp.abs(true).max()))
+
+
+def test_an_untied_bfloat16_head_is_not_widened(problem):
+    model, _, hidden, targets, weights = problem
+    tokens = 8 * tables.BLOCK
+    model = Decoder(replace(model.config, vocabulary=tokens, tied=False))
+    head = jax.ShapeDtypeStruct((hidden.shape[1], tokens), jnp.bfloat16)
+
+    def graded(head, hidden):
+        given = ({}, {"params/head/w": head}, hidden, targets, weights)
+        return jax.grad(lambda hidden: loss.cross_entropy(model, *given[:2], hidden, *given[3:]))(
+            hidden
+        )
+
+    program = jax.jit(graded).lower(head, hidden).compile()
+    # A block in float32, its logits, and little else; the head in float32 is eight blocks.
+    block = 4 * tables.BLOCK * (hidden.shape[1] + 3 * POSITIONS)
+    assert program.memory_analysis().temp_size_in_bytes < 2 * block
