@@ -23,19 +23,19 @@ def rows(table: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:  # [V, D]
     return _read(table, index, _rows, dtype)
 
 
-def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
-    """Reshapes a table into N blocks of W rows; block i is rows i, i + N, i + 2N, ….
+def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [N, W, D]
+    """Reshapes a table into N blocks of W consecutive rows.
 
-    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. With
-    strided blocks a table that is sharded by rows needs no resharding.
+    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. Blocks of
+    strided rows would be copied: a TPU stores 16 consecutive rows of bfloat16 together.
     """
     count = 1
     while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
         count *= 2
-    return table.reshape(-1, count, table.shape[-1])
+    return table.reshape(count, -1, table.shape[-1])
 
 
-def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [W, N, D] -> [W, D]
+def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [N, W, D] -> [W, D]
     """Returns block `number` of the result of `blocks`, as `dtype`."""
     return _read(table, number, _block, dtype)
 
@@ -56,9 +56,9 @@ def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
 
 def _scores_by_block(x: jax.Array, table: jax.Array) -> jax.Array:
     parts = blocks(table)
-    numbers = jnp.arange(parts.shape[1])
+    numbers = jnp.arange(parts.shape[0])
     found = jax.lax.map(lambda number: _scores(x, block(parts, number, x.dtype)), numbers)
-    return jnp.moveaxis(found, 0, -1).reshape(*x.shape[:-1], -1)
+    return jnp.moveaxis(found, 0, -2).reshape(*x.shape[:-1], -1)
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -66,7 +66,7 @@ def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _block(table: jax.Array, number: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(table, number, 1, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(table, number, 0, keepdims=False)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

@@ -148,7 +148,7 @@ def _graded(model, trainable: Mapping, frozen: Mapping, hidden: jax.Array) -> tu
     parts = sharding.ways(hidden, *sharding.WEIGHTS)
     parts = parts if table.shape[0] % parts == 0 else 1
     blocks = jax.vmap(tables.blocks)(table.reshape(parts, -1, table.shape[-1]))
-    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[1]
+    return partial(_block_loss, blocks, table, model.config.logit_softcap), blocks.shape[2]
 
 
 def _held(model, hidden: jax.Array) -> int:
@@ -174,7 +174,7 @@ def _chunk_losses(model, trainable, frozen, hidden, targets) -> jax.Array:  # fl
 
 
 def _block_loss(
-    blocks: jax.Array,  # [S, W, N, D], in S parts that are on devices of their own
+    blocks: jax.Array,  # [S, N, W, D], in S parts that are on devices of their own
     table: jax.Array,  # [V, D], the same vectors
     cap: float | None,
     hidden: jax.Array,  # [R, C, D]
@@ -201,7 +201,7 @@ def _block_loss(
     return loss, ({}, to_hidden.astype(hidden.dtype))
 
 
-def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [W, N, D]
+def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n, D], [N, W, D]
     """Returns the highest logit, and the sums relative to it, over some of the vocabulary.
 
     They are float32[n], the sum of exponentials float32[n], and the sum of token vectors weighted
@@ -221,7 +221,7 @@ def _over_blocks(hidden: jax.Array, cap: float | None, blocks: jax.Array):  # [n
     count = hidden.shape[0]
     # Derived from `hidden`, the sums are sharded like it, and not like the table.
     start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
-    return jax.lax.scan(add, start, jnp.arange(blocks.shape[1]))[0]
+    return jax.lax.scan(add, start, jnp.arange(blocks.shape[0]))[0]
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
