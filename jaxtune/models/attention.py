@@ -48,8 +48,8 @@ def attend(
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
       implementation: "auto" takes the fused kernel of the machine if it supports the call without
-        a large mask, and otherwise the blockwise form, or the plain one for few tokens. A kernel by name that does
-        not support the call is an error. A function is called as `plain` is.
+        a large mask, and otherwise the blockwise form, or the plain one for few tokens. A kernel
+        by name that does not support the call is an error. A function is called as `plain` is.
 
     Returns:
       Attended values of each query head.

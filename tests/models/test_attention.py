@@ -242,9 +242,7 @@ def test_the_model_carries_the_choice(monkeypatch):
     variables = jax.jit(Decoder(config).init)(jax.random.key(0), tokens)
 
     def loss(variables, name):
-        model = Decoder(
-            config, attention=name, precision="default"
-        )  # of float32, splash has no other
+        model = Decoder(config, attention=name)
         logits = model.apply(variables, tokens, **described)
         return (jax.nn.log_softmax(logits)[..., 0] * valid).mean()
 
