@@ -47,9 +47,9 @@ def attend(
       windows: Window of each kind of layer in tokens; None sees all earlier tokens.
       scale: Factor of the logits.
       softcap: Limit of `soften` on the scaled logits; None for no limit.
-      implementation: "auto" takes the fused kernel of the machine if it supports the call, and
-        otherwise the blockwise form, or the plain one for few tokens. A kernel by name that does
-        not support the call is an error. A function is called as `plain` is.
+      implementation: "auto" takes the fused kernel of the machine if it supports the call without
+        a large mask, and otherwise the blockwise form, or the plain one for few tokens. A kernel
+        by name that does not support the call is an error. A function is called as `plain` is.
 
     Returns:
       Attended values of each query head.
@@ -150,7 +150,8 @@ def choose(
         return fused.obstacle(name, q, query, key, windows, softcap)
 
     if implementation == "auto":
-        among = (fused.native(q), "blockwise" if q.shape[1] >= SHORT else None, "plain")
+        kernel = fused.native(q, query, windows)
+        among = (kernel, "blockwise" if q.shape[1] >= SHORT else None, "plain")
         return next(name for name in among if name and not obstacle(name))
     if reason := obstacle(implementation):
         raise UserError(

@@ -5,6 +5,7 @@ H head size, R half the rotated part of a head, V vocabulary, L layers, U kinds 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -147,8 +148,14 @@ class Mlp(nn.Module):
         config = self.config
         gate = named(Linear(config.hidden, config.mlp_bias, name="gate")(x))
         up = named(Linear(config.hidden, config.mlp_bias, name="up")(x))
-        gated = ACTIVATIONS[config.activation](gate) * up
+        gated = _gated(gate, up, config.activation)
         return named(Linear(config.width, config.mlp_bias, name="down")(gated))
+
+
+@partial(jax.checkpoint, static_argnums=2)  # or else XLA keeps a float32 tanh for the gradient
+def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:  # [B, T, F]
+    """Returns activation(gate) * up, of which the backward pass keeps the two arguments alone."""
+    return ACTIVATIONS[activation](gate) * up
 
 
 class Block(nn.Module):

@@ -44,6 +44,16 @@ def cudnn_obstacle(
     return None
 
 
+def cudnn_mask(
+    q: jax.Array,  # [B, T, N, H]
+    layout: Layout | None,
+    windows: tuple[int | None, ...],
+) -> int:
+    """Returns the bytes of the mask that cuDNN is given, a bias in the dtype of q; 0 if none is."""
+    batch, length = q.shape[:2]
+    return batch * length**2 * q.dtype.itemsize if _masked(layout, windows) else 0
+
+
 def tokamax_obstacle(
     q: jax.Array,  # [B, T, N, H]
     layout: Layout | None,

@@ -1,5 +1,6 @@
 """Attention with the splash kernel of JAX on TPUs."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from jaxtune.models.device import by_window, lengthen, spread
 from jaxtune.models.layout import PADDING, Layout, together
+from jaxtune.quant.precision import Setting
 from jaxtune.sharding import mesh_of
 
+PRECISIONS = (None, "default", "highest", "float32")  # JAX's settings that compile in float32
 LANES = 128  # block lengths are multiples of this
 BLOCK = 512  # longest block: longer ones overflow a v5e's vector memory with heads of size 256
 
@@ -25,8 +28,8 @@ def obstacle(
     if layout is not None and not layout.causal and any(w and w < q.shape[1] for w in windows):
         return "some tokens attend to later ones, as in a prefix, and a window limits others"
     asked = jax.config.jax_default_matmul_precision
-    if asked not in (None, "default"):
-        return f"its products have JAX's default precision, and {asked!r} is asked for"
+    if q.dtype == jnp.float32 and asked not in PRECISIONS:
+        return f"its products of float32 have the default or the highest precision, not {asked!r}"
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"it supports bfloat16 and float32, not {q.dtype}"
     if layout is not None and not layout.counted and any(windows):
@@ -69,11 +72,14 @@ def splash(
     # The kernel takes no scale. Scaling q adds a rounding, unless the scale is a power of two.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
+    # Products of bfloat16 have one precision, and the kernel does not compile at another.
+    setting = Setting.present() if q.dtype == jnp.float32 else Setting("default", halves=False)
+
     def run(q, k, v, rows, kind):
         def kernel(window, *arrays):
             seen = (layout is not None, window)
             built = _kernel(q.shape[2], padded, block, *seen, softcap, interpret)
-            return jax.vmap(partial(_of_row, built))(*arrays)
+            return _as_set(jax.vmap(partial(_of_row, built)), setting, *arrays)
 
         def filled(x, value):
             return None if x is None else lengthen(x, padded, value)
@@ -89,6 +95,27 @@ def splash(
         segment = None if layout is None or layout.whole else layout.segment
     last = None if layout is None or layout.causal else _last_seen(layout)
     return spread(run, q, k, v, (segment, last), kind)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _as_set(run: Callable, setting: Setting, *arrays: Any) -> jax.Array:
+    """Calls `run`, both whose passes are traced in a setting of the precision."""
+    with setting.entered():
+        return run(*arrays)
+
+
+def _kept(run: Callable, setting: Setting, *arrays: Any) -> tuple[jax.Array, Callable]:
+    with setting.entered():
+        return jax.vjp(run, *arrays)
+
+
+def _pulled(run: Callable, setting: Setting, pull: Callable, gradient: jax.Array) -> tuple:
+    # JAX traces this once the call is over, where its precision need not be set any more.
+    with setting.entered():
+        return pull(gradient)
+
+
+_as_set.defvjp(_kept, _pulled)
 
 
 def _blocks(length: int) -> tuple[int, int]:

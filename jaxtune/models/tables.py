@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxtune.quant import products
 
-BLOCK = 4096  # tokens of a block, which fits a processor's cache; with strided blocks, the fewest
+BLOCK = 4096  # tokens of a block, which fits a processor's cache; of those of `blocks`, the fewest
 FEATURES = 128  # rows of a table [D, V] that columns are read from at a time
 Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
@@ -55,20 +55,20 @@ def fold(
     return add(start, part(whole, rest)) if rest else start
 
 
-def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [W, N, D]
-    """Reshapes a table into N blocks of W rows; block i is rows i, i + N, i + 2N, ….
+def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [N, W, D]
+    """Reshapes a table into N blocks of W consecutive rows.
 
-    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. With
-    strided blocks a table that is sharded by rows needs no resharding.
+    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. Blocks of
+    strided rows would be copied: a TPU stores 16 consecutive rows of bfloat16 together.
     """
     count = 1
     while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
         count *= 2
-    return table.reshape(-1, count, table.shape[-1])
+    return table.reshape(count, -1, table.shape[-1])
 
 
-def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [..., N, D]
-    """Returns block `number`, [..., D], of the result of `blocks`, or of several, as `dtype`."""
+def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [N, W, D] -> [W, D]
+    """Returns block `number` of the result of `blocks`, as `dtype`."""
     return _read(table, number, _block, dtype)
 
 
@@ -88,9 +88,9 @@ def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
 
 def _scores_by_block(x: jax.Array, table: jax.Array) -> jax.Array:
     parts = blocks(table)
-    numbers = jnp.arange(parts.shape[1])
+    numbers = jnp.arange(parts.shape[0])
     found = jax.lax.map(lambda number: _scores(x, block(parts, number, x.dtype)), numbers)
-    return jnp.moveaxis(found, 0, -1).reshape(*x.shape[:-1], -1)
+    return jnp.moveaxis(found, 0, -2).reshape(*x.shape[:-1], -1)
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -117,7 +117,7 @@ def _slice(size: int, axis: int, table: jax.Array, start: jax.Array) -> jax.Arra
 
 
 def _block(table: jax.Array, number: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(table, number, -2, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(table, number, 0, keepdims=False)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

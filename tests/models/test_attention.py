@@ -132,6 +132,22 @@ def test_members_of_a_population_have_a_form_that_vectorises(monkeypatch, backen
     assert found == [expected] and pick(length=SHORT) != "blockwise"
 
 
+@pytest.mark.parametrize(
+    "expected, call",
+    [
+        ("cudnn", dict(length=512)),  # a mask twice as large as two heads' queries
+        ("cudnn", dict(length=514, segments=None)),  # causal alone is no mask
+        ("blockwise", dict(length=514)),
+    ],
+)
+def test_auto_leaves_a_kernel_whose_mask_would_be_large(monkeypatch, expected, call):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gpu_kernels, "capability", lambda q: 9.0)
+    call = dict(segments=0) | call
+    found = pick(**{name: value for name, value in call.items() if value is not None})
+    assert found == expected and pick("cudnn", **dict(call, segments=0)) == "cudnn"
+
+
 REFUSALS = [
     ("splash", "prefix, and a window", dict(causal=False, window=40)),
     ("splash", "fewer than one block", dict(length=127)),
@@ -151,7 +167,7 @@ REFUSALS = [
 def test_a_kernel_says_why_it_cannot(monkeypatch, name, reason, call):
     with pytest.raises(ValueError, match=f"{name!r} does not support this call: .*{reason}"):
         pick(name, **call)
-    monkeypatch.setattr(fused, "native", lambda q: name)
+    monkeypatch.setattr(fused, "native", lambda *_: name)
     assert pick("auto", **call) == "plain"
 
 
@@ -173,7 +189,7 @@ def test_a_kernel_takes_what_it_can(name, call):
     [(7.5, 64, False), (8.0, 128, True), (8.9, 256, False), (9.0, 256, True), (10.0, 256, False)],
 )
 def test_cudnn_asks_what_the_gpu_can_do(monkeypatch, capability, size, fits):
-    monkeypatch.setattr(fused, "native", lambda q: "cudnn")
+    monkeypatch.setattr(fused, "native", lambda *_: "cudnn")
     monkeypatch.setattr(gpu_kernels, "capability", lambda q: capability)
     monkeypatch.setattr(gpu_kernels, "at_hand", lambda: capability)
     assert (pick(size=size) == "cudnn") == fits
@@ -226,9 +242,7 @@ def test_the_model_carries_the_choice(monkeypatch):
     variables = jax.jit(Decoder(config).init)(jax.random.key(0), tokens)
 
     def loss(variables, name):
-        model = Decoder(
-            config, attention=name, precision="default"
-        )  # of float32, splash has no other
+        model = Decoder(config, attention=name)
         logits = model.apply(variables, tokens, **described)
         return (jax.nn.log_softmax(logits)[..., 0] * valid).mean()
 

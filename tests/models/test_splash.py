@@ -1,5 +1,6 @@
 """The splash kernel, interpreted, against plain attention."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtune.display.errors import UserError
 from jaxtune.models import splash as module
-from jaxtune.models.attention import attend
+from jaxtune.models.attention import attend, choose
 from jaxtune.models.layout import arrange
 from tests.models.attention_cases import (
     SCALE,
@@ -38,6 +40,33 @@ def test_splash_is_the_plain_form(monkeypatch, described, windows, kind, softcap
     monkeypatch.setattr(module, "BLOCK", 128)  # three blocks, the last of them filled up
     arrays = tensors(length=300, heads=2, kv_heads=1, size=128)
     compare(splash, described, arrays, SUMS, windows, kind, softcap)
+
+
+@pytest.mark.parametrize("dtype, expected", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_both_passes_are_traced_at_the_precision_of_the_call(dtype, expected):
+    """The backward pass as well, though JAX traces it when the setting is no more in force."""
+    arrays = tensors(length=128, heads=2, kv_heads=1, size=128, dtype=jnp.dtype(dtype))
+    layout = arrange((2, 128), segments=packed(128))
+
+    def loss(*arrays):
+        with jax.default_matmul_precision("highest"):
+            how = dict(kind=jnp.int32(0), windows=(70, None), scale=SCALE)
+            return attend(*arrays, layout, layout, **how, implementation="splash").sum()
+
+    program = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*arrays))
+    # Each window: logits and their products with values; again for dq and its product; dk and dv.
+    products = re.findall(r"= dot_general\[.*?\]\s", program, re.DOTALL)
+    assert len(products) >= 2 * (2 + 3 + 4)
+    asked = [f"precision=(Precision.{expected}, Precision.{expected})" in each for each in products]
+    assert all(asked)
+
+
+def test_a_precision_that_does_not_compile_is_refused():
+    q = jnp.zeros((1, 128, 2, 128))
+    with jax.default_matmul_precision("high"):
+        with pytest.raises(UserError, match="the default or the highest precision, not 'high'"):
+            choose("splash", q, None, None, (None,), None)
+        assert choose("splash", q.astype(jnp.bfloat16), None, None, (None,), None) == "splash"
 
 
 @pytest.mark.slow

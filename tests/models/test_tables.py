@@ -19,7 +19,7 @@ def wide(table):
 
 def test_rows_and_scores_are_those_of_the_table():
     np.testing.assert_array_equal(tables.rows(TABLE, INDEX, jnp.float32), wide(TABLE)[INDEX])
-    assert tables.blocks(TABLE).shape == (tables.BLOCK, 2, 24)
+    assert tables.blocks(TABLE).shape == (2, tables.BLOCK, 24)
     # Sums of 24 products in another order.
     np.testing.assert_allclose(tables.scores(X, TABLE), X @ wide(TABLE).T, atol=1e-5)
     assert np.isnan(tables.rows(TABLE, jnp.asarray([len(TABLE)]), jnp.float32)).all()
