@@ -279,7 +279,7 @@ def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> f
     """Returns the table entry of each code; the table's length must be a power of two."""
     # A TPU looks up a table one element at a time; halving the table by each bit of the code is
     # about a hundred times faster there. On a CPU those selections are not fused and fill memory.
-    ways = {"tpu": partial(_choose, table), "default": partial(_read, table)}
+    ways = {"tpu": partial(_choose, tuple(table)), "default": partial(_read, table)}
     return jax.lax.platform_dependent(codes.astype(jnp.uint8), **ways)
 
 
@@ -348,7 +348,9 @@ def _shifted(codes: jax.Array) -> jax.Array:  # [..., n, out] -> [..., 2n, out]
     return halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
 
 
-def _choose(table: np.ndarray, codes: jax.Array) -> jax.Array:
+# A program of its own, as transformations of a cond take its branches apart, one by one operation.
+@partial(jax.jit, static_argnums=0)
+def _choose(table: tuple[np.float32, ...], codes: jax.Array) -> jax.Array:
     entries = list(table)
     for bit in range(len(table).bit_length() - 1):
         odd = (codes & (1 << bit)) != 0
