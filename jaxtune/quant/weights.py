@@ -348,13 +348,15 @@ def _shifted(codes: jax.Array) -> jax.Array:  # [..., n, out] -> [..., 2n, out]
     return halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
 
 
-# A program of its own, as transformations of a cond take its branches apart, one by one operation.
+# Transformations visit every operation in the branches of `platform_dependent`, and go into every
+# `jit` there, as `jnp.where` is one. As one program of plain selections, a table costs them little.
 @partial(jax.jit, static_argnums=0)
 def _choose(table: tuple[np.float32, ...], codes: jax.Array) -> jax.Array:
-    entries = list(table)
+    entries = [jax.lax.full_like(codes, entry, np.float32) for entry in table]
     for bit in range(len(table).bit_length() - 1):
         odd = (codes & (1 << bit)) != 0
-        entries = [jnp.where(odd, *pair) for pair in zip(entries[1::2], entries[::2], strict=True)]
+        pairs = zip(entries[1::2], entries[::2], strict=True)
+        entries = [jax.lax.select(odd, *pair) for pair in pairs]
     return entries[0]
 
 
