@@ -343,9 +343,10 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
         from jaxtune.config import load as config
         from jaxtune.display.progress import Quiet
         from jaxtune.runs.run import fit
-        fit(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]), progress=Quiet())
+        given = config.parse(json.loads(sys.argv[1]))
+        fit(given, Path(sys.argv[2]), plan=False, progress=Quiet())
     """
-    fit(configs.parse(values), tmp_path / "one", progress=Quiet())
+    fit(configs.parse(values), tmp_path / "one", plan=False, progress=Quiet())
     spread = json.dumps(values | {"mesh": dict(data=2, fsdp=2, tensor=2)})
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), spread, tmp_path / "eight"],
