@@ -44,6 +44,7 @@ def make(base, rows):
             "eval": {"holdout": 8, "every": 4},
             "checkpoint": {"every": 3, "keep": 2},
             "log": {"every": 2},
+            "generate": {"max_new_tokens": 4},  # of answers that exports are verified with
         }
         for key, value in changes:
             section, _, name = key.rpartition(".")
@@ -336,6 +337,7 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
         optim=dict(lr=3e-3),
         batch=dict(rows=8, max_length=64, buckets=[64]),
         log=dict(every=1),
+        generate=dict(max_new_tokens=4),
     )
     code = """
         import json, sys
