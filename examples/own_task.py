@@ -71,7 +71,7 @@ def main(steps: int = 30) -> dict[str, float]:
             "model": {"path": BASE},
             "data": {"source": str(rows), "task": __file__},
             "optim": {"lr": 4e-3},
-            "batch": {"rows": 16, "max_length": 32},
+            "batch": {"rows": 16, "max_length": 20},
             "eval": {"holdout": 16, "answers": 16, "every": None},
             "generate": {"max_new_tokens": 8, "batch": 16},
             "checkpoint": {"metric": "right"},
@@ -79,7 +79,7 @@ def main(steps: int = 30) -> dict[str, float]:
         jaxtune.fit(config, Path(folder) / "run")
         model, variables = jaxtune.load(BASE)
         tuned = jaxtune.load_adapter(model, variables, Path(folder) / "run/export/adapter")
-        given = {"max_length": 32, "max_new_tokens": 8, "batch": 16}  # as in the run
+        given = {"max_length": 20, "max_new_tokens": 8, "batch": 16}  # as in the run
         before, after = (
             jaxtune.evaluate(model, each, receipts(32, seed=1), __file__, **given)
             for each in (variables, tuned)

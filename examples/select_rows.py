@@ -25,22 +25,22 @@ def main(warm: int = 10, count: int = 32) -> np.ndarray:
         state, _ = jaxtune.train_step(model, optimizer, state, batch)
     held_out, candidates = next(batches(tokenizer, count, seed=1)), next(batches(tokenizer, count))
 
-    def loss(adapter, batch):
-        forward = jaxtune.Forward(model, adapter, state.frozen)
+    def loss(adapter, frozen, batch):
+        forward = jaxtune.Forward(model, adapter, frozen)
         return forward.cross_entropy(batch) / batch.weights.sum()
 
-    @jax.jit
-    def gains(adapter, rows, held_out):
-        wanted = jax.grad(loss)(adapter, held_out)
+    @jax.jit  # the base is an argument, as an array that a program encloses is compiled into it
+    def gains(adapter, frozen, rows, held_out):
+        wanted = jax.grad(loss)(adapter, frozen, held_out)
 
         def gain(row):
-            own = jax.grad(loss)(adapter, jax.tree.map(lambda leaf: leaf[None], row))
+            own = jax.grad(loss)(adapter, frozen, jax.tree.map(lambda leaf: leaf[None], row))
             products = jax.tree.map(jnp.vdot, own, wanted)
             return sum(jax.tree.leaves(products))
 
         return jax.lax.map(gain, rows)
 
-    found = np.asarray(gains(state.trainable, candidates, held_out))
+    found = np.asarray(gains(state.trainable, state.frozen, candidates, held_out))
     for row in np.argsort(-found)[[0, 1, -2, -1]]:
         tokens = candidates.tokens[row][candidates.valid[row]]
         print(f"{found[row]:+.4f}  {tokenizer.decode(tokens.tolist()).splitlines()[0]}")

@@ -36,7 +36,7 @@ def get_config():
     if held_out := config.eval.get("holdout"):
         few["holdout"] = 4 if type(held_out) is int else 0.2
     short = dict(data=dict(rows=24), batch=dict(rows=2, accumulate=1), eval=few)
-    config.update(short | dict(steps=2, epochs=None))
+    config.update(short | dict(steps=2, epochs=None, generate=dict(max_new_tokens=4)))
     return config
 """
 DEMO = "configs/palette_demo.py"

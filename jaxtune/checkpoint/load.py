@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -282,12 +282,17 @@ def _stored_as(described: Described, piece: Piece) -> str | None:
 
 def leaf_shapes(model: Model) -> dict[str, Shape]:
     """Returns the shapes of a model's parameters by slash path, without allocating any."""
+    return dict(_shapes(model.clone(origin=None)))
+
+
+@lru_cache(maxsize=32)  # a command asks for those of its model several times
+def _shapes(model: Model) -> tuple[tuple[str, Shape], ...]:
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
     if model.pictures:
         side = model.pictures.side
         inputs.append(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
     abstract = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), *inputs)
-    return {path: leaf.shape for path, leaf in tree.flatten(abstract["params"]).items()}
+    return tuple((path, leaf.shape) for path, leaf in tree.flatten(abstract["params"]).items())
 
 
 def match_names(

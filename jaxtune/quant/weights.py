@@ -279,7 +279,7 @@ def look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:  # uint[...] -> f
     """Returns the table entry of each code; the table's length must be a power of two."""
     # A TPU looks up a table one element at a time; halving the table by each bit of the code is
     # about a hundred times faster there. On a CPU those selections are not fused and fill memory.
-    ways = {"tpu": partial(_choose, table), "default": partial(_read, table)}
+    ways = {"tpu": partial(_choose, tuple(table)), "default": partial(_read, table)}
     return jax.lax.platform_dependent(codes.astype(jnp.uint8), **ways)
 
 
@@ -348,11 +348,15 @@ def _shifted(codes: jax.Array) -> jax.Array:  # [..., n, out] -> [..., 2n, out]
     return halves.reshape(*codes.shape[:-2], -1, codes.shape[-1])
 
 
-def _choose(table: np.ndarray, codes: jax.Array) -> jax.Array:
-    entries = list(table)
+# Transformations visit every operation in the branches of `platform_dependent`, and go into every
+# `jit` there, as `jnp.where` is one. As one program of plain selections, a table costs them little.
+@partial(jax.jit, static_argnums=0)
+def _choose(table: tuple[np.float32, ...], codes: jax.Array) -> jax.Array:
+    entries = [jax.lax.full_like(codes, entry, np.float32) for entry in table]
     for bit in range(len(table).bit_length() - 1):
         odd = (codes & (1 << bit)) != 0
-        entries = [jnp.where(odd, *pair) for pair in zip(entries[1::2], entries[::2], strict=True)]
+        pairs = zip(entries[1::2], entries[::2], strict=True)
+        entries = [jax.lax.select(odd, *pair) for pair in pairs]
     return entries[0]
 
 

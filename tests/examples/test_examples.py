@@ -18,13 +18,13 @@ from examples import (
 
 @pytest.mark.slow
 def test_a_learning_rate_is_found(capsys):
-    assert 1e-4 <= learning_rate.main(steps=30) <= 1e-1
+    assert 1e-4 <= learning_rate.main(steps=14) <= 1e-1
     assert "try optim.lr=" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_two_adapters_are_trained_and_saved(tmp_path):
-    losses = two_adapters.main(steps=10, directory=str(tmp_path))
+    losses = two_adapters.main(steps=3, directory=str(tmp_path))
     assert len(losses) == 2 and losses[0] != losses[1]
     for number in "01":
         config = json.loads((tmp_path / number / "adapter_config.json").read_text())
@@ -33,13 +33,13 @@ def test_two_adapters_are_trained_and_saved(tmp_path):
 
 @pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher():
-    found = distillation.main(steps=15)
+    found = distillation.main(steps=8)
     assert found[-1]["loss"] < 0.6 * found[0]["loss"]
 
 
 @pytest.mark.slow
 def test_only_the_layers_that_are_meant_move():
-    found = some_layers.main(steps=10)
+    found = some_layers.main(steps=4)
     assert found["norms"][-1] < found["norms"][0]
     assert found["attention"][-1] < found["attention"][0]
     moved = np.flatnonzero(found["layers"])

@@ -87,6 +87,6 @@ def test_losses_are_those_of_trl(base, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_learns(capsys):
-    found = preference.main(steps=20)
+    found = preference.main(steps=10)
     assert found[-1]["loss"] < 0.5 * found[0]["loss"] and found[-1]["accuracy"] == 1
     assert "accuracy 1" in capsys.readouterr().out

@@ -143,8 +143,13 @@ def place(path: Path) -> Place:
 
 
 def config(file: Path, base: Path, rows: Path, steps: int) -> Path:
-    """Writes the config of a short run of the tiny base, which logs every step."""
-    values = tiny.settings(base, rows, steps=steps, log={"every": 1})
+    """Writes the config of a short run of the tiny base, which logs every step.
+
+    Answers are short, as processes meet several times for every token that an export is verified
+    with.
+    """
+    short = {"max_new_tokens": 2}
+    values = tiny.settings(base, rows, steps=steps, log={"every": 1}, generate=short)
     file.write_text(f"def get_config():\n    return {values!r}\n")
     return file
 

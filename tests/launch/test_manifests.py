@@ -185,20 +185,18 @@ def test_two_nodes_of_skypilot_train(skypilot, tmp_path, base, rows):
 
 
 @pytest.mark.slow
-def test_two_pods_of_the_jobset_train(jobset, tmp_path, base, rows):
-    """JAX's own detection of GKE finds the places, which needs to be told that this is a TPU VM."""
+def test_two_pods_of_the_jobset_show_their_devices_and_train(jobset, tmp_path):
+    """JAX's own detection of GKE finds the places, which needs to be told that this is a TPU VM.
+
+    The command that trains is noted: that it runs where `devices` does is shown on SkyPilot.
+    """
     place = standins.place(tmp_path)
-    standins.real_python(tmp_path / "bin/python")
-    config = standins.config(tmp_path / "x.py", base, rows, steps=2)
+    real = standins.real_python(tmp_path / "python")
+    either = f'case $2 in devices) exec {real} "$@";; *) exec {tmp_path}/noting "$@";; esac\n'
+    standins.program(tmp_path / "bin/python", f"#!/bin/bash\n{either}")
     script = command_of(jobset)[2]
-    changes = {
-        "--expect 16": "--expect 2",
-        "configs/palette_demo.py": str(config),
-        "/runs/demo": str(tmp_path / "run"),
-    }
-    for before, after in changes.items():
-        assert before in script
-        script = script.replace(before, after)
+    assert "--expect 16" in script
+    script = script.replace("--expect 16", "--expect 2")
 
     def pod(index: int) -> dict[str, str]:
         hosts = {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": str(index)}
@@ -211,7 +209,9 @@ def test_two_pods_of_the_jobset_train(jobset, tmp_path, base, rows):
 
     printed = both(place, ("bash", "-c", script), pod)
     assert all("sum         3 over 2 devices, as expected" in out for out in printed)
-    assert (tmp_path / "run/summary.json").exists()
+    options = "--distributed --config configs/palette_demo.py --workdir /runs/demo"
+    assert place.notes == [f" launch.py train {options}"] * 2
+    assert (ROOT / "configs/palette_demo.py").exists()
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def make(base, rows):
             "eval": {"holdout": 8, "every": 4},
             "checkpoint": {"every": 3, "keep": 2},
             "log": {"every": 2},
+            "generate": {"max_new_tokens": 4},  # of answers that exports are verified with
         }
         for key, value in changes:
             section, _, name = key.rpartition(".")
@@ -336,6 +337,7 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
         optim=dict(lr=3e-3),
         batch=dict(rows=8, max_length=64, buckets=[64]),
         log=dict(every=1),
+        generate=dict(max_new_tokens=4),
     )
     code = """
         import json, sys
@@ -343,9 +345,10 @@ def test_eight_devices_run_as_one_does(base, rows, tmp_path):
         from jaxtune.config import load as config
         from jaxtune.display.progress import Quiet
         from jaxtune.runs.run import fit
-        fit(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]), progress=Quiet())
+        given = config.parse(json.loads(sys.argv[1]))
+        fit(given, Path(sys.argv[2]), plan=False, progress=Quiet())
     """
-    fit(configs.parse(values), tmp_path / "one", progress=Quiet())
+    fit(configs.parse(values), tmp_path / "one", plan=False, progress=Quiet())
     spread = json.dumps(values | {"mesh": dict(data=2, fsdp=2, tensor=2)})
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), spread, tmp_path / "eight"],

@@ -34,6 +34,7 @@ def config(base, rows, tmp_path, monkeypatch):
             checkpoint={"every": 2},
             eval={"holdout": 8, "every": 4},
             hub={"repo": repo, "wait": 20, **hub},
+            generate={"max_new_tokens": 4},
         )
         (tmp_path / "x.py").write_text(f"def get_config():\n    return {values!r}\n")
         return "x.py"

@@ -36,6 +36,7 @@ def values(base, rows):
         eval={"holdout": 4, "every": 2},
         checkpoint={"every": 1, "keep": 2},
         log={"every": 1},
+        generate={"max_new_tokens": 4},
     )
 
 

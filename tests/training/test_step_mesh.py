@@ -18,6 +18,7 @@ STEPS = """
     from jaxtune import sharding, tree
     from jaxtune.data.batches import Batch
     from jaxtune.runs.plan import traffic
+    from jaxtune.training.objectives import CROSS_ENTROPY
     from jaxtune.training.optim import optimizer
     from jaxtune.training.step import TrainState, compiled_step, train_step
 
@@ -50,7 +51,7 @@ STEPS = """
             spec = sharding.fitted(sharding.ROWS, (16,), mesh)
             place = lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec))
         batches = [jax.tree.map(place, rows(step)) for step in range(4)]
-        given = (state.replace(frozen=None), state.frozen, batches[0])
+        given = (state.replace(frozen=None), state.frozen, batches[0], CROSS_ENTROPY)
         text = compiled_step.lower(model, made, *given).compile().as_text()
         losses = []
         for batch in batches:

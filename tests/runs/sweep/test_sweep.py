@@ -35,6 +35,7 @@ def values(base, rows):
         "eval": {"holdout": 8, "every": 2},
         "checkpoint": {"every": 1, "keep": 1},
         "log": {"every": 1},
+        "generate": {"max_new_tokens": 4},
     }
 
 
