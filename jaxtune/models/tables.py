@@ -34,20 +34,20 @@ def fold(
     """Folds a function over blocks of neighbouring tokens, the last of which may be smaller.
 
     Args:
-      add: From what it returned before, and a block [..., W, D], to the same with the block.
+      add: From what it returned before, and a block [W, D], to the same with the block.
       start: What it gets with the first block.
-      table: [..., V, D], or with axis 1 [..., D, V].
+      table: [V, D], or with axis 1 [D, V].
       dtype: dtype of the blocks.
-      axis: The axis of the tokens, of the last two.
+      axis: The axis of the tokens.
 
     Returns:
       What it returned for the last block.
     """
-    whole, rest = divmod(table.shape[axis - 2], BLOCK)
+    whole, rest = divmod(table.shape[axis], BLOCK)
 
     def part(number: jax.Array | int, size: int) -> jax.Array:
-        block = _read(table, jnp.asarray(number * BLOCK), partial(_slice, size, axis - 2), dtype)
-        return jnp.swapaxes(block, -1, -2) if axis else block
+        block = _read(table, jnp.asarray(number * BLOCK), partial(_slice, size, axis), dtype)
+        return block.T if axis else block
 
     if whole:
         numbers = jnp.arange(whole)

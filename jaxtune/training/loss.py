@@ -190,10 +190,9 @@ def _block_loss(
     split = head.reshape(*head.shape[:axis], parts, -1, *head.shape[axis + 1 :])
     split = jnp.moveaxis(split, axis, 0)  # [S, V / S, D] or [S, D, V / S]
     everyone = sharding.resharded(hidden, REPEATED, sharding.ROWS).reshape(-1, hidden.shape[-1])
-    highest, total, pull = _over_blocks(everyone, cap, axis, split)
-    span = split.shape[axis + 1]
-    places = targets.ravel() - span * jnp.arange(parts)[:, None]
-    own = jax.vmap(partial(_own, everyone.dtype, axis))(split, places)  # [S, n, D]
+    places = targets.ravel() - split.shape[axis + 1] * jnp.arange(parts)[:, None]
+    highest, total, pull = _in_parts(partial(_over_blocks, everyone, cap, axis), split)
+    own = _in_parts(partial(_own, everyone.dtype, axis), split, places)  # [S, n, D]
     top = highest.max(0)
     shrink = jnp.exp(highest - top)
     total = jnp.sum(total * shrink, 0)
@@ -214,34 +213,42 @@ def _own(dtype: Any, axis: int, part: jax.Array, places: jax.Array) -> jax.Array
     return jnp.where(inside[:, None], found, 0)
 
 
+def _in_parts(compute: Callable, *arrays: jax.Array) -> Any:  # [S, ...] -> [S, ...]
+    """Returns what a function computes of each part, side by side.
+
+    A single part is computed without an axis of its own, for which XLA's CPU backend would
+    transpose every block, and its TPU backend the whole head.
+    """
+    if len(arrays[0]) > 1:
+        return jax.vmap(compute)(*arrays)
+    return jax.tree.map(lambda found: found[None], compute(*(array[0] for array in arrays)))
+
+
 def _over_blocks(
     hidden: jax.Array,  # [n, D]
     cap: float | None,
     axis: int,
-    split: jax.Array,  # [S, V / S, D] with axis 0, [S, D, V / S] with axis 1
+    part: jax.Array,  # [V / S, D] with axis 0, [D, V / S] with axis 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the highest logit, and the sums relative to it, over each part of the vocabulary.
+    """Returns the highest logit, and the sums relative to it, over some of the vocabulary.
 
-    They are float32[S, n], the sum of exponentials float32[S, n], and the sum of token vectors
-    weighted by these, times the derivative of the soft cap, float32[S, n, D].
+    They are float32[n], the sum of exponentials float32[n], and the sum of token vectors weighted
+    by these, times the derivative of the soft cap, float32[n, D].
     """
 
-    def add(carry, rows):  # [S, W, D]
+    def add(carry, rows):  # [W, D]
         highest, total, pull = carry
-        # A product of two matrices: given [S, W, D], XLA's CPU backend transposes the rows first.
-        flat = products.einsum("nd,wd->nw", hidden, rows.reshape(-1, rows.shape[-1]), jnp.float32)
-        logits, slope = _softened(jnp.moveaxis(flat.reshape(-1, *rows.shape[:2]), 1, 0), cap)
+        logits, slope = _softened(products.einsum("nd,wd->nw", hidden, rows, jnp.float32), cap)
         top = jnp.maximum(highest, logits.max(-1))
-        shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[..., None])
+        shrink, shares = jnp.exp(highest - top), jnp.exp(logits - top[:, None])
         pulling = (shares * slope).astype(hidden.dtype)
-        more = products.einsum("snw,swd->snd", pulling, rows, jnp.float32)
-        return top, total * shrink + shares.sum(-1), pull * shrink[..., None] + more
+        more = products.einsum("nw,wd->nd", pulling, rows, jnp.float32)
+        return top, total * shrink + shares.sum(-1), pull * shrink[:, None] + more
 
+    count = hidden.shape[0]
     # Derived from `hidden`, the sums are sharded like it, and not like the table.
-    pull = jnp.broadcast_to(0 * hidden.astype(jnp.float32), (len(split), *hidden.shape))
-    zeros = pull[..., 0]
-    start = (zeros - jnp.inf, zeros, pull)
-    return tables.fold(add, start, split, hidden.dtype, axis)
+    start = (jnp.full((count,), -jnp.inf), jnp.zeros((count,)), 0 * hidden.astype(jnp.float32))
+    return tables.fold(add, start, part, hidden.dtype, axis)
 
 
 def _softened(logits: jax.Array, cap: float | None) -> tuple[jax.Array, jax.Array]:
