@@ -1,13 +1,14 @@
 """Kills the workers of a sweep at random moments, and looks for trials that are lost or repeated.
 
-    python benchmarks/sweep_kills.py [--sampler tpe grid] [--kills 10] [--workers 3]
+    python benchmarks/sweep_kills.py [--sampler tpe grid] [--kills 10] [--workers 3] [--storage URL]
 
 Three processes work on 24 trials of the palette demo, with shorter runs; each is killed by SIGKILL
 and started again until the kills are spent. Every trial must then have ended once, with as many
 steps and log lines as its end asks for. With a grid, whose trials run one by one, the leaderboard
 must be that of three processes that were left alone, to the last digit, but for the seconds. With
 TPE, pruning and populations, which trials there are depends on the order of results: what is
-recorded of each must be what its own log says.
+recorded of each must be what its own log says. --storage is an empty database that holds the
+studies, such as postgresql://user@host/sweeps; by default, a file in the workdir does.
 """
 
 import argparse
@@ -66,6 +67,7 @@ def main() -> None:
     add("--sampler", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     add("--kills", type=int, default=10, help="kills in each campaign (default: 10)")
     add("--workers", type=int, default=3, help="processes at a time (default: 3)")
+    add("--storage", help="URL of an empty database for the studies (default: files)")
     add("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
     print(f"{datetime.date.today()}, {cpu()}, {os.cpu_count()} cores")
@@ -92,7 +94,7 @@ def campaign(place: Path, sampler: str, options: argparse.Namespace):
     )
     yield from problems(place / "killed", board)
     if sampler == "grid":
-        left_alone(config, place / "alone", sampler, options.workers)
+        left_alone(config, place / "alone", sampler, options)
         if timeless(board) != timeless(leaderboard(place / "alone")):
             yield "grid: the leaderboard differs from that of workers that were left alone"
 
@@ -100,7 +102,8 @@ def campaign(place: Path, sampler: str, options: argparse.Namespace):
 def disturbed(config: Path, workdir: Path, sampler: str, options) -> tuple[int, int]:
     """Lets workers finish a sweep, killing some; returns the kills, and how many runs resumed."""
     randomly, kills = random.Random(options.seed), options.kills
-    workers = [launch(config, workdir, sampler) for _ in range(options.workers)]
+    line = command(config, workdir, sampler, options.storage)
+    workers = [launch(line, place=config.parent) for _ in range(options.workers)]
     while not any(workdir.glob("trials/*/metrics.jsonl")):
         time.sleep(0.1)
     while any(worker.poll() is None for worker in workers):
@@ -115,27 +118,34 @@ def disturbed(config: Path, workdir: Path, sampler: str, options) -> tuple[int, 
             workers[index].kill()
             workers[index].wait()
             kills -= 1
-            workers[index] = launch(config, workdir, sampler)
+            workers[index] = launch(line, place=config.parent)
     told = (log.read_text() for log in workdir.glob("trials/*/output.log"))
     return options.kills - kills, sum(text.count("resuming from step") for text in told)
 
 
-def left_alone(config: Path, workdir: Path, sampler: str, count: int) -> None:
+def left_alone(config: Path, workdir: Path, sampler: str, options) -> None:
     """Lets workers finish a sweep without a disturbance."""
-    workers = [launch(config, workdir, sampler) for _ in range(count)]
+    line = command(config, workdir, sampler, options.storage)
+    workers = [launch(line, place=config.parent) for _ in range(options.workers)]
     if any(worker.wait() for worker in workers):
         sys.exit("a worker failed")
 
 
-def launch(config: Path, workdir: Path, sampler: str) -> subprocess.Popen:
-    """Starts a worker through the command line, as a user would."""
+def command(config: Path, workdir: Path, sampler: str, storage: str | None) -> list[Any]:
+    """Returns the command line of a worker, as a user would type it."""
     line = [sys.executable, "launch.py", "sweep", "--config", config, "--workdir", workdir]
+    line += MORE[sampler]
+    named = ["--storage", storage, "--study", f"{sampler}-{workdir.name}"]
+    return [*line, *named] if storage else line
+
+
+def launch(line: list[Any], place: Path) -> subprocess.Popen:
+    """Starts a worker, which keeps compiled programs in `place`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": str(place / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    line += MORE[sampler]
     return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
