@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ EXTRA = "pip install 'jaxtune[sweep]'"
 # Packages that Optuna's samplers import besides its own.
 PACKAGES = {"cmaes": ("cmaes",), "gp": ("scipy", "torch"), "qmc": ("scipy",)}
 TIMEOUT = 10  # seconds within which a database must answer
+TRIES, PAUSE = 20, 0.2  # attempts to open a database whose tables others create, and seconds between
 
 
 def required(sampler: str = "") -> ModuleType:
@@ -105,11 +107,22 @@ def opened(url: str | None, workdir: Path) -> Iterator:
 
 
 def _database(optuna: ModuleType, url: str):
-    """Opens a database, and creates the tables of Optuna in it if they are missing."""
+    """Opens a database, and creates the tables of Optuna in it if they are missing.
+
+    Of workers that begin at once, each may find that another has just created a table.
+    """
     import sqlalchemy
 
+    left = TRIES
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=_engine_settings(url))
+        while True:
+            try:
+                return optuna.storages.RDBStorage(url, engine_kwargs=_engine_settings(url))
+            except sqlalchemy.exc.SQLAlchemyError as error:
+                left -= 1
+                if not left or "already exists" not in str(error):
+                    raise
+            time.sleep(PAUSE)
     except ImportError as error:
         raise SweepError(
             f"--storage {_shown(url)}: its driver is not installed ({error}); for PostgreSQL: "

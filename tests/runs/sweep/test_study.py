@@ -172,6 +172,27 @@ def test_a_storage_that_does_not_answer(url, message, tmp_path):
     assert "secret" not in str(error.value)
 
 
+def test_workers_that_begin_at_once_create_the_tables_of_one_database(tmp_path, monkeypatch):
+    """PostgreSQL refuses a table that another worker creates at the same moment."""
+    import optuna
+    import sqlalchemy
+
+    whole, seen = optuna.storages.RDBStorage, []
+
+    def contended(*given, **named):
+        seen.append(given)
+        if len(seen) == 1:
+            problem = ValueError("Key (typname)=(studies) already exists.")
+            raise sqlalchemy.exc.IntegrityError("CREATE TABLE studies", {}, problem)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(storages, "PAUSE", 0.0)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", contended)
+    with opened(f"sqlite:///{tmp_path}/study.db", tmp_path) as storage:
+        assert storage.get_all_studies() == []
+    assert len(seen) == 2
+
+
 def test_sqlite_holds_a_study(tmp_path):
     found = finish(spec(), tmp_path, storage=f"sqlite:///{tmp_path}/study.db")
     assert [each.state for each in found] == ["complete"] * 6
