@@ -23,7 +23,7 @@ EXTRA = "pip install 'jaxtune[sweep]'"
 # Packages that Optuna's samplers import besides its own.
 PACKAGES = {"cmaes": ("cmaes",), "gp": ("scipy", "torch"), "qmc": ("scipy",)}
 TIMEOUT = 10  # seconds within which a database must answer
-TRIES, PAUSE = 20, 0.2  # attempts to open a database whose tables others create, and seconds between
+TRIES, PAUSE = 20, 0.2  # attempts to open a database, and seconds between them
 
 
 def required(sampler: str = "") -> ModuleType:
