@@ -221,9 +221,10 @@ _constrained.defvjp(
 def described(leaves: Any, where: Any = None) -> Any:
     """Returns a tree of `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings of leaves.
 
-    `where` is a tree of shardings to take instead of the leaves' own.
+    `where` is a tree of shardings to take instead of the leaves' own, which those of the host, as
+    NumPy arrays or shapes without a sharding, do not have.
     """
-    where = jax.tree.map(lambda leaf: leaf.sharding, leaves) if where is None else where
+    where = jax.tree.map(_where, leaves) if where is None else where
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         leaves,
@@ -232,9 +233,21 @@ def described(leaves: Any, where: Any = None) -> Any:
 
 
 def device_bytes(leaves: Any) -> int:
-    """Returns the bytes of a tree of arrays, or of their described shapes, that a device holds."""
-    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(leaves))
+    """Returns the bytes of a tree of arrays, or of their described shapes, that a device holds.
+
+    Leaves without a sharding are those of the host, of which it holds nothing.
+    """
+    placed = [leaf for leaf in jax.tree.leaves(leaves) if _where(leaf) is not None]
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in placed)
     return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in shards)
+
+
+def host_bytes(leaves: Any) -> int:
+    """Returns the bytes of those leaves of a tree, or of described shapes, that have no sharding.
+
+    The host holds them, or where they are arguments of a program, every device holds all of them.
+    """
+    return total_bytes([leaf for leaf in jax.tree.leaves(leaves) if _where(leaf) is None])
 
 
 def total_bytes(leaves: Any) -> int:
@@ -282,9 +295,14 @@ def split_axes(where: Any, dimensions: int) -> tuple[str | tuple[str, ...] | Non
 
 
 def mesh_under(leaves: Any) -> Mesh | None:
-    """Returns the mesh that the first leaf of a tree is sharded over, or None."""
-    where = jax.tree.leaves(leaves)[0].sharding
+    """Returns the mesh that the first leaf of a tree on devices is sharded over, or None."""
+    found = filter(None, map(_where, jax.tree.leaves(leaves)))
+    where = next(found, None)
     return where.mesh if isinstance(where, NamedSharding) else None
+
+
+def _where(leaf: Any) -> Sharding | None:
+    return getattr(leaf, "sharding", None)
 
 
 def put(given: Any, where: Any) -> Any:

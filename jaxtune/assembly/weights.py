@@ -14,8 +14,10 @@ from jaxtune.adapters import lora
 from jaxtune.checkpoint.load import Described, load, outline
 from jaxtune.checkpoint.peft.load_adapter import load_adapter, outline_adapter
 from jaxtune.config import training_sections as sections
+from jaxtune.config.fields import ConfigError
 from jaxtune.config.training_sections import Trainable
 from jaxtune.display.errors import UserError
+from jaxtune.models import host
 from jaxtune.models.paligemma import Model
 
 
@@ -53,6 +55,23 @@ def outline_base(given: sections.Model, checkpoint: Described, mesh: Mesh) -> tu
     """Returns what `load_base` returns, with shapes in place of arrays; no weights are read."""
     model, variables = outline(checkpoint, **_settings(given), mesh=mesh)
     return _computed(given, model), variables
+
+
+def with_embedding_on_host(frozen: dict) -> dict:
+    """Returns frozen leaves, or shapes of these, with the embedding in the memory of the host.
+
+    Raises ConfigError if a step needs more of it than the vectors of its tokens.
+    """
+    moved = host.moved(frozen)
+    if jax.process_count() > 1:
+        reason = "the run has several processes, each of which reads other rows"
+    elif not host.stays(moved):
+        reason = "it is also the output head, or it trains, so that every step needs all of it"
+    else:
+        return moved
+    raise ConfigError(
+        f'model.embedding: found "host", but {reason}; expected "device", the default'
+    )
 
 
 def _computed(given: sections.Model, model: Model) -> Model:

@@ -53,6 +53,12 @@ class Model:
         "held in the host's memory, all but their linear maps, or nothing",
         also="gradient_checkpointing activation_checkpointing activation_offloading",
     )
+    embedding: Literal["device", "host"] = about(
+        "device",
+        "where a frozen embedding that is not the output head is while training; host sends each "
+        "step the vectors of its tokens alone, which saves the memory of all others",
+        also="offload_embedding",
+    )
     precision: Literal["auto", "highest", "tf32", "bf16x3", "default"] = about(
         "auto",
         "precision of products of float32: highest; tf32 or bf16x3, which are one choice, TF32 on "

@@ -34,7 +34,7 @@ from jaxtune.metrics import Metric, Prediction, per_row, summarise
 from jaxtune.metrics.intervals import Figure
 from jaxtune.models.paligemma import Model
 from jaxtune.training.objectives import CROSS_ENTROPY, Objective
-from jaxtune.training.step import compiled_eval
+from jaxtune.training.step import eval_sums
 from jaxtune.workdir import agreement
 
 # From a batch on the devices to sums over it: "loss", "weight" and metrics, each of a model or of M
@@ -295,7 +295,7 @@ def means(
     """
 
     def evaluate(batch: Batch) -> Mapping[str, jax.Array]:
-        return compiled_eval(model, variables, batch, objective)
+        return eval_sums(model, variables, batch, objective)
 
     return Sums.of(evaluate, loader, placer, between).means()
 

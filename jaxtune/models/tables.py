@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 
 from jaxtune.quant import products
 
@@ -20,11 +22,44 @@ FEATURES = 128  # rows of a table [D, V] that columns are read from at a time
 Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
 
-def rows(table: jax.Array, index: jax.Array, dtype: Any, axis: int = 0) -> jax.Array:  # [..., D]
-    """Returns the vectors at `index`, int32[...], as `dtype`; those outside the table are NaN.
+@struct.dataclass
+class Extract:
+    """The vectors of some tokens of a table, which `rows` takes in place of the whole table."""
 
-    The tokens of a table [V, D] are on axis 0, and those of one that is [D, V] on axis 1.
+    vectors: Any  # [N, D]
+    places: Any  # int32[V], the row of each token in `vectors`, or N if it has none
+
+    @classmethod
+    def of(cls, table: Any, tokens: Any) -> "Extract":
+        """Returns the vectors of the tokens of a batch, N of which depends on its shape alone.
+
+        Both are NumPy arrays; or if either is a `jax.ShapeDtypeStruct`, shapes are returned.
+        """
+        size = table.shape[0]
+        count = min(math.prod(tokens.shape), size)
+        shapes = ((count, *table.shape[1:]), table.dtype), ((size,), np.int32)
+        if any(isinstance(each, jax.ShapeDtypeStruct) for each in (table, tokens)):
+            return cls(*(jax.ShapeDtypeStruct(*each) for each in shapes))
+        distinct = np.unique(tokens)
+        distinct = distinct[(distinct >= 0) & (distinct < size)]
+        vectors, places = np.zeros(*shapes[0]), np.full(size, count, np.int32)
+        vectors[: len(distinct)] = table[distinct]
+        places[distinct] = np.arange(len(distinct))
+        return cls(vectors, places)
+
+
+def rows(
+    table: jax.Array | Extract, index: jax.Array, dtype: Any, axis: int = 0
+) -> jax.Array:  # [..., D]
+    """Returns the vectors at `index`, int32[...], as `dtype`.
+
+    Those outside the table, and those that an extract lacks, are NaN. The tokens of a table [V, D],
+    or of its extract, are on axis 0, and those of one that is [D, V] on axis 1.
     """
+    if isinstance(table, Extract):
+        none = len(table.vectors)
+        index = jnp.take(table.places, index, mode="fill", fill_value=none)
+        table = table.vectors
     return _read(table, index, (_rows, _columns)[axis], dtype)
 
 

@@ -14,7 +14,7 @@ from jaxtune.config.training_sections import Batch
 from jaxtune.data.loader import Loader
 from jaxtune.display.columns import few, grid, labelled, size_text
 from jaxtune.display.escapes import plural
-from jaxtune.sharding import divisors, total_bytes, undivided
+from jaxtune.sharding import divisors, host_bytes, total_bytes, undivided
 from jaxtune.training.optim import Optimizer
 
 
@@ -74,6 +74,8 @@ def of_training(seed: int, start: Start, optimizer: Optimizer, placer: Placer) -
         f"clip norm {hyper['clip_norm']:g}, seed {seed}",
         "memory": _held(start),
     }
+    if apart := host_bytes(start.frozen):
+        lines["embedding"] = f"{size_text(apart)} on the host; a step takes its tokens' vectors"
     if kinds := _quantised(start.frozen):
         lines["quantised"] = kinds
     weights = {**quant.by_path(start.frozen), **quant.by_path(start.selected)}
@@ -135,7 +137,7 @@ def _undivided(weights: Mapping[str, Any], mesh: Mesh) -> list[str]:
 def _held(start: Start) -> str:
     """Returns the sizes of the frozen leaves, the trained leaves and the optimiser state."""
     sizes = {
-        "frozen": total_bytes(start.frozen),
+        "frozen": total_bytes(start.frozen) - host_bytes(start.frozen),
         "trained": total_bytes(start.shapes.trainable),
         "optimiser": total_bytes(start.shapes.opt_state),
     }

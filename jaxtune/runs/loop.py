@@ -23,6 +23,7 @@ from jaxtune.export.push import Pushes, Unpushed
 from jaxtune.export.write import Exported
 from jaxtune.files.fetched import known_as
 from jaxtune.metrics import Metric
+from jaxtune.models import host
 from jaxtune.models.paligemma import Model
 from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, lost
 from jaxtune.runs.signals import Stop, Stopped
@@ -307,9 +308,9 @@ class Run:
         if not self.answered:
             return {}
         config = self.config
-        generator = TextGenerator(
-            self.model, self.state.variables, self.tokenizer, config.generate, config.seed
-        )
+        variables = host.returned(self.state.variables)
+        given = (self.model, variables, self.tokenizer, config.generate, config.seed)
+        generator = TextGenerator(*given)
         where = self.workdir.path / "eval" / f"step-{self.done:06}"
         found, _ = held_out.evaluate(
             generator,

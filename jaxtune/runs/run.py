@@ -20,6 +20,7 @@ from jaxtune.display.progress import Progress, Quiet
 from jaxtune.export import delivery
 from jaxtune.export.push import pushing, sign_in
 from jaxtune.export.tuned import Tuned
+from jaxtune.models import host
 from jaxtune.runs import console, numerics
 from jaxtune.runs.ends import RESUME, RunError
 from jaxtune.runs.loop import Report, Run
@@ -170,7 +171,9 @@ def opened(
             higher=assembly.higher,
             answered=rows.answered,
             export=lambda variables, folder: delivery.save_into(tuned(variables), folder),
-            deliver=lambda variables, step: delivery.deliver(tuned(variables, step), progress),
+            deliver=lambda variables, step: delivery.deliver(
+                tuned(host.returned(variables), step), progress
+            ),
             pushes=pushes,
             log=log,
             report=report,

@@ -21,7 +21,7 @@ from jaxtune.files import UnwritableError
 from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Unrecorded
 from jaxtune.runs.loop import Run
 from jaxtune.runs.signals import Stop, Stopped
-from jaxtune.training.population import Population, compiled_losses, population_step
+from jaxtune.training.population import Population, population_step, population_sums
 
 T = TypeVar("T")
 # Yields runs that ended before their last step, and why, and returns what it is for.
@@ -212,7 +212,6 @@ def _losses(run: Run, population: Population, stop: Stop | None = None) -> Sums:
             raise Interrupted(stop.asked)
 
     def evaluate(batch: Batch) -> Mapping[str, jax.Array]:
-        given = (run.model, population.states, population.shared, batch)
-        return compiled_losses(*given, run.objective)
+        return population_sums(run.model, population, batch, run.objective)
 
     return Sums.of(evaluate, run.evaluator, run.placer, between)

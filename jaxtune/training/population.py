@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -21,6 +22,7 @@ from jaxtune import tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
+from jaxtune.models import host
 from jaxtune.models.arguments import check_batch, check_model
 from jaxtune.models.device import MEMBERS
 from jaxtune.models.programs import program
@@ -141,7 +143,7 @@ def population_step(
         model,
         optimizer,
         population.states,
-        population.shared,
+        host.extracted(population.shared, batch.tokens),
         batch,
         own,
         as_objective(objective),
@@ -156,9 +158,16 @@ def population_losses(
     check_model(model)
     check_batch(batch)
     _check_population(population)
-    given = (model, population.states, population.shared, batch)
-    sums = compiled_losses(*given, as_objective(objective))
+    sums = population_sums(model, population, batch, as_objective(objective))
     return sums["loss"], sums["weight"][0]
+
+
+def population_sums(
+    model, population: Population, batch, objective=CROSS_ENTROPY
+) -> dict[str, jax.Array]:
+    """Returns what `compiled_losses` does, for members whose embedding may be on the host."""
+    shared = host.extracted(population.shared, batch.tokens)
+    return compiled_losses(model, population.states, shared, batch, objective)
 
 
 def _check_population(population: Any) -> None:
@@ -236,8 +245,11 @@ def _alike_in_dropout(states: Sequence[TrainState]) -> Sequence[TrainState]:
     ]
 
 
-def _one_array(*leaves: jax.Array) -> bool:
-    return all(leaf is leaves[0] for leaf in leaves)
+def _one_array(first: Any, *others: Any) -> bool:
+    """Returns whether leaves are one array, or if the host holds them, views of one."""
+    if isinstance(first, np.ndarray):
+        return all(np.may_share_memory(first, np.asarray(each)) for each in others)
+    return all(each is first for each in others)
 
 
 def _rank(state: TrainState) -> int:

@@ -15,6 +15,7 @@ from jaxtune import quant, tree
 from jaxtune.adapters import lora
 from jaxtune.display.errors import UserError
 from jaxtune.display.escapes import typed
+from jaxtune.models import host
 from jaxtune.models.arguments import check_batch, check_model, check_variables
 from jaxtune.models.programs import program
 from jaxtune.training.objectives import CROSS_ENTROPY, Forward, as_objective, computed
@@ -109,7 +110,9 @@ def train_step(
       model: The model.
       optimizer: An `Optimizer` or an optax transformation, whose update gets the extra arguments
         `hyper` and `step`.
-      state: The state before the step; except for `frozen` it must not be used afterwards.
+      state: The state before the step; except for `frozen` it must not be used afterwards. Of a
+        frozen embedding that is a NumPy array, devices get the vectors of the batch's tokens alone;
+        see `jaxtune.models.host`.
       batch: A `Batch` of arrays [B, …], or [A, B, …] for A micro-batches. Gradients are those of
         the whole batch, even if its rows and micro-batches have unequal weights.
       objective: What is minimised, by default cross-entropy; see `jaxtune.training.objectives`.
@@ -128,8 +131,9 @@ def train_step(
             f"state is {typed(state)}; expected a jaxtune.TrainState, which "
             "TrainState.create(variables, optimizer=optimizer) returns"
         )
+    frozen = host.extracted(state.frozen, batch.tokens)
     moving, metrics = compiled_step(
-        model, optimizer, state.replace(frozen=None), state.frozen, batch, as_objective(objective)
+        model, optimizer, state.replace(frozen=None), frozen, batch, as_objective(objective)
     )
     return moving.replace(frozen=state.frozen), metrics
 
@@ -182,8 +186,13 @@ def eval_step(
     check_model(model)
     check_variables(variables)
     check_batch(batch)
-    sums = compiled_eval(model, variables, batch, as_objective(objective))
+    sums = eval_sums(model, variables, batch, as_objective(objective))
     return sums["loss"], sums["weight"]
+
+
+def eval_sums(model, variables, batch, objective=CROSS_ENTROPY) -> dict[str, jax.Array]:
+    """Returns what `compiled_eval` does, for variables whose embedding may be on the host."""
+    return compiled_eval(model, host.extracted(variables, batch.tokens), batch, objective)
 
 
 @program(static_argnums=0)

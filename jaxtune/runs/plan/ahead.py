@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxtune import tree
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
+from jaxtune.models import host
 from jaxtune.runs.plan import change, report
 from jaxtune.runs.plan.plan import Plan, Planner
 from jaxtune.runs.plan.targets import Target, at_hand
@@ -63,14 +66,20 @@ def try_largest(assembly: Assembly, rows: RunRows, plan: Plan) -> None:
     for shape in plan.outlook.largest:
         batch = assembly.placer(rows.loader.blank(shape), parts=True)
         state, frozen = zeros((shapes.start.shapes, shapes.start.frozen))
-        given = (state, frozen, batch, shapes.objective)
+        given = (state, host.extracted(frozen, batch.tokens), batch, shapes.objective)
         jax.block_until_ready(compiled_step(shapes.model, shapes.optimizer, *given))
 
 
 def zeros(shapes: Any) -> Any:
-    """Returns arrays of zeros of described shapes, on the devices of their shardings."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return jax.jit(partial(jax.tree.map, _zero, shapes), out_shardings=where)()
+    """Returns arrays of zeros of described shapes, on the devices of their shardings.
+
+    Those without a sharding are NumPy arrays.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding is not None, shapes)
+    on_devices, on_host = tree.partition(shapes, placed)
+    where = jax.tree.map(lambda leaf: leaf.sharding, on_devices)
+    made = jax.jit(partial(jax.tree.map, _zero, on_devices), out_shardings=where)()
+    return tree.combine(made, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), on_host))
 
 
 def _zero(leaf: jax.ShapeDtypeStruct) -> jax.Array:

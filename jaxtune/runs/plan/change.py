@@ -11,6 +11,7 @@ from jaxtune.runs.plan.plan import Changes, Plan, Planner, overrides
 from jaxtune.sharding import divisors
 
 PARTS = "batch.accumulate"
+HOST: Changes = {"model.embedding": "host"}
 QUANT = ("int8", "nf4", "nf4-double")  # of a base, each smaller than the one before
 STRAIGHT = 6  # numbers of rows that are guessed as if memory grew in proportion to them
 
@@ -36,9 +37,9 @@ def to_fit(planner: Planner) -> tuple[Changes, Plan] | None:
     """Returns the smallest changes found with which a run fits, and its plan; None if none do.
 
     Changes are tried in the order of what they cost in speed, each on top of those before it: more
-    micro-batches, weights split over the devices instead of copied, an optimiser whose state has 8
-    bits, recomputed activations, and a base in 8 or 4 bits. Of the changes that together suffice,
-    those without which the run fits as well are taken back.
+    micro-batches, weights split over the devices instead of copied, the embedding on the host, an
+    optimiser whose state has 8 bits, recomputed activations, and a base in 8 or 4 bits. Of the
+    changes that together suffice, those without which the run fits as well are taken back.
     """
     made: list[Changes] = []
     for change in _ladder(planner):
@@ -60,6 +61,8 @@ def _ladder(planner: Planner) -> Iterator[Changes]:
         yield {PARTS: parts[-1]}
     if mesh.shape["data"] > 1:
         yield {"mesh.data": 1, "mesh.fsdp": ways(mesh)}
+    if config.model.embedding == "device" and _possible(planner, HOST):
+        yield HOST
     if config.optim.name == "adamw":
         yield {"optim.name": "adamw8bit"}
     if config.model.remat == "none":
@@ -71,6 +74,15 @@ def _ladder(planner: Planner) -> Iterator[Changes]:
     if config.trainable.kind == "lora" and config.model.quant in (None, *QUANT):
         smaller = QUANT.index(config.model.quant) + 1 if config.model.quant else 0
         yield from ({"model.quant": kind} for kind in QUANT[smaller:])
+
+
+def _possible(planner: Planner, changes: Changes) -> bool:
+    """Returns whether a config with these changes can be trained, wherever it fits."""
+    try:
+        planner.resident(changes)
+    except UserError:
+        return False
+    return True
 
 
 def _more_parts(config: Config, among: int) -> list[int]:

@@ -17,6 +17,7 @@ from jaxtune.data.batches import Batch
 from jaxtune.decoding import outline
 from jaxtune.decoding.sampling import Sampling
 from jaxtune.display.errors import UserError
+from jaxtune.models import host
 from jaxtune.models.paligemma import Model
 from jaxtune.quant.precision import GPUS
 from jaxtune.runs.plan import traffic
@@ -127,20 +128,21 @@ class Shapes:
 
 def train(shapes: Shapes, batch: Batch) -> Program:
     """Compiles the training step for a batch, which is given as shapes, [A, B, …]."""
-    start = shapes.start
-    given = (start.shapes, start.frozen, batch, shapes.objective)
+    frozen = host.extracted(shapes.start.frozen, batch.tokens)
+    given = (shapes.start.shapes, frozen, batch, shapes.objective)
     traced = compiled_step.trace(shapes.model, shapes.optimizer, *given)
     found = _compile("train", traced, shapes, _sizes(batch))
     # While a step runs, the next batch is placed on the devices. Gradients are float32.
-    size = sharding.device_bytes(batch)
+    size = _batch_bytes(batch, frozen)
     return found.itemised({**shapes.held, "batch": 2 * size}, beside=size, gradients=True)
 
 
 def evaluate(shapes: Shapes, batch: Batch) -> Program:
     """Compiles the held-out loss of a batch, which is given as shapes, [B, …]."""
-    traced = compiled_eval.trace(shapes.model, shapes.variables, batch, shapes.objective)
+    variables = host.extracted(shapes.variables, batch.tokens)
+    traced = compiled_eval.trace(shapes.model, variables, batch, shapes.objective)
     found = _compile("evaluate", traced, shapes, _sizes(batch))
-    size = sharding.device_bytes(batch)
+    size = _batch_bytes(batch, variables)
     beside = size + shapes.held["optimiser"]
     return found.itemised({**shapes.held, "batch": 2 * size}, beside=beside)
 
@@ -151,17 +153,18 @@ def train_together(shapes: Shapes, batch: Batch, count: int, own: bool) -> Progr
     `batch` is given as shapes, [A, B, …], or if each member has its own, as [M, A, B, …].
     """
     population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
+    shared = host.extracted(population.shared, batch.tokens)
     traced = compiled_population_step.trace(
         shapes.model,
         shapes.optimizer,
         population.states,
-        population.shared,
+        shared,
         batch,
         own,
         shapes.objective,
     )
     found = _compile("train", traced, shapes, {"members": count} | _sizes(batch))
-    size = sharding.device_bytes(batch)
+    size = _batch_bytes(batch, shared)
     held = _of_members(shapes, count) | {"batch": 2 * size}
     return found.itemised(held, beside=size, gradients=True)
 
@@ -169,11 +172,12 @@ def train_together(shapes: Shapes, batch: Batch, count: int, own: bool) -> Progr
 def evaluate_together(shapes: Shapes, batch: Batch, count: int) -> Program:
     """Compiles the held-out losses of a population for a batch, given as shapes, [B, …]."""
     population = Population.described(shapes.start.shapes, shapes.start.frozen, count)
-    given = (shapes.model, population.states, population.shared, batch, shapes.objective)
+    shared = host.extracted(population.shared, batch.tokens)
+    given = (shapes.model, population.states, shared, batch, shapes.objective)
     found = _compile(
         "evaluate", compiled_losses.trace(*given), shapes, {"members": count} | _sizes(batch)
     )
-    size = sharding.device_bytes(batch)
+    size = _batch_bytes(batch, shared)
     return found.itemised(_of_members(shapes, count) | {"batch": 2 * size}, beside=size)
 
 
@@ -189,18 +193,27 @@ def decode(
 
     `stops` is the number of stop tokens. If the first does not fit, the second is left out.
     """
-    model, mesh, variables = shapes.model, shapes.mesh, shapes.variables
+    model, mesh, variables = shapes.model, shapes.mesh, host.returned(shapes.variables)
+    whole = shapes.held | {"base": sharding.device_bytes(host.returned(shapes.start.frozen))}
     sizes = {"rows": batch.rows, "tokens": batch.longest, "new": batch.new}
     traced = outline.traced_prefill(model, variables, mesh, batch, sampling, stops)
     prefill = _compile("prefill", traced, shapes, sizes)
     beside = shapes.held["optimiser"]
-    yield prefill.itemised(shapes.held, beside=beside)
+    yield prefill.itemised(whole, beside=beside)
     if prefill.outputs is None:
         return
     state = sharding.described(traced.out_info, prefill.outputs)
     loop = _compile("decode", outline.traced_loop(model, variables, state), shapes, sizes)
-    held = {**shapes.held, "cache": sharding.device_bytes(state)}
+    held = {**whole, "cache": sharding.device_bytes(state)}
     yield loop.itemised(held, beside=beside)
+
+
+def _batch_bytes(batch: Batch, weights: Any) -> int:
+    """Returns what a device holds for a batch, its share of the vectors of an embedding included.
+
+    `weights` are what a program takes besides, of which the host sends these vectors alone.
+    """
+    return sharding.device_bytes(batch) + sharding.host_bytes(weights)
 
 
 def _sizes(batch: Batch) -> dict[str, int]:

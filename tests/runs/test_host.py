@@ -1,0 +1,93 @@
+"""Runs whose embedding stays on the host: the same losses, and less of it on devices."""
+
+import contextlib
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxtune.assembly.assemble import Assembly
+from jaxtune.config import load as configs
+from jaxtune.config.fields import ConfigError
+from jaxtune.display.progress import Quiet
+from jaxtune.runs.plan.plan import plan
+from jaxtune.runs.plan.programs import Shapes
+from jaxtune.runs.plan.targets import at_hand
+from jaxtune.runs.rows import RunRows
+from jaxtune.runs.run import fit
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """A checkpoint whose head is not its embedding."""
+    return tiny.write_base(
+        tmp_path_factory.mktemp("untied"), model_type="llama", tie_word_embeddings=False
+    )
+
+
+@pytest.fixture
+def make(untied, rows):
+    """`make("host", …)` is a config with the embedding there, and changes to its sections."""
+
+    def config(where, base=untied, **changes):
+        model = {"path": str(base), "embedding": where}
+        asked = {"eval": {"holdout": 8, "answers": 2, "every": 4}, "log": {"every": 1}}
+        short = {"generate": {"max_new_tokens": 2}}
+        return configs.parse(tiny.settings(base, rows, **asked, **short, model=model, **changes))
+
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_ends_as_if_it_were_on_the_device(make, tmp_path):
+    said, left = [], []
+
+    class Heard(Quiet):
+        def say(self, text=""):
+            said.append(text)
+
+    for where in ("device", "host"):
+        fit(make(where), tmp_path / where, progress=Heard())
+        lines = map(json.loads, (tmp_path / where / "metrics.jsonl").read_text().splitlines())
+        adapter = load_file(tmp_path / where / "export/adapter/adapter_model.safetensors")
+        left.append((list(lines), adapter))
+    (lines, adapter), (others, other) = left
+    # Two programs, in which XLA may add in another order.
+    for line, ours in zip(lines, others, strict=True):
+        assert ours.pop("kind") == line.pop("kind")
+        assert ours == pytest.approx(line, rel=1e-6)
+    assert other.keys() == adapter.keys()
+    for name in adapter:
+        np.testing.assert_allclose(other[name], adapter[name], rtol=1e-4, atol=1e-7)
+    assert sum("on the host; a step takes" in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_a_plan_counts_it_where_it_is(make):
+    size, bases = 512 * 32 * 4, {}
+    for where in ("device", "host"):
+        assembly = Assembly.of_headers(make(where), "2026-01-01")
+        with contextlib.ExitStack() as stack:
+            rows = RunRows.read(assembly, Quiet(), stack)
+            found = plan(assembly, rows, at_hand(), Quiet())
+        bases[where] = {each.name: each.items["base"] for each in found.programs}
+    for name in ("train", "evaluate"):
+        assert bases["device"][name] - bases["host"][name] == size
+    for name in ("prefill", "decode"):
+        assert bases["device"][name] == bases["host"][name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"base": None}, {"trainable": {"kind": "full"}}],
+    ids=["tied", "trains"],
+)
+def test_an_embedding_that_every_step_needs_is_refused(make, base, changes):
+    given = {"base": base} if "base" in changes else changes
+    assembly = Assembly.of_headers(make("host", **given), "2026-01-01")
+    reason = re.escape('model.embedding: found "host", but it is also the output head, or it')
+    with pytest.raises(ConfigError, match=reason):
+        Shapes.of(assembly, 4)
