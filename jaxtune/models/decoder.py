@@ -22,6 +22,7 @@ from jaxtune.models.layers import (
     STACKED,
     STATES,
     Embedding,
+    Head,
     Linear,
     RMSNorm,
     asked_for,
@@ -219,7 +220,7 @@ class Decoder(Model):
         )(config)
         self.norm = RMSNorm(config.norm_epsilon, config.norm_offset)
         if not config.tied:
-            self.head = Linear(config.vocabulary, output=jnp.float32)
+            self.head = Head(config.vocabulary)
 
     def __call__(
         self,

@@ -42,7 +42,7 @@ class Linear(nn.Module):
         many = len(flat) >= shape[0]
         gather = partial(sharding.gathered, "/".join((*self.path, "w"))) if many else lambda w: w
         w = gather(w)
-        y = quant.dot(flat, w, self.output)
+        y = self.product(flat, w)
         if self.has_variable("lora", "w"):
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
             y = gather(self.get_variable("lora", "w")).adapt(flat, w, y, key, x.shape[:-1])
@@ -50,6 +50,22 @@ class Linear(nn.Module):
             b = self.variable("params", "b", jnp.zeros, (self.features,)).value
             y = y + b.astype(y.dtype)
         return y.reshape(*x.shape[:-1], self.features)
+
+    @nn.nowrap
+    def product(self, x: jax.Array, w: Any) -> jax.Array:  # [n, in], [in, out] -> [n, out]
+        """Returns x @ w."""
+        return quant.dot(x, w, self.output)
+
+
+class Head(Linear):
+    """Linear map to float32 logits, one for each of many tokens."""
+
+    output: Any = jnp.float32
+
+    @nn.nowrap
+    def product(self, x: jax.Array, w: jax.Array) -> jax.Array:  # [n, D], [D, V] -> float32[n, V]
+        """Returns x @ w."""
+        return tables.scores(x, w, axis=1)
 
 
 class Embedding(nn.Module):
@@ -66,7 +82,8 @@ class Embedding(nn.Module):
 
     def score(self, x: jax.Array) -> jax.Array:  # [..., D] -> float32[..., V]
         """Returns the dot product of `x` with every token's vector: the logits of a tied head."""
-        return tables.scores(x, self.w.value)
+        flat = tables.scores(x.reshape(-1, x.shape[-1]), self.w.value)
+        return flat.reshape(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):

@@ -17,7 +17,8 @@ from flax import struct
 
 from jaxtune.quant import products
 
-BLOCK = 4096  # tokens of a block, which fits a processor's cache; of those of `blocks`, the fewest
+BLOCK = 4096  # tokens of a block, which fits a processor's cache beside the scores of many rows
+FEW = 512  # tokens of a block to score a row with, which fits the smaller cache of a core
 FEATURES = 128  # rows of a table [D, V] that columns are read from at a time
 Read = Callable[[jax.Array, jax.Array], jax.Array]  # (table, index) -> part of the table
 
@@ -81,7 +82,7 @@ def fold(
     whole, rest = divmod(table.shape[axis], BLOCK)
 
     def part(number: jax.Array | int, size: int) -> jax.Array:
-        block = _read(table, jnp.asarray(number * BLOCK), partial(_slice, size, axis), dtype)
+        block = _block(table, dtype, axis, number * BLOCK, size)
         return block.T if axis else block
 
     if whole:
@@ -90,42 +91,39 @@ def fold(
     return add(start, part(whole, rest)) if rest else start
 
 
-def blocks(table: jax.Array) -> jax.Array:  # [V, D] -> [N, W, D]
-    """Reshapes a table into N blocks of W consecutive rows.
+def scores(x: jax.Array, table: jax.Array, axis: int = 0) -> jax.Array:  # [n, D] -> float32[n, V]
+    """Returns the dot product of `x` with the vector of every token, accumulated in float32.
 
-    N is the largest power of two that divides V and leaves `BLOCK` rows per block, or 1. Blocks of
-    strided rows would be copied: a TPU stores 16 consecutive rows of bfloat16 together.
+    The tokens of a table [V, D] are on axis 0, and those of one that is [D, V] on axis 1.
     """
-    count = 1
-    while table.shape[0] % (2 * count) == 0 and table.shape[0] // (2 * count) >= BLOCK:
-        count *= 2
-    return table.reshape(count, -1, table.shape[-1])
+    plain = partial(_scores, axis=axis)
+    if table.dtype != jnp.bfloat16 or x.dtype == jnp.bfloat16:
+        return plain(x, table)
+    ways = {"cpu": partial(_scores_by_block, axis=axis), "default": plain}
+    return jax.lax.platform_dependent(x, table, **ways)
 
 
-def block(table: jax.Array, number: jax.Array, dtype: Any) -> jax.Array:  # [N, W, D] -> [W, D]
-    """Returns block `number` of the result of `blocks`, as `dtype`."""
-    return _read(table, number, _block, dtype)
-
-
-def scores(x: jax.Array, table: jax.Array) -> jax.Array:  # [..., D], [V, D] -> float32[..., V]
-    """Returns the dot product of `x` with every row, accumulated in float32."""
-    ways = {"default": _scores}
-    if table.dtype == jnp.bfloat16 != x.dtype:
-        ways["cpu"] = _scores_by_block
-    return jax.lax.platform_dependent(x, table, **ways) if len(ways) > 1 else _scores(x, table)
-
-
-def _scores(x: jax.Array, table: jax.Array) -> jax.Array:
-    leading = "abcefg"[: x.ndim - 1]
-    axes = f"{leading}d,vd->{leading}v"
+def _scores(x: jax.Array, table: jax.Array, axis: int) -> jax.Array:
+    axes = ("nd,vd->nv", "nd,dv->nv")[axis]
     return products.einsum(axes, x, table.astype(x.dtype), jnp.float32)
 
 
-def _scores_by_block(x: jax.Array, table: jax.Array) -> jax.Array:
-    parts = blocks(table)
-    numbers = jnp.arange(parts.shape[0])
-    found = jax.lax.map(lambda number: _scores(x, block(parts, number, x.dtype)), numbers)
-    return jnp.moveaxis(found, 0, -2).reshape(*x.shape[:-1], -1)
+def _scores_by_block(x: jax.Array, table: jax.Array, axis: int) -> jax.Array:
+    whole, rest = divmod(table.shape[axis], FEW)
+
+    def of_block(number: jax.Array | int, size: int) -> jax.Array:  # [n, size]
+        return _scores(x, _block(table, x.dtype, axis, number * FEW, size), axis)
+
+    found = jax.lax.map(partial(of_block, size=FEW), jnp.arange(whole))
+    found = jnp.moveaxis(found, 0, 1).reshape(len(x), -1)
+    return jnp.concatenate([found, of_block(whole, rest)], -1) if rest else found
+
+
+def _block(
+    table: jax.Array, dtype: Any, axis: int, start: jax.Array | int, size: int
+) -> jax.Array:  # [size, D], or with axis 1 [D, size]
+    """Returns a block of neighbouring tokens of a table."""
+    return _read(table, jnp.asarray(start), partial(_slice, size, axis), dtype)
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -149,10 +147,6 @@ def _columns_in_parts(table: jax.Array, index: jax.Array) -> jax.Array:  # [D, .
 
 def _slice(size: int, axis: int, table: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(table, start, size, axis)
-
-
-def _block(table: jax.Array, number: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(table, number, 0, keepdims=False)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
