@@ -25,6 +25,7 @@ SHAPE = {
     "into?": (str, None),
     "rows?": {"from": str, "count": int},
     "comparison?": (MEASURED, None),
+    "same?": ({"arrays": int, "positions": int}, None),
     "reference?": (MEASURED, None),
     "merging?": {...: MEASURED},
     "tokenizer?": [str],

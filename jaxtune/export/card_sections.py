@@ -262,9 +262,11 @@ def _verified(subject: CardSubject) -> list[str]:
     for into, change in (found.get("merging") or {}).items():
         compared[MERGING.get(into, f"merging into the {plain(into)} weights")] = change
     rows = [[what, *_comparison(each)] for what, each in compared.items() if each]
-    warnings = [f"**Warning:** {plain(each)}." for each in found.get("warnings", ())]
+    notes = [f"**Warning:** {plain(each)}." for each in found.get("warnings", ())]
+    if same := found.get("same"):
+        notes = [_same(same), *notes]
     if not rows or "rows" not in found:
-        return warnings
+        return notes
     asked = found["rows"]
     told = "The written files were compared with the model in memory on "
     told += f"{plural(asked['count'], 'row')} ({plain(asked['from'])}):"
@@ -275,7 +277,14 @@ def _verified(subject: CardSubject) -> list[str]:
         "same most likely token",
         "identical answers",
     ]
-    return [told, table(heads, rows), *warnings]
+    return [told, table(heads, rows), *notes]
+
+
+def _same(found: Mapping[str, Any]) -> str:
+    return (
+        f"The written files were loaded, and their {plural(found['arrays'], 'array')} compared: "
+        "they equal those of the model in memory."
+    )
 
 
 def _comparison(found: Mapping[str, Any]) -> list[str]:

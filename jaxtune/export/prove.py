@@ -3,13 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtune import quant
+from jaxtune.adapters import lora
 from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.formats import bnb
 from jaxtune.checkpoint.load import read_config
@@ -17,6 +20,7 @@ from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.checkpoint.save import INTO, described_origin
 from jaxtune.display.progress import Progress
 from jaxtune.export import merging, reference, verify
+from jaxtune.export.distance import distance
 from jaxtune.export.targets import Wanted, in_dtype
 from jaxtune.export.tuned import Tuned
 from jaxtune.export.verify import (
@@ -24,6 +28,7 @@ from jaxtune.export.verify import (
     Comparison,
     ComparisonRows,
     ModelOutputs,
+    Same,
     compared,
     observed,
 )
@@ -38,11 +43,13 @@ MOVED = {None: 0.1, "dequantised": 0.1, "original": 1.0}
 
 @dataclass(frozen=True)
 class Check:
-    """The expected outputs of written files, and the function that loads them."""
+    """What is expected of written files, and the function that loads them."""
 
-    expected: ModelOutputs
+    expected: Callable[[], ModelOutputs]
     limit: float
     load: Callable[[], tuple[Model, dict]]
+    # From the loaded variables to how they are the same, if they equal those in memory.
+    same: Callable[[dict], Same | None] = lambda _: None
     # Effect of merging by `into`, or as "merged" if no weight is quantised.
     merging: dict[str, Comparison] = field(default_factory=dict)
     problem: str = ""  # why merging itself failed
@@ -67,8 +74,9 @@ def rows(assembly: Assembly, progress: Progress) -> ComparisonRows | None:
 def check_adapter(tuned: Tuned, staged: Path, rows: ComparisonRows) -> Check:
     """Prepares the check that a written adapter gives the same outputs on the base as in memory.
 
-    With PiSSA init, the limit is widened by the difference between the published base and the
-    initial weights.
+    Where its arrays equal those in memory, on the same base, logits are computed once and no answer
+    is. With PiSSA init, the base is the published one, and the limit is widened by its difference
+    from the initial weights.
 
     Args:
       tuned: The tuned model.
@@ -79,15 +87,20 @@ def check_adapter(tuned: Tuned, staged: Path, rows: ComparisonRows) -> Check:
       The check for `verify_files`.
     """
     model, limit = tuned.model, LIMITS[compute_of(tuned.model)]
-    expected = observed(model, tuned.variables, rows)
-    base = {"params": tuned.variables["params"]}
+    logits = verify.logits(model, tuned.variables, rows)
+    base, same = {"params": tuned.variables["params"]}, partial(_same, tuned.variables, len(logits))
     if tuned.initial is not None:
         # Subtracting the initial adapters rounded the weights; the published ones are not rounded.
-        base = tuned.assembly.base()[1]
-        started = [observed(model, each, rows) for each in (base, tuned.initial)]
-        limit += 2 * compared(*started, limit).logits
+        base, same = tuned.assembly.base()[1], Check.same
+        started = [verify.logits(model, each, rows) for each in (base, tuned.initial)]
+        limit += 2 * distance(*started).logits
     places = _places(tuned.variables)
-    return Check(expected, limit, lambda: (model, _laid(load_adapter(model, base, staged), places)))
+    return Check(
+        lambda: ModelOutputs(logits, verify.answers(model, tuned.variables, rows)),
+        limit,
+        lambda: (model, _laid(load_adapter(model, base, staged), places)),
+        same,
+    )
 
 
 def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRows) -> Check:
@@ -134,7 +147,14 @@ def check_merged(tuned: Tuned, wanted: Wanted, staged: Path, rows: ComparisonRow
         found, variables = tuned.assembly.base(staged, **held)
         return found, _laid(variables, places)
 
-    return Check(expected, limit, load, moved, problem, tuple(_losses(change, into, narrow)))
+    return Check(
+        lambda: expected,
+        limit,
+        load,
+        merging=moved,
+        problem=problem,
+        warnings=tuple(_losses(change, into, narrow)),
+    )
 
 
 def _losses(change: Comparison, into: str | None, narrow: Sequence[str]) -> Iterator[str]:
@@ -179,10 +199,35 @@ def _laid(variables: dict, places: dict) -> dict:
     return variables
 
 
-def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | None]:
-    """Returns a description of the mismatch, or "" if there is none, and the comparison.
+def _same(variables: dict, positions: int, loaded: dict) -> Same | None:
+    """Returns how loaded variables are the same, or None unless all arrays of adapters are equal.
 
-    The comparison is None if the files cannot be loaded or compared.
+    Dropout does not count, which outputs do not depend on outside of training. `positions` is the
+    number of those with finite logits.
+    """
+    ours, theirs = (
+        {
+            (path, name): getattr(adapter, name)
+            for path, adapter in lora.adapters(each).items()
+            for name in ("a", "b", "scale", "magnitude")
+            if getattr(adapter, name) is not None
+        }
+        for each in (variables, loaded)
+    )
+    alike = jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+    return Same(len(ours), positions) if alike and bool(_all_equal(ours, theirs)) else None
+
+
+@jax.jit
+def _all_equal(ours: dict, theirs: dict) -> jax.Array:  # bool[]
+    same = jax.tree.map(lambda one, other: (one == other).all(), ours, theirs)
+    return jnp.stack(jax.tree.leaves(same)).all()
+
+
+def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | Same | None]:
+    """Returns a description of the mismatch, or "" if there is none, and what was found.
+
+    That is None if the files cannot be loaded or compared.
     """
     unusable = "the written files cannot be loaded and compared: "
     loaded, problem = None, ""
@@ -192,8 +237,10 @@ def verify_files(check: Check, rows: ComparisonRows) -> tuple[str, Comparison | 
         problem = str(error)
     if problem := agreement.any_text(problem):
         return unusable + problem, None
+    if same := check.same(loaded[1]):
+        return agreement.of_first(lambda: check.problem), same
     try:
-        found = compared(check.expected, observed(*loaded, rows), check.limit)
+        found = compared(check.expected(), observed(*loaded, rows), check.limit)
     except ValueError as error:
         return f"{unusable}{error}", None
     said = check.problem or ("" if found.kept else f"reloaded from disk, {_too_far(found)}")

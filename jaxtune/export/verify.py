@@ -96,6 +96,20 @@ class Comparison:
         return {name: value for name, value in asdict(self).items() if name not in OF_LIMITS}
 
 
+@dataclass(frozen=True)
+class Same:
+    """A model whose arrays, read back, equal those in memory, so that its outputs are the same."""
+
+    arrays: int
+    positions: int  # at which its logits were computed, and are finite
+
+    def __str__(self) -> str:
+        return (
+            f"all {self.arrays:,} arrays are equal to those in memory, and logits are finite at "
+            f"{self.positions} positions"
+        )
+
+
 def rows(
     source: Source, encoder: RowEncoder, model: Model, about: str, new: int, count: int = 8
 ) -> ComparisonRows:
@@ -192,19 +206,34 @@ def _thinned(example: Example) -> Example:
 
 
 def observed(model: Model, variables: Mapping, given: ComparisonRows) -> ModelOutputs:
-    """Computes a model's logits at the compared positions and its greedy answers to the prompts.
+    """Computes a model's logits at the compared positions and its greedy answers to the prompts."""
+    return ModelOutputs(logits(model, variables, given), answers(model, variables, given))
+
+
+def logits(model: Model, variables: Mapping, given: ComparisonRows) -> np.ndarray:  # float32[N, V]
+    """Computes a model's logits at the compared positions; raises UserError if any is not finite.
 
     Products are as precise as the dtype of the model, whichever precision it trains with.
     """
-    model = model.clone(precision=AUTO)
     pixels = None if given.images is None else _side_by_side(given.images)
     batch = given.batch
     asked = (batch.tokens, pixels, batch.valid, batch.causal, batch.where)
-    logits = to_host(_logits(model, variables, *asked))
-    answers = completions(
-        model, variables, given.prompts, given.new, images=given.images, stops=given.stops
+    found = to_host(_logits(model.clone(precision=AUTO), variables, *asked))[given.counted]
+    if not np.isfinite(found).all():
+        raise UserError(f"logits with infinities or NaNs on {given.about} cannot be compared")
+    return found
+
+
+def answers(model: Model, variables: Mapping, given: ComparisonRows) -> list[Completion]:
+    """Returns a model's greedy answers to the prompts, in the precision of `logits`."""
+    return completions(
+        model.clone(precision=AUTO),
+        variables,
+        given.prompts,
+        given.new,
+        images=given.images,
+        stops=given.stops,
     )
-    return ModelOutputs(logits[given.counted], answers)
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:  # [B, I, S, S, 3]

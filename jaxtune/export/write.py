@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ from jaxtune.export.targets import (
     staging,
 )
 from jaxtune.export.tuned import Tuned, adapted, restored, run_checkpoints, step_of
-from jaxtune.export.verify import Comparison, ComparisonRows
+from jaxtune.export.verify import Comparison, ComparisonRows, Same
 from jaxtune.files import write_json
 from jaxtune.workdir import agreement
 from jaxtune.workdir.directory import begun, claim, locked_directory
@@ -189,7 +189,7 @@ def _ended(
     tuned: Tuned,
     wanted: Wanted,
     staged: Path,
-    outcome: tuple[dict, str, Comparison | None, Check],
+    outcome: tuple[dict, str, Comparison | Same | None, Check],
     progress: Progress,
 ) -> Path:
     """Writes the report of a verified export, names it, and describes it; returns its path.
@@ -209,7 +209,8 @@ def _ended(
     report |= {
         "kept": not problem,
         "problem": problem or None,
-        "comparison": found and found.told(),
+        "comparison": found.told() if isinstance(found, Comparison) else None,
+        "same": asdict(found) if isinstance(found, Same) else None,
         "merging": {into: each.moved() for into, each in check.merging.items()},
     }
     report |= _contents(staged, wanted)
@@ -336,7 +337,7 @@ def _files(path: Path, name: str, besides: Sequence[str]) -> dict[str, dict[str,
 
 
 def _lines(
-    report: dict, found: Comparison | None, check: Check, final: Path, there: bool
+    report: dict, found: Comparison | Same | None, check: Check, final: Path, there: bool
 ) -> Iterator[str]:
     size = sum(each["bytes"] for each in report["files"].values())
     if report["kept"]:

@@ -55,6 +55,16 @@ def test_an_adapter_from_elsewhere_has_no_card_of_this_run(workdir):
     assert not (target / "README.md").exists()
 
 
+def test_files_that_equal_the_model_need_no_table(workdir):
+    target = workdir / "export" / "adapter"
+    rewrite(
+        target / "export.json", comparison=None, merging={}, same={"arrays": 21, "positions": 9}
+    )
+    text = card.write(target, workdir, config("base"), kind="adapter").read_text()
+    assert "The written files were loaded, and their 21 arrays compared: they equal those" in text
+    assert "identical answers" not in text
+
+
 def test_a_directory_that_will_have_another_name(workdir):
     target = workdir / "export" / "adapter"
     file = card.write(target, workdir, config("base"), kind="adapter", name="final")
