@@ -127,8 +127,8 @@ def run_directory(
     `settings` is the resolved config. If the directory holds a run of another config that has done
     a step, this raises WorkdirError, unless `accept_changes` is set or only fields in `FREE`
     differ; likewise if the directory is not ours, or misses what a run needs to be resumed. The
-    caller writes the config by `Workdir.adopt`. Of several processes, the first one reads and locks
-    the directory for all.
+    caller writes the config by `Workdir.adopt`; a new run that ends before that leaves nothing that
+    is seen. Of several processes, the first one reads and locks the directory for all.
     """
     path = path.expanduser()
     with contextlib.ExitStack() as stack:
@@ -140,6 +140,8 @@ def run_directory(
             return _opened(path, settings, accept_changes)
 
         known = agreement.of_first(opened)
+        if known["new"] and agreement.first() and not mirror_of(path)[0]:
+            stack.callback(_forget_unadopted, path)
         advice = "name another --workdir"
         if mirror_of(path)[0]:  # checkpoints are written to its local copy
             advice = f"set {CACHE} to a directory there"
@@ -158,6 +160,12 @@ def run_directory(
             stepped=known["stepped"],
             lock=_inode(path / LOCK) if agreement.first() else None,
         )
+
+
+def _forget_unadopted(path: Path) -> None:
+    """Removes run.json if no config was adopted for it."""
+    if not (path / CONFIG).exists():
+        (path / RUN).unlink(missing_ok=True)
 
 
 def _shared(path: Path, name: str) -> bool:
@@ -182,11 +190,12 @@ def _opened(path: Path, settings: Mapping[str, Any], accept_changes: bool) -> di
             "\n  ".join([f"{path} holds a run of another config; differences:", *differing])
             + "\nPass --accept-changes to continue with the new one, or name another --workdir"
         )
+    new = about is None
     about = (about or _new(path)) | ({} if stepped else {"started": _today()})
     write_json(path / RUN, about)
     _announce(path)
     named = {name: about[name] for name in ("started", "name")}
-    return named | {"stepped": stepped, "changes": changes}
+    return named | {"stepped": stepped, "changes": changes, "new": new}
 
 
 def claim(path: Path) -> None:

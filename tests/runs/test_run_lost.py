@@ -48,7 +48,7 @@ def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):  # no
 @pytest.mark.slow
 def test_a_held_out_loss_that_is_not_finite_names_its_rows(make, tmp_path, monkeypatch):  # noqa: F811
     lost = {"loss": jnp.float32(np.nan), "weight": jnp.float32(1)}
-    monkeypatch.setattr(held_out, "compiled_eval", lambda *_: lost)
+    monkeypatch.setattr(held_out, "eval_sums", lambda *_: lost)
     with pytest.raises(RunError, match=r"step 0: the held-out loss is nan for .*rows.jsonl:\d+"):
         fit(make(), tmp_path / "run", progress=Quiet())
 

@@ -195,6 +195,18 @@ def test_a_config_that_was_removed_is_missed(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"optim": {"lr": 0.2}}
 
 
+def test_a_new_run_that_cannot_start_leaves_nothing_that_is_seen(tmp_path):
+    with pytest.raises(ValueError), run_directory(tmp_path, {"seed": 1}):
+        assert (tmp_path / "run.json").exists()
+        raise ValueError("the base is not there")
+    assert [each for each in os.listdir(tmp_path) if not each.startswith(".")] == []
+    with run_directory(tmp_path, {"seed": 1}) as workdir:
+        workdir.adopt()
+    with pytest.raises(ValueError), run_directory(tmp_path, {"seed": 1}):
+        raise ValueError("the disk is full")
+    assert (tmp_path / "run.json").exists()
+
+
 def test_a_directory_that_is_removed_while_it_is_used(tmp_path):
     with run_directory(tmp_path / "run", {}) as workdir:
         workdir.check()
