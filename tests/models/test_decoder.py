@@ -114,10 +114,10 @@ def test_the_gradient_of_attention_keeps_no_heads_in_float32():
     model, kind = Attention(config), jnp.zeros((), jnp.int32)
     table = jnp.ones((len(config.kinds), *TOKENS.shape, config.head_size // 2))
     place = (kind, kind, Shared(arrange(TOKENS.shape), table, table, attention="plain"))
-    x = jnp.ones((*TOKENS.shape, config.width), jnp.bfloat16)
-    variables = model.init(jax.random.key(0), x, None, *place)
+    x = jax.ShapeDtypeStruct((*TOKENS.shape, config.width), jnp.bfloat16)
 
     def kept(x):
+        variables = model.init(jax.random.key(0), x, None, *place)
         return jax.vjp(lambda x: model.apply(variables, x, None, *place)[0], x)[1]
 
     arrays = jax.tree.leaves(jax.eval_shape(kept, x))
