@@ -2,20 +2,25 @@
 
     pip install 'jax[tpu]' 'jax-cuda12-plugin[with-cuda]'
     python benchmarks/lengths.py [--target a100-40 …] [--case gemma3-4b …] [--attention tokamax]
+        [--heaps]
 
 Steps of QLoRA, nf4 with r=16 on all linear maps, on one row of which every token is scored, are
 compiled for one chip at their models' full sizes, as `compiled_memory.py` does. PaliGemma has 8
 rows with one picture each. Where tokens double, temporaries may grow by 2.2 times. `--attention`
-compiles another form of attention than the one that "auto" takes.
+compiles another form of attention than the one that "auto" takes. `--heaps` prints in addition how
+large the compiler makes the heap of temporaries, in the chip's memory and in a TPU's vector memory.
 """
 
 import argparse
 import datetime
 import math
+import re
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from compiled_memory import Case, step
@@ -31,6 +36,9 @@ compile_only()
 GROWTH = 2.2  # most that temporaries may grow by where tokens double
 TARGETS = ("a100-40", "h100", "v5e", "t4")
 TEXT = 128  # tokens beside a picture
+# A heap in the buffers that XLA writes down, and where it lies by what XLA calls its color.
+HEAP = re.compile(r"^allocation \d+: size (\d+)(?:, color (\d+))?, preallocated-temp", re.M)
+PLACES = {"": "of memory", "1": "of vector memory"}
 
 
 def pictured(side: int) -> Mapping:
@@ -89,6 +97,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", help=f"default: {', '.join(TARGETS)}")
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
     parser.add_argument("--attention", default="auto", help="a value of model.attention")
+    parser.add_argument("--heaps", action="store_true", help="print the sizes of heaps as well")
     options = parser.parse_args()
     kept = []
     for name in options.target or TARGETS:
@@ -101,17 +110,20 @@ def main() -> None:
         print(f"attention {options.attention!r}")
         print("| model | tokens | temporaries | peak | growth for each doubling | |")
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
-        form = options.attention
-        kept += [report(each, device, chosen, form) for each in options.case or CASES]
+        how = (device, chosen, options.attention, options.heaps)
+        kept += [report(each, *how) for each in options.case or CASES]
     sys.exit(not all(kept))
 
 
-def report(name: str, device: Any, chosen: Target, attention: str) -> bool:
+def report(name: str, device: Any, chosen: Target, attention: str, heaps: bool) -> bool:
     """Compiles a model's steps, prints a row for each, and returns whether all bounds are kept."""
     row, before, kept = CASES[name], None, True
     for tokens in row.shapes:
         begun = time.perf_counter()
-        temporaries, peak = compiled(row.case(tokens, attention), device, chosen)
+        with tempfile.TemporaryDirectory() as dump:
+            case = row.case(tokens, attention)
+            temporaries, peak = compiled(case, device, chosen, dump if heaps else "")
+            more = sizes(dump)
         growth = ""
         if temporaries is None:
             found, good = f"too large | {peak:.1f} GiB", peak <= row.peaks.get(tokens, math.inf)
@@ -125,22 +137,38 @@ def report(name: str, device: Any, chosen: Target, attention: str) -> bool:
                 growth, good = f"{each:.2f}", good and each <= GROWTH
             before = (tokens, temporaries)
         print(f"| {name} | {row.rows} × {tokens:,} | {found} | {growth} | ", end="")
-        print(f"{'kept' if good else 'BROKEN'} |", flush=True)
+        print(f"{'kept' if good else 'BROKEN'} | {more}", flush=True)
         print(f"  compiled in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
         kept &= good
     return kept
 
 
-def compiled(case: Case, device: Any, chosen: Target) -> tuple[float | None, float]:
-    """Returns the temporaries and the peak of a step in GiB; None, if it does not fit a TPU."""
+def sizes(dump: str) -> str:
+    """Returns the sizes of heaps in the buffers that XLA wrote to a directory, or ""."""
+    files = Path(dump).glob("*after_optimizations-buffer-assignment.txt")
+    found = [heap for file in files for heap in HEAP.findall(file.read_text())]
+    shown = [
+        f"{int(size) / GiB:.2f} GiB {PLACES[color]}" for size, color in found if color in PLACES
+    ]
+    return f"heaps: {', '.join(shown)} |" if shown else ""
+
+
+def compiled(case: Case, device: Any, chosen: Target, dump: str = "") -> tuple[float | None, float]:
+    """Returns the temporaries and the peak of a step in GiB; None, if it does not fit a TPU.
+
+    Its buffers are written to the directory `dump`, unless that is empty.
+    """
     import jax
 
     from jaxtune import sharding
 
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), [device])
     lowered = step(case, mesh)
+    options = dict(WITHOUT_TRITON if isinstance(chosen.chip, Gpu) else ())
+    if dump:
+        options |= dict(xla_dump_to=dump, xla_dump_hlo_as_text=True)
     try:
-        found = lowered.compile(WITHOUT_TRITON if isinstance(chosen.chip, Gpu) else None)
+        found = lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         if refused := TOO_MUCH.search(str(error)):
             return None, float(refused[1]) / (1 if refused[2] == "G" else 1024)

@@ -93,6 +93,9 @@ class Shared:
     attention: Implementation = struct.field(pytree_node=False, default="auto")
 
 
+HeadNorm = nn.remat(RMSNorm)  # or else XLA keeps the heads in float32 for the gradient
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -112,10 +115,9 @@ class Attention(nn.Module):
         k = self._heads(x, "k", config.kv_heads)
         v = self._heads(x, "v", config.kv_heads)
         if config.qk_norm:
-            q = RMSNorm(config.norm_epsilon, config.norm_offset, name="q_norm")(q)
-            k = RMSNorm(config.norm_epsilon, config.norm_offset, name="k_norm")(k)
-        cosine, sine = shared.cosine[kind], shared.sine[kind]
-        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+            q = HeadNorm(config.norm_epsilon, config.norm_offset, name="q_norm")(q)
+            k = HeadNorm(config.norm_epsilon, config.norm_offset, name="k_norm")(k)
+        q, k = (_rotated(each, shared.cosine, shared.sine, kind) for each in (q, k))
         if stored is not None:
             stored = stored.put(layer, shared.slot, k, v)
         layouts = (shared.layout, shared.keys or shared.layout)
@@ -137,6 +139,17 @@ class Attention(nn.Module):
         size = self.config.head_size
         projected = named(Linear(count * size, self.config.qkv_bias, name=name)(x))
         return projected.reshape(*x.shape[:2], count, size)
+
+
+@jax.checkpoint  # or else XLA keeps the layer's part of the tables for the gradient, twice on TPUs
+def _rotated(
+    heads: jax.Array,  # [B, T, N, H]
+    cosine: jax.Array,  # float32[U, B, T, R]
+    sine: jax.Array,
+    kind: jax.Array,  # int32[]
+) -> jax.Array:  # [B, T, N, H]
+    """Returns heads that are rotated by the angles of one kind of layer."""
+    return rotate(heads, cosine[kind], sine[kind])
 
 
 class Mlp(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 
 from jaxtune.adapters.lora import add_lora
 from jaxtune.models import rope
-from jaxtune.models.decoder import Decoder, DecoderConfig, LayerKind
+from jaxtune.models.decoder import Attention, Decoder, DecoderConfig, LayerKind, Shared
 from jaxtune.models.layers import Linear, RMSNorm
 from jaxtune.models.layout import arrange
 from jaxtune.models.remat import REMAT
@@ -106,6 +106,26 @@ def test_what_is_computed_again_changes_memory_alone(variables):
     # What is kept, and little else: not what adapters give beside it, nor scores of all pairs.
     assert least + 0.8 * linear < more < least + 1.5 * linear
     assert most > more + floats * config.heads * tokens.size
+
+
+def test_the_gradient_of_attention_keeps_no_heads_in_float32():
+    """Heads in bfloat16 are normed and rotated again, by tables of which it keeps no copy."""
+    config = replace(CONFIG, qk_norm=True)
+    model, kind = Attention(config), jnp.zeros((), jnp.int32)
+    table = jnp.ones((len(config.kinds), *TOKENS.shape, config.head_size // 2))
+    place = (kind, kind, Shared(arrange(TOKENS.shape), table, table, attention="plain"))
+    x = jax.ShapeDtypeStruct((*TOKENS.shape, config.width), jnp.bfloat16)
+
+    def kept(x):
+        variables = model.init(jax.random.key(0), x, None, *place)
+        return jax.vjp(lambda x: model.apply(variables, x, None, *place)[0], x)[1]
+
+    arrays = jax.tree.leaves(jax.eval_shape(kept, x))
+    floats = {each.shape for each in arrays if each.dtype == jnp.float32} - {table.shape}
+    wide = {config.head_size, config.head_size // 2}
+    assert not [shape for shape in floats if len(shape) > 2 and shape[-1] in wide]
+    halves = {each.shape for each in arrays if each.dtype == x.dtype}
+    assert (*TOKENS.shape, config.heads, config.head_size) in halves
 
 
 def test_remat_is_one_of_four():
