@@ -80,7 +80,9 @@ def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softc
     valid = np.asarray((described or {}).get("valid", np.ones((batch, length), bool)))
     shape = arrays[0].shape
     weight = np.random.default_rng(2).standard_normal(shape) * valid[:, :, None, None]
-    (_, expected), expected_grads = gradients(plain, windows, softcap)(*arrays, layout, kind, weight)
+    (_, expected), expected_grads = gradients(plain, windows, softcap)(
+        *arrays, layout, kind, weight
+    )
     (_, got), got_grads = gradients(kernel, windows, softcap)(*arrays, layout, kind, weight)
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got[valid], expected[valid], atol=tolerance)
