@@ -27,8 +27,12 @@ def arrays(axes: str, factor: float = 1.0):
 
 def pulled(axes: str, one, other):
     """The product, and the gradients of both arrays for one gradient of the product."""
-    found, pull = jax.vjp(lambda one, other: products.einsum(axes, one, other), one, other)
-    return found, *pull(gradient(found.shape))
+
+    def traced(one, other):
+        found, pull = jax.vjp(lambda one, other: products.einsum(axes, one, other), one, other)
+        return found, *pull(jnp.asarray(gradient(found.shape)))
+
+    return jax.jit(traced)(one, other)
 
 
 def gradient(shape) -> np.ndarray:
