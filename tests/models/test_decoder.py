@@ -38,6 +38,7 @@ def variables():
     return jax.jit(Decoder(CONFIG).init)(jax.random.key(0), TOKENS)
 
 
+@pytest.mark.slow
 def test_the_parts_make_the_whole(variables):
     model = Decoder(CONFIG)
     x = model.apply(variables, TOKENS, method="embed")
