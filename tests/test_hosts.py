@@ -232,6 +232,7 @@ def test_an_error_on_one_host_ends_the_other(source, config, rows, tmp_path):
     assert here in second.errors[0] and there in first.errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index, problem", enumerate(["joined within 1 seconds: 1", "reached at"]))
 def test_nobody_at_the_address_is_one_message(index, problem, config):
     place = f"127.0.0.1:{processes.free_port()}"
