@@ -28,9 +28,13 @@ MAPPED = 20_000  # pieces of memory; a module adds up to some thousands
 
 
 def pytest_collection_finish():
-    """Take what imports and collecting made out of garbage collection: it stays to the end."""
+    """Take what imports and collecting made out of garbage collection: it stays to the end.
+
+    Tracing makes objects by the million that are not garbage, so that collections are rarer.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_configure(config):

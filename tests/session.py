@@ -1,13 +1,14 @@
 """Runs commands one after another in a process that joins others once; started by `processes`.
 
-    python -m tests.session '[["train", …], ["eval", …]]' [--unreadable STEP] --coordinator …
+    python -m tests.session '[["train", …], ["eval", …]]' [--unreadable DIRECTORY] --coordinator …
 
-With --unreadable, this process cannot read the checkpoint of a step.
+With --unreadable, this process cannot read the checkpoint in a directory.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxtune.cli import distributed, main
 from jaxtune.runs import signals
@@ -27,14 +28,14 @@ def run(commands: Sequence[Sequence[str]], joining: Sequence[str]) -> int:
     return 0
 
 
-def refuse_to_read(step: int) -> None:
+def refuse_to_read(checkpoint: Path) -> None:
     """Makes reading a checkpoint fail as it does where a disk is at fault."""
     from jaxtune.workdir.checkpoints import Checkpoints
 
     read = Checkpoints._state
 
     def state(self, number, *more):
-        if number == step:
+        if Path(self.directory, str(number)) == checkpoint:
             raise OSError(5, "Input/output error")
         return read(self, number, *more)
 
@@ -44,7 +45,7 @@ def refuse_to_read(step: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("commands", type=json.loads)
-    parser.add_argument("--unreadable", type=int)
+    parser.add_argument("--unreadable", type=Path)
     options, rest = parser.parse_known_args()
     if options.unreadable is not None:
         refuse_to_read(options.unreadable)

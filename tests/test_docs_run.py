@@ -36,6 +36,10 @@ def get_config():
     if held_out := config.eval.get("holdout"):
         few["holdout"] = 4 if type(held_out) is int else 0.2
     short = dict(data=dict(rows=24), batch=dict(rows=2, accumulate=1), eval=few)
+    if "kind" not in config.get("trainable", ()):  # adapters, which share their programs
+        short["trainable"] = dict(rank=8, alpha=16, dropout=0.05)
+        short["batch"]["max_length"] = 128
+        short["model"] = dict(dtype="float32")
     config.update(short | dict(steps=2, epochs=None, generate=dict(max_new_tokens=4)))
     return config
 """
@@ -81,8 +85,10 @@ def data(place, objects, machine):
     (place / "data").mkdir()
     shutil.copy(ROOT / "configs/tiny/palette.csv", "data/palettes.csv")
     lines(Path("totto_train_data.jsonl"), [official(number) for number in range(3)])
-    kinds = ("garden", "office", "kitchen")
-    rows = [f"thing {number},{kinds[number % 3]}" for number in range(24)]
+    # Rows as long as those of the palettes, so that both share programs.
+    kinds = ("garden and shed " * 8, "office and shed " * 7, "kitchen and shed " * 10)
+    things = ("a thing of oak and pine and iron", "a thing of glass and tin and gold")
+    rows = [f"{things[number % 2]},{kinds[number % 3]}" for number in range(24)]
     Path("products.csv").write_text("\n".join(["product,category", *rows]))
     fsspec.register_implementation("gs", Objects, clobber=True)
     Store("gs://bucket/data").upload("palettes.csv", Path("data/palettes.csv"))

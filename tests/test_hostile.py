@@ -82,6 +82,7 @@ def test_a_defect_behind_a_command_is_found_with_its_place(monkeypatch):
     assert found.signature == "traceback: run in jaxtune/cli/commands/config.py"
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_inputs(probes):
     drawn: list[list[int]] = [[], [], []]
     for number, into in zip((SEED, SEED, SEED + 1), drawn, strict=True):
@@ -96,6 +97,7 @@ def test_the_smallest_input_of_a_defect_is_found(probes):
     assert (value, outcome.defect) == (100, TRACEBACK)
 
 
+@pytest.mark.slow
 def test_changes_of_a_file_can_be_repeated():
     content = json.dumps({"a": [1, {"b": 2}]}).encode()
     seen = []

@@ -118,6 +118,7 @@ def test_a_wrong_call_says_what_was_expected(name, given):
         call(*given)
 
 
+@pytest.mark.slow
 def test_answers_are_the_texts_of_what_is_generated(given):
     model, variables, *_ = given
     tokenizer, texts = model.origin.tokenizer, ["sea and sand:", "moss:"]
@@ -132,6 +133,7 @@ def test_answers_are_the_texts_of_what_is_generated(given):
         assert answer.tokens == len(tokens)
 
 
+@pytest.mark.slow
 def test_a_conversation_is_asked_with_the_chat_template(given):
     model, variables, *_ = given
     messages = [{"role": "user", "content": "sea"}]
@@ -140,6 +142,7 @@ def test_a_conversation_is_asked_with_the_chat_template(given):
     assert answer.tokens == len(ids[0])
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_memory(given):
     model, variables, _, _, examples = given
     rows = tiny.records(4)

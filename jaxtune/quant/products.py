@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtune.quant import precision
 
 TOP = 14  # exponent of the largest scaled value; float16 ends at 2^16
+MANTISSA, BIAS = 23, 127  # of float32: bits below the exponent, and the exponent's offset
 LEAST, MOST = -100, 100  # exponents of scales; beyond these, scales would leave float32's range
 
 
@@ -76,9 +77,17 @@ def _letters(axes: str) -> tuple[str, str, str]:
 def _halved(x: jax.Array, summed: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Returns scaled values in float16, and the factor that scales them back, 1 along `summed`."""
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=summed, keepdims=True))
-    exponent = jnp.clip(jnp.frexp(top)[1] - TOP, LEAST, MOST)
-    up, down = (jnp.ldexp(jnp.ones_like(top), sign * exponent) for sign in (-1, 1))
-    return (x * up).astype(jnp.float16), down
+    bits = jax.lax.bitcast_convert_type(top, jnp.int32) >> MANTISSA
+    exponent = jnp.clip(bits - BIAS + 1 - TOP, LEAST, MOST)
+    return (x * _power(-exponent)).astype(jnp.float16), _power(exponent)
+
+
+def _power(exponent: jax.Array) -> jax.Array:
+    """Returns 2.0 to the power of an int32 within the range of scales, from its bits.
+
+    `jnp.ldexp` and `jnp.frexp` do the same, but are most of a program's instructions then.
+    """
+    return jax.lax.bitcast_convert_type((exponent + BIAS) << MANTISSA, jnp.float32)
 
 
 def _spread(scale: jax.Array, letters: str, result: str) -> jax.Array:

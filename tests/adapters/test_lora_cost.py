@@ -91,6 +91,7 @@ def test_norms_are_not_computed_for_each_token(dora, monkeypatch, decode, module
     assert set(sums) == {7}
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_product(dora):
     _, variables = dora
     ready = lora.with_norms(variables)

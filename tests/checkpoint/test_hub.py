@@ -290,6 +290,7 @@ def test_offline_and_only_part_cached(server, monkeypatch):
     assert "HF_HUB_OFFLINE is set, and only part of it is in the cache" in failure()
 
 
+@pytest.mark.slow
 def test_offline_by_the_environment(tmp_path, server):
     script = (
         "import sys\n"

@@ -18,6 +18,7 @@ def tuned(objects, machine, base):
     return model, busy(jaxtune.add_lora(variables, rank=2, key=jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_a_model_and_an_adapter_load_again(tuned, base):
     model, variables = tuned
     assert jaxtune.save_adapter(variables, URL, base) == URL

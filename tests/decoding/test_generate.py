@@ -53,13 +53,11 @@ def follow(model, variables, live, asked, new: int) -> list[list[int]]:
 
 
 # Of the awkward models, the one whose angles change on the way is fast enough for `make check`.
-@pytest.mark.parametrize(
-    "name", slow_after(1, sorted(reference.CASES, key=lambda name: name != reference.AWKWARD[1]))
-)
+@pytest.mark.parametrize("name", slow_after(0, sorted(reference.CASES)))
 def test_greedy_answers_are_those_of_transformers(pair, name):
     made = pair(name)
     asked = prompts(made)
-    new = min(NEW, made.model.config.context - 16)
+    new = NEW if "longrope" in name else NEW // 2  # beyond where the angles change, or a window
     found = follow(made.model, made.variables, made.reference, asked, new)
     assert max(map(len, found)) > 6  # beyond a window
 

@@ -47,6 +47,7 @@ def test_numbers_that_no_decoding_takes(options, problem, pair):
         generate(made.model, made.variables, [[3]], 2, **options)
 
 
+@pytest.mark.slow
 def test_the_largest_seed(pair):
     """It ended in an OverflowError from 2^31 on; found by `make hostile`."""
     made = pair(NAME)

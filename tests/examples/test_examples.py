@@ -60,6 +60,7 @@ def test_a_task_outside_the_package_is_learnt(capsys):
     assert "right: 0.00 -> " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_attention_is_measured_as_by_hand(capsys):
     found = attention.main()
     layers, rows, heads, length, _ = found.weights.shape

@@ -33,6 +33,7 @@ def seen(loaded, given):
     return observed(*loaded, given)
 
 
+@pytest.mark.slow
 def test_a_model_is_itself(loaded, given, seen):
     found = compared(seen, observed(*loaded, given), LIMITS["float32"])
     assert (

@@ -11,24 +11,11 @@ from jaxtune.training.step import compiled_step
 from tests import pictured, reference
 from tests.families.paligemma_cases import BOTH
 from tests.families.test_paligemma_training import batch
-from tests.families.test_parity import ONE_A_FAMILY
+from tests.families.test_parity import ONE_A_FAMILY, logits_and_gradients
 from tests.training.test_step import padded, texts
 
 STEPS = 30
 HALVES = dict(precision="float16")
-
-
-def found(model, variables, tokens):
-    """Logits, and the gradients of the mean loss of the next token, of every weight by path."""
-
-    def loss(params):
-        logits = model.apply({"params": params}, tokens)
-        chances = jax.nn.log_softmax(logits[:, :-1])
-        own = jnp.take_along_axis(chances, tokens[:, 1:, None], axis=-1)
-        return -own.mean(), logits
-
-    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-    return {"logits": logits, **tree.flatten(gradients)}
 
 
 def distances(one, other) -> dict[str, float]:
@@ -44,7 +31,7 @@ def test_float16_is_nearer_to_float32_than_bfloat16_is(pair, name):
     made = pair(name)
     tokens = reference.tokens(made.case, batch=2, seed=4)
     exact, half, brain = (
-        found(made.model.clone(**how), made.variables, tokens)
+        logits_and_gradients(made.model.clone(**how), made.variables, tokens)
         for how in ({}, HALVES, dict(dtype=jnp.bfloat16))
     )
     ours, theirs = distances(half, exact), distances(brain, exact)
@@ -65,7 +52,9 @@ def test_activations_and_gradients_of_any_size_neither_overflow_nor_vanish(pair,
         return leaf * factor if path.endswith(("embed/w", "o/w", "down/w", "up/w")) else leaf
 
     variables = tree.map_with_path(scaled, made.variables)
-    exact, half = (found(made.model.clone(**how), variables, tokens) for how in ({}, HALVES))
+    exact, half = (
+        logits_and_gradients(made.model.clone(**how), variables, tokens) for how in ({}, HALVES)
+    )
     assert all(np.isfinite(leaf).all() for leaf in half.values())
     far = {path: each for path, each in distances(half, exact).items() if each > 0.02}
     assert not far  # as far as without the factor, but for epsilon in norms

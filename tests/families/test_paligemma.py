@@ -27,6 +27,7 @@ def test_logits(seen, name, record_property):
     assert reached < BOUND
 
 
+@pytest.mark.slow
 def test_text_alone(seen):
     """Without pictures it is its decoder."""
     made = seen("paligemma")
@@ -37,7 +38,7 @@ def test_text_alone(seen):
     np.testing.assert_allclose(made.model.apply(made.variables, tokens), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_after(1, BOTH))
+@pytest.mark.parametrize("name", slow_after(0, BOTH))
 def test_captions(seen, name):
     """Greedy answers of unequal prompts together are those of transformers, one by one."""
     made = seen(name)
@@ -62,7 +63,7 @@ def test_captions(seen, name):
         assert answer == want[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("dtype", slow_after(1, ["bfloat16", "float16", "float32"]))
+@pytest.mark.parametrize("dtype", slow_after(0, ["bfloat16", "float16", "float32"]))
 @pytest.mark.parametrize("name", slow_after(1, BOTH[::-1]))
 def test_npz_to_hugging_face_and_back(seen, archive, tmp_path, name, dtype):
     """Byte for byte; and transformers computes with it what it did."""

@@ -42,20 +42,6 @@ def test_logits(pair, name, close):
     close(made.apply(made.variables, tokens), want)
 
 
-@pytest.mark.parametrize("name", reference.EVERY)
-def test_right_padding(pair, name, close):
-    made = pair(name)
-    tokens = reference.tokens(made.case, seed=1)
-    # The reference sets a longrope's switch by the longest row, we by each row's own length:
-    # both rows here are on the same side of it.
-    valid = np.arange(tokens.shape[1]) < np.array([[tokens.shape[1]], [tokens.shape[1] - 5]])
-    tokens[~valid] = 0
-    want = reference.logits(made.reference, tokens, valid)
-    got = np.asarray(made.apply(made.variables, tokens, valid=valid))
-    assert np.isfinite(got).all()
-    close(got[valid], want[valid])
-
-
 @pytest.mark.parametrize("name", slow_after(1, ["gemma3-seven-layers", "qwen2-tied-windows"]))
 def test_padding_in_the_middle(pair, name, close):
     """Tokens past a gap stand where they stood: the reference counts positions through it."""
@@ -98,19 +84,26 @@ def test_long_texts(tmp_path, name, close):
 
 
 @pytest.mark.parametrize("name", reference.EVERY)
-def test_packed_segments(pair, name, close):
+def test_packed_and_padded_rows(pair, name, close):
+    """In one batch: several texts in a row, and one text with padding on its right."""
     made = pair(name)
-    texts = reference.tokens(made.case, batch=1, seed=2)[0]
+    tokens = reference.tokens(made.case, batch=2, seed=2)
+    places = np.arange(tokens.shape[1])
     # Unequal parts, the middle one longer than every window, then padding.
-    cuts = [0, 5, len(texts) - 4, len(texts) - 2]
-    segments = np.searchsorted(cuts, np.arange(len(texts)), side="right") - 1
-    valid = segments < 3
-    got = made.apply(made.variables, texts[None], segments=segments[None], valid=valid[None])
+    cuts = [0, 5, len(places) - 4, len(places) - 2]
+    segments = np.stack([np.searchsorted(cuts, places, side="right") - 1, 0 * places])
+    valid = np.stack([segments[0] < 3, places < len(places) - 5])
+    tokens[1, ~valid[1]] = 0
+    got = np.asarray(made.apply(made.variables, tokens, segments=segments, valid=valid))
+    assert np.isfinite(got).all()
     alone = [
-        reference.logits(made.reference, texts[None, start:stop])[0]
+        reference.logits(made.reference, tokens[:1, start:stop])[0]
         for start, stop in pairwise(cuts)
     ]
-    close(np.asarray(got)[0, valid], np.concatenate(alone))
+    close(got[0, valid[0]], np.concatenate(alone))
+    # A row alone, since the reference sets a longrope's switch by the longest row of a batch.
+    padded = reference.logits(made.reference, tokens[1:], valid[1:])[0]
+    close(got[1, valid[1]], padded[valid[1]])
 
 
 @pytest.mark.parametrize("name", slow_after(1, ["gemma-mqa", "llama-llama3"]))
@@ -133,18 +126,27 @@ def test_prefix(pair, name, close):
 def test_gradients(pair, name, record_property):
     made = pair(name)
     tokens = reference.tokens(made.case, seed=4)
-
-    def loss(params):
-        scores = jax.nn.log_softmax(made.model.apply({"params": params}, tokens[:, :-1]))
-        return -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1).mean()
-
-    got = tree.flatten(jax.jit(jax.grad(loss))(made.variables["params"]))
+    got = logits_and_gradients(made.model, made.variables, tokens)
+    del got["logits"]
     want = torch_gradients(made, tokens)
     for path, gradient in got.items():
         # Relative to the leaf's own size: these are sums over tokens in another order.
         distance = np.linalg.norm(gradient - want[path]) / np.linalg.norm(want[path])
         record_property("relative difference", float(distance))
         assert distance < 1e-4, f"{path}: {distance:.2e}"
+
+
+def logits_and_gradients(model, variables, tokens) -> dict[str, jax.Array]:
+    """Logits, and the gradients of the mean loss of the next token, of every weight by path."""
+
+    def loss(params):
+        logits = model.apply({"params": params}, tokens)
+        chances = jax.nn.log_softmax(logits[:, :-1])
+        own = jnp.take_along_axis(chances, tokens[:, 1:, None], axis=-1)
+        return -own.mean(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return {"logits": logits, **tree.flatten(gradients)}
 
 
 def torch_gradients(made, tokens) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Queries, keys and values of attention, layouts of them, and two forms of it compared."""
 
+import functools
 from functools import partial
 
 import jax
@@ -50,15 +51,23 @@ def one_kind(window):
     return dict(kind=jnp.int32(0), windows=(window,), scale=SCALE)
 
 
-def gradients(run, layout, arrays, weight):
-    """Output at valid tokens, and gradients of its sum weighted by `weight`."""
+def plain(q, k, v, layout, **how):
+    return attend(q, k, v, layout, layout, **how, implementation="plain")
 
-    def loss(q, k, v):
-        out = run(q, k, v, layout).astype(jnp.float32)
+
+@functools.cache
+def gradients(form, windows, softcap=None):
+    """A jitted form's output, and gradients of its sum weighted by `weight`.
+
+    Layouts are arguments, as they are of a model's programs: those of one shape share a program.
+    """
+    how = dict(windows=windows, scale=SCALE) | ({} if softcap is None else dict(softcap=softcap))
+
+    def loss(q, k, v, layout, kind, weight):
+        out = form(q, k, v, layout, kind=kind, **how).astype(jnp.float32)
         return (out * weight).sum(), out
 
-    (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
-    return out, grads
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
 
 def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softcap=None):
@@ -71,14 +80,10 @@ def compare(kernel, described, arrays, tolerance, windows=(None,), kind=0, softc
     valid = np.asarray((described or {}).get("valid", np.ones((batch, length), bool)))
     shape = arrays[0].shape
     weight = np.random.default_rng(2).standard_normal(shape) * valid[:, :, None, None]
-    how = dict(kind=jnp.int32(kind), windows=windows, scale=SCALE)
-
-    def plain(q, k, v, layout):
-        return attend(q, k, v, layout, layout, **how, softcap=softcap, implementation="plain")
-
-    expected, expected_grads = gradients(plain, layout, arrays, weight)
-    capped = {} if softcap is None else dict(softcap=softcap)
-    got, got_grads = gradients(partial(kernel, **how, **capped), layout, arrays, weight)
+    (_, expected), expected_grads = gradients(plain, windows, softcap)(
+        *arrays, layout, kind, weight
+    )
+    (_, got), got_grads = gradients(kernel, windows, softcap)(*arrays, layout, kind, weight)
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got[valid], expected[valid], atol=tolerance)
     for each, other in zip(got_grads, expected_grads, strict=True):

@@ -38,6 +38,7 @@ def variables():
     return jax.jit(Decoder(CONFIG).init)(jax.random.key(0), TOKENS)
 
 
+@pytest.mark.slow
 def test_the_parts_make_the_whole(variables):
     model = Decoder(CONFIG)
     x = model.apply(variables, TOKENS, method="embed")
@@ -50,7 +51,8 @@ def test_the_parts_make_the_whole(variables):
 def test_later_tokens_change_nothing_before_them(variables):
     changed = TOKENS.copy()
     changed[:, 8] = (changed[:, 8] + 1) % 101
-    before, after = (Decoder(CONFIG).apply(variables, tokens) for tokens in (TOKENS, changed))
+    apply = jax.jit(Decoder(CONFIG).apply)
+    before, after = (apply(variables, tokens) for tokens in (TOKENS, changed))
     np.testing.assert_array_equal(before[:, :8], after[:, :8])
     assert (np.abs(before[:, 8:] - after[:, 8:]).max(-1) > 1e-4).all()
 

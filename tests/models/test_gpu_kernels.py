@@ -91,8 +91,7 @@ def test_padding_leaks_into_no_gradient(kernel):
     arrays = tensors(length=128, heads=2, kv_heads=1, size=16)
     valid = padded(128)
     layout = arrange((2, 128), valid=valid)
-    run = partial(kernel, kind=jnp.int32(0), windows=(20,), scale=SCALE)
-    out, grads = gradients(run, layout, arrays, ~valid[:, :, None, None])
+    (_, out), grads = gradients(kernel, (20,))(*arrays, layout, 0, ~valid[:, :, None, None])
     assert np.isfinite(out).all()
     for each in grads:
         assert np.isfinite(each).all()

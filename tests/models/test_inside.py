@@ -41,6 +41,7 @@ def test_attention_weights_and_layers_are_those_of_transformers(name, pair):
         np.testing.assert_allclose(ours, theirs, atol=5e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_any_module_is_captured_with_its_layers_on_the_first_axis(pair):
     made = pair(NAMES[0])
     tokens = reference.tokens(made.case)
@@ -67,6 +68,7 @@ def test_hidden_states_at_scored_positions(base):
     np.testing.assert_allclose(found, whole[:, rows, batch.where], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_may_be_a_function(base):
     seen = []
 

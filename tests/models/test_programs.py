@@ -25,6 +25,7 @@ from jaxtune.training.objectives import CROSS_ENTROPY, Forward, log_probs
 from jaxtune.training.optim import optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step, split, train_step
+from tests.marks import slow_after
 
 PLATFORMS = ("tpu", "cuda")
 SIZES = dict(vocabulary=96, width=64, hidden=64, heads=2, kv_heads=1, head_size=16, context=1024)
@@ -32,6 +33,7 @@ LAYER = LayerKind(default(1e4, 16), 48)
 CONFIG = DecoderConfig(**SIZES, layers=(LAYER,), query_scale=0.25, tied=True, logit_softcap=30.0)
 TOWER = SiglipConfig(side=28, patch=14, width=32, hidden=48, heads=2, layers=1)
 FULL = ((r".*", True),)
+DRAWN: dict[type, dict] = {}  # weights of each kind of model
 LONG = 512  # tokens from which on attention is computed in blocks
 EXACT = "HIGHEST, HIGHEST"
 PRODUCT = re.compile(r"dot_general .*? : \(tensor<([^>]*)>, tensor<([^>]*)>\)")
@@ -74,6 +76,15 @@ def batch(length: int = 24, rows: int = 2, pictures: bool = False) -> Batch:
     )
 
 
+def weights(model, given) -> dict:
+    """Random weights of a model, drawn once: its precision and dtype have no part in them."""
+    kind = type(model)
+    if kind not in DRAWN:
+        drawn = jax.jit(model.init)(jax.random.key(0), *given)["params"]
+        DRAWN[kind] = jax.tree.map(np.asarray, drawn)
+    return DRAWN[kind]
+
+
 def made(kind: str, **fields):
     """A model of random weights, its variables, and the rules of what trains."""
     if kind == "pictures":
@@ -81,7 +92,7 @@ def made(kind: str, **fields):
         given = (jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 28, 28, 3)))
     else:
         model, given = Decoder(CONFIG, **fields), (jnp.zeros((1, 4), jnp.int32),)
-    params = jax.jit(model.init)(jax.random.key(0), *given)["params"]
+    params = jax.tree.map(jnp.asarray, weights(model, given))
     if kind == "nf4":
         flat = tree.flatten(params)
         chosen = quant.kinds(flat, "nf4")
@@ -114,11 +125,12 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("kind, rows, name", STEPS, ids=[each[0] for each in STEPS])
+@pytest.mark.parametrize("kind, rows, name", slow_after(1, STEPS))
 def test_no_product_of_a_step_is_left_at_the_default(kind, rows, name):
     assert products(step_of(kind, rows, name)) == {(EXACT, "f32", "f32")}
 
 
+@pytest.mark.slow
 def test_no_product_of_other_programs_is_left_at_the_default():
     model, variables, _ = made("dora")
     rows = batch()
@@ -138,6 +150,7 @@ def test_no_product_of_other_programs_is_left_at_the_default():
         assert products(each) == {(EXACT, "f32", "f32")}, name
 
 
+@pytest.mark.slow
 def test_no_product_of_a_population_is_left_at_the_default():
     model, variables, rules = made("lora")
     chosen = optimizer("adamw")
@@ -149,6 +162,7 @@ def test_no_product_of_a_population_is_left_at_the_default():
     assert products(step) == products(losses) == {(EXACT, "f32", "f32")}
 
 
+@pytest.mark.slow
 def test_no_product_of_what_a_user_differentiates_is_left_at_the_default():
     """Also not those of a gradient that attention or the loss brings, which is traced later."""
     model, variables, _ = made("lora")
@@ -224,6 +238,7 @@ def test_an_unknown_precision_is_refused():
         model.apply(variables, batch().tokens)
 
 
+@pytest.mark.slow
 def test_a_cpu_computes_the_same_bits_in_every_precision():
     found = []
     for name in ("auto", "default"):
@@ -244,6 +259,7 @@ def order_matters(traced) -> int:
     )
 
 
+@pytest.mark.slow
 def test_the_only_sums_in_any_order_are_those_of_scored_positions_and_of_embeddings():
     """At a scored position one summand is not zero, so that only embeddings feel the order."""
     assert order_matters(step_of("lora", batch(LONG))) == 1
@@ -260,6 +276,7 @@ def test_deterministic_programs_are_compiled_as_such_for_gpus_alone(monkeypatch)
     assert compiled_eval._for(model.clone(deterministic=False), variables, {}) is here
 
 
+@pytest.mark.slow
 def test_deterministic_programs_run_inside_others(monkeypatch):
     """A population's step has a step inside, and JAX takes options of the outermost one alone."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the options are known on a CPU too

@@ -1,5 +1,7 @@
 """Products in scaled float16: as exact as float16 can be, and without overflow."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,12 @@ def arrays(axes: str, factor: float = 1.0):
 
 def pulled(axes: str, one, other):
     """The product, and the gradients of both arrays for one gradient of the product."""
-    found, pull = jax.vjp(lambda one, other: products.einsum(axes, one, other), one, other)
-    return found, *pull(gradient(found.shape))
+
+    def traced(one, other):
+        found, pull = jax.vjp(lambda one, other: products.einsum(axes, one, other), one, other)
+        return found, *pull(jnp.asarray(gradient(found.shape)))
+
+    return jax.jit(traced)(one, other)
 
 
 def gradient(shape) -> np.ndarray:
@@ -95,7 +101,8 @@ def test_members_are_multiplied_as_each_alone():
     one, other = arrays("ni,io->no")
     many = jnp.stack([one, 3 * one, one / 7])
     with HALVES.entered():
-        found = jax.vmap(lambda one: products.einsum("ni,io->no", one, other))(many)
-        alone = [products.einsum("ni,io->no", each, jnp.asarray(other)) for each in many]
+        product = partial(products.einsum, "ni,io->no")
+        found = jax.jit(jax.vmap(product, (0, None)))(many, other)
+        alone = [jax.jit(product)(each, other) for each in many]
     sizes = np.abs(many) @ np.abs(other)  # sums of float32 in another order
     assert (np.abs(found - np.stack(alone)) < 1e-6 * sizes).all()

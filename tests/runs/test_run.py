@@ -24,41 +24,9 @@ from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import run_directory
 from jaxtune.workdir.errors import WorkdirError
 from tests import devices
+from tests.runs.conftest import STEPS
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
-
-
-@pytest.fixture(scope="session")
-def make(base, rows):
-    """`make(("optim.lr", 1.0), …)` is the config of these tests with changes."""
-
-    def make(*changes):
-        values = {
-            "steps": STEPS,
-            "model": {"path": str(base)},
-            "data": {"source": str(rows), "workers": 0},
-            "trainable": {"rank": 2, "dropout": 0.1},
-            "optim": {"lr": 0.03, "weight_decay": 0.1},
-            "batch": {"rows": 4, "accumulate": 2, "max_length": 64, "packing": True},
-            "eval": {"holdout": 8, "every": 4},
-            "checkpoint": {"every": 3, "keep": 2},
-            "log": {"every": 2},
-            "generate": {"max_new_tokens": 4},  # of answers that exports are verified with
-        }
-        for key, value in changes:
-            section, _, name = key.rpartition(".")
-            (values.setdefault(section, {}) if section else values)[name] = value
-        return configs.parse(values)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def whole(make, tmp_path_factory):
-    """A run that nothing stopped: its directory and summary."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, fit(make(), workdir, progress=Quiet())
 
 
 def contents(workdir: Path):
@@ -315,15 +283,6 @@ def test_event_files_are_what_tensorboard_reads(make, whole, tmp_path):
         found = {event.step: event.value for event in events.Scalars(f"{kind}/loss")}
         assert found == {step: np.float32(loss) for step, loss in wanted.items()}
     assert "train/tokens_per_second" in events.Tags()["scalars"]
-
-
-@pytest.mark.slow
-def test_runs_that_are_killed_end_as_one_that_is_not(base):
-    options = ["--runs=1", "--steps=8", "--stops=1", f"--base={base}"]
-    command = [sys.executable, "benchmarks/resume.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 runs, stopped" in done.stdout
 
 
 @pytest.mark.slow

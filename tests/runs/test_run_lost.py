@@ -15,7 +15,7 @@ from jaxtune.runs import loop
 from jaxtune.runs.ends import RunError
 from jaxtune.runs.run import fit
 from jaxtune.workdir.errors import WorkdirError
-from tests.runs.test_run import STEPS, make, whole  # noqa: F401 (fixtures)
+from tests.runs.conftest import STEPS
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ from tests.runs.test_run import STEPS, make, whole  # noqa: F401 (fixtures)
         (dict(gradient_norm=float("nan")), "step 5: training diverged"),
     ],
 )
-def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):  # noqa: F811
+def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):
     """The measured values are changed from step 5 on; the first loss is 10."""
     real = loop.train_step
 
@@ -46,7 +46,7 @@ def test_what_counts_as_lost(later, problem, make, tmp_path, monkeypatch):  # no
 
 
 @pytest.mark.slow
-def test_a_held_out_loss_that_is_not_finite_names_its_rows(make, tmp_path, monkeypatch):  # noqa: F811
+def test_a_held_out_loss_that_is_not_finite_names_its_rows(make, tmp_path, monkeypatch):
     lost = {"loss": jnp.float32(np.nan), "weight": jnp.float32(1)}
     monkeypatch.setattr(held_out, "eval_sums", lambda *_: lost)
     with pytest.raises(RunError, match=r"step 0: the held-out loss is nan for .*rows.jsonl:\d+"):
@@ -54,13 +54,13 @@ def test_a_held_out_loss_that_is_not_finite_names_its_rows(make, tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["rates", "decays"])
-def test_a_rule_of_the_optimiser_that_applies_to_no_leaf(name, make, tmp_path):  # noqa: F811
+def test_a_rule_of_the_optimiser_that_applies_to_no_leaf(name, make, tmp_path):
     config = make((f"optim.{name}", ((r"lora/layers/atn/.*", 0.5),)))
     with pytest.raises(tree.RuleError, match=rf"(?s)optim.{name}: .*lora/layers/atn.*matches no"):
         fit(config, tmp_path / "run", progress=Quiet())
 
 
-def test_a_start_that_fails_does_not_own_its_directory(make, tmp_path):  # noqa: F811
+def test_a_start_that_fails_does_not_own_its_directory(make, tmp_path):
     with pytest.raises(tree.RuleError):
         fit(make(("optim.rates", ((r"nothing", 0.5),))), tmp_path / "run", progress=Quiet())
     assert not (tmp_path / "run/config.json").exists()
@@ -69,7 +69,7 @@ def test_a_start_that_fails_does_not_own_its_directory(make, tmp_path):  # noqa:
 
 
 @pytest.mark.slow
-def test_changes_that_cannot_work_replace_nothing(make, whole, tmp_path):  # noqa: F811
+def test_changes_that_cannot_work_replace_nothing(make, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     before = (workdir / "config.json").read_bytes()
@@ -88,7 +88,7 @@ def test_changes_that_cannot_work_replace_nothing(make, whole, tmp_path):  # noq
 
 
 @pytest.mark.slow
-def test_the_loop_sends_nothing_to_the_device_but_batches(make, tmp_path, monkeypatch):  # noqa: F811
+def test_the_loop_sends_nothing_to_the_device_but_batches(make, tmp_path, monkeypatch):
     """A computation of the host's own would wait for the step that was dispatched last."""
     run = loop.Run
     status, log = run._status, run._log
@@ -109,7 +109,7 @@ def test_the_loop_sends_nothing_to_the_device_but_batches(make, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_host_runs_one_step_ahead(make, tmp_path, monkeypatch):  # noqa: F811
+def test_the_host_runs_one_step_ahead(make, tmp_path, monkeypatch):
     """A slow step is no wait for the host: it dispatches the next one before it reads anything."""
     real, events = loop.train_step, []
 

@@ -74,6 +74,7 @@ def run(config):
     return fit(config, RUN, progress=Quiet())
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_leaves_what_a_local_one_does(config, machine, whole):
     summary = run(config)
     assert summary["exported"] == f"{RUN}/export/adapter"
@@ -84,10 +85,8 @@ def test_a_run_in_a_store_leaves_what_a_local_one_does(config, machine, whole):
     assert left(RUN) == alike(whole)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [31, *(pytest.param(int(each), marks=pytest.mark.slow) for each in CUTS.split(","))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [31, *map(int, CUTS.split(","))])
 def test_a_run_cut_off_at_any_write_goes_on_from_an_empty_disk(
     number,
     config,

@@ -14,7 +14,7 @@ from jaxtune.display.progress import Quiet
 from jaxtune.export.write import export
 from jaxtune.runs.run import fit
 from jaxtune.workdir.errors import WorkdirError
-from tests.runs.test_run import At, crash, make  # noqa: F401 (a fixture)
+from tests.runs.test_run import At, crash
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def negate(base: Path, part: str) -> None:
 
 
 @pytest.mark.slow
-def test_other_weights_are_refused_by_all_that_read_the_run(own, make, tmp_path):  # noqa: F811
+def test_other_weights_are_refused_by_all_that_read_the_run(own, make, tmp_path):
     config, workdir = make(("model.path", str(own))), tmp_path / "run"
     with pytest.raises(RuntimeError):
         fit(config, workdir, progress=At(7, crash))
@@ -52,7 +52,7 @@ def test_other_weights_are_refused_by_all_that_read_the_run(own, make, tmp_path)
 
 
 @pytest.mark.slow
-def test_another_tokenizer_is_refused(own, make, tmp_path):  # noqa: F811
+def test_another_tokenizer_is_refused(own, make, tmp_path):
     config, workdir = make(("model.path", str(own)), ("steps", 3)), tmp_path / "run"
     fit(config, workdir, progress=Quiet())
     file = own / "tokenizer_config.json"
@@ -63,14 +63,14 @@ def test_another_tokenizer_is_refused(own, make, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_workdir_that_vanishes_stops_the_run(make, tmp_path):  # noqa: F811
+def test_a_workdir_that_vanishes_stops_the_run(make, tmp_path):
     gone = At(5, lambda: os.rename(tmp_path / "run", tmp_path / "moved"))
     with pytest.raises((WorkdirError, OSError), match="run was removed or replaced"):
         fit(make(), tmp_path / "run", progress=gone)
 
 
 @pytest.mark.slow
-def test_runs_whose_checkpoints_are_deleted_are_not_begun_again(make, tmp_path):  # noqa: F811
+def test_runs_whose_checkpoints_are_deleted_are_not_begun_again(make, tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(RuntimeError):
         fit(make(), workdir, progress=At(8, crash))
@@ -81,7 +81,7 @@ def test_runs_whose_checkpoints_are_deleted_are_not_begun_again(make, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_foreign_line_of_the_metrics_stops_before_weights_are_read(make, tmp_path):  # noqa: F811
+def test_a_foreign_line_of_the_metrics_stops_before_weights_are_read(make, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "run.json").write_text('{"started": "2026-01-02", "name": "x"}')

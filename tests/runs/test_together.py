@@ -21,8 +21,12 @@ from jaxtune.runs.together import Together
 CASES = {
     "lora": {},
     "qlora": {"model.quant": "nf4", "trainable.dropout": 0.1, "batch.buckets": [48, 56, 64]},
-    "accumulated": {"batch.accumulate": 2},
-    "packed": {"batch.packing": True, "batch.max_length": 96, "batch.buckets": []},
+    "accumulated and packed": {
+        "batch.accumulate": 2,
+        "batch.packing": True,
+        "batch.max_length": 96,
+        "batch.buckets": [],
+    },
 }
 MEMBERS = [
     {"optim.lr": 0.001},

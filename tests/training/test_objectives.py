@@ -43,10 +43,11 @@ def states(base, count=1):
 
 
 def logits_of(model, variables, batch):
-    found = model.apply(variables, batch.tokens, valid=batch.valid)
+    found = jax.jit(model.apply)(variables, batch.tokens, valid=batch.valid)
     return jnp.take_along_axis(found, jnp.asarray(batch.where)[..., None], axis=1)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_all_logits(base, monkeypatch):
     model, variables = jaxtune.load(base, "float32")
     batch = padded(list(texts(0)))
@@ -149,6 +150,7 @@ def test_a_function_is_an_objective(base):
     assert float(metrics["loss"]) == pytest.approx(2 * float(loss_sum / weight), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_base_is_the_model_without_adapters(base):
     model, _, (state,) = states(base)
     batch = padded(list(texts(0)))

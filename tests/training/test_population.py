@@ -73,7 +73,8 @@ def test_members_leave_and_the_others_go_on(base):
 def test_members_may_have_batches_of_their_own(base):
     model, variables = jaxtune.load(base, "float32")
     made = optimizer("adamw")
-    alone, population = states(variables, made), Population.of(states(variables, made))
+    alone, others = (states(variables, made, MEMBERS[1:3]) for _ in range(2))
+    population = Population.of(others)
     batches = [rows(step) for step in range(len(alone))]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
     _, found = population_step(model, made, population, together, own=True)

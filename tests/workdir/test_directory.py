@@ -52,6 +52,7 @@ def test_a_holder_that_is_killed_leaves_no_lock(tmp_path):
         assert (tmp_path / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_module_that_windows_lacks(tmp_path):
     code = """
         import sys

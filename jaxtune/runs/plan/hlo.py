@@ -42,12 +42,35 @@ class Instruction:
         return found[1] if found else None
 
 
+class Instructions(Mapping[str, Instruction]):
+    """The instructions of a computation by name, in order, each parsed when it is first read.
+
+    Attributes:
+      texts: What the program's text has after the name and the equals sign of each.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self._parsed: dict[str, Instruction] = {}
+
+    def __getitem__(self, name: str) -> Instruction:
+        if name not in self._parsed:
+            self._parsed[name] = _instruction(name, self.texts[name])
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
 @dataclass
 class Computation:
-    """A computation: its instructions by name, in order, and its root."""
+    """A computation: its instructions and the name of its root."""
 
     name: str
-    instructions: dict[str, Instruction] = field(default_factory=dict)
+    instructions: Instructions = field(default_factory=Instructions)
     root: str = ""
 
 
@@ -64,14 +87,13 @@ def parse(text: str) -> Module:
     """Returns the module of an optimised HLO text, as `compiled.as_text()` prints it."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
-        if found := HEADER.fullmatch(line.rstrip()):
+    for line in map(str.rstrip, text.splitlines()):
+        if line.endswith("{") and (found := HEADER.fullmatch(line)):
             current = computations[found[2]] = Computation(found[2])
             entry = found[2] if found[1] else entry
         elif current and (found := NAME.match(line)):
-            made = _instruction(found[2], line[found.end() :])
-            current.instructions[made.name] = made
-            current.root = made.name if found[1] else current.root
+            current.instructions.texts[found[2]] = line[found.end() :]
+            current.root = found[2] if found[1] else current.root
     if not entry:
         raise UserError(
             "expected the text of a compiled XLA module, as compiled.as_text() returns it; found "

@@ -6,9 +6,12 @@ loop body are alive at a time. How many depends on the threads; half of them is 
 `benchmarks/plan_accuracy.py`.
 """
 
-from jaxtune.runs.plan.hlo import Computation, Module, nbytes, parse
+import re
+
+from jaxtune.runs.plan.hlo import Module, nbytes, parse
 
 ALIVE = 0.5  # share of a loop body's copies that are alive at the peak
+READ = re.compile(r" dot\(|calls=|to_apply=").search  # all that other instructions lack
 
 
 def copied_bytes(text: str) -> int:
@@ -17,17 +20,22 @@ def copied_bytes(text: str) -> int:
     Args:
       text: The program, as `compiled.as_text()` prints it.
     """
-    module = parse(text)
-    return int(ALIVE * max(_left_factors(each, module) for each in module.computations.values()))
+    module, known = parse(text), {}
+    return int(ALIVE * max(_left_factors(name, module, known) for name in module.computations))
 
 
-def _left_factors(computation: Computation, module: Module) -> int:
-    """Returns the bytes of the left factors of matrix products, also in what is called."""
-    total = 0
-    for each in computation.instructions.values():
-        # The products of a batch are many small ones, each of which is copied for itself.
-        if each.opcode == "dot" and "batch_dims" not in each.attributes:
-            total += nbytes(computation.instructions[each.operands[0]].shape)
-        for name in each.called("calls", "to_apply"):
-            total += _left_factors(module.computations[name], module)
-    return total
+def _left_factors(name: str, module: Module, known: dict[str, int]) -> int:
+    """Returns the bytes of the left factors of a computation's products, also in what it calls.
+
+    `known` keeps those of the computations that were read before.
+    """
+    if name not in known:
+        known[name] = 0
+        instructions = module.computations[name].instructions
+        for each in (instructions[it] for it, text in instructions.texts.items() if READ(text)):
+            # The products of a batch are many small ones, each of which is copied for itself.
+            if each.opcode == "dot" and "batch_dims" not in each.attributes:
+                known[name] += nbytes(instructions[each.operands[0]].shape)
+            for called in each.called("calls", "to_apply"):
+                known[name] += _left_factors(called, module, known)
+    return known[name]

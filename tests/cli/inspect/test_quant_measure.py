@@ -199,6 +199,7 @@ def test_a_text_of_ones_own(base, tmp_path):
     assert found.quant.measured[0].predictions.kl == pytest.approx(distance(*logits).kl, **NEAR)
 
 
+@pytest.mark.slow
 def test_predictions_are_left_out_without_a_tokenizer(bare):
     found = inspect(bare, quant=["nf4"])
     assert found.quant.measured[0].predictions is None and found.quant.measured[0].advice is None

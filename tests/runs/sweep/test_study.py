@@ -193,6 +193,7 @@ def test_workers_that_begin_at_once_create_the_tables_of_one_database(tmp_path, 
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_sqlite_holds_a_study(tmp_path):
     found = finish(spec(), tmp_path, storage=f"sqlite:///{tmp_path}/study.db")
     assert [each.state for each in found] == ["complete"] * 6

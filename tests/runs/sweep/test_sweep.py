@@ -74,10 +74,10 @@ def test_a_sweep_that_is_killed_and_continued_by_two_ends_like_one_left_alone(
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    others = [start(file, workdir) for _ in range(2)]
-    for each in others:
-        _, told = each.communicate(timeout=300)
-        assert each.returncode == 0, told
+    other = start(file, workdir)  # this process is the second one
+    jaxtune.sweep(values, SWEEP["space"], workdir=workdir, together=1, progress=Quiet())
+    _, told = other.communicate(timeout=300)
+    assert other.returncode == 0, told
     assert board(workdir) == board(tmp_path / "alone")
     assert sorted(each["number"] for each in alone) == [0, 1, 2, 3]
     assert {each["state"] for each in alone} == {"complete"}
