@@ -59,63 +59,41 @@ class Done:
     """Where commands left their results, and what each printed."""
 
     run: Path
-    plain: Path  # workdir of a run that evaluates nothing
     other: Path  # workdir of the commands that follow the run
     printed: list[list[str]]
     silent: bool = True  # whether all processes but the first printed nothing
 
 
-def commands(write, place: Path, adapter: Path) -> list[list[str]]:
-    """Two runs, and an evaluation and answers of the adapter that another one may have written.
-
-    The second run evaluates nothing: those that are stopped are compared with it.
-    """
+def commands(config: str, place: Path, adapter: Path) -> tuple[list[list[str]], Path, Path]:
+    """A run, and an evaluation and answers of the adapter that another one may have written."""
     (place / "prompts.txt").write_text("".join(json.dumps(each) + "\n" for each in PROMPTS))
-    config = write()
-    common = ["--config", config, "--adapter", str(adapter), "--workdir", str(place / "other")]
-    return [
-        training(config, place / "run"),
+    workdir, other = place / "run", place / "other"
+    common = ["--config", config, "--adapter", str(adapter), "--workdir", str(other)]
+    found = [
+        training(config, workdir),
         ["eval", *common, "--both"],
         ["generate", *common, "--file", str(place / "prompts.txt")],
-        training(write(eval={}), place / "plain"),
     ]
-
-
-def done(place: Path, printed: list[list[str]], silent: bool = True) -> Done:
-    return Done(place / "run", place / "plain", place / "other", printed, silent)
+    return found, workdir, other
 
 
 @pytest.fixture(scope="module")
-def stopped(config, tmp_path_factory) -> tuple[list[str], Path]:
-    """A run whose second process was killed: its command, and its newest checkpoint."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    command = training(config(eval={}), workdir)
-    killed(1, command, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    return command, checkpoints.directory / str(checkpoints.steps[-1])
-
-
-@pytest.fixture(scope="module")
-def spread(config, stopped, tmp_path_factory) -> Done:
-    """What two processes with two devices each do; they also go on with the run that was stopped.
-
-    One of them cannot read its newest checkpoint.
-    """
+def spread(config, tmp_path_factory) -> Done:
+    """What two processes with two devices each do."""
     place = tmp_path_factory.mktemp("spread")
-    command, newest = stopped
-    found = commands(config, place, place / "run/export/adapter")
-    export = ["export", *found[0][2:], "--merged", "float32"]
-    more = [[], ["--unreadable", str(newest)]]
-    first, second = run_all([*found, export, command], differing=more.__getitem__)
-    return done(place, first.sections, not any(second.sections) and not second.errors)
+    found, workdir, other = commands(config(), place, place / "run/export/adapter")
+    export = ["export", "--config", found[0][-3], "--workdir", str(workdir)]
+    first, second = run_all([*found, [*export, "--merged", "float32"]])
+    silent = not any(second.sections) and not second.errors
+    return Done(workdir, other, first.sections, silent)
 
 
 @pytest.fixture(scope="module")
 def single(config, spread, tmp_path_factory) -> Done:
     """What one device does; it evaluates the adapter of the other run."""
     place = tmp_path_factory.mktemp("single")
-    found = commands(config, place, spread.run / "export/adapter")
-    return done(place, [here(command) for command in found])
+    found, workdir, other = commands(config(), place, spread.run / "export/adapter")
+    return Done(workdir, other, [here(command) for command in found])
 
 
 def here(command: list[str]) -> list[str]:
@@ -149,7 +127,7 @@ def test_two_processes_train_as_one_device(single, spread):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_generate_and_export_as_one(single, spread):
-    for ours, theirs in zip(single.printed[1:3], spread.printed[1:3], strict=True):
+    for ours, theirs in zip(single.printed[1:], spread.printed[1:3], strict=True):
         assert [line.replace(str(spread.other), str(single.other)) for line in theirs] == ours
     folders = [each for each in (single.other / "eval").glob("*-*") if each.is_dir()]
     assert len(folders) == 2  # of the base and of the adapter
@@ -159,7 +137,7 @@ def test_two_processes_evaluate_generate_and_export_as_one(single, spread):
     assert found[0] == found[1]
     report = json.loads((spread.run / "export/merged/export.json").read_text())
     assert report["kept"] and report["comparison"]["alike"] == report["comparison"]["answers"]
-    assert any(line.startswith("verified: ") for line in spread.printed[4])
+    assert any(line.startswith("verified: ") for line in spread.printed[3])
 
 
 def training(config: str, workdir: Path) -> list[str]:
@@ -186,20 +164,22 @@ def test_a_killed_first_process_ends_the_other(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(stopped, spread):
+def test_a_killed_process_ends_the_other_and_both_resume_to_the_bit(config, spread, tmp_path):
     """Although one of them cannot read the newest checkpoint: then neither resumes from it."""
-    newest = stopped[1]
-    workdir = newest.parents[1]
-    told = "\n".join(spread.printed[5])
-    assert f"resuming from step {int(newest.name) - 2} in " in told
-    assert "in process 1: [Errno 5] Input/output error" in told
-    assert (workdir / DAMAGED / newest.name).is_dir()
-    assert contents(workdir) == contents(spread.plain)
+    command = training(config(), tmp_path)
+    killed(1, command, tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints").steps[-1]
+    more = [[], ["--unreadable", str(newest)]]
+    first, _ = run_all([command], differing=more.__getitem__)
+    assert f"resuming from step {newest - 2} in " in first.out
+    assert "in process 1: [Errno 5] Input/output error" in first.out
+    assert (tmp_path / DAMAGED / str(newest)).is_dir()
+    assert contents(tmp_path) == contents(spread.run)
 
 
 @pytest.mark.slow
 def test_a_run_stopped_by_a_signal_to_one_goes_on_in_a_single_process(config, single, tmp_path):
-    command = training(config(eval={}), tmp_path)
+    command = training(config(eval={"holdout": 8, "every": 4}), tmp_path)
     with started(command) as group:
         group.wait_for(tmp_path / "checkpoints/2")
         group[1].send_signal(signal.SIGTERM)
@@ -210,7 +190,7 @@ def test_a_run_stopped_by_a_signal_to_one_goes_on_in_a_single_process(config, si
     for each in ended:
         assert f"stopped by SIGTERM after step {last} of {STEPS}, saved as " in each.err
     assert any(f"resuming from step {last} in " in line for line in here(command))
-    assert losses(tmp_path) == pytest.approx(losses(single.plain), rel=NEAR)
+    assert losses(tmp_path) == pytest.approx(losses(single.run), rel=NEAR)
 
 
 @pytest.mark.slow
