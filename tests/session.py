@@ -1,14 +1,13 @@
 """Runs commands one after another in a process that joins others once; started by `processes`.
 
-    python -m tests.session '[["train", …], ["eval", …]]' [--unreadable DIRECTORY] --coordinator …
+    python -m tests.session '[["train", …], ["eval", …]]' [--unreadable STEP] --coordinator …
 
-With --unreadable, this process cannot read the checkpoint in a directory.
+With --unreadable, this process cannot read the checkpoint of a step.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxtune.cli import distributed, main
 from jaxtune.runs import signals
@@ -28,14 +27,14 @@ def run(commands: Sequence[Sequence[str]], joining: Sequence[str]) -> int:
     return 0
 
 
-def refuse_to_read(checkpoint: Path) -> None:
+def refuse_to_read(step: int) -> None:
     """Makes reading a checkpoint fail as it does where a disk is at fault."""
     from jaxtune.workdir.checkpoints import Checkpoints
 
     read = Checkpoints._state
 
     def state(self, number, *more):
-        if Path(self.directory, str(number)) == checkpoint:
+        if number == step:
             raise OSError(5, "Input/output error")
         return read(self, number, *more)
 
@@ -45,7 +44,7 @@ def refuse_to_read(checkpoint: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("commands", type=json.loads)
-    parser.add_argument("--unreadable", type=Path)
+    parser.add_argument("--unreadable", type=int)
     options, rest = parser.parse_known_args()
     if options.unreadable is not None:
         refuse_to_read(options.unreadable)
