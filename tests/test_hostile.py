@@ -91,6 +91,7 @@ def test_the_same_seed_draws_the_same_inputs(probes):
     assert len(drawn[0]) == 30
 
 
+@pytest.mark.slow
 def test_the_smallest_input_of_a_defect_is_found(probes):
     found = judged(probes["raises"].check, 500)
     value, outcome = explore.smallest(probes["raises"], SEED, 50, found.signature)

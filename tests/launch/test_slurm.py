@@ -67,6 +67,7 @@ def test_nothing_trains_where_devices_are_missing(place):
     assert not any("train" in line or "scontrol" in line for line in place.notes)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_not_queued_again(place):
     """scancel and the end of a job by SLURM signal the script as well."""
     running = place.start("bash", SCRIPT, TRAINS="2", TRAIN_CODE="143", **allocation(1, 1))

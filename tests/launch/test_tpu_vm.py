@@ -52,6 +52,7 @@ def test_it_creates_and_deletes_a_slice(place):
     ]
 
 
+@pytest.mark.slow
 def test_setup_copies_what_is_committed_to_every_host(place):
     note = '#!/bin/bash\necho "$WORKER python3 $*" >> "$NOTES"\n'
     standins.program(place.path / "bin/python3", note)
@@ -67,6 +68,7 @@ def test_setup_copies_what_is_committed_to_every_host(place):
         assert place.notes.count(installed) == 1
 
 
+@pytest.mark.slow
 def test_setup_mounts_the_share_on_every_host(place):
     for name in ("python3", "sudo"):
         note = f'#!/bin/bash\necho "$WORKER {name} $*" >> "$NOTES"\n'
@@ -88,6 +90,7 @@ def test_devices_are_counted_as_jax_counts_them(kind, count, hosts):
     assert sorted(each for each in shown if "gcloud" not in each) == [f"0 {smoke}", f"1 {smoke}"]
 
 
+@pytest.mark.slow
 def test_options_reach_every_host_as_they_were_typed(hosts):
     done = hosts.run("bash", SCRIPT, "train", "--config.data.prefix=a {b}'s $HOME\n", "--x")
     assert done.returncode == 0, done.stderr

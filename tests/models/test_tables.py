@@ -17,6 +17,7 @@ def wide(table):
     return table.astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_rows_and_scores_are_those_of_the_table():
     np.testing.assert_array_equal(tables.rows(TABLE, INDEX, jnp.float32), wide(TABLE)[INDEX])
     # Sums of 24 products in another order; the last block is smaller.

@@ -140,6 +140,7 @@ def test_the_error_of_one_process_ends_all_others_in_its_words(three):
     assert 1 not in three.fates
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_reaches_the_others(three):
     three.made[0].fail(2, "no such file")
     three.wait(1, 2)
@@ -191,6 +192,7 @@ def test_what_jax_says_reaches_its_service(three):
         client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, problem",
     [
@@ -214,6 +216,7 @@ def test_a_first_process_that_is_not_there_is_named():
     assert problem in str(found.join([1], 0.2).joined[1])
 
 
+@pytest.mark.slow
 def test_those_that_wait_hear_who_is_missing():
     found = Processes(4).join([0, 2], timeout=1.0)
     for index in (0, 2):

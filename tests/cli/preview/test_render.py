@@ -191,6 +191,7 @@ def test_what_the_step_sees_is_shown_and_not_the_file(pictured):
     np.testing.assert_array_equal(images[0][0, 0], [5, 255, 255])  # what is left of red
 
 
+@pytest.mark.slow
 def test_placeholders_are_one_run_on_the_terminal(pictured):
     _, given = pictured()
     text = render.text(*given, pictures=WANTED)

@@ -29,6 +29,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_change(planner, monkeypatch):
     assert message.endswith("\npass --no-plan to train all the same")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 2**30])
 def test_a_run_that_fits_is_planned(planner, monkeypatch, limit):
     assert plan_ahead(*given(planner, monkeypatch, limit)).fits is (limit and True)
