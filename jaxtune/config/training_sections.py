@@ -56,7 +56,8 @@ class Model:
     embedding: Literal["device", "host"] = about(
         "device",
         "where a frozen embedding that is not the output head is while training; host sends each "
-        "step the vectors of its tokens alone, which saves the memory of all others",
+        "step the vectors of its tokens alone, which saves the memory of all others; an objective "
+        "then sees no other tokens",
         also="offload_embedding",
     )
     precision: Literal["auto", "highest", "tf32", "bf16x3", "default"] = about(

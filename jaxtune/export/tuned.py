@@ -10,6 +10,7 @@ from jaxtune.assembly.assemble import Assembly
 from jaxtune.checkpoint.peft.load_adapter import load_adapter
 from jaxtune.config.load import difference
 from jaxtune.display.errors import UserError
+from jaxtune.models import host
 from jaxtune.models.paligemma import Model
 from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import CONFIG, read_json
@@ -89,7 +90,7 @@ def restored(assembly: Assembly, checkpoints: Checkpoints, step: int) -> Tuned:
     del variables  # the leaves that train come from the checkpoint
     state = start.restored(checkpoints.restore(start.shapes, step).state)
     checkpoints.close()
-    return Tuned(assembly, model, state.variables, step)
+    return Tuned(assembly, model, host.returned(state.variables), step)
 
 
 def adapted(assembly: Assembly, adapter: str) -> Tuned:

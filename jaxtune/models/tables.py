@@ -114,6 +114,8 @@ def _scores_by_block(x: jax.Array, table: jax.Array, axis: int) -> jax.Array:
     def of_block(number: jax.Array | int, size: int) -> jax.Array:  # [n, size]
         return _scores(x, _block(table, x.dtype, axis, number * FEW, size), axis)
 
+    if not whole:
+        return of_block(0, rest)
     found = jax.lax.map(partial(of_block, size=FEW), jnp.arange(whole))
     found = jnp.moveaxis(found, 0, 1).reshape(len(x), -1)
     return jnp.concatenate([found, of_block(whole, rest)], -1) if rest else found

@@ -111,8 +111,8 @@ def train_step(
       optimizer: An `Optimizer` or an optax transformation, whose update gets the extra arguments
         `hyper` and `step`.
       state: The state before the step; except for `frozen` it must not be used afterwards. Of a
-        frozen embedding that is a NumPy array, devices get the vectors of the batch's tokens alone;
-        see `jaxtune.models.host`.
+        frozen embedding that is a NumPy array, devices get the vectors of `batch.tokens` alone;
+        those of other tokens that an objective looks up are NaN. See `jaxtune.models.host`.
       batch: A `Batch` of arrays [B, …], or [A, B, …] for A micro-batches. Gradients are those of
         the whole batch, even if its rows and micro-batches have unequal weights.
       objective: What is minimised, by default cross-entropy; see `jaxtune.training.objectives`.

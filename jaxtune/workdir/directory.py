@@ -163,8 +163,8 @@ def run_directory(
 
 
 def _forget_unadopted(path: Path) -> None:
-    """Removes run.json if no config was adopted for it."""
-    if not (path / CONFIG).exists():
+    """Removes run.json if it is all that is seen: what else is there is ours only with it."""
+    if all(each == RUN or _is_ours(each) for each in os.listdir(path)):
         (path / RUN).unlink(missing_ok=True)
 
 

@@ -20,8 +20,8 @@ def wide(table):
 @pytest.mark.slow
 def test_rows_and_scores_are_those_of_the_table():
     np.testing.assert_array_equal(tables.rows(TABLE, INDEX, jnp.float32), wide(TABLE)[INDEX])
-    # Sums of 24 products in another order; the last block is smaller.
-    for table in (TABLE, TABLE[: tables.BLOCK + 5]):
+    # Sums of 24 products in another order; the last block, or the only one, is smaller.
+    for table in (TABLE, TABLE[: tables.BLOCK + 5], TABLE[: tables.FEW - 5]):
         np.testing.assert_allclose(tables.scores(X, table), X @ wide(table).T, atol=1e-5)
         np.testing.assert_allclose(tables.scores(X, table.T, 1), X @ wide(table).T, atol=1e-5)
     assert np.isnan(tables.rows(TABLE, jnp.asarray([len(TABLE)]), jnp.float32)).all()

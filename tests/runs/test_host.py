@@ -12,11 +12,16 @@ from jaxtune.assembly.assemble import Assembly
 from jaxtune.config import load as configs
 from jaxtune.config.fields import ConfigError
 from jaxtune.display.progress import Quiet
+from jaxtune.export.targets import Wanted
+from jaxtune.export.tuned import restored
+from jaxtune.export.verify import random_rows
+from jaxtune.export.write import write_verified
 from jaxtune.runs.plan.plan import plan
 from jaxtune.runs.plan.programs import Shapes
 from jaxtune.runs.plan.targets import at_hand
 from jaxtune.runs.rows import RunRows
 from jaxtune.runs.run import fit
+from jaxtune.workdir.checkpoints import Checkpoints
 from tests import tiny
 
 
@@ -63,6 +68,16 @@ def test_a_run_ends_as_if_it_were_on_the_device(make, tmp_path):
     for name in adapter:
         np.testing.assert_allclose(other[name], adapter[name], rtol=1e-4, atol=1e-7)
     assert sum("on the host; a step takes" in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_the_run_is_exported_later(make, tmp_path):
+    config = make("host")
+    fit(config, tmp_path / "run", progress=Quiet(), plan=False)
+    wanted = Wanted(tmp_path / "again")
+    assembly = Assembly.of(config, "2026-01-01")
+    tuned = restored(assembly, Checkpoints(tmp_path / "run/checkpoints"), 4)
+    write_verified(tuned, wanted, random_rows(tuned.model), Quiet()).check()
 
 
 @pytest.mark.slow

@@ -201,11 +201,12 @@ def test_a_new_run_that_cannot_start_leaves_nothing_that_is_seen(tmp_path):
         assert (tmp_path / "run.json").exists()
         raise ValueError("the base is not there")
     assert [each for each in os.listdir(tmp_path) if not each.startswith(".")] == []
+    with pytest.raises(ValueError), run_directory(tmp_path, {"seed": 1}):
+        (tmp_path / "kernels").mkdir()
+        raise ValueError("the rows are not there")
+    assert (tmp_path / "run.json").exists()  # or else the directory would be another's
     with run_directory(tmp_path, {"seed": 1}) as workdir:
         workdir.adopt()
-    with pytest.raises(ValueError), run_directory(tmp_path, {"seed": 1}):
-        raise ValueError("the disk is full")
-    assert (tmp_path / "run.json").exists()
 
 
 def test_a_directory_that_is_removed_while_it_is_used(tmp_path):

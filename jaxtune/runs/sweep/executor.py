@@ -20,6 +20,7 @@ from jaxtune.config.training_sections import Model as Base
 from jaxtune.display.errors import UserError
 from jaxtune.display.progress import Progress
 from jaxtune.files import UnwritableError
+from jaxtune.models import host
 from jaxtune.models.paligemma import Model
 from jaxtune.runs.ends import Pruned, Unrecorded
 from jaxtune.runs.loop import Report
@@ -156,7 +157,10 @@ class KeptBase:
         key = (given, checkpoint, mesh)
         if self._loaded is None or key != self._key:
             self.drop()  # before another is loaded, since both may not fit
-            self._loaded, self._key = weights.load_base(given, checkpoint, mesh), key
+            model, variables = weights.load_base(given, checkpoint, mesh)
+            if given.embedding == "host":  # or else what is kept would stay on the devices
+                variables = host.moved(variables)
+            self._loaded, self._key = (model, variables), key
         model, variables = self._loaded
         return model, jax.tree.map(lambda leaf: leaf, variables)
 
