@@ -164,8 +164,9 @@ def run_directory(
 
 def _forget_unadopted(path: Path) -> None:
     """Removes run.json if it is all that is seen: what else is there is ours only with it."""
-    if all(each == RUN or _is_ours(each) for each in os.listdir(path)):
-        (path / RUN).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # such as a directory that was removed
+        if all(each == RUN or _is_ours(each) for each in os.listdir(path)):
+            (path / RUN).unlink()
 
 
 def _shared(path: Path, name: str) -> bool:
