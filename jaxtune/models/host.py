@@ -20,7 +20,7 @@ Change = Callable[[Any], Any]  # of an embedding [V, D]
 def moved(variables: Mapping) -> Mapping:
     """Returns variables, or shapes of these, whose embedding stays on the host.
 
-    They are returned unchanged if the embedding is the head as well, or does not train apart.
+    They are returned unchanged if the embedding is the head as well, or is not among them.
     """
 
     def to_host(table: Any) -> Any:

@@ -53,7 +53,7 @@ class Linear(nn.Module):
 
     @nn.nowrap
     def product(self, x: jax.Array, w: Any) -> jax.Array:  # [n, in], [in, out] -> [n, out]
-        """Returns x @ w."""
+        """Returns x @ w, accumulated in dtype `output`, where `w` may be quantised."""
         return quant.dot(x, w, self.output)
 
 
@@ -64,7 +64,7 @@ class Head(Linear):
 
     @nn.nowrap
     def product(self, x: jax.Array, w: jax.Array) -> jax.Array:  # [n, D], [D, V] -> float32[n, V]
-        """Returns x @ w."""
+        """Returns x @ w; on a CPU, a bfloat16 `w` is widened a block of tokens at a time."""
         return tables.scores(x, w, axis=1)
 
 

@@ -15,7 +15,9 @@ pytest.importorskip("optuna")
 import jaxtune
 from jaxtune.assembly import weights
 from jaxtune.config import load as configs
+from jaxtune.config.training_sections import Model as Base
 from jaxtune.display.progress import Quiet
+from jaxtune.models import host
 from jaxtune.runs.run import fit
 from jaxtune.runs.sweep.executor import KeptBase
 from jaxtune.runs.sweep.spec import SweepError
@@ -136,12 +138,19 @@ def test_a_kept_base_is_loaded_again_where_the_config_wants_another(monkeypatch)
     monkeypatch.setattr(
         weights, "load_base", lambda *given: (loads.append(given), ("model", {"params": {}}))[1]
     )
-    kept = KeptBase()
-    first = kept("model", Path("a"), None)
-    assert kept("model", Path("a"), None) == first and len(loads) == 1
+    kept, one, other = KeptBase(), Base(path="model"), Base(path="other")
+    first = kept(one, Path("a"), None)
+    assert kept(one, Path("a"), None) == first and len(loads) == 1
     first[1].clear()  # what a run does with its variables is no other run's matter
-    assert kept("model", Path("a"), None)[1] == {"params": {}}
-    kept("other", Path("a"), None)
+    assert kept(one, Path("a"), None)[1] == {"params": {}}
+    kept(other, Path("a"), None)
     kept.drop()
-    kept("other", Path("a"), None)
+    kept(other, Path("a"), None)
     assert len(loads) == 3
+
+
+def test_an_embedding_on_the_host_is_kept_there(pair, monkeypatch):
+    made = pair("llama-linear")
+    monkeypatch.setattr(weights, "load_base", lambda *_: (made.model, made.variables))
+    given = Base(path="model", embedding="host")
+    assert host.stays(KeptBase()(given, Path("a"), None)[1])
