@@ -66,7 +66,9 @@ def with_embedding_on_host(frozen: dict) -> dict:
     if jax.process_count() > 1:
         reason = "the run has several processes, each of which reads other rows"
     elif not host.stays(moved):
-        reason = "it is also the output head, or it trains, so that every step needs all of it"
+        held = any(path.endswith("embed/w") for path in tree.flatten(frozen))
+        does = "is also the output head" if held else "trains"
+        reason = f"the embedding {does}, so that every step needs all of it"
     else:
         return moved
     raise ConfigError(

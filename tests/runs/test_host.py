@@ -96,13 +96,13 @@ def test_a_plan_counts_it_where_it_is(make):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"base": None}, {"trainable": {"kind": "full"}}],
+    "changes, problem",
+    [({"base": None}, "is also the output head"), ({"trainable": {"kind": "full"}}, "trains")],
     ids=["tied", "trains"],
 )
-def test_an_embedding_that_every_step_needs_is_refused(make, base, changes):
+def test_an_embedding_that_every_step_needs_is_refused(make, base, changes, problem):
     given = {"base": base} if "base" in changes else changes
     assembly = Assembly.of_headers(make("host", **given), "2026-01-01")
-    reason = re.escape('model.embedding: found "host", but it is also the output head, or it')
-    with pytest.raises(ConfigError, match=reason):
+    reason = f'model.embedding: found "host", but the embedding {problem}, so that every step'
+    with pytest.raises(ConfigError, match=re.escape(reason)):
         Shapes.of(assembly, 4)
