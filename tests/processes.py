@@ -38,8 +38,8 @@ class Ended:
 
     @property
     def printed(self) -> list[str]:
-        """The lines that it printed; Gloo reports its connections on standard output."""
-        return [line for line in self.out.splitlines() if not line.startswith("[Gloo]")]
+        """The lines that it printed."""
+        return self.out.splitlines()
 
     @property
     def sections(self) -> list[list[str]]:

@@ -49,5 +49,6 @@ if __name__ == "__main__":
     if options.unreadable is not None:
         refuse_to_read(options.unreadable)
     sharing.share()
+    sharing.keep_output_apart()
     if failed := run(options.commands, rest):
         signals.end(failed)

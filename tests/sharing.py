@@ -5,8 +5,12 @@
 runs a script so. A program that several processes run together is compiled by the first of them,
 and the others read it from the persistent cache. JAX by itself has other keys in each process, and
 only the first one writes.
+
+What libraries of C++ print goes to standard error, so that standard output has a command's lines
+alone: Gloo reports each connection on standard output, from several threads at once.
 """
 
+import os
 import runpy
 import sys
 import time
@@ -39,8 +43,15 @@ def share() -> None:
     compiler._cache_read = read_once_written
 
 
+def keep_output_apart() -> None:
+    """Leaves standard output to Python; what others write to its descriptor goes to the errors."""
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+
 if __name__ == "__main__":
     del sys.argv[0]
     sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
     share()
+    keep_output_apart()
     runpy.run_path(sys.argv[0], run_name="__main__")
