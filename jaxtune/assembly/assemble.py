@@ -246,7 +246,7 @@ class Assembly:
         config = self.config
         start = Start(config.trainable, variables, optimizer, self.mesh, config.seed)
         if config.model.embedding == "host":
-            start.frozen = weights.with_embedding_on_host(start.frozen)
+            start.frozen = weights.with_embedding_on_host(start.frozen, start.mesh)
         for name in ("rates", "decays"):
             rules = getattr(config.optim, name)
             tree.refuse_idle(f"optim.{name}", rules, tree.flatten(start.selected))

@@ -57,13 +57,15 @@ def outline_base(given: sections.Model, checkpoint: Described, mesh: Mesh) -> tu
     return _computed(given, model), variables
 
 
-def with_embedding_on_host(frozen: dict) -> dict:
+def with_embedding_on_host(frozen: dict, mesh: Mesh) -> dict:
     """Returns frozen leaves, or shapes of these, with the embedding in the memory of the host.
+
+    The devices of the mesh may be described, and belong to hosts that are not at hand.
 
     Raises ConfigError if a step needs more of it than the vectors of its tokens.
     """
     moved = host.moved(frozen)
-    if jax.process_count() > 1:
+    if len({device.process_index for device in mesh.devices.flat}) > 1:
         reason = "the run has several processes, each of which reads other rows"
     elif not host.stays(moved):
         held = any(path.endswith("embed/w") for path in tree.flatten(frozen))

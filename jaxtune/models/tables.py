@@ -111,12 +111,13 @@ def _scores(x: jax.Array, table: jax.Array, axis: int) -> jax.Array:
 def _scores_by_block(x: jax.Array, table: jax.Array, axis: int) -> jax.Array:
     whole, rest = divmod(table.shape[axis], FEW)
 
+    @partial(jax.checkpoint, static_argnums=1)  # a gradient widens each block again
     def of_block(number: jax.Array | int, size: int) -> jax.Array:  # [n, size]
         return _scores(x, _block(table, x.dtype, axis, number * FEW, size), axis)
 
     if not whole:
         return of_block(0, rest)
-    found = jax.lax.map(partial(of_block, size=FEW), jnp.arange(whole))
+    found = jax.lax.map(lambda number: of_block(number, FEW), jnp.arange(whole))
     found = jnp.moveaxis(found, 0, 1).reshape(len(x), -1)
     return jnp.concatenate([found, of_block(whole, rest)], -1) if rest else found
 

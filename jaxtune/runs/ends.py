@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxtune.config.schema import Config
 from jaxtune.display.errors import UserError
 from jaxtune.workdir.checkpoints import Checkpoints
 
@@ -35,13 +36,13 @@ class Unrecorded(UserError):
     """Values that `report` could not record, which is no fault of the run."""
 
 
-def lost(places: Sequence[str], checkpoints: Checkpoints, rate: float) -> str:
+def lost(places: Sequence[str], checkpoints: Checkpoints, config: Config) -> str:
     """Returns the message of a lost run: the rows of its step, and what to do.
 
     Args:
       places: Places of the rows.
       checkpoints: Checkpoints of the run, all of them written.
-      rate: Its learning rate.
+      config: Its config.
     """
     good = checkpoints.steps[-1:]
     more = len(places) - NAMED
@@ -50,5 +51,16 @@ def lost(places: Sequence[str], checkpoints: Checkpoints, rate: float) -> str:
     return (
         f"  rows of this step: {rows}\n"
         f"  last good checkpoint: {kept}\n"
-        f"  try an optim.lr below {rate:g} or a longer schedule.warmup, or check these rows"
+        f"  {advice(config, ' or a longer schedule.warmup')}, or check these rows"
     )
+
+
+def advice(config: Config, more: str = "") -> str:
+    """Returns what to try where losses are no longer finite; `more` follows the learning rate."""
+    unseen = ""
+    if config.objective and config.model.embedding == "host":
+        unseen = (
+            'try model.embedding="device", as on the host the vectors of tokens that an objective '
+            "looks up beside batch.tokens are NaN; or "
+        )
+    return f"{unseen}try an optim.lr below {config.optim.lr:g}{more}"

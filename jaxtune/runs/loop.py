@@ -25,7 +25,7 @@ from jaxtune.files.fetched import known_as
 from jaxtune.metrics import Metric
 from jaxtune.models import host
 from jaxtune.models.paligemma import Model
-from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, lost
+from jaxtune.runs.ends import FIRST, RESUME, Interrupted, Pruned, RunError, advice, lost
 from jaxtune.runs.signals import Stop, Stopped
 from jaxtune.runs.summary import ending, memory, summary_of
 from jaxtune.runs.tally import Speed, Tally
@@ -250,7 +250,7 @@ class Run:
             found = f"loss {loss:.4g}, gradient norm {norm:.4g}; the first loss was"
             raise RunError(
                 f"step {step.number + 1:,}: {reason}: {found} {tally.first_loss:.4g}\n"
-                + lost(step.places, self.checkpoints, self.config.optim.lr)
+                + lost(step.places, self.checkpoints, self.config)
             )
         self.loss, self.norm, self.rate = loss, norm, rate
         tally.add(loss, weight, named)
@@ -294,7 +294,7 @@ class Run:
         except held_out.LossError as error:
             raise RunError(
                 f"step {self.done:,}: {error}\n  if the training loss is finite, check these rows; "
-                f"otherwise try an optim.lr below {self.config.optim.lr:g}"
+                f"otherwise {advice(self.config)}"
             ) from None
         self.log.write(self.done, "eval", means, {})
         return means

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jaxtune.assembly.assemble import Assembly
+from jaxtune.assembly.weights import with_embedding_on_host
 from jaxtune.config import load as configs
 from jaxtune.config.fields import ConfigError
 from jaxtune.display.progress import Quiet
@@ -16,6 +18,7 @@ from jaxtune.export.targets import Wanted
 from jaxtune.export.tuned import restored
 from jaxtune.export.verify import random_rows
 from jaxtune.export.write import write_verified
+from jaxtune.runs.ends import RunError
 from jaxtune.runs.plan.plan import plan
 from jaxtune.runs.plan.programs import Shapes
 from jaxtune.runs.plan.targets import at_hand
@@ -93,6 +96,26 @@ def test_a_plan_counts_it_where_it_is(make):
         assert bases["device"][name] - bases["host"][name] == size
     for name in ("prefill", "decode"):
         assert bases["device"][name] == bases["host"][name]
+
+
+OTHER_TOKENS = """
+def get_objective():
+    return lambda forward, batch: forward.cross_entropy(batch.replace(tokens=batch.tokens ^ 1))
+"""
+
+
+def test_an_objective_that_looks_up_other_tokens_is_told_what_it_takes(make, tmp_path):
+    file = tmp_path / "objective.py"
+    file.write_text(OTHER_TOKENS)
+    config = make("host", objective=str(file), steps=1)
+    with pytest.raises(RunError, match=r"(?s)step 0: .* is nan .*try model.embedding=\"device\""):
+        fit(config, tmp_path / "run", progress=Quiet(), plan=False)
+
+
+def test_it_is_refused_for_several_hosts_that_are_not_at_hand():
+    devices = [SimpleNamespace(process_index=process) for process in (0, 0, 1, 1)]
+    with pytest.raises(ConfigError, match="the run has several processes"):
+        with_embedding_on_host({}, SimpleNamespace(devices=np.array(devices)))
 
 
 @pytest.mark.parametrize(
