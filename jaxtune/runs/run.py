@@ -148,7 +148,7 @@ def opened(
         def tuned(variables: dict, step: int | None = None) -> Tuned:
             return Tuned(assembly, model, variables, step, directory.path)
 
-        yield Run(
+        run = Run(
             config=config,
             workdir=directory,
             progress=progress,
@@ -178,6 +178,8 @@ def opened(
             log=log,
             report=report,
         )
+        del state  # the run frees it before its export is merged
+        yield run
 
 
 def _assembled(
