@@ -34,7 +34,7 @@ from jaxtune.workdir.checkpoints import Checkpoints
 from jaxtune.workdir.directory import METRICS, Workdir, decisive, run_directory
 from jaxtune.workdir.errors import WorkdirError
 from jaxtune.workdir.identity import Identity, refuse_replaced
-from jaxtune.workdir.journal import journal, refuse_foreign_lines
+from jaxtune.workdir.journal import journal, refuse_foreign_lines, refuse_missing
 from jaxtune.workdir.mirror import local_workdir
 
 UNTRAINED = "nothing was trained yet; run the same command again to start"
@@ -116,6 +116,7 @@ def opened(
     progress = (progress or Progress()) if first else Quiet()
     settings, workdir = resolved(config), local_workdir(workdir)
     if first:
+        refuse_missing(config.log)
         sign_in(config.hub, workdir)
     with contextlib.ExitStack() as stack:
         directory = run_directory(workdir, settings, accept_changes=accept_changes)

@@ -5,6 +5,7 @@ timings: a run that was killed and resumed leaves the same bytes as one that was
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -80,13 +81,8 @@ class WeightsAndBiases:
     """
 
     def __init__(self, workdir: Workdir, project: str, settings: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f"log.wandb is {project!r}, but wandb is not installed: "
-                "pip install wandb, or leave log.wandb empty"
-            ) from None
+        import wandb
+
         try:
             self._run = wandb.init(
                 project=project,
@@ -109,6 +105,15 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Marks the run as finished."""
         self._run.finish()
+
+
+def refuse_missing(log: Log) -> None:
+    """Raises UserError if the config asks for Weights & Biases, which is not installed."""
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"log.wandb is {log.wandb!r}, but wandb is not installed: "
+            "pip install wandb, or leave log.wandb empty"
+        )
 
 
 @contextlib.contextmanager

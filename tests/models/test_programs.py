@@ -25,7 +25,6 @@ from jaxtune.training.objectives import CROSS_ENTROPY, Forward, log_probs
 from jaxtune.training.optim import optimizer
 from jaxtune.training.population import Population, compiled_losses, compiled_population_step
 from jaxtune.training.step import TrainState, compiled_eval, compiled_step, split, train_step
-from tests.marks import slow_after
 
 PLATFORMS = ("tpu", "cuda")
 SIZES = dict(vocabulary=96, width=64, hidden=64, heads=2, kv_heads=1, head_size=16, context=1024)
@@ -125,7 +124,8 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("kind, rows, name", slow_after(1, STEPS))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, rows, name", STEPS)
 def test_no_product_of_a_step_is_left_at_the_default(kind, rows, name):
     assert products(step_of(kind, rows, name)) == {(EXACT, "f32", "f32")}
 

@@ -206,6 +206,7 @@ def test_placeholders_are_one_run_on_the_terminal(pictured):
     assert f"{marked.KINDS['picture'][1]}6 tokens{marked.PLAIN}" in coloured
 
 
+@pytest.mark.slow
 def test_who_sees_whom_is_drawn_of_what_is_given(pictured):
     step, given = pictured(packing=True)
     length = step.batch.tokens.shape[-1]

@@ -35,6 +35,7 @@ def test_a_run_that_fits_is_planned(planner, monkeypatch, limit):
     assert plan_ahead(*given(planner, monkeypatch, limit)).fits is (limit and True)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_tried_with_the_program_that_was_planned(planner, caplog):
     plan = planner.plan({})
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
