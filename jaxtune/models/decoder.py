@@ -29,7 +29,7 @@ from jaxtune.models.layers import (
 )
 from jaxtune.models.layout import Layout, arrange, check_tokens, lengths, mask, reach
 from jaxtune.models.programs import Model
-from jaxtune.models.remat import named, rematerialised
+from jaxtune.models.remat import by_blocks, named, rematerialised
 from jaxtune.models.rope import Rope, angles, rotate
 
 
@@ -176,6 +176,7 @@ class Block(nn.Module):
     """One pre-norm layer: attention, then the MLP, each added to the residual."""
 
     config: DecoderConfig
+    remat: str = "none"  # key of `remat.REMAT`
 
     @nn.compact
     def __call__(
@@ -189,11 +190,14 @@ class Block(nn.Module):
         attention = Attention(self.config, name="attn")
         attended, stored = attention(self._norm("attn_norm", x), stored, *place, shared)
         x = x + self._after("attn_post_norm", attended)
-        mixed = Mlp(self.config, name="mlp")(self._norm("mlp_norm", x))
-        x = x + self._after("mlp_post_norm", mixed)
+        x = by_blocks(Block._mixed, self, x, self.remat)
         if asked_for(self, STATES):
             self.sow(STATES, "output", x)
         return (x, stored), None
+
+    def _mixed(self, x: jax.Array) -> jax.Array:
+        mixed = Mlp(self.config, name="mlp")(self._norm("mlp_norm", x))
+        return x + self._after("mlp_post_norm", mixed)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_epsilon, self.config.norm_offset, name=name)(x)
@@ -230,7 +234,7 @@ class Decoder(Model):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=len(config.layers),
-        )(config)
+        )(config, self.remat)
         self.norm = RMSNorm(config.norm_epsilon, config.norm_offset)
         if not config.tied:
             self.head = Head(config.vocabulary)

@@ -1,11 +1,13 @@
 """Rematerialisation policies: which activations of a layer are kept for the backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxtune import sharding
 from jaxtune.display.errors import UserError
 
 # "dots" keeps the outputs of linear maps by name. JAX's policies that keep every dot product would
@@ -23,6 +25,9 @@ REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names("linear"),
     "none": None,
 }
+KEEPING = ("dots", "none")  # those that keep activations inside of a layer
+BLOCK = 2**13  # bytes of one feature of a block's tokens: 4,096 tokens in 16 bits
+SHORTEST = 64  # tokens of a row in a block; a length with no such divisor is not divided
 
 
 def rematerialised(layer: type[nn.Module], remat: str) -> Any:
@@ -31,6 +36,52 @@ def rematerialised(layer: type[nn.Module], remat: str) -> Any:
         raise UserError(f"remat {remat!r}: expected one of {', '.join(REMAT)}")
     policy = REMAT[remat]
     return nn.remat(layer, prevent_cse=False, policy=policy) if policy else layer
+
+
+def by_blocks(each: Callable, module: nn.Module, x: jax.Array, remat: str) -> jax.Array:
+    """Applies a method that treats each token alone to blocks of the tokens of a long row.
+
+    Where a layer's activations are computed again in the backward pass, those of one block are in
+    memory at a time. All tokens are one block on several devices, as every block would gather
+    weights and sum gradients over them, and where a caller asks for what is computed inside.
+
+    Args:
+      each: Method of the module, from [B, T, D] to the same shape.
+      module: The module.
+      x: What it takes, [B, T, D].
+      remat: Key of `REMAT`.
+
+    Returns:
+      What the method returns for all tokens.
+    """
+    blocks = 1 if remat in KEEPING or module.is_mutable_collection("intermediates") else _blocks(x)
+    if blocks == 1:
+        return each(module, x)
+
+    def add(module, _, block):
+        return (), each(module, block)
+
+    policy = REMAT["full"]
+    mapped = nn.scan(
+        nn.remat(add, prevent_cse=False, policy=policy),
+        variable_broadcast=True,
+        split_rngs={"dropout": True},
+        in_axes=1,
+        out_axes=1,
+    )
+    parts = x.reshape(x.shape[0], blocks, -1, x.shape[-1])
+    return mapped(module, (), parts)[1].reshape(x.shape)
+
+
+def _blocks(x: jax.Array) -> int:
+    """Returns the number of blocks that the tokens of [B, T, D] are treated in."""
+    rows, tokens, _ = x.shape
+    column = rows * x.dtype.itemsize
+    if sharding.mesh_of(x).size > 1 or column * tokens <= BLOCK:
+        return 1
+    fitting = (parts for parts in sharding.divisors(tokens) if tokens // parts * column <= BLOCK)
+    blocks = next(fitting, 1)
+    return blocks if tokens // blocks >= SHORTEST else 1
 
 
 def named(x: jax.Array, name: str = "linear") -> jax.Array:

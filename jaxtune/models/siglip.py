@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtune import quant
 from jaxtune.models.attention import attend
 from jaxtune.models.layers import ACTIVATIONS, STACKED, LayerNorm, Linear, random
-from jaxtune.models.remat import named, rematerialised
+from jaxtune.models.remat import by_blocks, named, rematerialised
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,18 @@ class Block(nn.Module):
     """One pre-norm layer: attention, then the MLP, each added to the residual."""
 
     config: SiglipConfig
+    remat: str = "none"  # key of `remat.REMAT`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:  # [B, P, W]
-        epsilon = self.config.norm_epsilon
-        x = x + Attention(self.config, name="attn")(LayerNorm(epsilon, name="attn_norm")(x))
-        return x + Mlp(self.config, name="mlp")(LayerNorm(epsilon, name="mlp_norm")(x)), None
+        x = x + Attention(self.config, name="attn")(self._norm("attn_norm")(x))
+        return by_blocks(Block._mixed, self, x, self.remat), None
+
+    def _mixed(self, x: jax.Array) -> jax.Array:
+        return x + Mlp(self.config, name="mlp")(self._norm("mlp_norm")(x))
+
+    def _norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.norm_epsilon, name=name)
 
 
 class Siglip(nn.Module):
@@ -114,7 +120,7 @@ class Siglip(nn.Module):
             variable_axes=STACKED,
             split_rngs={"params": True, "dropout": True},
             length=config.layers,
-        )(config)
+        )(config, self.remat)
         self.norm = LayerNorm(config.norm_epsilon)
 
     def __call__(self, pictures: jax.Array) -> jax.Array:
