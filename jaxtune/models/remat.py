@@ -27,7 +27,7 @@ REMAT = {
 }
 KEEPING = ("dots", "none")  # those that keep activations inside of a layer
 BLOCK = 2**13  # bytes of one feature of a block's tokens: 4,096 tokens in 16 bits
-SHORTEST = 64  # tokens of a row in a block; a length with no such divisor is not divided
+SHORTEST = 512  # tokens of a block; a number of tokens without such a divisor is not divided
 
 
 def rematerialised(layer: type[nn.Module], remat: str) -> Any:
@@ -39,7 +39,7 @@ def rematerialised(layer: type[nn.Module], remat: str) -> Any:
 
 
 def by_blocks(each: Callable, module: nn.Module, x: jax.Array, remat: str) -> jax.Array:
-    """Applies a method that treats each token alone to blocks of the tokens of a long row.
+    """Applies a method that treats each token alone to blocks of the tokens of long rows.
 
     Where a layer's activations are computed again in the backward pass, those of one block are in
     memory at a time. All tokens are one block on several devices, as every block would gather
@@ -61,26 +61,21 @@ def by_blocks(each: Callable, module: nn.Module, x: jax.Array, remat: str) -> ja
     def add(module, _, block):
         return (), each(module, block)
 
-    policy = REMAT["full"]
     mapped = nn.scan(
-        nn.remat(add, prevent_cse=False, policy=policy),
+        nn.remat(add, prevent_cse=False, policy=REMAT["full"]),
         variable_broadcast=True,
         split_rngs={"dropout": True},
-        in_axes=1,
-        out_axes=1,
     )
-    parts = x.reshape(x.shape[0], blocks, -1, x.shape[-1])
-    return mapped(module, (), parts)[1].reshape(x.shape)
+    return mapped(module, (), x.reshape(blocks, 1, -1, x.shape[-1]))[1].reshape(x.shape)
 
 
 def _blocks(x: jax.Array) -> int:
     """Returns the number of blocks that the tokens of [B, T, D] are treated in."""
-    rows, tokens, _ = x.shape
-    column = rows * x.dtype.itemsize
-    if sharding.mesh_of(x).size > 1 or column * tokens <= BLOCK:
+    tokens = x.shape[0] * x.shape[1]
+    most = BLOCK // x.dtype.itemsize
+    if sharding.mesh_of(x).size > 1 or tokens <= most:
         return 1
-    fitting = (parts for parts in sharding.divisors(tokens) if tokens // parts * column <= BLOCK)
-    blocks = next(fitting, 1)
+    blocks = next(parts for parts in sharding.divisors(tokens) if tokens // parts <= most)
     return blocks if tokens // blocks >= SHORTEST else 1
 
 

@@ -36,6 +36,7 @@ def test_losses_and_gradients_are_those_of_all_tokens_at_once(pair, name, quant,
     tokens = np.random.default_rng(0).integers(3, 90, (ROWS, TOKENS), np.int32)
     found = []
     wide = f"[{ROWS * TOKENS},{model.config.hidden}]"  # activations of the MLP for all tokens
+    monkeypatch.setattr(remat, "SHORTEST", 1)
     for block in (ROWS * TOKENS * 4, ROWS * TOKENS):
         monkeypatch.setattr(remat, "BLOCK", block)
         traced = graded(model, variables, tokens)
@@ -60,6 +61,7 @@ class Noisy(nn.Module):
 
 
 def test_each_block_has_random_numbers_of_its_own(monkeypatch):
+    monkeypatch.setattr(remat, "SHORTEST", 1)
     monkeypatch.setattr(remat, "BLOCK", 4 * TOKENS // 4)
     x = jnp.zeros((1, TOKENS, 3))
     found = Noisy().apply({}, x, rngs={"dropout": jax.random.key(0)})
@@ -69,17 +71,16 @@ def test_each_block_has_random_numbers_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize(
     "rows, tokens, blocks",
-    [(1, 256, 4), (2, 256, 4), (4, 192, 6), (1, 257, 1), (16, 128, 1), (1, 64, 1)],
-    ids=["one row", "two rows", "four rows", "a prime", "too short", "little"],
+    [(1, 4096, 2), (3, 4096, 6), (5, 1000, 4), (1, 4099, 1), (4, 512, 1)],
+    ids=["one row", "three rows", "rows that are cut", "a prime", "little"],
 )
-def test_how_many_blocks_there_are(rows, tokens, blocks, monkeypatch):
-    """Blocks are as large as fits, and of 64 tokens of a row or more."""
-    monkeypatch.setattr(remat, "BLOCK", 4 * 64 * max(1, min(rows, 2)))
-    monkeypatch.setattr(remat, "SHORTEST", 32)
+def test_how_many_blocks_there_are(rows, tokens, blocks):
+    """Blocks have 2,048 tokens in float32, or the largest divisor below that and above 512."""
     assert remat._blocks(jnp.zeros((rows, tokens, 2))) == blocks
 
 
 def test_a_policy_that_keeps_activations_has_one_block(pair, monkeypatch):
+    monkeypatch.setattr(remat, "SHORTEST", 1)
     monkeypatch.setattr(remat, "BLOCK", ROWS * TOKENS)
     made = pair("llama-linear")
     tokens = np.ones((ROWS, TOKENS), np.int32)
@@ -90,10 +91,8 @@ def test_a_policy_that_keeps_activations_has_one_block(pair, monkeypatch):
         assert (wide in str(traced.jaxpr)) == there
 
 
-@pytest.mark.parametrize("sizes, blocks", [((1, 1, 1), 8), ((2, 1, 1), 1), ((1, 2, 1), 1)])
-def test_all_tokens_are_one_block_on_several_devices(sizes, blocks, monkeypatch):
-    monkeypatch.setattr(remat, "BLOCK", 4 * 256)
+@pytest.mark.parametrize("sizes, blocks", [((1, 1, 1), 4), ((2, 1, 1), 1), ((1, 2, 1), 1)])
+def test_all_tokens_are_one_block_on_several_devices(sizes, blocks):
     where = NamedSharding(AbstractMesh(sizes, sharding.AXES), PartitionSpec())
-    x = jax.ShapeDtypeStruct((8, TOKENS, 2), jnp.float32, sharding=where)
-    monkeypatch.setattr(remat, "SHORTEST", 32)
+    x = jax.ShapeDtypeStruct((8, 1024, 2), jnp.float32, sharding=where)
     assert remat._blocks(x) == blocks
