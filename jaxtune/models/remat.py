@@ -54,7 +54,8 @@ def by_blocks(each: Callable, module: nn.Module, x: jax.Array, remat: str) -> ja
     Returns:
       What the method returns for all tokens.
     """
-    blocks = 1 if remat in KEEPING or module.is_mutable_collection("intermediates") else _blocks(x)
+    whole = module.is_initializing() or module.is_mutable_collection("intermediates")
+    blocks = 1 if whole or remat in KEEPING else _blocks(x)
     if blocks == 1:
         return each(module, x)
 

@@ -79,6 +79,15 @@ def test_how_many_blocks_there_are(rows, tokens, blocks):
     assert remat._blocks(jnp.zeros((rows, tokens, 2))) == blocks
 
 
+def test_a_long_row_may_initialise_a_model(pair, monkeypatch):
+    monkeypatch.setattr(remat, "SHORTEST", 1)
+    monkeypatch.setattr(remat, "BLOCK", ROWS * TOKENS)
+    made = pair("llama-linear")
+    tokens = jax.ShapeDtypeStruct((ROWS, TOKENS), jnp.int32)
+    found = jax.eval_shape(made.model.init, jax.random.key(0), tokens)
+    assert jax.tree.structure(found["params"]) == jax.tree.structure(made.variables["params"])
+
+
 def test_a_policy_that_keeps_activations_has_one_block(pair, monkeypatch):
     monkeypatch.setattr(remat, "SHORTEST", 1)
     monkeypatch.setattr(remat, "BLOCK", ROWS * TOKENS)

@@ -10,7 +10,7 @@ import transformers
 from jaxtune import tree
 from jaxtune.families import names
 from jaxtune.families.paligemma import TOWER, siglip
-from jaxtune.models import attention, blockwise
+from jaxtune.models import attention, blockwise, remat
 from jaxtune.models.siglip import Siglip
 from tests.pictured import TOWER as SIZES
 from tests.reference import scramble
@@ -43,6 +43,14 @@ def test_patches_are_encoded_as_theirs(encoder):
     got = np.asarray(model.apply(variables, pictures))
     # As logits: two float32 passes that add in different orders.
     assert np.abs(got - want).max() < 5e-5 * want.std()
+
+
+def test_blocks_of_patches_go_through_the_mlp_to_the_same_end(encoder, monkeypatch):
+    model, variables, _, pictures = encoder
+    whole = model.apply(variables, pictures)
+    monkeypatch.setattr(remat, "SHORTEST", 1)
+    monkeypatch.setattr(remat, "BLOCK", 4 * 8)
+    np.testing.assert_allclose(model.apply(variables, pictures), whole, atol=1e-5)
 
 
 @pytest.mark.slow
