@@ -1,4 +1,8 @@
-"""Rematerialisation policies: which activations of a layer are kept for the backward pass."""
+"""Rematerialisation: which activations of a layer are kept for the backward pass, and how many.
+
+The policies of `REMAT` name those that are kept. Where a layer is computed again as a whole, long
+rows go through its MLP in blocks of tokens, so that the activations of one are kept at a time.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,11 +63,11 @@ def by_blocks(each: Callable, module: nn.Module, x: jax.Array, remat: str) -> ja
     if blocks == 1:
         return each(module, x)
 
-    def add(module, _, block):
+    def of_block(module, _, block):
         return (), each(module, block)
 
     mapped = nn.scan(
-        nn.remat(add, prevent_cse=False, policy=REMAT["full"]),
+        nn.remat(of_block, prevent_cse=False, policy=REMAT["full"]),
         variable_broadcast=True,
         split_rngs={"dropout": True},
     )
